@@ -1,0 +1,40 @@
+"""Every random number is a function of integer coordinates, never of which process drew it or when.
+
+A generator is made from (run seed, stage, update, prompt, sample); nothing else in the package draws. Draws
+happen on the CPU and are moved to the device, so that one set of coordinates means the same noise anywhere.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stage(IntEnum):
+    """What a draw is for. Numbers are part of every seed: append, never renumber."""
+
+    PROMPTS = 1
+    INITIAL_NOISE = 2
+    STEP_NOISE = 3
+    LEARN = 4
+    EVALUATION = 5
+    BOOTSTRAP = 6
+    PARAMETERS = 7
+    WORLD = 8
+
+
+def numpy_generator(
+    *, seed: int, stage: Stage, update: int = 0, prompt: int = 0, sample: int = 0
+) -> np.random.Generator:
+    """The NumPy generator of these coordinates (each a non-negative integer)."""
+    return np.random.default_rng(np.random.SeedSequence([seed, int(stage), update, prompt, sample]))
+
+
+def torch_generator(
+    *, seed: int, stage: Stage, update: int = 0, prompt: int = 0, sample: int = 0
+) -> torch.Generator:
+    """The CPU generator of these coordinates (each a non-negative integer)."""
+    state = np.random.SeedSequence([seed, int(stage), update, prompt, sample]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)  # torch takes seeds below 2**63
