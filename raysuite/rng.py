@@ -18,11 +18,14 @@ class Stage(IntEnum):
     PROMPTS = 1
     INITIAL_NOISE = 2
     STEP_NOISE = 3
-    LEARN = 4
-    EVALUATION = 5
-    BOOTSTRAP = 6
-    PARAMETERS = 7
-    WORLD = 8
+    MINIBATCHES = 4
+    OBJECTIVE = 5
+    EVALUATION_INITIAL_NOISE = 6
+    EVALUATION_STEP_NOISE = 7
+    BOOTSTRAP = 8
+    PARAMETERS = 9
+    WORLD = 10
+    EVALUATION_PROMPTS = 11
 
 
 def numpy_generator(

@@ -238,7 +238,7 @@ def pass_rates(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], guid
     passed = []
     for start in range(0, len(prompts), 32):
         chunk = list(prompts[start : start + 32])
-        generator = torch_generator(seed=seed, stage=Stage.EVALUATION, sample=start)
+        generator = torch_generator(seed=seed, stage=Stage.EVALUATION_INITIAL_NOISE, sample=start)
         images = pipeline(chunk, num_inference_steps=20, guidance_scale=guidance, eta=1.0, generator=generator, output_type="np").images
         pixels = np.rint(images * 255).astype(np.uint8)
         passed += [verify(image, grammar.parse(prompt)).passed for image, prompt in zip(pixels, chunk, strict=True)]

@@ -1,0 +1,189 @@
+"""Start a run: Ray, the rollout actors, and the learner as a Ray Train `TorchTrainer`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from accelerate import Accelerator
+from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raysuite import rewards
+from raysuite.cluster.actors import RayCollector, start_actors
+from raysuite.config import RunConfig, validate
+from raysuite.errors import UserError
+from raysuite.families import check_model, open_policy
+from raysuite.stages import checkpoint
+from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.train import Training
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: other processes need the cores
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default makes every report and the end of a run wait 2 seconds
+}
+
+
+def preflight(config: RunConfig) -> None:
+    """Find in a second what would otherwise be found after a minute of start-up.
+
+    Raises:
+        UserError: prompts, rewards or the model are not there.
+    """
+    check_model(config.model)
+    training_blocks(config, load_prompts(config.prompts), update=0)
+    for name in {*(reward.name for reward in config.rewards), *config.evaluation.rewards}:
+        rewards.resolve(name)
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (as in a submitted job), or start a quiet one on this machine."""
+    os.environ.update(ENVIRONMENT)
+    if ray.is_initialized():
+        return
+    quiet = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": ENVIRONMENT}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+
+
+def check_resources(config: RunConfig) -> None:
+    """Refuse what would wait forever.
+
+    Raises:
+        UserError: the cluster is too small.
+    """
+    cluster, total = config.cluster, ray.cluster_resources()
+    for kind, wanted in (
+        ("CPU", cluster.workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
+        ("GPU", cluster.workers * cluster.worker_gpus + cluster.actors * cluster.actor_gpus),
+    ):
+        if wanted > total.get(kind, 0):
+            raise UserError(
+                f"expected at most the {total.get(kind, 0):g} {kind}s of the cluster, the run wants {wanted:g} (workers and "
+                f"actors, cluster.*_{kind.lower()}s each): lower cluster.* or start a larger cluster"
+            )
+
+
+def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
+    """Torch threads of each of `processes` actors or workers.
+
+    On one machine without staleness, actors and learner take turns: each may use all cores while the other waits.
+    """
+    cluster = config.cluster
+    if cluster.threads:
+        return cluster.threads
+    if len(ray.nodes()) > 1:
+        return max(1, int(cpus))
+    busy = processes if config.rollout.staleness == 0 else cluster.actors + cluster.workers
+    return max(1, int(ray.cluster_resources()["CPU"]) // busy)
+
+
+def train(config: RunConfig, directory: Path) -> None:
+    """Run to the end, or go on with a run that was stopped.
+
+    Raises:
+        UserError: something that the user can mend; the last checkpoint stands.
+    """
+    connect()
+    check_resources(config)
+    cluster, failure = config.cluster, directory / "failure.json"
+    failure.unlink(missing_ok=True)
+    actors = start_actors(config, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
+    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
+    trainer = TorchTrainer(
+        _learner,
+        train_loop_config={
+            "config": config.canonical(),
+            "directory": str(directory),
+            "actors": actors,
+            "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+        ),
+        run_config=TrainRunConfig(
+            name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=cluster.max_failures)
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    if failure.exists():
+        raise UserError(json.loads(failure.read_text())["message"])
+
+
+def _learner(options: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    torch.set_num_threads(options["threads"])
+    config, directory = validate(options["config"]), Path(options["directory"])
+    failure = directory / "failure.json"
+    if failure.exists():  # another worker found something that only the user can mend: do not try again
+        return
+    accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
+    rank, workers, actors = accelerator.process_index, accelerator.num_processes, options["actors"]
+    mine = actors[rank::workers] or [actors[rank % len(actors)]]
+    try:
+        policy = open_policy(config, accelerator.device)
+        Training(config, directory, policy, RayCollector(mine), accelerator).train()
+    except UserError as error:
+        write_json(failure, {"message": str(error)})
+        if workers > 1:  # the others wait for this one: let Ray Train end them all
+            raise
+
+
+def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> int:
+    """Evaluate a checkpoint of a run with its fixed prompts and noise; returns the number of updates it has had.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    file = directory / "config.json"
+    if not file.exists():
+        raise UserError(f"expected a run in {directory}, found no config.json: name the --out of a `raysuite train`")
+    config = validate(json.loads(file.read_text()))
+    if samples:
+        evaluation = config.evaluation.model_copy(update={"samples": samples, "final_samples": samples})
+        config = config.model_copy(update={"evaluation": evaluation})
+    found = {int(path.name): path for path in checkpoint.completed(directory / "checkpoints")}
+    if updates is None and found:
+        updates = max(found)
+    if updates not in found and updates != 0:
+        raise UserError(
+            f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them, or 0 "
+            "for the model as it came"
+        )
+    connect()
+    check_resources(config)
+    actors = start_actors(config, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
+    policy = open_policy(config, torch.device("cpu"))
+    training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
+    if updates:
+        training.state = checkpoint.load(found[updates], policy)
+        training.state.behaviour[updates] = policy.weights()
+    training.evaluate()
+    for actor in actors:
+        ray.kill(actor)
+    return updates
+
+
+def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
+    """Make `directory` this run's; returns whether it was finished before.
+
+    Raises:
+        UserError: it belongs to another run.
+    """
+    run = RunDirectory(directory)
+    run.claim(config, command)
+    found = checkpoint.completed(directory / "checkpoints")
+    return bool(found) and checkpoint.read_state(found[-1])["updates"] >= config.updates

@@ -1,0 +1,388 @@
+"""A run, declared: small frozen sections, read from YAML, overridable by path, checked across fields.
+
+    >>> config = load("scenes-ddpo", {"learn.learning_rate": "3e-5"})
+    >>> config.learn.learning_rate
+    3e-05
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
+
+from raysuite.errors import UserError
+from raysuite.kernel.objectives import OBJECTIVES, Objective
+from raysuite.kernel.schedule import Spacing
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """What is aligned."""
+
+    path: str
+    """`scenes` (bundled), `toy`, a diffusers pipeline directory, or a hub id."""
+    variant: str | None = None
+    """Weight variant of a hub model, such as fp16."""
+    size: PositiveInt | None = None
+    """Pixels on a side; the model's own by default."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks run in. Trained parameters, densities and losses are float32 in any case."""
+
+
+class Sampler(Section):
+    """How pictures are drawn, in rollouts, learning and evaluation alike."""
+
+    steps: PositiveInt = 50
+    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 is ancestral (DDPM) sampling, 0 deterministic DDIM."""
+    guidance: Annotated[float, Field(ge=1)] = 1.0
+    """Classifier-free guidance scale; 1 is none, and halves the cost."""
+    spacing: Spacing | None = None
+    """Spacing of timesteps; the model's own by default."""
+
+
+class Parameters(Section):
+    """What is trained."""
+
+    kind: Literal["lora", "all"] = "lora"
+    rank: PositiveInt = 16
+    """LoRA rank."""
+    alpha: PositiveFloat | None = None
+    """LoRA scale numerator; the rank by default, which makes the scale 1."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the layers that get an adapter."""
+
+
+class Prompts(Section):
+    """Where prompts come from."""
+
+    training: str = "scenes"
+    """`scenes`, `toy`, or a file: .txt with a prompt a line, or .jsonl with `prompt` and any metadata."""
+    held_out: str | None = "scenes"
+    """The same, for prompts that are only evaluated."""
+
+
+class Reward(Section):
+    """One term of the reward."""
+
+    name: str
+    """A registered reward, or a function as `package.module:function`."""
+    weight: float = 1.0
+
+
+class Rollout(Section):
+    """What one update samples."""
+
+    prompts: PositiveInt = 16
+    samples: PositiveInt = 8
+    """Pictures a prompt: a group."""
+    prompts_per_block: PositiveInt = 4
+    """Prompts that go through the network in one batch. Part of the result: see docs/architecture.md."""
+    staleness: Annotated[int, Field(ge=0, le=4)] = 0
+    """How many updates the sampling policy may be behind: 0 is exactly on-policy, 1 lets sampling overlap learning."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks an update."""
+        return self.prompts // self.prompts_per_block
+
+
+class Credit(Section):
+    """How the reward of a picture becomes an advantage of every step."""
+
+    kind: Literal["terminal", "previews"] = "terminal"
+    """`previews` scores the image that the model predicts at some steps and pays each stretch of steps its gain."""
+    previews: tuple[PositiveInt, ...] = ()
+    """After how many steps previews are taken (the final picture is always the last)."""
+    preview_steps: NonNegativeInt = 0
+    """Deterministic steps taken before a preview is decoded; 0 decodes the predicted clean latent at once."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1: a step is answerable for all later gains; 0: only for its own stretch's."""
+    discount: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps."""
+    normalise: Literal["global", "group", "tracked"] = "group"
+    """Over the batch, per prompt group (as GRPO), or by each prompt's running statistics (as DDPO)."""
+    tracker_size: PositiveInt = 32
+    tracker_minimum: PositiveInt = 16
+
+
+class Learn(Section):
+    """How an update learns from its rollouts. AdamW."""
+
+    learning_rate: PositiveFloat = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    minibatches: PositiveInt = 1
+    """Optimiser steps per pass over the rollouts."""
+    epochs: PositiveInt = 1
+    microbatch: PositiveInt = 32
+    """Points through the network at once. With the size of a block, the first ratio is exactly 1."""
+
+
+class Evaluation(Section):
+    """Fixed prompts and seeds, before the first update, every few updates, and after the last."""
+
+    every: PositiveInt = 10
+    prompts: PositiveInt = 96
+    """Prompts of each split."""
+    samples: PositiveInt = 1
+    """Pictures a prompt along the way."""
+    final_samples: PositiveInt = 2
+    """Pictures a prompt before the first update and after the last."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that are only watched."""
+    kl: bool = True
+    """Measure the KL from the reference on one block."""
+    pictures: NonNegativeInt = 8
+    """Prompts of each split whose first picture is kept."""
+    seed: NonNegativeInt = 0
+    """Evaluation draws depend on this and never on the run's seed."""
+
+
+class Cluster(Section):
+    """Where work runs."""
+
+    workers: PositiveInt = 1
+    """Learner processes (Ray Train workers)."""
+    actors: PositiveInt = 1
+    """Rollout processes."""
+    worker_cpus: PositiveFloat = 1.0
+    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    actor_cpus: PositiveFloat = 1.0
+    actor_gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: PositiveInt | None = None
+    """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
+    max_failures: NonNegativeInt = 2
+    """Times a learner may be lost and restarted from its last checkpoint."""
+
+
+class Checkpoints(Section):
+    """What is kept."""
+
+    every: PositiveInt = 10
+    keep: PositiveInt = 2
+    """Most recent checkpoints that stay on disk."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    seed: NonNegativeInt = 0
+    updates: PositiveInt
+    model: Model
+    sampler: Sampler = Sampler()
+    parameters: Parameters = Parameters()
+    prompts: Prompts = Prompts()
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    rollout: Rollout = Rollout()
+    credit: Credit = Credit()
+    objective: dict[str, Any]
+    """`name` of a registered objective, and its fields."""
+    learn: Learn = Learn()
+    evaluation: Evaluation = Evaluation()
+    cluster: Cluster = Cluster()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @cached_property
+    def built_objective(self) -> Objective:
+        """The objective as a value."""
+        return _build_objective(self.objective)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> RunConfig:
+        objective, rollout, credit, learn = self.built_objective, self.rollout, self.credit, self.learn
+        if objective.consumes == "advantages" and self.sampler.eta == 0:
+            raise UserError(
+                f"expected sampler.eta above 0 for {self.objective['name']}, got 0: it scores noisy steps, and a "
+                "deterministic sampler has none; set sampler.eta=1"
+            )
+        if rollout.prompts % rollout.prompts_per_block:
+            raise UserError(
+                f"expected rollout.prompts to be a multiple of rollout.prompts_per_block, got {rollout.prompts} and "
+                f"{rollout.prompts_per_block}: change one of them"
+            )
+        shares = learn.minibatches * self.cluster.workers
+        if rollout.blocks % shares:
+            raise UserError(
+                f"expected the {rollout.blocks} blocks of an update (rollout.prompts / rollout.prompts_per_block) to divide "
+                f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
+            )
+        if credit.normalise == "group" and rollout.samples < 2:
+            raise UserError("expected rollout.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread")
+        if credit.kind == "previews":
+            if not credit.previews or any(k >= self.sampler.steps for k in credit.previews):
+                raise UserError(
+                    f"expected credit.previews to name numbers of steps below sampler.steps={self.sampler.steps}, got "
+                    f"{list(credit.previews)}: set for example credit.previews=[{max(1, self.sampler.steps // 2)}]"
+                )
+            if list(credit.previews) != sorted(set(credit.previews)):
+                raise UserError(f"expected credit.previews in ascending order, got {list(credit.previews)}")
+            if credit.normalise == "tracked":
+                raise UserError(
+                    "expected credit.normalise of group or global with credit.kind=previews, got tracked: running statistics "
+                    "are of whole rewards, not of steps"
+                )
+        elif credit.previews:
+            raise UserError("expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out")
+        names = [reward.name for reward in self.rewards]
+        if len(set(names)) < len(names):
+            raise UserError(f"expected every reward once, got {names}: add the weights up")
+        for kind in ("toy", "scenes"):
+            splits = [self.prompts.training, self.prompts.held_out]
+            if kind in splits and self.model.path == "toy" and kind != "toy":
+                raise UserError("expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts")
+        return self
+
+    def canonical(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON values: what config.json holds."""
+        return json.loads(self.model_dump_json())
+
+
+def _build_objective(fields: Mapping[str, Any]) -> Objective:
+    options = dict(fields)
+    name = options.pop("name", None)
+    if name not in OBJECTIVES:
+        raise UserError(f"expected objective.name to be {_one_of(name, OBJECTIVES)}, got {name!r}")
+    known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise UserError(f"expected a setting of {name} ({_one_of(option, known)}), got objective.{option}")
+    try:
+        return TypeAdapter(OBJECTIVES[name]).validate_python(options)
+    except ValidationError as error:
+        raise UserError(_sentence(error, prefix="objective.")) from error
+
+
+def recipes() -> dict[str, str]:
+    """Name and first comment line of every recipe that ships with the package."""
+    files = sorted(resources.files("raysuite.recipes").iterdir(), key=lambda f: f.name)
+    return {
+        f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ")
+        for f in files
+        if f.name.endswith(".yaml")
+    }
+
+
+def load(recipe_or_file: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """A run from a recipe's name or a YAML file, with overrides by dotted path (values are YAML).
+
+    Raises:
+        UserError: anything unknown, mistyped, out of range or contradictory.
+    """
+    tree = _read(recipe_or_file)
+    for path, value in (overrides or {}).items():
+        _set(tree, path, value)
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> RunConfig:
+    """A run from plain values.
+
+    Raises:
+        UserError: one sentence about the first thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from error
+
+
+def _read(recipe_or_file: str) -> dict[str, Any]:
+    if recipe_or_file in recipes():
+        text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_text()
+    elif Path(recipe_or_file).is_file():
+        text = Path(recipe_or_file).read_text()
+    elif recipe_or_file.endswith((".yaml", ".yml")):
+        raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")
+    else:
+        raise UserError(
+            f"expected a recipe ({_one_of(recipe_or_file, recipes())}) or a YAML file, got {recipe_or_file!r}: "
+            "`raysuite recipes` lists them"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected YAML in {recipe_or_file}, got something else: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe")
+    return tree
+
+
+def _set(tree: dict[str, Any], path: str, value: str) -> None:
+    known = set(_paths(RunConfig)) | {f"objective.{name}" for name in ("name", *_objective_fields(tree))}
+    if path not in known:
+        raise UserError(f"expected a setting's path ({_one_of(path, known)}), got {path!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected a YAML value for {path}, got {value!r}") from error
+    if isinstance(parsed, str):
+        parsed = _number(parsed)
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[leaf] = parsed
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads 3e-5 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _objective_fields(tree: Mapping[str, Any]) -> Iterator[str]:
+    cls = OBJECTIVES.get((tree.get("objective") or {}).get("name"))
+    return (field.name for field in dataclasses.fields(cls)) if cls else iter(())  # type: ignore[arg-type]
+
+
+def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{prefix}{name}.")
+        elif name != "objective":
+            yield prefix + name
+
+
+def _one_of(given: object, known: Any) -> str:
+    """`known` in words: the nearest if there is one, all of them otherwise."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
+    if not nearest:  # a right leaf under the wrong section
+        nearest = [name for name in names if name.rsplit(".", 1)[-1] == str(given).rsplit(".", 1)[-1]][:1]
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ..."
+
+
+def _sentence(error: ValidationError, prefix: str = "") -> str:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return str(cause)
+    path = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"expected a value for {path}, found none: add it"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"expected a setting's path ({_one_of(path, set(_paths(RunConfig)))}), got {path!r}"
+    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"expected {path} to be {message}, got {first['input']!r}: correct it"

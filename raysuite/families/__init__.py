@@ -1,0 +1,51 @@
+"""Model families, one file each. To add one: implement `Policy`, and give it a line in `open_policy` and `check_model`."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import torch
+
+from raysuite.config import Model, RunConfig
+from raysuite.errors import UserError
+from raysuite.families.policy import Policy
+
+__all__ = ["Policy", "check_model", "open_policy"]
+
+
+def open_policy(config: RunConfig, device: torch.device) -> Policy:
+    """The policy that a run starts from, on `device`.
+
+    Raises:
+        UserError: no model at `model.path`, or one that no family handles.
+    """
+    if check_model(config.model) == "toy":
+        from raysuite.families.toy import open_toy
+
+        return open_toy(config.sampler)
+    from raysuite.families.stable_diffusion import StableDiffusionPolicy
+
+    model = config.model.model_copy(update={"path": _location(config.model.path)})
+    return StableDiffusionPolicy(
+        model=model, sampler=config.sampler, parameters=config.parameters, seed=config.seed, device=device
+    )
+
+
+def check_model(model: Model) -> str:
+    """The pipeline class at `model.path` (or "toy"), without loading weights.
+
+    Raises:
+        UserError: there is no model, or one that no family handles.
+    """
+    if model.path == "toy":
+        return "toy"
+    from raysuite.families.stable_diffusion import pipeline_class
+
+    name = pipeline_class(_location(model.path))
+    if name != "StableDiffusionPipeline":
+        raise UserError(f"expected a StableDiffusionPipeline at model.path={model.path}, got {name}: no family handles it yet")
+    return name
+
+
+def _location(path: str) -> str:
+    return str(resources.files("raysuite.worlds.scenes") / "model") if path == "scenes" else path

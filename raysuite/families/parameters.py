@@ -1,0 +1,85 @@
+"""What is trained inside a network: a LoRA adapter, or all weights. The reference is the network without it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+
+from raysuite.config import Parameters
+from raysuite.errors import UserError
+from raysuite.rng import Stage, torch_generator
+
+
+class Trained(ABC):
+    """The trained parameters of one network."""
+
+    network: UNet2DConditionModel
+
+    @abstractmethod
+    def named(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in a fixed order."""
+
+    @abstractmethod
+    def reference(self) -> contextmanager[UNet2DConditionModel]:  # type: ignore[type-arg]
+        """The network as it was before training, for the length of a `with`."""
+
+
+class Lora(Trained):
+    """Low-rank adapters through peft; the reference is the same network with the adapter off."""
+
+    def __init__(self, network: UNet2DConditionModel, spec: Parameters, *, seed: int) -> None:
+        network.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(seed=seed, stage=Stage.PARAMETERS).initial_seed())
+            try:
+                network.add_adapter(
+                    LoraConfig(
+                        r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=list(spec.targets), init_lora_weights=True
+                    )
+                )
+            except ValueError as error:
+                raise UserError(
+                    f"expected parameters.targets to name layers of the network, got {list(spec.targets)}: {error}"
+                ) from error
+        self.network = network
+        for parameter in self.named().values():  # adapters stay in float32 over a half-precision network
+            parameter.data = parameter.data.float()
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The adapters' matrices."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def reference(self) -> Iterator[UNet2DConditionModel]:
+        """The network with its adapter off."""
+        self.network.disable_adapters()
+        try:
+            yield self.network
+        finally:
+            self.network.enable_adapters()
+
+
+class AllWeights(Trained):
+    """Every weight; the reference is a frozen copy, loaded when it is first asked for."""
+
+    def __init__(self, network: UNet2DConditionModel, reload: Callable[[], UNet2DConditionModel]) -> None:
+        self.network = network.requires_grad_(True)
+        self._reload = reload
+        self._reference: UNet2DConditionModel | None = None
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """All parameters."""
+        return dict(self.network.named_parameters())
+
+    @contextmanager
+    def reference(self) -> Iterator[UNet2DConditionModel]:
+        """The frozen copy."""
+        if self._reference is None:
+            self._reference = self._reload().requires_grad_(False)
+        yield self._reference

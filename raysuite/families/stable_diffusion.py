@@ -1,0 +1,171 @@
+"""U-Net families: any diffusers `StableDiffusionPipeline` (SD 1.x, 2.x, the bundled scenes), predicting noise or v."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+
+from raysuite.config import Model, Parameters, Sampler
+from raysuite.errors import UserError
+from raysuite.families.parameters import AllWeights, Lora, Trained
+from raysuite.families.policy import Policy
+from raysuite.kernel.schedule import ddim_schedule
+
+REMEMBERED_PROMPTS = 4_096
+"""Prompt embeddings kept per process (about 1 GB for SD 1.5 at most)."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+class StableDiffusionPolicy(Policy):
+    """A `StableDiffusionPipeline` with guidance and the DDIM sampler of `kernel.schedule`.
+
+    The network never drops out, so that the same inputs give the same outputs in rollouts and in learning.
+    """
+
+    def __init__(
+        self, *, model: Model, sampler: Sampler, parameters: Parameters, seed: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self.guidance = sampler.guidance
+        self.evaluations_per_prediction = 1 if sampler.guidance == 1 else 2
+        self.dtype = getattr(torch, model.precision)
+        self.pipeline = _load_pipeline(model)
+        unet: UNet2DConditionModel = self.pipeline.unet
+        # trained weights stay in float32 (autocast casts them as they are used); frozen ones are stored in `precision`
+        unet.to(dtype=self.dtype if parameters.kind == "lora" else torch.float32)
+        self.trained: Trained
+        if parameters.kind == "lora":
+            self.trained = Lora(unet, parameters, seed=seed)
+        else:
+            self.trained = AllWeights(unet, lambda: _load_pipeline(model).unet.to(device, self.dtype).eval())
+        self.pipeline.text_encoder.to(dtype=self.dtype)
+        for module in (unet, self.pipeline.vae, self.pipeline.text_encoder):
+            module.to(device).eval()
+        for module in (self.pipeline.vae, self.pipeline.text_encoder):
+            module.requires_grad_(False)
+        factor = self.pipeline.vae_scale_factor
+        side = model.size // factor if model.size else unet.config.sample_size
+        height, width = side if isinstance(side, list | tuple) else (side, side)
+        self.latent_shape = (unet.config.in_channels, height, width)
+        scheduler = self.pipeline.scheduler
+        self.schedule = ddim_schedule(
+            scheduler.alphas_cumprod.double(),
+            steps=sampler.steps,
+            eta=sampler.eta,
+            spacing=sampler.spacing or scheduler.config.get("timestep_spacing", "leading"),
+            offset=scheduler.config.get("steps_offset", 0),
+            prediction=scheduler.config.prediction_type,
+        ).to(device, torch.float32)
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+
+    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False) -> Tensor:
+        """The guided output e_uncond + w (e_cond - e_uncond), through which gradients flow in both branches."""
+        states_N = torch.stack([self._embedding(prompt) for prompt in prompts_N])
+        if not reference:
+            return self._guided(self.trained.network, x_N, t_N, states_N)
+        with torch.no_grad(), self.trained.reference() as network:
+            return self._guided(network, x_N, t_N, states_N)
+
+    def _guided(self, network: UNet2DConditionModel, x_N: Tensor, t_N: Tensor, states_N: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            if self.guidance == 1:
+                return network(x_N, t_N, states_N, return_dict=False)[0].float()
+            empty_N = self._embedding("").expand_as(states_N)
+            both = network(torch.cat([x_N, x_N]), torch.cat([t_N, t_N]), torch.cat([empty_N, states_N]), return_dict=False)[0]
+        unconditional, conditional = both.float().chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    @torch.no_grad()
+    def _embedding(self, prompt: str) -> Tensor:
+        """Text states (tokens, width). Prompts are encoded one at a time, so that no state depends on its neighbours."""
+        if prompt not in self._embeddings:
+            states, _ = self.pipeline.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
+            self._embeddings[prompt] = states[0]
+            if len(self._embeddings) > REMEMBERED_PROMPTS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(prompt)
+        return self._embeddings[prompt]
+
+    @torch.no_grad()
+    def decode(self, latents_N: Tensor) -> np.ndarray:
+        """Through the VAE in float32, rounded as diffusers' image processor does."""
+        images = self.pipeline.vae.decode(latents_N / self.pipeline.vae.config.scaling_factor, return_dict=False)[0]
+        return ((images / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The U-Net's adapters or weights."""
+        return self.trained.named()
+
+    def save(self, directory: Path) -> None:
+        """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`."""
+        if isinstance(self.trained, Lora):
+            StableDiffusionPipeline.save_lora_weights(
+                directory, unet_lora_layers=get_peft_model_state_dict(self.trained.network), safe_serialization=True
+            )
+        else:
+            self.pipeline.save_pretrained(directory, safe_serialization=True)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        network = self.trained.network
+        if isinstance(self.trained, Lora):
+            state = safetensors.torch.load_file(directory / LORA_FILE)
+            own = {name.removeprefix("unet."): tensor for name, tensor in state.items() if name.startswith("unet.")}
+            outcome = set_peft_model_state_dict(network, own)
+            unexpected, missing = outcome.unexpected_keys, [k for k in outcome.missing_keys if "lora_" in k]
+            if unexpected or missing:
+                raise UserError(f"expected the adapter of this configuration in {directory}, got another: {unexpected or missing}")
+        else:
+            state = safetensors.torch.load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
+            network.load_state_dict(state)
+
+
+def pipeline_class(path: str) -> str:
+    """The class named by a pipeline's model_index.json, on disk or on the hub.
+
+    Raises:
+        UserError: there is no pipeline at `path`.
+    """
+    try:
+        if Path(path).is_dir():
+            return str(json.loads((Path(path) / "model_index.json").read_text())["_class_name"])
+        return str(StableDiffusionPipeline.load_config(path)["_class_name"])
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at model.path={path}, found "
+            f"none: check the path ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _load_pipeline(model: Model) -> StableDiffusionPipeline:
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model.path,
+            variant=model.variant,
+            dtype=torch.float32,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise UserError(
+            f"expected a text-to-image U-Net at {model.path}, got one with {pipeline.unet.config.in_channels} input channels "
+            f"for {pipeline.vae.config.latent_channels} latent channels: inpainting and depth models are not supported"
+        )
+    return pipeline

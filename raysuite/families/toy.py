@@ -1,0 +1,110 @@
+"""A model small enough to check by hand: a Gaussian mixture with its exact score and a trainable perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raysuite.config import Sampler
+from raysuite.errors import UserError
+from raysuite.families.policy import Policy
+from raysuite.kernel.schedule import Schedule, ddim_schedule
+
+TRAINING_STEPS = 1_000
+PROMPTS = ("left", "right", "both")
+"""What the toy model can be asked for: its left mode mostly, its right mode mostly, or both alike."""
+
+_MODE_WEIGHTS = {"left": (0.8, 0.2), "right": (0.2, 0.8), "both": (0.5, 0.5)}
+
+
+def alpha_bar() -> Tensor:
+    """The training schedule, Stable Diffusion's scaled-linear one, (1000,) float64."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+class ToyPolicy(Policy):
+    """p(x0 | prompt) = sum_m w_m(prompt) N(mu_m, spread^2 I) over two modes at -1 and +1 on the first axis.
+
+    At level (alpha, sigma) the noisy density is a mixture with means alpha mu_m and variance
+    v = alpha^2 spread^2 + sigma^2, so that E[eps | x] = -sigma grad log p(x) in closed form. What is trained is
+    added to it: a map, linear in (1, x), for each of `bins` equal ranges of timesteps, zero at the start.
+    """
+
+    evaluations_per_prediction = 1
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        dimensions: int = 2,
+        spread: float = 0.3,
+        bins: int = 10,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.schedule = schedule
+        self.latent_shape = (dimensions,)
+        self.device = torch.device("cpu")
+        self.spread = spread
+        self.dtype = dtype
+        self.perturbation = torch.nn.Parameter(torch.zeros(bins, dimensions + 1, dimensions, dtype=dtype))
+        self.modes = torch.zeros(2, dimensions, dtype=dtype)
+        self.modes[:, 0] = torch.tensor([-1.0, 1.0])
+        self.abar = alpha_bar().to(dtype)
+
+    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False) -> Tensor:
+        """The exact noise prediction plus, unless `reference`, the perturbation."""
+        alpha, sigma = self.abar[t_N].sqrt()[:, None], (1 - self.abar[t_N]).sqrt()[:, None]
+        variance = alpha**2 * self.spread**2 + sigma**2
+        weights = torch.tensor([_mode_weights(p) for p in prompts_N], dtype=self.dtype)
+        offsets = x_N[:, None] - alpha[:, None] * self.modes  # (N, 2, D)
+        responsibility = (weights.log() - offsets.square().sum(-1) / (2 * variance)).softmax(-1)
+        eps = sigma * (responsibility[..., None] * offsets).sum(1) / variance
+        if reference:
+            return eps
+        features = torch.cat([torch.ones_like(x_N[:, :1]), x_N], dim=1)
+        bins = t_N * len(self.perturbation) // TRAINING_STEPS
+        return eps + torch.einsum("nf,nfd->nd", features, self.perturbation[bins])
+
+    def decode(self, latents_N: Tensor) -> np.ndarray:
+        """One flat 8 x 8 picture a sample: red is the first axis, green the second (or grey), 0 at 128, 32 a unit."""
+        values = (128 + 32 * latents_N.detach().float()).round().clamp(0, 255).byte().numpy()
+        colours = np.concatenate([values, np.full((len(values), 3), 128, np.uint8)], axis=1)[:, :3]
+        return np.broadcast_to(colours[:, None, None, :], (len(values), 8, 8, 3)).copy()
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The perturbation."""
+        return {"perturbation": self.perturbation}
+
+    def save(self, directory: Path) -> None:
+        """One safetensors file."""
+        safetensors.torch.save_file({"perturbation": self.perturbation.detach()}, directory / "toy.safetensors")
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote."""
+        with torch.no_grad():
+            self.perturbation.copy_(safetensors.torch.load_file(directory / "toy.safetensors")["perturbation"])
+
+
+def open_toy(sampler: Sampler, dtype: torch.dtype = torch.float32) -> ToyPolicy:
+    """The toy model with a sampler."""
+    schedule = ddim_schedule(
+        alpha_bar(),
+        steps=sampler.steps,
+        eta=sampler.eta,
+        spacing=sampler.spacing or "leading",
+        offset=1,
+        prediction="epsilon",
+    )
+    return ToyPolicy(schedule=schedule.to("cpu", dtype), dtype=dtype)
+
+
+def _mode_weights(prompt: str) -> tuple[float, float]:
+    if prompt not in _MODE_WEIGHTS:
+        raise UserError(f"expected a prompt of the toy model ({', '.join(PROMPTS)}), got {prompt!r}")
+    return _MODE_WEIGHTS[prompt]

@@ -1,0 +1,1 @@
+"""Pure maths on tensors: no processes, files, model families or hidden randomness."""

@@ -1,0 +1,132 @@
+"""Rewards -> credit of every step -> advantages.
+
+Credit is reward divided over the steps of a trajectory: `credit_NK` rows sum to the final reward. Advantages are what
+an objective multiplies log-densities with. Everything is float64 NumPy: rewards are few and precious.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from raysuite.errors import UserError
+
+EPSILON = 1e-8
+"""Added to standard deviations, in units of reward: a group of equal rewards gets advantage 0, not NaN."""
+
+
+def terminal_credit(reward_N: np.ndarray, *, steps: int) -> np.ndarray:
+    """All credit on the last step, (N, K): the bandit view of DDPO."""
+    credit_NK = np.zeros((len(reward_N), steps))
+    credit_NK[:, -1] = reward_N
+    return credit_NK
+
+
+def preview_credit(preview_NJ: np.ndarray, *, at: Sequence[int], steps: int) -> np.ndarray:
+    """Credit from scored previews, (N, K).
+
+    The improvement from one preview to the next is spread evenly over the steps between them; the value of the first
+    preview goes to the steps before it. Each row sums to the last preview, which is the final reward.
+
+    Args:
+        preview_NJ: (N, J) rewards of the image predicted after `at[j]` steps.
+        at: J ascending numbers of steps, the last one `steps`.
+        steps: K.
+    """
+    if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] != steps:
+        raise UserError(f"expected previews after ascending numbers of steps from 1 to {steps}, ending there, got {list(at)}")
+    if preview_NJ.shape[1] != len(at):
+        raise UserError(f"expected {len(at)} previews a sample, got {preview_NJ.shape[1]}")
+    credit_NK = np.empty((len(preview_NJ), steps))
+    gains_NJ = np.diff(preview_NJ, axis=1, prepend=0.0)
+    for j, (start, stop) in enumerate(pairwise([0, *at])):
+        credit_NK[:, start:stop] = gains_NJ[:, j : j + 1] / (stop - start)
+    return credit_NK
+
+
+def returns_to_go(credit_NK: np.ndarray, *, decay: float) -> np.ndarray:
+    """What step k is answerable for: sum over j >= k of decay^(j - k) credit_j, (N, K).
+
+    decay = 1 gives the reward minus what had been earned before k: with previews, each preview is a baseline for the
+    steps after it, and the policy gradient stays unbiased. decay = 0 pays every step only its own gain (biased, less
+    noisy). Between them it is generalised advantage estimation with the previews as the value function
+    (Schulman et al., 2016, equation 16, discount 1).
+    """
+    out = np.zeros_like(credit_NK)
+    running = np.zeros(len(credit_NK))
+    for k in range(credit_NK.shape[1] - 1, -1, -1):
+        running = credit_NK[:, k] + decay * running
+        out[:, k] = running
+    return out
+
+
+def discount_weights(steps: int, *, gamma: float) -> np.ndarray:
+    """Weights gamma^k over the steps counted from pure noise, scaled to mean 1, (K,).
+
+    gamma = 1 weighs all steps alike; gamma < 1 favours the first steps, where the composition is decided.
+    Source: Yang, Chen and Zhou, "A Dense Reward View on Aligning Text-to-Image Diffusion with Preference", 2024.
+    """
+    if not 0 < gamma <= 1:
+        raise UserError(f"expected a discount above 0 and at most 1, got {gamma}: set credit.discount in that range")
+    weights_K = gamma ** np.arange(steps, dtype=float)
+    return weights_K / weights_K.mean()
+
+
+def global_advantages(return_NK: np.ndarray) -> np.ndarray:
+    """Returns minus their mean over the batch at each step, over one pooled standard deviation."""
+    centred = return_NK - return_NK.mean(axis=0)
+    return centred / (np.sqrt(np.mean(centred**2)) + EPSILON)
+
+
+def group_advantages(return_NK: np.ndarray, prompts_N: Sequence[str]) -> np.ndarray:
+    """The same within each prompt's group: group-normalised credit as in GRPO. Each group sums to 0."""
+    advantage_NK = np.empty_like(return_NK)
+    prompts = np.asarray(prompts_N)
+    for prompt in dict.fromkeys(prompts_N):
+        rows = prompts == prompt
+        advantage_NK[rows] = global_advantages(return_NK[rows])
+    return advantage_NK
+
+
+@dataclass
+class PromptTracker:
+    """Running mean and standard deviation of each prompt's rewards, as DDPO normalises them.
+
+    Source: Black et al., "Training Diffusion Models with Reinforcement Learning", 2024, section 5, and their released
+    code: new rewards enter a prompt's buffer before its statistics are read, and a prompt with fewer than `minimum`
+    rewards uses the batch's statistics.
+    """
+
+    size: int
+    """Rewards remembered per prompt."""
+    minimum: int
+    """Rewards needed before a prompt's own statistics count."""
+    buffers: dict[str, deque[float]]
+
+    @classmethod
+    def empty(cls, *, size: int, minimum: int) -> PromptTracker:
+        """A tracker that has seen nothing."""
+        return cls(size=size, minimum=minimum, buffers={})
+
+    def advantages(self, reward_N: np.ndarray, prompts_N: Sequence[str]) -> np.ndarray:
+        """Take the rewards in and return the normalised ones, (N,)."""
+        for prompt, reward in zip(prompts_N, reward_N, strict=True):
+            self.buffers.setdefault(prompt, deque(maxlen=self.size)).append(float(reward))
+        advantage_N = np.empty(len(reward_N))
+        for n, (prompt, reward) in enumerate(zip(prompts_N, reward_N, strict=True)):
+            buffer = self.buffers[prompt]
+            known = np.fromiter(buffer, float) if len(buffer) >= self.minimum else reward_N
+            advantage_N[n] = (reward - known.mean()) / (known.std() + EPSILON)
+        return advantage_N
+
+    def state(self) -> dict[str, list[float]]:
+        """The buffers as plain lists, for a checkpoint."""
+        return {prompt: list(buffer) for prompt, buffer in self.buffers.items()}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """The inverse of `state`."""
+        self.buffers = {prompt: deque(values, maxlen=self.size) for prompt, values in state.items()}

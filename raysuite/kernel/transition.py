@@ -1,0 +1,72 @@
+"""One stochastic denoising step p(x_next | x) = N(mean, noise^2), for any table of levels: draw it, or score it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from raysuite.errors import UserError
+from raysuite.kernel.schedule import Schedule, denoised, expand
+
+
+def mean(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> Tensor:
+    """mean = alpha_next x0 + sqrt(sigma_next^2 - noise^2) eps, with (x0, eps) from the network's output.
+
+    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 12. With eta = 1 it is the mean of
+    DDPM's posterior q(x_next | x, x0).
+
+    Args:
+        schedule: the sampler.
+        k: () or (N,) int64, the step of each row.
+        x: (N, ...) latents before the step.
+        output: (N, ...) the network's output at (x, timesteps_K[k]).
+    """
+    x0, eps = predicted(schedule, k, x, output)
+    direction = (schedule.sigma_K1[k + 1] ** 2 - schedule.noise_K[k] ** 2).clamp(min=0).sqrt()
+    return expand(schedule.alpha_K1[k + 1], x) * x0 + expand(direction, x) * eps
+
+
+def predicted(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean latent and the noise that the network sees in x at level k."""
+    return denoised(schedule.prediction, output, x, schedule.alpha_K1[k], schedule.sigma_K1[k])
+
+
+def kappa(schedule: Schedule) -> Tensor:
+    """d mean / d eps of every step, (K,), negative: what turns noise predictions into means."""
+    a, s = schedule.alpha_K1, schedule.sigma_K1
+    return -a[1:] * s[:-1] / a[:-1] + (s[1:] ** 2 - schedule.noise_K**2).clamp(min=0).sqrt()
+
+
+def draw(schedule: Schedule, k: Tensor, mean_N: Tensor, noise_N: Tensor) -> Tensor:
+    """x_next = mean + noise_k z; a step without noise returns the mean."""
+    return mean_N + expand(schedule.noise_K[k], mean_N) * noise_N
+
+
+def log_density(schedule: Schedule, k: Tensor, mean_N: Tensor, next_N: Tensor) -> Tensor:
+    """log p(x_next | x) of every row in nats, summed over the latent's dimensions, (N,).
+
+    Raises:
+        UserError: a step adds no noise, so that it has no density.
+    """
+    noise = schedule.noise_K[k]
+    if not bool((noise > 0).all()):
+        raise UserError(
+            "expected steps that add noise, got one that does not (eta = 0, or the last step of a schedule that ends at "
+            "timestep 0): a deterministic step has no density; set sampler.eta above 0 or leave the step out"
+        )
+    standard = (next_N - mean_N) / expand(noise, mean_N)
+    dimensions = mean_N[0].numel()
+    return -0.5 * standard.flatten(1).square().sum(1) - dimensions * (noise.log() + 0.5 * math.log(2 * math.pi))
+
+
+def kl(schedule: Schedule, k: Tensor, mean_N: Tensor, reference_mean_N: Tensor) -> Tensor:
+    """KL(N(mean, noise^2) || N(reference mean, noise^2)) = |difference|^2 / (2 noise^2), nats, (N,).
+
+    In terms of noise predictions it is kappa^2 / (2 noise^2) |eps - eps_ref|^2. Zero where both the noise and the
+    difference are (steps without noise carry no KL here: they have no density).
+    """
+    variance = schedule.noise_K[k] ** 2
+    squared = (mean_N - reference_mean_N).flatten(1).square().sum(1)
+    return torch.where(variance > 0, squared / (2 * variance.clamp(min=torch.finfo(variance.dtype).tiny)), 0.0)

@@ -1,0 +1,1 @@
+"""One single-process function per arrow of docs/architecture.md. Torch yes, Ray no."""

@@ -1,0 +1,38 @@
+"""Who draws rollouts: the learner asks a collector for blocks by coordinates, and does not care where they are drawn."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from raysuite.config import RunConfig
+from raysuite.families.policy import Policy
+from raysuite.stages.rollout import sample, score
+from raysuite.types import Block, Rollouts
+
+
+class Collector(ABC):
+    """Draws and scores blocks with given weights."""
+
+    @abstractmethod
+    def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
+        """Begin, if the collector can work while the caller does; the iterator yields blocks as they are done."""
+
+
+class LocalCollector(Collector):
+    """Draws in this process with the learner's own policy, when the iterator is read."""
+
+    def __init__(self, policy: Policy, config: RunConfig) -> None:
+        self._policy = policy
+        self._config = config
+
+    def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
+        """Nothing happens before the iterator is read."""
+        for block in blocks:
+            own = self._policy.weights()
+            self._policy.set_weights(weights)
+            drawn = sample(self._policy, block, self._config, version=version)
+            self._policy.set_weights(own)
+            yield score(drawn, self._config)

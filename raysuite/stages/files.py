@@ -1,0 +1,135 @@
+"""A run directory: what a run leaves behind. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+
+PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+class RunDirectory:
+    """The files of one run. Opening it checks that it belongs to the configuration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def claim(self, config: RunConfig, command: Sequence[str]) -> None:
+        """Make the directory this configuration's, or find that it already is.
+
+        Where work runs (`cluster`) may change between the parts of a run; nothing else may.
+
+        Raises:
+            UserError: the directory holds something else.
+        """
+        file, wanted = self.path / "config.json", config.canonical()
+        if file.exists():
+            found = json.loads(file.read_text())
+            differing = sorted(key for key in {*found, *wanted} - {"cluster"} if found.get(key) != wanted.get(key))
+            if differing:
+                raise UserError(
+                    f"expected {self.path} to hold this run, got one that differs in {', '.join(differing)}: name another --out, "
+                    "or repeat the command that began it"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"expected an empty or new directory, or one that holds this run, got {self.path}: name another --out")
+        write_json(file, wanted)
+        write_json(self.path / "provenance.json", provenance(command))
+
+    def log(self, update: int, values: Mapping[str, float]) -> None:
+        """Append metrics."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            for name, value in values.items():
+                file.write(json.dumps({"update": update, "name": name, "value": value}) + "\n")
+
+    def rewind(self, updates: int) -> None:
+        """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            kept = []
+            for line in file.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:  # the line that was being written when the run was killed
+                    continue
+                if row["update"] < updates or (row["update"] == updates and row["name"].startswith("evaluation/")):
+                    kept.append(line)
+            with replacing(file) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept))
+        for score in self.path.glob("scores/*.parquet"):
+            if int(score.stem) > updates:
+                score.unlink()
+
+    def write_scores(self, update: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """One evaluation's scores."""
+        with replacing(self.path / "scores" / f"{update:06d}.parquet") as temporary:
+            pq.write_table(pa.table(dict(columns)), temporary)
+
+    def write_image(self, update: int, name: str, image: np.ndarray) -> None:
+        """One evaluation picture, uint8 (H, W, 3)."""
+        with replacing(self.path / "images" / f"{update:06d}" / f"{name}.png") as temporary:
+            Image.fromarray(image).save(temporary, format="PNG")
+
+    def progress(self, **values: object) -> None:
+        """Say what the run is doing now."""
+        write_json(self.path / "progress.json", values)
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What produced a run: versions, commit, command."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            run = subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None  # installed from a wheel: the version says it all
+        return run.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {
+        "command": list(command),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+    }

@@ -1,0 +1,188 @@
+"""reward -> advantages -> objective -> gradient -> update."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families.policy import Policy
+from raysuite.kernel.credit import (
+    PromptTracker,
+    discount_weights,
+    global_advantages,
+    group_advantages,
+    returns_to_go,
+)
+from raysuite.kernel.objectives import Objective
+from raysuite.rng import Stage, numpy_generator, torch_generator
+from raysuite.types import Block, Cost, Rollouts, Transitions
+
+Metrics = dict[str, float]
+
+
+def advantages(config: RunConfig, credits: Mapping[int, np.ndarray], prompts: Mapping[int, Sequence[str]],
+               tracker: PromptTracker) -> dict[int, np.ndarray]:
+    """The advantage of every step, (N, K) by block, from the credit of all blocks of an update.
+
+    Normalised over all blocks, whichever worker learns from them, and then weighted by the discount.
+    """
+    numbers = sorted(credits)
+    credit_NK = np.concatenate([credits[b] for b in numbers])
+    prompts_N = [prompt for b in numbers for prompt in prompts[b]]
+    if config.credit.normalise == "tracked":
+        advantage_NK = np.repeat(tracker.advantages(credit_NK.sum(1), prompts_N)[:, None], credit_NK.shape[1], axis=1)
+    else:
+        # a terminal reward is every step's return: all steps were needed for it, whatever the decay
+        decay = 1.0 if config.credit.kind == "terminal" else config.credit.decay
+        return_NK = returns_to_go(credit_NK, decay=decay)
+        grouped = config.credit.normalise == "group"
+        advantage_NK = group_advantages(return_NK, prompts_N) if grouped else global_advantages(return_NK)
+    advantage_NK = advantage_NK * discount_weights(credit_NK.shape[1], gamma=config.credit.discount)
+    ends = np.cumsum([len(prompts[b]) for b in numbers])[:-1]
+    return dict(zip(numbers, np.split(advantage_NK, ends), strict=True))
+
+
+def transitions(rollouts: Rollouts, advantage_NK: np.ndarray) -> Transitions:
+    """One block as an objective sees it."""
+    assert rollouts.latents_NK is not None and rollouts.logp_NK is not None
+    return Transitions(
+        latents_NK=torch.from_numpy(rollouts.latents_NK.copy()),  # arrays from the object store are read-only
+        logp_NK=torch.from_numpy(rollouts.logp_NK.copy()),
+        advantage_NK=torch.from_numpy(advantage_NK).float(),
+        prompts_N=rollouts.block.prompt_of_N,
+    )
+
+
+def minibatches(config: RunConfig, update: int) -> list[list[int]]:
+    """The numbers of the blocks in each minibatch of an update. The same for any number of workers."""
+    rng = numpy_generator(seed=config.seed, stage=Stage.MINIBATCHES, update=update)
+    order = rng.permutation(config.rollout.blocks)
+    return [share.tolist() for share in np.split(order, config.learn.minibatches)]
+
+
+def gradient(
+    objective: Objective,
+    policy: Policy,
+    batches: Sequence[tuple[Transitions, torch.Generator]],
+    *,
+    microbatch: int,
+    shares: int = 1,
+) -> tuple[Metrics, Cost]:
+    """Add the gradient of the objective's mean over all units of `batches` to the parameters' `grad`.
+
+    This is the only place that takes gradients: what is analysed is what is trained. Any `microbatch` gives the same
+    gradient up to rounding.
+
+    Args:
+        objective: what is descended.
+        policy: whose trainable parameters get the gradient.
+        batches: blocks, each with the generator that its queries draw from.
+        microbatch: points through the network at once, at most.
+        shares: number of workers that hold equal shares of the minibatch; the sum of their gradients is its gradient.
+
+    Returns:
+        Means of the objective's metrics over these units, with `loss`, and the cost.
+    """
+    queries = [objective.queries(batch, policy.schedule, generator) for batch, generator in batches]
+    units = sum(map(len, queries))
+    sums: dict[str, float] = defaultdict(float)
+    cost = Cost()
+    for whole in queries:
+        members = whole.t_UM.shape[1]
+        for group in range(0, len(whole), whole.together):
+            width = max(1, min(microbatch // members, whole.together))
+            for start in range(group, group + whole.together, width):
+                chunk = whole.rows(start, min(start + width, group + whole.together)).to(policy.device)
+                x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
+                prompts = [prompt for prompt in chunk.prompts_U for _ in range(members)]
+                shape = chunk.x_UM.shape
+                prediction = policy.predict(x, t, prompts).unflatten(0, shape[:2])
+                reference = None
+                if objective.needs_reference:
+                    reference = policy.predict(x, t, prompts, reference=True).unflatten(0, shape[:2])
+                loss = objective.loss(chunk, policy.schedule, prediction, reference)
+                (loss.terms_U.sum() / (units * shares)).backward()
+                for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
+                    sums[name] += float(values.double().sum())
+                points = len(x) * policy.evaluations_per_prediction
+                cost += Cost(forward=points * (1 + objective.needs_reference), backward=points)
+    return {name: total / units for name, total in sums.items()}, cost
+
+
+def learn(
+    config: RunConfig,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    blocks: Mapping[int, Transitions],
+    *,
+    update: int,
+    accelerator: Accelerator,
+) -> tuple[Metrics, Cost]:
+    """All optimiser steps of one update, from this worker's blocks by number.
+
+    Gradients are summed over workers once per optimiser step.
+
+    Raises:
+        UserError: a loss or gradient is not finite; the weights are then as they were before the step.
+    """
+    parameters = list(policy.trainable().values())
+    rank, workers = accelerator.process_index, accelerator.num_processes
+    history: list[Metrics] = []
+    cost = Cost()
+    for epoch in range(config.learn.epochs):
+        for number, members in enumerate(minibatches(config, update)):
+            mine = members[rank::workers]
+            batches = [(blocks[b], _generator(config, update, b, epoch)) for b in mine]
+            optimizer.zero_grad(set_to_none=True)
+            metrics, spent = gradient(
+                config.built_objective, policy, batches, microbatch=config.learn.microbatch, shares=workers
+            )
+            metrics = _reduce(parameters, metrics, accelerator)
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.learn.max_grad_norm))
+            if not np.isfinite([norm, metrics["loss"]]).all():
+                raise UserError(
+                    f"expected a finite loss and gradient in update {update}, minibatch {number}, got loss {metrics['loss']} and "
+                    f"gradient norm {norm}: the weights were not touched; lower learn.learning_rate, or use float32"
+                )
+            optimizer.step()
+            history.append({**metrics, "grad_norm": norm})
+            cost += spent
+    optimizer.zero_grad(set_to_none=True)
+    means = {f"learn/{name}": float(np.mean([m[name] for m in history])) for name in history[0]}
+    if "ratio" in history[0]:
+        means["learn/ratio"] = history[0]["ratio"]  # before any step of this update: 1 when on-policy
+    return means, cost
+
+
+def _generator(config: RunConfig, update: int, block: int, epoch: int) -> torch.Generator:
+    return torch_generator(seed=config.seed, stage=Stage.OBJECTIVE, update=update, prompt=block, sample=epoch)
+
+
+def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelerator: Accelerator) -> Metrics:
+    """Sum gradients and average metrics over workers: one message each, once per optimiser step.
+
+    Accelerate's own wrapper would send gradients after every microbatch, and wrap the network that rollouts share.
+    """
+    if accelerator.num_processes == 1:
+        return metrics
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    flat = accelerator.reduce(flat, reduction="sum")
+    start = 0
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
+    names = sorted(metrics)
+    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+
+def blocks_of_worker(config: RunConfig, blocks: Sequence[Block], update: int, rank: int, workers: int) -> list[Block]:
+    """The blocks that a worker learns from, in the order in which it will need them."""
+    return [blocks[b] for members in minibatches(config, update) for b in members[rank::workers]]

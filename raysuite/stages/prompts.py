@@ -1,0 +1,162 @@
+"""Prompts: from a world or a file to the blocks of an update or an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysuite.config import Prompts, RunConfig
+from raysuite.errors import UserError
+from raysuite.rng import Stage, numpy_generator
+from raysuite.types import Block
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sentence, its number (a coordinate of its noise), and what else is known of it."""
+
+    text: str
+    number: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    stratum: str = ""
+    """Prompts are drawn alike from every stratum, whatever its size."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts to learn from and prompts that are only evaluated. Numbers are unique over both."""
+
+    training: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+
+    @property
+    def splits(self) -> dict[str, tuple[Prompt, ...]]:
+        """The splits that have prompts, by name."""
+        return {name: split for name, split in (("training", self.training), ("held_out", self.held_out)) if split}
+
+
+def load_prompts(spec: Prompts) -> PromptSet:
+    """The prompts that a run names.
+
+    Raises:
+        UserError: a file is missing, cannot be decoded, or holds no prompt.
+    """
+    training = _read(spec.training, held_out=False, first=0)
+    held_out = _read(spec.held_out, held_out=True, first=len(training)) if spec.held_out else ()
+    return PromptSet(training, held_out)
+
+
+def _read(source: str, *, held_out: bool, first: int) -> tuple[Prompt, ...]:
+    if source == "scenes":
+        from raysuite.worlds.scenes import grammar
+
+        texts = grammar.held_out_prompts() if held_out else grammar.training_prompts()
+        kinds = ["count" if grammar.parse(text).relation is None else "relation" for text in texts]
+        return tuple(Prompt(t, first + i, {"kind": k}, k) for i, (t, k) in enumerate(zip(texts, kinds, strict=True)))
+    if source == "toy":
+        return tuple(Prompt(text, first + i) for i, text in enumerate(("both",) if held_out else ("left", "right")))
+    rows = _rows(Path(source))
+    return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(rows))
+
+
+def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if path.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"expected prompts from scenes, toy, or a .txt or .jsonl file, got {path}: name one of those")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected UTF-8 text in {path}, byte {error.start} is not: save the file as UTF-8") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        rows.append((line, {}) if path.suffix == ".txt" else _json_row(line, f"{path}, line {number}"))
+    if not rows:
+        raise UserError(f"expected at least one prompt in {path}, found none: add one a line")
+    texts = [text for text, _ in rows]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text in texts if texts.count(text) > 1)
+        raise UserError(f"expected every prompt once in {path}, found {twice!r} again: remove the repetition")
+    return rows
+
+
+def _json_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"expected a JSON object in {where}, got something else ({error.msg}): correct the line") from error
+    text = row.pop("prompt", None) if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'expected an object with a non-empty "prompt" in {where}, got {line[:80]}: add it')
+    return text.strip(), row
+
+
+def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[Block]:
+    """The blocks of an update: prompts drawn without replacement, alike from every stratum."""
+    rollout = config.rollout
+    if rollout.prompts > len(prompts.training):
+        raise UserError(
+            f"expected rollout.prompts of at most the {len(prompts.training)} training prompts, got {rollout.prompts}: lower "
+            "it (rollout.samples can rise instead) or add prompts"
+        )
+    chosen = _draw(prompts.training, rollout.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update))
+    size = rollout.prompts_per_block
+    return [_block(chosen[i * size : (i + 1) * size], update, i, rollout.samples) for i in range(rollout.blocks)]
+
+
+def _draw(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
+    strata: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        strata.setdefault(prompt.stratum, []).append(prompt)
+    decks = [[stratum[i] for i in rng.permutation(len(stratum))] for _, stratum in sorted(strata.items())]
+    chosen: list[Prompt] = []
+    while len(chosen) < number:  # deal one from each stratum in turn, until enough
+        for deck in decks:
+            if deck and len(chosen) < number:
+                chosen.append(deck.pop())
+    return [chosen[i] for i in rng.permutation(number)]
+
+
+def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, final: bool) -> dict[str, list[Block]]:
+    """The blocks of an evaluation by split: always the same prompts and noise, more samples before and after."""
+    evaluation = config.evaluation
+    samples = evaluation.final_samples if final else evaluation.samples
+    # a block holds one sample of each of its prompts, so that its shape does not depend on the number of samples
+    width = config.rollout.prompts_per_block * config.rollout.samples
+    blocks: dict[str, list[Block]] = {}
+    for split, available in prompts.splits.items():
+        rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)
+        chosen = _draw(available, min(evaluation.prompts, len(available)), rng)
+        blocks[split] = [
+            _block(
+                chosen[start : start + width],
+                update,
+                start // width,
+                1,
+                evaluation=True,
+                first_sample=sample,
+                measure_kl=evaluation.kl and split == "training" and sample == 0 and start == 0,
+            )
+            for sample in range(samples)
+            for start in range(0, len(chosen), width)
+        ]
+    return blocks
+
+
+def _block(prompts: list[Prompt], update: int, index: int, samples: int, **options: Any) -> Block:
+    return Block(
+        update=update,
+        index=index,
+        prompts=tuple(p.text for p in prompts),
+        prompt_ids=tuple(p.number for p in prompts),
+        metadata=tuple(p.metadata for p in prompts),
+        samples_per_prompt=samples,
+        **options,
+    )

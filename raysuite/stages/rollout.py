@@ -1,0 +1,133 @@
+"""prompt -> rollout -> reward: sample a block, then score it. Two functions, so that an actor can overlap them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysuite import rewards
+from raysuite.config import Credit, Reward, RunConfig
+from raysuite.families.policy import Policy
+from raysuite.kernel import transition
+from raysuite.kernel.credit import preview_credit, terminal_credit
+from raysuite.rng import Stage, torch_generator
+from raysuite.types import Block, Cost, Drawn, Rollouts
+
+
+@torch.no_grad()
+def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> Drawn:
+    """Draw a block's pictures, with the trajectories and their densities unless it is for evaluation."""
+    schedule, size = policy.schedule, block.size
+    prompts_N = block.prompt_of_N
+    x, noise_KN = _noise(policy, block, config)
+    latents, logps, kl_N, predictions = [x], [], torch.zeros(size), 0
+    preview_at = () if block.evaluation else config.credit.previews
+    previews: list[Tensor] = []
+    for step in range(schedule.steps):
+        k = torch.tensor(step, device=policy.device)
+        t_N = schedule.timesteps_K[k].expand(size)
+        output = policy.predict(x, t_N, prompts_N)
+        predictions += 1
+        if step in preview_at:
+            clean, spent = _preview(policy, step, x, output, prompts_N, config.credit)
+            previews.append(clean)
+            predictions += spent
+        mean = transition.mean(schedule, k, x, output)
+        if block.measure_kl:
+            reference = policy.predict(x, t_N, prompts_N, reference=True)
+            predictions += 1
+            kl_N += transition.kl(schedule, k, mean, transition.mean(schedule, k, x, reference)).cpu()
+        x = transition.draw(schedule, k, mean, noise_KN[step])
+        if not block.evaluation:
+            latents.append(x)
+            stochastic = bool(schedule.noise_K[k] > 0)
+            logps.append(transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0]))
+    images = [policy.decode(clean) for clean in (*previews, x)]
+    return Drawn(
+        block=block,
+        version=version,
+        latents_NK=None if block.evaluation else torch.stack(latents, dim=1).cpu().numpy(),
+        logp_NK=None if block.evaluation else torch.stack(logps, dim=1).cpu().numpy(),
+        kl_N=kl_N.numpy() if block.measure_kl else None,
+        previews_JN=tuple(images),
+        cost=Cost(forward=size * predictions * policy.evaluations_per_prediction, images_decoded=size * len(images)),
+    )
+
+
+def _noise(policy: Policy, block: Block, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """The first latent (N, ...) and the noise of every step (K, N, ...), from each sample's own coordinates."""
+    if block.evaluation:  # the same noise at every evaluation of every run
+        seed, update = config.evaluation.seed, 0
+        stages = (Stage.EVALUATION_INITIAL_NOISE, Stage.EVALUATION_STEP_NOISE)
+    else:
+        seed, update = config.seed, block.update
+        stages = (Stage.INITIAL_NOISE, Stage.STEP_NOISE)
+    samples = range(block.first_sample, block.first_sample + block.samples_per_prompt)
+    shapes = (policy.latent_shape, (policy.schedule.steps, *policy.latent_shape))
+    drawn = [
+        [
+            torch.randn(shape, generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s))
+            for prompt in block.prompt_ids
+            for s in samples
+        ]
+        for stage, shape in zip(stages, shapes, strict=True)
+    ]
+    return torch.stack(drawn[0]).to(policy.device), torch.stack(drawn[1], dim=1).to(policy.device)
+
+
+def _preview(
+    policy: Policy, step: int, x: Tensor, output: Tensor, prompts_N: Sequence[str], credit: Credit
+) -> tuple[Tensor, int]:
+    """The clean latent predicted at a step, after some deterministic steps, and the predictions that took."""
+    schedule = policy.schedule
+    levels = np.unique(np.linspace(step, schedule.steps - 1, credit.preview_steps + 1).round().astype(int))
+    x0, eps = transition.predicted(schedule, torch.tensor(step, device=policy.device), x, output)
+    for level in levels[1:]:
+        k = torch.tensor(level, device=policy.device)
+        x = schedule.alpha_K1[k] * x0 + schedule.sigma_K1[k] * eps
+        output = policy.predict(x, schedule.timesteps_K[k].expand(len(x)), prompts_N)
+        x0, eps = transition.predicted(schedule, k, x, output)
+    return x0, len(levels) - 1
+
+
+def score(drawn: Drawn, config: RunConfig) -> Rollouts:
+    """Score a block: the trained reward of every preview, and at the end every reward that is watched."""
+    block, evaluation = drawn.block, drawn.block.evaluation
+    final = {r.name: _scored(r.name, drawn.previews_JN[-1], block) for r in config.rewards}
+    reward_N = _total(final, config.rewards)
+    scores = {"reward": reward_N, **final} if len(config.rewards) > 1 else dict(final)
+    credit_NK = None
+    if evaluation:
+        scores |= {name: _scored(name, drawn.previews_JN[-1], block) for name in config.evaluation.rewards if name not in scores}
+    elif config.credit.kind == "terminal":
+        credit_NK = terminal_credit(reward_N, steps=config.sampler.steps)
+    else:
+        values = [
+            _total({r.name: _scored(r.name, images, block) for r in config.rewards}, config.rewards)
+            for images in drawn.previews_JN[:-1]
+        ]
+        at = [*config.credit.previews, config.sampler.steps]
+        credit_NK = preview_credit(np.stack([*values, reward_N], axis=1), at=at, steps=config.sampler.steps)
+    return Rollouts(
+        block=block,
+        version=drawn.version,
+        latents_NK=drawn.latents_NK,
+        logp_NK=drawn.logp_NK,
+        scores=scores,
+        reward_N=reward_N,
+        credit_NK=credit_NK,
+        images_N=drawn.previews_JN[-1] if evaluation else None,
+        kl_N=drawn.kl_N,
+        cost=drawn.cost + Cost(images_scored=block.size * len(drawn.previews_JN)),
+    )
+
+
+def _scored(name: str, images_N: np.ndarray, block: Block) -> np.ndarray:
+    return rewards.score(name, images_N, block.prompt_of_N, block.metadata_of_N)
+
+
+def _total(scores: dict[str, np.ndarray], terms: Sequence[Reward]) -> np.ndarray:
+    return np.sum([term.weight * scores[term.name] for term in terms], axis=0)

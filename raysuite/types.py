@@ -1,0 +1,172 @@
+"""The nouns that move between stages and processes.
+
+Axis legend, used as suffixes of tensor names everywhere:
+
+    N  samples (one picture each)            K  denoising steps, k = 0 is the step that leaves pure noise
+    U  units of an objective                 M  members of a unit: 1 for a transition, 2 for a pair
+    P  distinct prompts                      ...  the latent's own axes, (C, H, W) or (D,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What work was done; adds up. `forward` and `backward` count samples through the denoiser once each."""
+
+    forward: int = 0
+    backward: int = 0
+    images_decoded: int = 0
+    images_scored: int = 0
+
+    @property
+    def network_evaluations(self) -> int:
+        """The budget's unit: a backward pass costs two forward passes."""
+        return self.forward + 2 * self.backward
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Coordinates of some prompts' rollouts, which go through the network as one batch.
+
+    Example: prompts ("a", "b") with samples_per_prompt 4 is one batch of 8 pictures, a's four first.
+    """
+
+    update: int
+    index: int
+    prompts: tuple[str, ...]
+    prompt_ids: tuple[int, ...]
+    """Number of each prompt, the coordinate of its noise."""
+    samples_per_prompt: int
+    metadata: tuple[Mapping[str, Any], ...]
+    """What the prompt file says of each prompt besides its text; rewards see it."""
+    first_sample: int = 0
+    """Number of the first sample of each prompt, a coordinate of its noise."""
+    evaluation: bool = False
+    """Evaluation blocks draw from their own stream, keep the pictures and drop the trajectories."""
+    measure_kl: bool = False
+    """Whether to measure the KL from the reference along the way (evaluation only; doubles the network cost)."""
+
+    @property
+    def size(self) -> int:
+        """Samples in the block."""
+        return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def prompt_of_N(self) -> tuple[str, ...]:
+        """The prompt of every sample."""
+        return tuple(p for p in self.prompts for _ in range(self.samples_per_prompt))
+
+
+    @property
+    def metadata_of_N(self) -> tuple[Mapping[str, Any], ...]:
+        """The metadata of every sample."""
+        return tuple(m for m in self.metadata for _ in range(self.samples_per_prompt))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Pictures and trajectories that no reward has seen yet. NumPy, on the CPU."""
+
+    block: Block
+    version: int
+    latents_NK: np.ndarray | None
+    logp_NK: np.ndarray | None
+    kl_N: np.ndarray | None
+    previews_JN: tuple[np.ndarray, ...]
+    """uint8 (N, H, W, 3) of every preview, the final pictures last."""
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What a block's rollout gave. Plain NumPy, so that it crosses processes without copies."""
+
+    block: Block
+    version: int
+    """The policy version that drew it."""
+    latents_NK: np.ndarray | None
+    """Float32 (N, K + 1, ...): column 0 is pure noise, column K the final latent. None for evaluation blocks."""
+    logp_NK: np.ndarray | None
+    """Behaviour log-density of every step in nats, float32 (N, K); 0 where a step adds no noise."""
+    scores: Mapping[str, np.ndarray]
+    """Float64 (N,) of every reward by name."""
+    reward_N: np.ndarray
+    """The trained reward: the weighted sum."""
+    credit_NK: np.ndarray | None
+    """Per-step credit of the trained reward, float64 (N, K), each row summing to the reward."""
+    images_N: np.ndarray | None
+    """uint8 (N, H, W, 3). None for training blocks."""
+    kl_N: np.ndarray | None
+    """KL from the reference summed over the trajectory's steps, nats. None unless measured."""
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """One block's trajectories with an advantage for every step, in the order in which they were drawn."""
+
+    latents_NK: Tensor
+    """(N, K + 1, ...) float32."""
+    logp_NK: Tensor
+    """(N, K) nats."""
+    advantage_NK: Tensor
+    """(N, K)."""
+    prompts_N: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Where an objective wants predictions, and what its loss needs besides. Every tensor leads with U."""
+
+    x_UM: Tensor
+    """(U, M, ...) noisy latents."""
+    t_UM: Tensor
+    """(U, M) the network's timesteps, int64."""
+    prompts_U: tuple[str, ...]
+    together: int
+    """Units 0 to together - 1 form one group, the next `together` another, ...: a microbatch never crosses groups.
+    Points that went through the network together when drawn do so again when learned: the first ratio is exactly 1."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.t_UM)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Units start to stop, as one chunk."""
+        return replace(
+            self,
+            x_UM=self.x_UM[start:stop],
+            t_UM=self.t_UM[start:stop],
+            prompts_U=self.prompts_U[start:stop],
+            together=stop - start,
+            extra={name: tensor[start:stop] for name, tensor in self.extra.items()},
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(
+            self,
+            x_UM=self.x_UM.to(device),
+            t_UM=self.t_UM.to(device),
+            extra={name: tensor.to(device) for name, tensor in self.extra.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Per-unit terms of an objective; the caller reduces. All (U,) float32."""
+
+    terms_U: Tensor
+    metrics: Mapping[str, Tensor]
