@@ -1,0 +1,55 @@
+# Every target works as the first command on a machine with Python 3.11 or newer and make.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell python3.11 -c 'pass' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+
+# The peer of `make bench-peer` is a library that needs older neighbours than the suite does; what both can share,
+# they share at the same version.
+PEER := trl==0.23.1 diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 datasets==5.0.1 fsspec==2026.6.0
+PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors scipy torch
+
+.PHONY: help setup demo test check fix bench bench-peer clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## environment in .venv with the package and its tools; installs nothing when up to date
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "expected Python 3.11 or newer, got %d.%d: make setup PYTHON=/path/to/python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## train the bundled model to draw what it is asked for, on this machine
+	$(BIN)/raysuite train scenes-ddpo --out runs/demo
+	@echo "The report is $(CURDIR)/runs/demo/report.html: open it in a browser."
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+check: setup ## lint, format and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup ## mend what lint and format can mend by themselves
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## how fast the suite is on this machine
+	$(BIN)/python jobs/bench.py
+
+bench-peer: setup .venv-peer/.installed ## the same training in the suite and in a peer library, timed
+	$(BIN)/python jobs/bench_peer.py --peer .venv-peer/bin/python
+
+.venv-peer/.installed: Makefile constraints.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --disable-pip-version-check $(PEER) \
+		$$(for name in $(PEER_SHARED); do grep -i "^$$name==" constraints.txt; done)
+	@touch $@
+
+clean: ## remove environments, caches and builds; runs stay
+	rm -rf .venv .venv-peer build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find raysuite jobs tests analysis -name __pycache__ -type d -prune -exec rm -rf {} +
