@@ -34,9 +34,10 @@ check: setup ## lint, format and types, changing nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fix: setup ## mend what lint and format can mend by themselves
-	$(BIN)/ruff check --fix .
+fix: setup ## mend what lint and format can mend by themselves, show the rest
+	$(BIN)/ruff check --fix --exit-zero --quiet . > /dev/null
 	$(BIN)/ruff format .
+	$(BIN)/ruff check .
 
 bench: setup ## how fast the suite is on this machine
 	$(BIN)/python jobs/bench.py

@@ -45,7 +45,7 @@ class Pretraining:
     vae_steps: int = 1_500
     vae_batch: int = 32
     vae_learning_rate: float = 2e-3
-    denoiser_steps: int = 5_000
+    denoiser_steps: int = 4_000
     denoiser_batch: int = 64
     denoiser_learning_rate: float = 6e-4
     ema: float = 0.999

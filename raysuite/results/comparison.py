@@ -1,0 +1,225 @@
+"""What a run says: before against after, with intervals; what is wrong with it, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+from raysuite.results.run import SPLITS, Run, Scores
+
+FEW_PROMPTS = 10
+"""Below this many prompts an interval is too narrow to rely on."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One reward on the same prompts and noise under two policies, each named by its number of updates."""
+
+    reward: str
+    split: str
+    first: int
+    last: int
+    prompts: int
+    pictures: int
+    before: Interval
+    after: Interval
+    difference: Interval
+
+    @property
+    def direction(self) -> int:
+        """+1 or -1 where the interval of the difference lies on one side of zero, else 0."""
+        return int(self.difference.low > 0) - int(self.difference.high < 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A reward's mean and interval at each evaluation, against what the policy's training cost."""
+
+    network_evaluations: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def compare(run: Run) -> list[Comparison]:
+    """The first evaluation against the last: every reward, held-out prompts first. Empty before the second."""
+    if len(run.evaluations) < 2:
+        return []
+    first, last = run.evaluations[0], run.evaluations[-1]
+    return [c for reward in run.rewards for split in run.splits if (c := compare_one(run, reward, split, first, last))]
+
+
+def compare_one(run: Run, reward: str, split: str, first: int, last: int) -> Comparison | None:
+    """One reward on one split over the (prompt, sample) pairs that both evaluations have; None without any."""
+    before, after = (run.scores.where(reward=reward, split=split, update=update) for update in (first, last))
+    row_of = {key: row for row, key in enumerate(zip(before.prompt, before.sample, strict=True))}
+    pairs = [(row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of]
+    if not pairs:
+        return None
+    rows_before, rows_after = np.array(pairs).T
+    prompt, old, new = after.prompt[rows_after], before.value[rows_before], after.value[rows_after]
+    groups = _groups(prompt)
+    return Comparison(
+        reward=reward,
+        split=split,
+        first=first,
+        last=last,
+        prompts=len(np.unique(prompt)),
+        pictures=len(pairs),
+        before=bootstrap_mean(old, groups, _generator()),
+        after=bootstrap_mean(new, groups, _generator()),
+        difference=paired_difference(old, new, groups, _generator()),
+    )
+
+
+def curve(run: Run, reward: str, split: str) -> Curve:
+    """A reward's way through the evaluations."""
+    scores = run.scores.where(reward=reward, split=split)
+    updates = np.unique(scores.update)
+    points = [mean(scores.where(update=update)) for update in updates]
+    columns = np.array([(p.estimate, p.low, p.high) for p in points]).reshape(-1, 3).T
+    return Curve(run.spent(updates), *columns)
+
+
+def mean(scores: Scores) -> Interval:
+    """The mean of one reward at one evaluation."""
+    return bootstrap_mean(scores.value, _groups(scores.prompt), _generator())
+
+
+def _groups(prompts: np.ndarray) -> np.ndarray:
+    """What is resampled: prompts. Where there is one prompt only, its pictures: the interval then is about that prompt."""
+    return prompts if len(np.unique(prompts)) > 1 else np.arange(len(prompts))
+
+
+def _generator() -> np.random.Generator:
+    """The same draws for every number: a report made twice is the same report, whatever else is in it."""
+    return np.random.default_rng(0)
+
+
+def headline(run: Run) -> str:
+    """The reward that the verdict is about: a watched pass rate where there is one, the trained reward otherwise."""
+    return next((name for name in run.watched if name.endswith("_strict")), run.trained)
+
+
+def label(reward: str) -> str:
+    """How a reward is called in a sentence."""
+    return "strict pass rate" if reward.endswith("_strict") else f"reward {reward}"
+
+
+def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
+    """The run in one sentence, or two while it is unfinished."""
+    if not run.evaluations:
+        return f"Nothing has been evaluated yet: {run.updates} of {run.config['updates']} updates are done."
+    reward, split = headline(run), run.splits[0]
+    found = next((c for c in comparisons if (c.reward, c.split) == (reward, split)), None)
+    if found is None:
+        scores = run.scores.where(reward=reward, split=split, update=run.evaluations[-1])
+        prompts = count(len(np.unique(scores.prompt)), f"{SPLITS[split]} prompt")
+        return (
+            f"So far only the policy after {count(run.evaluations[-1], 'update')} has been evaluated: on {prompts} "
+            f"the {label(reward)} is {with_interval(mean(scores))}."
+        )
+    verb = {1: "rose", 0: "went", -1: "fell"}[found.direction]
+    places = decimals(found.difference)
+    over = "over prompts" if found.prompts > 1 else "over the pictures of that prompt"
+    sentence = (
+        f"On {count(found.prompts, f'{SPLITS[split]} prompt')} the {label(reward)} {verb} from "
+        f"{number(found.before.estimate, places)} to {number(found.after.estimate, places)}: "
+        f"{with_interval(found.difference, signed=True)}, 95 % bootstrap {over}"
+    )
+    sentence += ", which cannot be told from no change." if found.direction == 0 else "."
+    if not run.finished:
+        sentence += f" The run is unfinished: {run.updates} of {run.config['updates']} updates are done."
+    return sentence
+
+
+def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
+    """Signs that the reward is gamed or the prompts learned by heart: what must not be overlooked."""
+    by = {(c.reward, c.split): c for c in comparisons}
+    found = []
+    training, held_out = by.get((run.trained, "training")), by.get((run.trained, "held_out"))
+    if training and held_out and training.difference.estimate > 0 > held_out.direction:
+        found.append(
+            f"The trained reward rose on training prompts ({_change(training)}) and fell on held-out prompts "
+            f"({_change(held_out)}): what was learned does not carry over. Take an earlier checkpoint."
+        )
+    for split in run.splits:
+        trained = by.get((run.trained, split))
+        for name in run.watched:
+            watched = by.get((name, split))
+            if trained and watched and trained.direction > 0 > watched.direction:
+                found.append(
+                    f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while {name}, "
+                    f"which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
+                )
+    return found
+
+
+def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
+    """What limits the conclusions."""
+    by = {(c.reward, c.split): c for c in comparisons}
+    found = []
+    training, held_out = by.get((run.trained, "training")), by.get((run.trained, "held_out"))
+    if training and held_out and training.direction > 0 and held_out.direction == 0:
+        found.append(
+            f"The trained reward rose on training prompts ({_change(training)}); on held-out prompts the change "
+            f"({_change(held_out)}) cannot be told from none."
+        )
+    for split in run.splits[:1]:
+        best = max(run.evaluations, key=lambda update: _estimate(run, split, update))
+        since = compare_one(run, run.trained, split, best, run.evaluations[-1])
+        if since and best > run.evaluations[0] and since.direction < 0:
+            found.append(
+                f"On {SPLITS[split]} prompts the trained reward was best after {count(best, 'update')} and has changed by "
+                f"{_change(since)} since: that checkpoint may be the better one."
+            )
+    if run.splits == ["training"]:
+        found.append("There are no held-out prompts: nothing here shows whether a gain carries over. Set prompts.held_out.")
+    if run.evaluations and not run.watched:
+        found.append(
+            "Only the trained reward is evaluated, so a run that games it looks like one that works. Name another in "
+            "evaluation.rewards."
+        )
+    few = {c.split: c.prompts for c in comparisons if c.prompts < FEW_PROMPTS}
+    if few:
+        where = " and ".join(count(n, f"{SPLITS[split]} prompt") for split, n in few.items())
+        found.append(f"With only {where}, intervals are too narrow to rely on. Raise evaluation.prompts.")
+    return found
+
+
+def _estimate(run: Run, split: str, update: int) -> float:
+    values = run.scores.where(reward=run.trained, split=split, update=update).value
+    return float(values.mean()) if len(values) else -math.inf
+
+
+def _change(comparison: Comparison) -> str:
+    return with_interval(comparison.difference, signed=True)
+
+
+def count(how_many: int, what: str) -> str:
+    """'1 prompt', '2 prompts'."""
+    return f"{how_many:,} {what}{'' if how_many == 1 else 's'}"
+
+
+def decimals(interval: Interval) -> int:
+    """Decimal places that show the width of an interval to two digits."""
+    width = interval.high - interval.low
+    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
+
+
+def number(value: float, places: int, *, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    if math.isnan(value):
+        return "–"
+    return f"{round(value, places) + 0.0:{'+' if signed else ''}.{places}f}".replace("-", "−")
+
+
+def with_interval(interval: Interval, *, signed: bool = False, places: int | None = None) -> str:
+    """An estimate and its limits: 0.14 [0.09, 0.19]."""
+    places = decimals(interval) if places is None else places
+    low, high = number(interval.low, places), number(interval.high, places)
+    return f"{number(interval.estimate, places, signed=signed)} [{low}, {high}]"

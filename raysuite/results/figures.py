@@ -1,0 +1,97 @@
+"""Figures as SVG for a page: text stays text, and colours are the page's own, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+STAND_INS = {"ink": "#00f001", "grid": "#00f002", "held_out": "#00f003", "training": "#00f004", "rollouts": "#00f005"}
+"""What Matplotlib draws with; `_page` puts the style sheet's variables in their place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Points (n,) with, where it has one, an interval each. `colour` is a key of STAND_INS."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+def panel(
+    name: str,
+    lines: Sequence[Line],
+    *,
+    describe: str,
+    xlabel: str,
+    reference: float | None = None,
+    size: tuple[float, float] = (4.6, 2.7),
+) -> str:
+    """One small plot: lines with intervals are drawn as points and a band, those without as a faint line.
+
+    Args:
+        name: unique on the page; identifiers in the SVG begin with it.
+        lines: later ones lie on top.
+        describe: one sentence for those who cannot see it.
+        xlabel: with the unit.
+        reference: height of a dashed line, the value that means "nothing happened".
+        size: inches.
+
+    Returns:
+        An `<svg>` element.
+    """
+    # only these settings have no argument of their own: text as text, and identifiers that do not change from run to run
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        if reference is not None:
+            axes.axhline(reference, color=STAND_INS["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        for line in lines:
+            _draw(axes, line)
+        _dress(axes, xlabel)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _page(buffer.getvalue(), name, describe)
+
+
+def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
+    colour = STAND_INS[line.colour]
+    if line.low is None or line.high is None:
+        axes.plot(line.x, line.y, color=colour, linewidth=1.1, marker="o" if len(line.x) == 1 else "", markersize=3)
+        return
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+    axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1, alpha=0.55)
+    axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker="o", markersize=3.6)
+
+
+def _dress(axes: matplotlib.axes.Axes, xlabel: str) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(STAND_INS["grid"])
+    axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=STAND_INS["ink"], length=0, labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(xlabel, color=STAND_INS["ink"], fontsize=9)
+    axes.yaxis.get_offset_text().set_color(STAND_INS["ink"])
+
+
+def _page(svg: str, name: str, describe: str) -> str:
+    """The `<svg>` element alone, for this page: own identifiers, the page's colours and width."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    for variable, stand_in in STAND_INS.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    head = f'<svg role="img" aria-label="{escape(describe)}"'
+    return re.sub(r'<svg(.*?) width="[^"]*"(.*?) height="[^"]*"', rf"{head}\1\2", svg, count=1, flags=re.DOTALL)

@@ -1,0 +1,242 @@
+"""A run directory in, one frozen value out. See docs/architecture.md for what the files hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysuite.errors import UserError
+
+SPLITS = {"held_out": "held-out", "training": "training"}
+"""Every split and how it is called in sentences, the one that matters most first."""
+WEIGHTED_SUM = "weighted sum"
+"""How the trained reward is called where it is the sum of several."""
+SCORES = pa.schema(
+    {
+        "update": pa.int64(),
+        "split": pa.string(),
+        "prompt": pa.string(),
+        "sample": pa.int64(),
+        "reward": pa.string(),
+        "value": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One metric: the updates that have it, ascending, and its values."""
+
+    updates: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Evaluation scores as columns, one row for each picture and reward, sorted by update, split, prompt and sample."""
+
+    update: np.ndarray
+    split: np.ndarray
+    prompt: np.ndarray
+    sample: np.ndarray
+    reward: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def where(self, **wanted: object) -> Scores:
+        """The rows whose columns have these values."""
+        keep = np.ones(len(self), dtype=bool)
+        for column, value in wanted.items():
+            keep &= getattr(self, column) == value
+        return Scores(**{name: getattr(self, name)[keep] for name in SCORES.names})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that an evaluation kept."""
+
+    update: int
+    split: str
+    index: int
+    sample: int
+    prompt: str
+    png: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that a run left behind, or has left so far."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    metrics: Mapping[str, Series]
+    scores: Scores
+    pictures: tuple[Picture, ...]
+    ledger: Mapping[str, Any]
+    """Empty where nothing has been spent yet."""
+
+    @property
+    def evaluations(self) -> list[int]:
+        """Numbers of updates after which the policy was evaluated, ascending."""
+        return [int(update) for update in np.unique(self.scores.update)]
+
+    @property
+    def updates(self) -> int:
+        """Updates that are done."""
+        budget = self.metrics.get("budget/network_evaluations")
+        return int(budget.updates[-1]) + 1 if budget else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last policy has been evaluated."""
+        return self.config["updates"] in self.evaluations
+
+    @property
+    def trained(self) -> str:
+        """The name of the trained reward."""
+        names = [reward["name"] for reward in self.config["rewards"]]
+        return names[0] if len(names) == 1 else WEIGHTED_SUM
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of all rewards, the trained one first, then its terms, then what is only watched."""
+        terms = [reward["name"] for reward in self.config["rewards"]]
+        return list(dict.fromkeys([self.trained, *terms, *sorted(set(self.scores.reward.tolist()))]))
+
+    @property
+    def watched(self) -> list[str]:
+        """Names of the rewards that are evaluated and never trained."""
+        terms = {reward["name"] for reward in self.config["rewards"]}
+        return [name for name in self.rewards if name not in terms | {WEIGHTED_SUM}]
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits that were evaluated, held-out first."""
+        return [split for split in SPLITS if split in self.scores.split]
+
+    @cached_property
+    def _spent(self) -> dict[int, float]:
+        budget = self.metrics.get("budget/network_evaluations")
+        return {0: 0.0} | ({int(u) + 1: float(v) for u, v in zip(budget.updates, budget.values, strict=True)} if budget else {})
+
+    def spent(self, policies: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Network evaluations of training that each policy cost, named by its number of updates. Policy 0 cost none."""
+        missing = [int(policy) for policy in policies if int(policy) not in self._spent]
+        if missing:
+            raise UserError(
+                f"expected budget/network_evaluations of update {missing[0] - 1} in {self.directory / 'metrics.jsonl'}, found "
+                "none: copy the whole run directory again, or repeat the command that began the run"
+            )
+        return np.array([self._spent[int(policy)] for policy in policies])
+
+
+def read_run(directory: Path) -> Run:
+    """Everything in a run directory but its checkpoints.
+
+    Until the first update only config.json and provenance.json have to be there.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if not (directory / "config.json").is_file():
+        raise UserError(f"expected a run in {directory}, found no config.json: name the --out of a `raysuite train`")
+    config = _json(directory / "config.json")
+    scores = _scores(directory, {reward["name"]: reward["weight"] for reward in config["rewards"]})
+    begun = bool((scores.update > 0).any())
+    metrics = _metrics(directory / "metrics.jsonl", required=begun)
+    for update in sorted({int(u) for name, m in metrics.items() if name.startswith("evaluation/") for u in m.updates}):
+        if update not in scores.update:
+            raise _missing(directory / "scores" / f"{update:06d}.parquet")
+    return Run(
+        directory=directory,
+        config=config,
+        provenance=_json(directory / "provenance.json"),
+        metrics=metrics,
+        scores=scores,
+        pictures=_pictures(directory / "images"),
+        ledger=_json(directory / "ledger.json", required=begun),
+    )
+
+
+def _missing(file: Path) -> UserError:
+    return UserError(
+        f"expected {file}, found nothing there: copy the whole run directory, or repeat the command that began the run"
+    )
+
+
+def _damaged(file: Path, what: object) -> UserError:
+    return UserError(f"expected {file} as the run wrote it, it is damaged ({what}): copy it again from where the run was")
+
+
+def _json(file: Path, *, required: bool = True) -> dict[str, Any]:
+    if not file.is_file():
+        if required:
+            raise _missing(file)
+        return {}
+    try:
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(file, error) from error
+    return value
+
+
+def _metrics(file: Path, *, required: bool) -> dict[str, Series]:
+    """Every metric by name. Where a number was written twice (a run that was stopped and went on) the later one counts."""
+    if not file.is_file():
+        if required:
+            raise _missing(file)
+        return {}
+    found: dict[str, dict[int, float]] = {}
+    *lines, unfinished = file.read_text(encoding="utf-8").split("\n")  # the run may be writing its next line now
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            found.setdefault(row["name"], {})[int(row["update"])] = float(row["value"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(file, f"line {number}: {error}") from error
+    return {name: Series(*map(np.array, zip(*sorted(points.items()), strict=True))) for name, points in found.items()}
+
+
+def _scores(directory: Path, weights: Mapping[str, float]) -> Scores:
+    tables = [SCORES.empty_table()]
+    for file in sorted((directory / "scores").glob("[0-9]*.parquet")):
+        try:
+            tables.append(pq.read_table(file, columns=SCORES.names).cast(SCORES))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(file, error) from error
+    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in SCORES.names[:4]])
+    scores = Scores(**{name: table[name].to_numpy() for name in SCORES.names})
+    return _with_weighted_sum(scores, weights) if len(weights) > 1 and len(scores) else scores
+
+
+def _with_weighted_sum(scores: Scores, weights: Mapping[str, float]) -> Scores:
+    """The scores, and the trained reward as one more: rows of every term are sorted alike, so they add up row by row."""
+    terms = [scores.where(reward=name) for name in weights]
+    total = sum(weight * term.value for weight, term in zip(weights.values(), terms, strict=True))
+    rows = {name: getattr(terms[0], name) for name in SCORES.names}
+    rows |= {"reward": np.full(len(terms[0]), WEIGHTED_SUM, dtype=object), "value": total}
+    return Scores(**{name: np.concatenate([getattr(scores, name), rows[name]]) for name in SCORES.names})
+
+
+def _pictures(directory: Path) -> tuple[Picture, ...]:
+    files = sorted(directory.glob("[0-9]*/*.png"))
+    prompts = _json(directory / "prompts.json", required=bool(files))
+    pictures = []
+    for file in files:
+        name = re.fullmatch(r"((\w+)-(\d+))(?:-(\d+))?", file.stem)
+        if name and name[1] in prompts:
+            update, sample = int(file.parent.name), int(name[4] or 0)
+            pictures.append(Picture(update, name[2], int(name[3]), sample, prompts[name[1]], file.read_bytes()))
+    return tuple(pictures)
