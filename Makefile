@@ -53,4 +53,4 @@ bench-peer: setup .venv-peer/.installed ## the same training in the suite and in
 
 clean: ## remove environments, caches and builds; runs stay
 	rm -rf .venv .venv-peer build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find raysuite jobs tests analysis -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -name .git -o -name runs \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

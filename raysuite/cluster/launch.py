@@ -48,11 +48,12 @@ def connect() -> None:
     os.environ.update(ENVIRONMENT)
     if ray.is_initialized():
         return
-    quiet = {"logging_level": "ERROR", "log_to_driver": False, "runtime_env": {"env_vars": ENVIRONMENT}}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+        ray.init(logging_level="ERROR", runtime_env={"env_vars": ENVIRONMENT})
+    else:  # processes of this machine inherit the environment, and start sooner than with one of their own
+        ray.init(
+            address="local", num_cpus=os.cpu_count(), include_dashboard=False, logging_level="ERROR", log_to_driver=False
+        )
 
 
 def check_resources(config: RunConfig) -> None:

@@ -57,7 +57,9 @@ def compare_one(run: Run, reward: str, split: str, first: int, last: int) -> Com
     """One reward on one split over the (prompt, sample) pairs that both evaluations have; None without any."""
     before, after = (run.scores.where(reward=reward, split=split, update=update) for update in (first, last))
     row_of = {key: row for row, key in enumerate(zip(before.prompt, before.sample, strict=True))}
-    pairs = [(row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of]
+    pairs = [
+        (row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of
+    ]
     if not pairs:
         return None
     rows_before, rows_after = np.array(pairs).T
@@ -91,7 +93,7 @@ def mean(scores: Scores) -> Interval:
 
 
 def _groups(prompts: np.ndarray) -> np.ndarray:
-    """What is resampled: prompts. Where there is one prompt only, its pictures: the interval then is about that prompt."""
+    """What is resampled: prompts, or where there is only one its pictures: the interval is then about that prompt."""
     return prompts if len(np.unique(prompts)) > 1 else np.arange(len(prompts))
 
 
@@ -145,7 +147,7 @@ def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     if training and held_out and training.difference.estimate > 0 > held_out.direction:
         found.append(
             f"The trained reward rose on training prompts ({_change(training)}) and fell on held-out prompts "
-            f"({_change(held_out)}): what was learned does not carry over. Take an earlier checkpoint."
+            f"({_change(held_out)}): what was learned does not carry over. Prefer an earlier checkpoint."
         )
     for split in run.splits:
         trained = by.get((run.trained, split))
@@ -153,8 +155,8 @@ def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             watched = by.get((name, split))
             if trained and watched and trained.direction > 0 > watched.direction:
                 found.append(
-                    f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while {name}, "
-                    f"which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
+                    f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while "
+                    f"{name}, which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
                 )
     return found
 
@@ -174,11 +176,14 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
         since = compare_one(run, run.trained, split, best, run.evaluations[-1])
         if since and best > run.evaluations[0] and since.direction < 0:
             found.append(
-                f"On {SPLITS[split]} prompts the trained reward was best after {count(best, 'update')} and has changed by "
-                f"{_change(since)} since: that checkpoint may be the better one."
+                f"On {SPLITS[split]} prompts the trained reward was best after {count(best, 'update')} and has changed "
+                f"by {_change(since)} since. The best of {len(run.evaluations)} evaluations is partly luck; even so, "
+                "that checkpoint may be the better one."
             )
     if run.splits == ["training"]:
-        found.append("There are no held-out prompts: nothing here shows whether a gain carries over. Set prompts.held_out.")
+        found.append(
+            "There are no held-out prompts: nothing here shows whether a gain carries over. Set prompts.held_out."
+        )
     if run.evaluations and not run.watched:
         found.append(
             "Only the trained reward is evaluated, so a run that games it looks like one that works. Name another in "
@@ -208,7 +213,8 @@ def count(how_many: int, what: str) -> str:
 def decimals(interval: Interval) -> int:
     """Decimal places that show the width of an interval to two digits."""
     width = interval.high - interval.low
-    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
+    rounding = 1e-9 * max(abs(interval.low), abs(interval.high))
+    return min(6, max(0, 1 - math.floor(math.log10(width)))) if width > rounding else 3
 
 
 def number(value: float, places: int, *, signed: bool = False) -> str:

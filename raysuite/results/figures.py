@@ -16,6 +16,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 STAND_INS = {"ink": "#00f001", "grid": "#00f002", "held_out": "#00f003", "training": "#00f004", "rollouts": "#00f005"}
 """What Matplotlib draws with; `_page` puts the style sheet's variables in their place."""
 
+STEPS = [1, 2, 2.5, 5, 10]
+"""Round numbers for ticks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Line:
@@ -50,7 +53,7 @@ def panel(
     Returns:
         An `<svg>` element.
     """
-    # only these settings have no argument of their own: text as text, and identifiers that do not change from run to run
+    # settings that no argument has: text as text, and identifiers that are the same every time
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
@@ -80,9 +83,9 @@ def _dress(axes: matplotlib.axes.Axes, xlabel: str) -> None:
     axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=STAND_INS["ink"], length=0, labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     axes.set_xlabel(xlabel, color=STAND_INS["ink"], fontsize=9)
     axes.yaxis.get_offset_text().set_color(STAND_INS["ink"])
 

@@ -15,15 +15,15 @@ from markupsafe import Markup
 from matplotlib.ticker import EngFormatter
 
 from raysuite.errors import UserError
-from raysuite.kernel.stats import Interval
+from raysuite.kernel.stats import RESAMPLES, Interval
 from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, count, decimals, number, with_interval
+from raysuite.results.comparison import Comparison, decimals, number, with_interval
 from raysuite.results.figures import Line, panel
-from raysuite.results.run import SPLITS, Picture, Run, read_run
+from raysuite.results.run import EMPTY, SPLITS, WEIGHTED_SUM, Picture, Run, read_run
 
 SPENT = "network evaluations spent on training"
 DIAGNOSTICS = {
-    "ratio": ("Importance ratio", "mean over the first minibatch; 1 when the data are on-policy", 1.0),
+    "ratio": ("Importance ratio", "first minibatch; 1 when on-policy", 1.0),
     "clip_fraction": ("Clip fraction", "share of steps whose ratio left the band", None),
     "grad_norm": ("Gradient norm", "before clipping", None),
     "kl_behaviour": ("KL from the behaviour policy", "as the objective estimates it", None),
@@ -53,7 +53,7 @@ def write_report(directory: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -100,7 +100,7 @@ def _content(run: Run) -> dict[str, Any]:
         "splits": SPLITS,
         "curves": [(name, _role(run, name), _learning_curve(run, i, name)) for i, name in enumerate(run.rewards)],
         "pairs": list(_pairs(run)),
-        "kl": _kl(run),
+        "kl": _kl_curve(run),
         "diagnostics": list(_diagnostics(run)),
         "costs": _costs(run.ledger),
         "seconds": run.ledger.get("seconds", {}),
@@ -109,28 +109,43 @@ def _content(run: Run) -> dict[str, Any]:
         "origin": [(key, value) for key, value in _flat(provenance) if value is not None],
         "dirty": run.provenance.get("dirty"),
         "seeds": seeds,
+        "resamples": RESAMPLES,
     }
 
 
 def _tiles(run: Run, compared: Sequence[Comparison]) -> Iterator[tuple[str, str, str, int]]:
     """Label, number, what stands below it, and whether it is good (1), bad (-1) or neither."""
-    chosen = dict.fromkeys([(comparison.headline(run), "held_out"), (run.trained, "held_out"), (run.trained, "training")])
-    for c in sorted((c for c in compared if (c.reward, c.split) in chosen), key=lambda c: list(chosen).index((c.reward, c.split))):
+    chosen = dict.fromkeys(
+        [(comparison.headline(run), "held_out"), (run.trained, "held_out"), (run.trained, "training")]
+    )
+    for c in sorted(
+        (c for c in compared if (c.reward, c.split) in chosen), key=lambda c: list(chosen).index((c.reward, c.split))
+    ):
         places = decimals(c.difference)
         was = f"{number(c.before.estimate, places)} → {number(c.after.estimate, places)}"
-        low, high = number(c.difference.low, places), number(c.difference.high, places)
-        label = f"{comparison.label(c.reward)}, {SPLITS[c.split]}"
-        yield label, number(c.difference.estimate, places, signed=True), f"[{low}, {high}]  {was}", c.direction
-    kl = _kl_interval(run)
-    if kl is not None:
-        yield "KL from the reference", number(kl.estimate, decimals(kl)), f"nats a trajectory  [{_limits(kl)}]", 0
+        label = f"{comparison.label(c.reward)}\n{SPLITS[c.split]} prompts"
+        yield (
+            label,
+            number(c.difference.estimate, places, signed=True),
+            f"{_limits(c.difference)}\n{was}",
+            c.direction * run.sign(c.reward),
+        )
+    for kl in list(_kl_intervals(run).values())[-1:]:
+        yield "KL from the reference\nnats a trajectory", number(kl.estimate, decimals(kl)), _limits(kl), 0
     if run.updates:
         seconds = sum(run.ledger.get("seconds", {}).values())
-        yield "training cost", _short(float(run.spent([run.updates])[0])), f"network evaluations  {_duration(seconds)} in all", 0
+        yield (
+            "cost of training\nnetwork evaluations",
+            _short(float(run.spent([run.updates])[0])),
+            f"{_duration(seconds)} with evaluation",
+            0,
+        )
 
 
 def _limits(interval: Interval) -> str:
-    return f"{number(interval.low, decimals(interval))}, {number(interval.high, decimals(interval))}"
+    if np.isnan(interval.low):
+        return "no interval"
+    return f"[{number(interval.low, decimals(interval))}, {number(interval.high, decimals(interval))}]"
 
 
 def _role(run: Run, reward: str) -> str:
@@ -141,7 +156,7 @@ def _role(run: Run, reward: str) -> str:
 
 def _learning_curve(run: Run, index: int, reward: str) -> Markup:
     lines = []
-    rollouts = run.metrics.get("train/reward" if reward == run.trained else f"train/reward/{reward}")
+    rollouts = run.metrics.get("train/reward" if reward == WEIGHTED_SUM else f"train/reward/{reward}")
     if rollouts is not None:
         lines.append(Line(run.spent(rollouts.updates), rollouts.values, "rollouts"))
     for split in reversed(run.splits):  # held-out prompts last, on top
@@ -151,30 +166,40 @@ def _learning_curve(run: Run, index: int, reward: str) -> Markup:
     return Markup(panel(f"reward{index}", lines, describe=describe, xlabel=SPENT))
 
 
-def _kl(run: Run) -> Markup | None:
-    series, low, high = (run.metrics.get(f"evaluation/kl{suffix}") for suffix in ("", "_low", "_high"))
-    if series is None or len(series.updates) < 2:
+def _kl_intervals(run: Run) -> dict[int, Interval]:
+    """The KL by policy. Its limits were computed when the trajectories were there; NaN where they could not be."""
+    series = [run.metrics.get(f"evaluation/kl{suffix}", EMPTY) for suffix in ("", "_low", "_high")]
+    points = [dict(zip(s.updates.tolist(), s.values.tolist(), strict=True)) for s in series]
+    return {update: Interval(*(p.get(update, float("nan")) for p in points)) for update in points[0]}
+
+
+def _kl_curve(run: Run) -> Markup | None:
+    found = _kl_intervals(run)
+    if len(found) < 2:
         return None
-    spent = run.spent(series.updates)
-    line = Line(spent, series.values, "training", low and low.values, high and high.values)
+    columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
+    line = Line(run.spent(list(found)), columns[0], "training", *columns[1:])
     describe = f"KL from the reference per trajectory, nats, against {SPENT}"
     return Markup(panel("kl", [line], describe=describe, xlabel=SPENT, reference=0.0))
-
-
-def _kl_interval(run: Run) -> Interval | None:
-    """The last KL. Its limits were computed when the trajectories were there."""
-    series = [run.metrics.get(f"evaluation/kl{suffix}") for suffix in ("", "_low", "_high")]
-    return Interval(*(float(s.values[-1]) if s else float("nan") for s in series)) if series[0] else None
 
 
 def _diagnostics(run: Run) -> Iterator[tuple[str, str, Markup]]:
     """Title, explanation and plot of everything that the learner reported, the known first."""
     names = [name.removeprefix("learn/") for name in run.metrics if name.startswith("learn/")]
-    for name in sorted(names, key=lambda name: (list(DIAGNOSTICS).index(name) if name in DIAGNOSTICS else len(DIAGNOSTICS), name)):
+    for name in sorted(
+        names, key=lambda name: (list(DIAGNOSTICS).index(name) if name in DIAGNOSTICS else len(DIAGNOSTICS), name)
+    ):
         title, explanation, reference = DIAGNOSTICS.get(name, (name.replace("_", " "), "", None))
         series = run.metrics[f"learn/{name}"]
         line = Line(series.updates, series.values, "held_out")
-        svg = panel(f"learn-{name}", [line], describe=f"{title} by update", xlabel="update", reference=reference, size=(3.1, 1.9))
+        svg = panel(
+            f"learn-{name}",
+            [line],
+            describe=f"{title} by update",
+            xlabel="update",
+            reference=reference,
+            size=(3.0, 1.8),
+        )
         yield title, explanation, Markup(svg)
 
 
@@ -195,13 +220,15 @@ def _pairs(run: Run) -> Iterator[dict[str, Any]]:
 def _picture(run: Run, picture: Picture) -> dict[str, Any]:
     if picture.png[:8] != b"\x89PNG\r\n\x1a\n":
         raise UserError(
-            f"expected PNG pictures in {run.directory / 'images'}, {picture.split}-{picture.index} of update {picture.update} is "
-            "none: copy it again from where the run was"
+            f"expected PNG pictures in {run.directory / 'images'}, {picture.split}-{picture.index} of update "
+            f"{picture.update} is none: copy it again from where the run was"
         )
     scores = run.scores.where(update=picture.update, split=picture.split, prompt=picture.prompt, sample=picture.sample)
-    marks = [(reward, float(value), _passes(run, reward)) for reward, value in zip(scores.reward, scores.value, strict=True)]
+    marks = [
+        (reward, float(value), _passes(run, reward)) for reward, value in zip(scores.reward, scores.value, strict=True)
+    ]
     return {
-        "update": picture.update,
+        "policy": picture.update,
         "data": base64.b64encode(picture.png).decode(),
         "pixelated": int.from_bytes(picture.png[16:20]) < PIXELATED_BELOW,
         "marks": sorted(marks, key=lambda mark: run.rewards.index(mark[0])),
@@ -240,7 +267,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _short(value: float) -> str:
     """1234567 as 1.23 M."""
-    return str(EngFormatter(places=0 if value < 1000 else 2, sep="\N{NARROW NO-BREAK SPACE}")(value))
+    return str(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}")(float(f"{value:.3g}")))
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from raysuite.errors import UserError
 SPLITS = {"held_out": "held-out", "training": "training"}
 """Every split and how it is called in sentences, the one that matters most first."""
 WEIGHTED_SUM = "weighted sum"
-"""How the trained reward is called where it is the sum of several."""
+"""How the trained reward is called where it is not one reward as it is."""
 SCORES = pa.schema(
     {
         "update": pa.int64(),
@@ -38,6 +38,9 @@ class Series:
 
     updates: np.ndarray
     values: np.ndarray
+
+
+EMPTY = Series(np.array([], dtype=int), np.array([]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +109,11 @@ class Run:
     @property
     def trained(self) -> str:
         """The name of the trained reward."""
-        names = [reward["name"] for reward in self.config["rewards"]]
-        return names[0] if len(names) == 1 else WEIGHTED_SUM
+        return _trained(self.config)
+
+    def sign(self, reward: str) -> int:
+        """-1 for a term that the trained reward subtracts, so that less of it is better; else 1."""
+        return next((-1 for term in self.config["rewards"] if term["name"] == reward and term["weight"] < 0), 1)
 
     @property
     def rewards(self) -> list[str]:
@@ -129,15 +135,18 @@ class Run:
     @cached_property
     def _spent(self) -> dict[int, float]:
         budget = self.metrics.get("budget/network_evaluations")
-        return {0: 0.0} | ({int(u) + 1: float(v) for u, v in zip(budget.updates, budget.values, strict=True)} if budget else {})
+        return {0: 0.0} | (
+            {int(u) + 1: float(v) for u, v in zip(budget.updates, budget.values, strict=True)} if budget else {}
+        )
 
     def spent(self, policies: Sequence[int] | np.ndarray) -> np.ndarray:
         """Network evaluations of training that each policy cost, named by its number of updates. Policy 0 cost none."""
         missing = [int(policy) for policy in policies if int(policy) not in self._spent]
         if missing:
             raise UserError(
-                f"expected budget/network_evaluations of update {missing[0] - 1} in {self.directory / 'metrics.jsonl'}, found "
-                "none: copy the whole run directory again, or repeat the command that began the run"
+                f"expected budget/network_evaluations of update {missing[0] - 1} in "
+                f"{self.directory / 'metrics.jsonl'}, found none: copy the whole run directory, or "
+                "repeat the command that began the run"
             )
         return np.array([self._spent[int(policy)] for policy in policies])
 
@@ -153,7 +162,9 @@ def read_run(directory: Path) -> Run:
     if not (directory / "config.json").is_file():
         raise UserError(f"expected a run in {directory}, found no config.json: name the --out of a `raysuite train`")
     config = _json(directory / "config.json")
-    scores = _scores(directory, {reward["name"]: reward["weight"] for reward in config["rewards"]})
+    scores = _scores(directory)
+    if _trained(config) == WEIGHTED_SUM and len(scores):
+        scores = _with_weighted_sum(scores, {term["name"]: term["weight"] for term in config["rewards"]}, directory)
     begun = bool((scores.update > 0).any())
     metrics = _metrics(directory / "metrics.jsonl", required=begun)
     for update in sorted({int(u) for name, m in metrics.items() if name.startswith("evaluation/") for u in m.updates}):
@@ -170,6 +181,11 @@ def read_run(directory: Path) -> Run:
     )
 
 
+def _trained(config: Mapping[str, Any]) -> str:
+    term, *others = config["rewards"]
+    return str(term["name"]) if not others and term["weight"] > 0 else WEIGHTED_SUM
+
+
 def _missing(file: Path) -> UserError:
     return UserError(
         f"expected {file}, found nothing there: copy the whole run directory, or repeat the command that began the run"
@@ -177,7 +193,9 @@ def _missing(file: Path) -> UserError:
 
 
 def _damaged(file: Path, what: object) -> UserError:
-    return UserError(f"expected {file} as the run wrote it, it is damaged ({what}): copy it again from where the run was")
+    return UserError(
+        f"expected {file} as the run wrote it, it is damaged ({what}): copy it again from where the run was"
+    )
 
 
 def _json(file: Path, *, required: bool = True) -> dict[str, Any]:
@@ -193,13 +211,13 @@ def _json(file: Path, *, required: bool = True) -> dict[str, Any]:
 
 
 def _metrics(file: Path, *, required: bool) -> dict[str, Series]:
-    """Every metric by name. Where a number was written twice (a run that was stopped and went on) the later one counts."""
+    """Every metric by name. Where a number was written twice (a run stopped and went on) the last one counts."""
     if not file.is_file():
         if required:
             raise _missing(file)
         return {}
     found: dict[str, dict[int, float]] = {}
-    *lines, unfinished = file.read_text(encoding="utf-8").split("\n")  # the run may be writing its next line now
+    *lines, _ = file.read_text(encoding="utf-8").split("\n")  # what follows the last line break is still being written
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -209,7 +227,7 @@ def _metrics(file: Path, *, required: bool) -> dict[str, Series]:
     return {name: Series(*map(np.array, zip(*sorted(points.items()), strict=True))) for name, points in found.items()}
 
 
-def _scores(directory: Path, weights: Mapping[str, float]) -> Scores:
+def _scores(directory: Path) -> Scores:
     tables = [SCORES.empty_table()]
     for file in sorted((directory / "scores").glob("[0-9]*.parquet")):
         try:
@@ -217,13 +235,14 @@ def _scores(directory: Path, weights: Mapping[str, float]) -> Scores:
         except (pa.ArrowException, OSError) as error:
             raise _damaged(file, error) from error
     table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in SCORES.names[:4]])
-    scores = Scores(**{name: table[name].to_numpy() for name in SCORES.names})
-    return _with_weighted_sum(scores, weights) if len(weights) > 1 and len(scores) else scores
+    return Scores(**{name: table[name].to_numpy() for name in SCORES.names})
 
 
-def _with_weighted_sum(scores: Scores, weights: Mapping[str, float]) -> Scores:
-    """The scores, and the trained reward as one more: rows of every term are sorted alike, so they add up row by row."""
+def _with_weighted_sum(scores: Scores, weights: Mapping[str, float], directory: Path) -> Scores:
+    """The scores, and the trained reward as one more: every term's rows are sorted alike, so they add up row by row."""
     terms = [scores.where(reward=name) for name in weights]
+    if len({len(term) for term in terms}) > 1:
+        raise _damaged(directory / "scores", f"not every picture has all of {', '.join(weights)}")
     total = sum(weight * term.value for weight, term in zip(weights.values(), terms, strict=True))
     rows = {name: getattr(terms[0], name) for name in SCORES.names}
     rows |= {"reward": np.full(len(terms[0]), WEIGHTED_SUM, dtype=object), "value": total}

@@ -51,6 +51,6 @@ def _write_pictures(run: RunDirectory, config: RunConfig, update: int, ordered: 
         block = rollouts.block
         if block.first_sample == 0 and block.index == 0 and rollouts.images_N is not None:
             for index in range(min(config.evaluation.pictures, block.size)):
-                run.write_image(update, f"{split}-{index}", rollouts.images_N[index])
+                run.write_image(update, f"{split}-{index}-0", rollouts.images_N[index])
                 prompts[f"{split}-{index}"] = block.prompts[index]
     write_json(run.path / "images" / "prompts.json", prompts)

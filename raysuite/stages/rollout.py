@@ -98,7 +98,7 @@ def score(drawn: Drawn, config: RunConfig) -> Rollouts:
     block, evaluation = drawn.block, drawn.block.evaluation
     final = {r.name: _scored(r.name, drawn.previews_JN[-1], block) for r in config.rewards}
     reward_N = _total(final, config.rewards)
-    scores = {"reward": reward_N, **final} if len(config.rewards) > 1 else dict(final)
+    scores = dict(final)
     credit_NK = None
     if evaluation:
         scores |= {name: _scored(name, drawn.previews_JN[-1], block) for name in config.evaluation.rewards if name not in scores}

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def clustered(seed: int, groups: int = 40, size: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Values with mean 0 whose groups differ twice as much as values within one."""
+    draw = rng(seed)
+    values = np.repeat(draw.normal(0, 1, groups), size) + draw.normal(0, 0.5, groups * size)
+    return values, np.repeat(np.arange(groups), size)
+
+
+def covers_zero(interval: Interval) -> bool:
+    return interval.low <= 0 <= interval.high
+
+
+def test_the_interval_covers_the_mean_of_clustered_data_as_often_as_it_says():
+    runs = 300
+    by_group = by_value = 0
+    for seed in range(runs):
+        values, groups = clustered(seed)
+        by_group += covers_zero(bootstrap_mean(values, groups, rng(seed), resamples=400))
+        by_value += covers_zero(bootstrap_mean(values, np.arange(len(values)), rng(seed), resamples=400))
+    assert 0.90 <= by_group / runs <= 0.98
+    assert by_value / runs < 0.75  # as if pictures of one prompt were independent: far too narrow
+
+
+def test_with_groups_of_one_the_width_is_that_of_the_normal_approximation():
+    values = rng().normal(5, 2, 400)
+    interval = bootstrap_mean(values, np.arange(400), rng(1), resamples=4_000)
+    standard_error = values.std() / math.sqrt(400)
+    assert interval.estimate == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.1 * standard_error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.1 * standard_error)
+
+
+def test_groups_of_unequal_size_count_by_their_values():
+    interval = bootstrap_mean(np.array([1.0, 1.0, 1.0, 5.0]), np.array(["a", "a", "a", "b"]), rng())
+    assert interval == Interval(2.0, 1.0, 5.0)  # (3 * 1 + 5) / 4; a resample may hold one of the two groups only
+
+
+def test_copies_of_values_within_their_groups_add_no_certainty():
+    values, groups = clustered(3)
+    once = bootstrap_mean(values, groups, rng())
+    thrice = bootstrap_mean(np.tile(values, 3), np.tile(groups, 3), rng())
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+
+
+def test_neither_order_nor_names_of_groups_matter():
+    values, groups = clustered(4)
+    order = rng(9).permutation(len(values))
+    names = np.array([f"prompt {group:02d}" for group in groups], dtype=object)
+    shuffled = bootstrap_mean(values[order], names[order], rng(1))
+    ordered = bootstrap_mean(values, groups, rng(1))
+    assert (shuffled.low, shuffled.high) == pytest.approx((ordered.low, ordered.high))
+
+
+def test_one_group_does_not_tell_how_groups_differ():
+    interval = bootstrap_mean(np.array([1.0, 2.0]), np.array(["a", "a"]), rng())
+    assert interval.estimate == 1.5
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_more_confidence_is_a_wider_interval():
+    values, groups = clustered(5)
+    narrow, wide = (bootstrap_mean(values, groups, rng(), confidence=c) for c in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_a_paired_difference_cancels_what_pairs_share():
+    before, groups = clustered(6)
+    difference = paired_difference(before, before + 0.25, groups, rng())
+    assert (difference.estimate, difference.low, difference.high) == pytest.approx((0.25, 0.25, 0.25))
+    backwards = paired_difference(before + 0.25, before, groups, rng())
+    assert backwards.estimate == pytest.approx(-0.25)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "sentence"),
+    [
+        ([], [], "non-empty"),
+        ([[1.0, 2.0]], [["a", "b"]], "one-dimensional"),
+        ([1.0, 2.0], ["a"], "a group for each of 2 values"),
+        ([1.0, float("nan")], ["a", "b"], "finite"),
+        ([1.0, float("inf")], ["a", "b"], "finite"),
+    ],
+)
+def test_what_cannot_be_estimated_is_refused(values: list, groups: list, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        bootstrap_mean(np.array(values), np.array(groups), rng())
+
+
+@pytest.mark.parametrize("option", [{"resamples": 0}, {"confidence": 0.0}, {"confidence": 95.0}])
+def test_options_out_of_range_are_refused(option: dict):
+    with pytest.raises(ValueError, match="confidence in"):
+        bootstrap_mean(np.ones(2), np.arange(2), rng(), **option)
+
+
+def test_a_difference_needs_pairs():
+    with pytest.raises(ValueError, match="3 values before and 2 after"):
+        paired_difference(np.ones(3), np.ones(2), np.arange(3), rng())
