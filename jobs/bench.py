@@ -46,7 +46,9 @@ class Figure:
 
     def __str__(self) -> str:
         spread = f"{min(self.values):.4g} to {max(self.values):.4g}"
-        return f"{self.name:62} {statistics.median(self.values):8.4g}   {spread:17} {len(self.values):3}   {self.target}"
+        return (
+            f"{self.name:62} {statistics.median(self.values):8.4g}   {spread:17} {len(self.values):3}   {self.target}"
+        )
 
 
 class Suite:
@@ -82,7 +84,9 @@ class Suite:
 
     def draw(self, update: int) -> None:
         """The rollouts of an update and their rewards."""
-        self.rollouts = [score(sample(self.policy, b, self.config, version=0), self.config) for b in self.blocks(update)]
+        self.rollouts = [
+            score(sample(self.policy, b, self.config, version=0), self.config) for b in self.blocks(update)
+        ]
 
     def learn(self, update: int) -> None:
         """The advantages and optimiser steps of an update."""
@@ -118,11 +122,16 @@ class Suite:
     def _call(self, kind: str, size: int) -> Callable[[], None]:
         policy = self.policy
         rows = size if kind == "decode" else size * policy.evaluations_per_prediction
-        x, t = torch.randn(rows, *policy.latent_shape, device=policy.device), torch.full((rows,), 500, device=policy.device)
+        x, t = (
+            torch.randn(rows, *policy.latent_shape, device=policy.device),
+            torch.full((rows,), 500, device=policy.device),
+        )
         text = policy.pipeline.encode_prompt(self.prompts.training[0].text, policy.device, rows, False)[0].detach()
 
         def call() -> None:
-            with torch.autocast(policy.device.type, torch.bfloat16, enabled=kind != "decode" and policy.dtype == torch.bfloat16):
+            with torch.autocast(
+                policy.device.type, torch.bfloat16, enabled=kind != "decode" and policy.dtype == torch.bfloat16
+            ):
                 with torch.set_grad_enabled(kind == "gradient"):
                     decode = policy.pipeline.vae.decode
                     y = decode(x, return_dict=False)[0] if kind == "decode" else policy.trained.network(x, t, text)[0]
@@ -147,7 +156,10 @@ def seconds(works: Sequence[Work], number: int) -> list[float]:
 def rollout_speed(config: RunConfig, pairs: int) -> Figure:
     """Pictures per second of `sample` over those of a pipeline call with the same batch, steps, guidance and eta."""
     suite = Suite(config)
-    works = (lambda i: sample(suite.policy, suite.blocks(i)[0], config, version=0), lambda i: suite.plain(suite.blocks(i)[0]))
+    works = (
+        lambda i: sample(suite.policy, suite.blocks(i)[0], config, version=0),
+        lambda i: suite.plain(suite.blocks(i)[0]),
+    )
     taken = [seconds(works, i) for i in range(pairs + 1)][1:]  # the first round is for warming up, here and below
     name = f"rollout / diffusers pipeline, pictures per second, guidance {config.sampler.guidance:g}"
     return Figure(name, [plain / ours for ours, plain in taken], "at least 1")
@@ -158,9 +170,15 @@ def update_overhead(config: RunConfig, pairs: int) -> list[Figure]:
     suite = Suite(config)
     unet_draw, vae_draw = suite.bare(suite.draw)
     unet_learn, _ = suite.bare(suite.learn)
-    rounds = [(seconds((suite.draw, unet_draw, vae_draw), i), seconds((suite.learn, unet_learn), i)) for i in range(pairs + 1)][1:]
+    rounds = [
+        (seconds((suite.draw, unet_draw, vae_draw), i), seconds((suite.learn, unet_learn), i)) for i in range(pairs + 1)
+    ][1:]
     return [
-        Figure("update / its U-Net and VAE calls, seconds", [(d[0] + l[0]) / (d[1] + d[2] + l[1]) for d, l in rounds], "at most 1.15"),
+        Figure(
+            "update / its U-Net and VAE calls, seconds",
+            [(d[0] + l[0]) / (d[1] + d[2] + l[1]) for d, l in rounds],
+            "at most 1.15",
+        ),
         Figure("update / its U-Net calls alone, seconds", [(d[0] + l[0]) / (d[1] + l[1]) for d, l in rounds]),
         Figure("  of it: rollout and rewards / their U-Net and VAE calls", [d[0] / (d[1] + d[2]) for d, _ in rounds]),
         Figure("  of it: learning / its U-Net calls with backward", [l[0] / l[1] for _, l in rounds]),
@@ -192,12 +210,17 @@ def memory_of(config: RunConfig, what: str) -> dict[str, float]:
     drawn = [sample(policy, b, config, version=0) for b in suite.blocks(0)]  # a learner does not decode: actors do
     suite.rollouts = [score(d, config) for d in drawn]
     suite.learn(0)
-    stored = sum(r.latents_NK.nbytes + r.logp_NK.nbytes for r in suite.rollouts if r.latents_NK is not None and r.logp_NK is not None)
+    stored = sum(
+        r.latents_NK.nbytes + r.logp_NK.nbytes
+        for r in suite.rollouts
+        if r.latents_NK is not None and r.logp_NK is not None
+    )
     return {"peak": resident() - before, "trajectories": stored / 2**20}
 
 
 def memory(arguments: Sequence[str], pairs: int) -> list[Figure]:
     """Peak memory of a learner over that of one microbatch through the same model and optimiser."""
+
     def run(what: str) -> dict[str, float]:
         command = [sys.executable, __file__, *arguments, "--memory-of", what]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
@@ -214,7 +237,9 @@ def memory(arguments: Sequence[str], pairs: int) -> list[Figure]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--recipe", default="scenes-ddpo", help="a recipe's name or a YAML file")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable"
+    )
     parser.add_argument("--pairs", type=int, default=9, help="turns that each side takes")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -228,9 +253,18 @@ def main() -> None:
         return
     print(f"{'':62} {'median':>8}   {'min to max':17} {'n':>3}   target", flush=True)
     figures: list[Figure] = []
-    same = ["--recipe", options.recipe, "--threads", str(options.threads), *(a for s in options.set for a in ("--set", s))]
+    same = [
+        "--recipe",
+        options.recipe,
+        "--threads",
+        str(options.threads),
+        *(a for s in options.set for a in ("--set", s)),
+    ]
     for part in (
-        *(lambda g=g: [rollout_speed(load(options.recipe, overrides | {"sampler.guidance": g}), 3 * options.pairs)] for g in "13"),
+        *(
+            lambda g=g: [rollout_speed(load(options.recipe, overrides | {"sampler.guidance": g}), 3 * options.pairs)]
+            for g in "13"
+        ),
         lambda: update_overhead(config, options.pairs),
         lambda: memory(same, 3),
     ):

@@ -53,7 +53,9 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
-    checkpoint: Annotated[int | None, typer.Option(help="Updates of the checkpoint [default: the last]; 0 is the base.")] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Updates of the checkpoint [default: the last]; 0 is the base.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt.")] = None,
 ) -> None:
     """Evaluate a checkpoint on the run's fixed prompts and seeds."""

@@ -1,8 +1,8 @@
 """A run, declared: small frozen sections, read from YAML, overridable by path, checked across fields.
 
-    >>> config = load("scenes-ddpo", {"learn.learning_rate": "3e-5"})
-    >>> config.learn.learning_rate
-    3e-05
+>>> config = load("scenes-ddpo", {"learn.learning_rate": "3e-5"})
+>>> config.learn.learning_rate
+3e-05
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES, Objective
@@ -226,7 +235,9 @@ class RunConfig(Section):
                 f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
             )
         if credit.normalise == "group" and rollout.samples < 2:
-            raise UserError("expected rollout.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread")
+            raise UserError(
+                "expected rollout.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
+            )
         if credit.kind == "previews":
             if not credit.previews or any(k >= self.sampler.steps for k in credit.previews):
                 raise UserError(
@@ -241,14 +252,18 @@ class RunConfig(Section):
                     "are of whole rewards, not of steps"
                 )
         elif credit.previews:
-            raise UserError("expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out")
+            raise UserError(
+                "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
+            )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise UserError(f"expected every reward once, got {names}: add the weights up")
         for kind in ("toy", "scenes"):
             splits = [self.prompts.training, self.prompts.held_out]
             if kind in splits and self.model.path == "toy" and kind != "toy":
-                raise UserError("expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts")
+                raise UserError(
+                    "expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts"
+                )
         return self
 
     def canonical(self) -> dict[str, Any]:
@@ -320,9 +335,13 @@ def _read(recipe_or_file: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"expected YAML in {recipe_or_file}, got something else: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"expected YAML in {recipe_or_file}, got something else: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(tree, dict):
-        raise UserError(f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe")
+        raise UserError(
+            f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe"
+        )
     return tree
 
 
@@ -351,7 +370,7 @@ def _number(text: str) -> float | str:
 
 
 def _objective_fields(tree: Mapping[str, Any]) -> Iterator[str]:
-    cls = OBJECTIVES.get((tree.get("objective") or {}).get("name"))
+    cls = OBJECTIVES.get(str((tree.get("objective") or {}).get("name")))
     return (field.name for field in dataclasses.fields(cls)) if cls else iter(())  # type: ignore[arg-type]
 
 

@@ -72,6 +72,6 @@ def _detail(state: dict[str, Any]) -> str:
 
 def _read(directory: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((directory / "progress.json").read_text())  # type: ignore[no-any-return]
+        return json.loads((directory / "progress.json").read_text())
     except (OSError, json.JSONDecodeError):  # not there yet
         return None

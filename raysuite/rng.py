@@ -35,9 +35,7 @@ def numpy_generator(
     return np.random.default_rng(np.random.SeedSequence([seed, int(stage), update, prompt, sample]))
 
 
-def torch_generator(
-    *, seed: int, stage: Stage, update: int = 0, prompt: int = 0, sample: int = 0
-) -> torch.Generator:
+def torch_generator(*, seed: int, stage: Stage, update: int = 0, prompt: int = 0, sample: int = 0) -> torch.Generator:
     """The CPU generator of these coordinates (each a non-negative integer)."""
     state = np.random.SeedSequence([seed, int(stage), update, prompt, sample]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)  # torch takes seeds below 2**63

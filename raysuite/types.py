@@ -68,7 +68,6 @@ class Block:
         """The prompt of every sample."""
         return tuple(p for p in self.prompts for _ in range(self.samples_per_prompt))
 
-
     @property
     def metadata_of_N(self) -> tuple[Mapping[str, Any], ...]:
         """The metadata of every sample."""

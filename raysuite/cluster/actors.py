@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -53,7 +54,7 @@ class RolloutActor:
 def start_actors(config: RunConfig, *, threads: int) -> list[ray.actor.ActorHandle]:
     """The run's rollout actors; calls in flight when one dies are repeated on its successor."""
     cluster = config.cluster
-    remote = ray.remote(RolloutActor).options(
+    remote: Any = ray.remote(RolloutActor).options(
         num_cpus=cluster.actor_cpus,
         num_gpus=cluster.actor_gpus,
         max_concurrency=IN_FLIGHT,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,19 +51,25 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="ERROR", runtime_env={"env_vars": ENVIRONMENT})
+        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": ENVIRONMENT})
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
         ray.init(
-            address="local", num_cpus=os.cpu_count(), include_dashboard=False, logging_level="ERROR", log_to_driver=False
+            address="local",
+            num_cpus=os.cpu_count(),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
         )
 
 
 def check_resources(config: RunConfig) -> None:
-    """Refuse what would wait forever.
+    """Refuse what would wait forever. A cluster that was joined may grow: there Ray waits, and says for what.
 
     Raises:
         UserError: the cluster is too small.
     """
+    if os.environ.get("RAY_ADDRESS"):
+        return
     cluster, total = config.cluster, ray.cluster_resources()
     for kind, wanted in (
         ("CPU", cluster.workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
@@ -69,8 +77,8 @@ def check_resources(config: RunConfig) -> None:
     ):
         if wanted > total.get(kind, 0):
             raise UserError(
-                f"expected at most the {total.get(kind, 0):g} {kind}s of the cluster, the run wants {wanted:g} (workers and "
-                f"actors, cluster.*_{kind.lower()}s each): lower cluster.* or start a larger cluster"
+                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, the run wants {wanted:g} (workers and "
+                f"actors, cluster.*_{kind.lower()}s each): lower them, or join a cluster"
             )
 
 
@@ -120,6 +128,7 @@ def train(config: RunConfig, directory: Path) -> None:
     finally:
         for actor in actors:
             ray.kill(actor)
+    shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
     if failure.exists():
         raise UserError(json.loads(failure.read_text())["message"])
 

@@ -1,4 +1,4 @@
-"""Model families, one file each. To add one: implement `Policy`, and give it a line in `open_policy` and `check_model`."""
+"""Model families, one file each. To add one: implement `Policy`, and name it in `check_model` and `open_policy`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def check_model(model: Model) -> str:
 
     name = pipeline_class(_location(model.path))
     if name != "StableDiffusionPipeline":
-        raise UserError(f"expected a StableDiffusionPipeline at model.path={model.path}, got {name}: no family handles it yet")
+        raise UserError(
+            f"expected a StableDiffusionPipeline at model.path={model.path}, got {name}: no family handles it yet"
+        )
     return name
 
 

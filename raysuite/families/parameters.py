@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,7 +26,7 @@ class Trained(ABC):
         """The trained parameters by name, in a fixed order."""
 
     @abstractmethod
-    def reference(self) -> contextmanager[UNet2DConditionModel]:  # type: ignore[type-arg]
+    def reference(self) -> AbstractContextManager[UNet2DConditionModel]:
         """The network as it was before training, for the length of a `with`."""
 
 
@@ -40,7 +40,10 @@ class Lora(Trained):
             try:
                 network.add_adapter(
                     LoraConfig(
-                        r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=list(spec.targets), init_lora_weights=True
+                        r=spec.rank,
+                        lora_alpha=spec.alpha or spec.rank,
+                        target_modules=list(spec.targets),
+                        init_lora_weights=True,
                     )
                 )
             except ValueError as error:

@@ -68,7 +68,9 @@ class Policy(ABC):
         parameters = self.trainable().values()
         expected = sum(p.numel() for p in parameters)
         if len(flat) != expected:
-            raise UserError(f"expected {expected} trained parameters, got {len(flat)}: the weights are of another model")
+            raise UserError(
+                f"expected {expected} trained parameters, got {len(flat)}: the weights are of another model"
+            )
         start = 0
         for p in parameters:
             piece = flat[start : start + p.numel()]

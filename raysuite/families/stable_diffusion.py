@@ -81,7 +81,9 @@ class StableDiffusionPolicy(Policy):
             if self.guidance == 1:
                 return network(x_N, t_N, states_N, return_dict=False)[0].float()
             empty_N = self._embedding("").expand_as(states_N)
-            both = network(torch.cat([x_N, x_N]), torch.cat([t_N, t_N]), torch.cat([empty_N, states_N]), return_dict=False)[0]
+            both = network(
+                torch.cat([x_N, x_N]), torch.cat([t_N, t_N]), torch.cat([empty_N, states_N]), return_dict=False
+            )[0]
         unconditional, conditional = both.float().chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
@@ -124,7 +126,9 @@ class StableDiffusionPolicy(Policy):
             outcome = set_peft_model_state_dict(network, own)
             unexpected, missing = outcome.unexpected_keys, [k for k in outcome.missing_keys if "lora_" in k]
             if unexpected or missing:
-                raise UserError(f"expected the adapter of this configuration in {directory}, got another: {unexpected or missing}")
+                raise UserError(
+                    f"expected the adapter of this configuration in {directory}, got another: {unexpected or missing}"
+                )
         else:
             state = safetensors.torch.load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
             network.load_state_dict(state)

@@ -38,7 +38,9 @@ def preview_credit(preview_NJ: np.ndarray, *, at: Sequence[int], steps: int) -> 
         steps: K.
     """
     if list(at) != sorted(set(at)) or at[0] < 1 or at[-1] != steps:
-        raise UserError(f"expected previews after ascending numbers of steps from 1 to {steps}, ending there, got {list(at)}")
+        raise UserError(
+            f"expected previews after ascending numbers of steps from 1 to {steps}, ending there, got {list(at)}"
+        )
     if preview_NJ.shape[1] != len(at):
         raise UserError(f"expected {len(at)} previews a sample, got {preview_NJ.shape[1]}")
     credit_NK = np.empty((len(preview_NJ), steps))

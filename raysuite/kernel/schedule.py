@@ -21,15 +21,21 @@ Spacing = Literal["leading", "trailing", "linspace"]
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
     """A coefficient of shape (), (N,) or (N, M) with axes added on the right, so that it broadcasts over `like`."""
-    return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim)) if coefficient.ndim else coefficient
+    return (
+        coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
+        if coefficient.ndim
+        else coefficient
+    )
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """x = alpha * x0 + sigma * eps."""
+    """X = alpha * x0 + sigma * eps."""
     return expand(alpha, x0) * x0 + expand(sigma, x0) * noise
 
 
-def denoised(prediction: PredictionType, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def denoised(
+    prediction: PredictionType, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
     """The (x0, eps) that a network's output stands for.
 
     epsilon: x0 = (x - sigma eps) / alpha. v_prediction, v = alpha eps - sigma x0: x0 = alpha x - sigma v and

@@ -12,7 +12,7 @@ from raysuite.kernel.schedule import Schedule, denoised, expand
 
 
 def mean(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> Tensor:
-    """mean = alpha_next x0 + sqrt(sigma_next^2 - noise^2) eps, with (x0, eps) from the network's output.
+    """Mean = alpha_next x0 + sqrt(sigma_next^2 - noise^2) eps, with (x0, eps) from the network's output.
 
     Source: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 12. With eta = 1 it is the mean of
     DDPM's posterior q(x_next | x, x0).
@@ -34,7 +34,7 @@ def predicted(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> tuple
 
 
 def kappa(schedule: Schedule) -> Tensor:
-    """d mean / d eps of every step, (K,), negative: what turns noise predictions into means."""
+    """D mean / d eps of every step, (K,), negative: what turns noise predictions into means."""
     a, s = schedule.alpha_K1, schedule.sigma_K1
     return -a[1:] * s[:-1] / a[:-1] + (s[1:] ** 2 - schedule.noise_K**2).clamp(min=0).sqrt()
 
@@ -45,7 +45,7 @@ def draw(schedule: Schedule, k: Tensor, mean_N: Tensor, noise_N: Tensor) -> Tens
 
 
 def log_density(schedule: Schedule, k: Tensor, mean_N: Tensor, next_N: Tensor) -> Tensor:
-    """log p(x_next | x) of every row in nats, summed over the latent's dimensions, (N,).
+    """Log p(x_next | x) of every row in nats, summed over the latent's dimensions, (N,).
 
     Raises:
         UserError: a step adds no noise, so that it has no density.

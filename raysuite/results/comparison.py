@@ -121,9 +121,11 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
     if found is None:
         scores = run.scores.where(reward=reward, split=split, update=run.evaluations[-1])
         prompts = count(len(np.unique(scores.prompt)), f"{SPLITS[split]} prompt")
+        policy = f"policy after {count(run.evaluations[-1], 'update')}" if run.evaluations[-1] else "model as it came"
         return (
-            f"So far only the policy after {count(run.evaluations[-1], 'update')} has been evaluated: on {prompts} "
-            f"the {label(reward)} is {with_interval(mean(scores))}."
+            f"So far only the {policy} has been evaluated: on {prompts} the {label(reward)} is "
+            f"{with_interval(mean(scores))}, 95 % bootstrap over prompts. "
+            f"The run is unfinished: {run.updates} of {run.config['updates']} updates are done."
         )
     verb = {1: "rose", 0: "went", -1: "fell"}[found.direction]
     places = decimals(found.difference)

@@ -83,9 +83,9 @@ def _dress(axes: matplotlib.axes.Axes, xlabel: str) -> None:
     axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=STAND_INS["ink"], length=0, labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.set_xlabel(xlabel, color=STAND_INS["ink"], fontsize=9)
     axes.yaxis.get_offset_text().set_color(STAND_INS["ink"])
 

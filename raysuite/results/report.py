@@ -115,31 +115,20 @@ def _content(run: Run) -> dict[str, Any]:
 
 def _tiles(run: Run, compared: Sequence[Comparison]) -> Iterator[tuple[str, str, str, int]]:
     """Label, number, what stands below it, and whether it is good (1), bad (-1) or neither."""
-    chosen = dict.fromkeys(
-        [(comparison.headline(run), "held_out"), (run.trained, "held_out"), (run.trained, "training")]
-    )
-    for c in sorted(
-        (c for c in compared if (c.reward, c.split) in chosen), key=lambda c: list(chosen).index((c.reward, c.split))
-    ):
+    by = {(c.reward, c.split): c for c in compared}
+    keys = [(comparison.headline(run), split) for split in run.splits[:1]] + [(run.trained, s) for s in run.splits]
+    for c in [by[key] for key in dict.fromkeys(keys) if key in by]:
         places = decimals(c.difference)
-        was = f"{number(c.before.estimate, places)} → {number(c.after.estimate, places)}"
         label = f"{comparison.label(c.reward)}\n{SPLITS[c.split]} prompts"
-        yield (
-            label,
-            number(c.difference.estimate, places, signed=True),
-            f"{_limits(c.difference)}\n{was}",
-            c.direction * run.sign(c.reward),
-        )
-    for kl in list(_kl_intervals(run).values())[-1:]:
+        change = number(c.difference.estimate, places, signed=True)
+        was = f"{number(c.before.estimate, places)} → {number(c.after.estimate, places)}"
+        yield label, change, f"{_limits(c.difference)}\n{was}", c.direction * run.sign(c.reward)
+    for kl in list(_kl_intervals(run).values())[1:][-1:]:  # that of the model as it came is 0
         yield "KL from the reference\nnats a trajectory", number(kl.estimate, decimals(kl)), _limits(kl), 0
     if run.updates:
         seconds = sum(run.ledger.get("seconds", {}).values())
-        yield (
-            "cost of training\nnetwork evaluations",
-            _short(float(run.spent([run.updates])[0])),
-            f"{_duration(seconds)} with evaluation",
-            0,
-        )
+        spent = _short(float(run.spent([run.updates])[0]))
+        yield "cost of training\nnetwork evaluations", spent, f"{_duration(seconds)} with evaluation", 0
 
 
 def _limits(interval: Interval) -> str:

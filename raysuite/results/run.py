@@ -254,8 +254,8 @@ def _pictures(directory: Path) -> tuple[Picture, ...]:
     prompts = _json(directory / "prompts.json", required=bool(files))
     pictures = []
     for file in files:
-        name = re.fullmatch(r"((\w+)-(\d+))(?:-(\d+))?", file.stem)
+        name = re.fullmatch(r"((\w+)-(\d+))-(\d+)", file.stem)
         if name and name[1] in prompts:
-            update, sample = int(file.parent.name), int(name[4] or 0)
+            update, sample = int(file.parent.name), int(name[4])
             pictures.append(Picture(update, name[2], int(name[3]), sample, prompts[name[1]], file.read_bytes()))
     return tuple(pictures)

@@ -49,7 +49,7 @@ def resolve(name: str) -> RewardFunction:
         raise UserError(f"expected a function at {name}, could not import it: {error}") from error
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def score(
@@ -75,7 +75,9 @@ def score(
     bad = ~np.isfinite(scores)
     if bad.any():
         first = int(bad.argmax())
-        raise UserError(f"expected finite scores from the reward {name}, got {scores[first]} for the prompt {prompts_N[first]!r}")
+        raise UserError(
+            f"expected finite scores from the reward {name}, got {scores[first]} for the prompt {prompts_N[first]!r}"
+        )
     return scores
 
 

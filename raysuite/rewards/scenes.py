@@ -18,6 +18,4 @@ def scenes(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mappin
 
 def scenes_strict(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """1 where a picture follows its prompt exactly, else 0."""
-    return np.array(
-        [float(verify(image, parse(prompt)).passed) for image, prompt in zip(images, prompts, strict=True)]
-    )
+    return np.array([float(verify(image, parse(prompt)).passed) for image, prompt in zip(images, prompts, strict=True)])

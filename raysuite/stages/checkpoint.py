@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,9 @@ class State:
     updates: int = 0
     training: Cost = field(default_factory=Cost)
     evaluation: Cost = field(default_factory=Cost)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("rollout", "learn", "evaluate", "checkpoint"), 0.0))
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("rollout", "learn", "evaluate", "checkpoint"), 0.0)
+    )
     tracker: dict[str, list[float]] = field(default_factory=dict)
     """Rewards remembered per prompt."""
     behaviour: dict[int, np.ndarray] = field(default_factory=dict)
@@ -38,9 +39,7 @@ class State:
         return {"training": asdict(self.training), "evaluation": asdict(self.evaluation), "seconds": dict(self.seconds)}
 
 
-def save(
-    directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int
-) -> Path:
+def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
     """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`."""
     final = directory / f"{state.updates:06d}"
     temporary = directory / f".{final.name}"
@@ -65,7 +64,7 @@ def save(
     }
     (temporary / "state.json").write_text(json.dumps(document))
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
+    temporary.replace(final)
     for old in completed(directory)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -111,10 +110,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         digests = document["sha256"]
     except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"expected a complete checkpoint in {checkpoint}, its state.json is missing or damaged: {remedy}") from error
+        raise UserError(
+            f"expected a complete checkpoint in {checkpoint}, its state.json is missing or damaged: {remedy}"
+        ) from error
     for name, digest in digests.items():
         if not (checkpoint / name).is_file() or _digest(checkpoint / name) != digest:
-            raise UserError(f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}")
+            raise UserError(
+                f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"
+            )
     return document
 
 

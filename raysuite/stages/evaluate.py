@@ -13,7 +13,9 @@ from raysuite.stages.files import RunDirectory, write_json
 from raysuite.types import Rollouts
 
 
-def record(run: RunDirectory, config: RunConfig, update: int, results: Sequence[tuple[str, Rollouts]]) -> dict[str, float]:
+def record(
+    run: RunDirectory, config: RunConfig, update: int, results: Sequence[tuple[str, Rollouts]]
+) -> dict[str, float]:
     """Write one evaluation's scores and pictures, and return its metrics.
 
     Args:
@@ -36,12 +38,18 @@ def record(run: RunDirectory, config: RunConfig, update: int, results: Sequence[
     rng = numpy_generator(seed=config.evaluation.seed, stage=Stage.BOOTSTRAP, update=update)
     for split in dict.fromkeys(split for split, _ in ordered):
         for reward in ordered[0][1].scores:
-            rows = [i for i, (s, r) in enumerate(zip(columns["split"], columns["reward"], strict=True)) if (s, r) == (split, reward)]
+            rows = [
+                i
+                for i, (s, r) in enumerate(zip(columns["split"], columns["reward"], strict=True))
+                if (s, r) == (split, reward)
+            ]
             metrics[f"evaluation/{split}/{reward}"] = float(np.mean([columns["value"][i] for i in rows]))
     for _, rollouts in ordered:
         if rollouts.kl_N is not None:
             kl = bootstrap_mean(rollouts.kl_N.astype(float), np.arange(len(rollouts.kl_N)), rng)
-            metrics |= {"evaluation/kl": kl.estimate, "evaluation/kl_low": kl.low, "evaluation/kl_high": kl.high}
+            metrics["evaluation/kl"] = kl.estimate
+            if len(rollouts.kl_N) > 1:  # one trajectory has no interval
+                metrics |= {"evaluation/kl_low": kl.low, "evaluation/kl_high": kl.high}
     return metrics
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from raysuite.config import RunConfig
@@ -30,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,9 +68,16 @@ class RunDirectory:
                     "or repeat the command that began it"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError(f"expected an empty or new directory, or one that holds this run, got {self.path}: name another --out")
+            raise UserError(
+                f"expected an empty or new directory, or one that holds this run, got {self.path}: name another --out"
+            )
         write_json(file, wanted)
-        write_json(self.path / "provenance.json", provenance(command))
+        known = self.path / "provenance.json"
+        if known.exists():  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
+            began = json.loads(known.read_text())
+            write_json(known, {**began, "continued": [*began.get("continued", []), provenance(command)]})
+        else:
+            write_json(known, provenance(command))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics."""
@@ -108,6 +118,10 @@ class RunDirectory:
         write_json(self.path / "progress.json", values)
 
 
+def _accelerator() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
 def provenance(command: Sequence[str]) -> dict[str, Any]:
     """What produced a run: versions, commit, command."""
     versions = {}
@@ -128,6 +142,8 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     status = git("status", "--porcelain")
     return {
         "command": list(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
         "python": sys.version.split()[0],
         "versions": versions,
         "commit": git("rev-parse", "HEAD"),

@@ -26,8 +26,9 @@ from raysuite.types import Block, Cost, Rollouts, Transitions
 Metrics = dict[str, float]
 
 
-def advantages(config: RunConfig, credits: Mapping[int, np.ndarray], prompts: Mapping[int, Sequence[str]],
-               tracker: PromptTracker) -> dict[int, np.ndarray]:
+def advantages(
+    config: RunConfig, credits: Mapping[int, np.ndarray], prompts: Mapping[int, Sequence[str]], tracker: PromptTracker
+) -> dict[int, np.ndarray]:
     """The advantage of every step, (N, K) by block, from the credit of all blocks of an update.
 
     Normalised over all blocks, whichever worker learns from them, and then weighted by the discount.

@@ -70,7 +70,9 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise UserError(f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path") from error
+        raise UserError(
+            f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"expected UTF-8 text in {path}, byte {error.start} is not: save the file as UTF-8") from error
     rows = []
@@ -91,7 +93,9 @@ def _json_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"expected a JSON object in {where}, got something else ({error.msg}): correct the line") from error
+        raise UserError(
+            f"expected a JSON object in {where}, got something else ({error.msg}): correct the line"
+        ) from error
     text = row.pop("prompt", None) if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
         raise UserError(f'expected an object with a non-empty "prompt" in {where}, got {line[:80]}: add it')
@@ -106,7 +110,9 @@ def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[
             f"expected rollout.prompts of at most the {len(prompts.training)} training prompts, got {rollout.prompts}: lower "
             "it (rollout.samples can rise instead) or add prompts"
         )
-    chosen = _draw(prompts.training, rollout.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update))
+    chosen = _draw(
+        prompts.training, rollout.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
+    )
     size = rollout.prompts_per_block
     return [_block(chosen[i * size : (i + 1) * size], update, i, rollout.samples) for i in range(rollout.blocks)]
 

@@ -44,7 +44,9 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
         if not block.evaluation:
             latents.append(x)
             stochastic = bool(schedule.noise_K[k] > 0)
-            logps.append(transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0]))
+            logps.append(
+                transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0])
+            )
     images = [policy.decode(clean) for clean in (*previews, x)]
     return Drawn(
         block=block,
@@ -69,7 +71,9 @@ def _noise(policy: Policy, block: Block, config: RunConfig) -> tuple[Tensor, Ten
     shapes = (policy.latent_shape, (policy.schedule.steps, *policy.latent_shape))
     drawn = [
         [
-            torch.randn(shape, generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s))
+            torch.randn(
+                shape, generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s)
+            )
             for prompt in block.prompt_ids
             for s in samples
         ]
@@ -101,7 +105,11 @@ def score(drawn: Drawn, config: RunConfig) -> Rollouts:
     scores = dict(final)
     credit_NK = None
     if evaluation:
-        scores |= {name: _scored(name, drawn.previews_JN[-1], block) for name in config.evaluation.rewards if name not in scores}
+        scores |= {
+            name: _scored(name, drawn.previews_JN[-1], block)
+            for name in config.evaluation.rewards
+            if name not in scores
+        }
     elif config.credit.kind == "terminal":
         credit_NK = terminal_credit(reward_N, steps=config.sampler.steps)
     else:

@@ -114,7 +114,14 @@ class Training:
         self.state.behaviour = {v: w for v, w in self.state.behaviour.items() if v >= oldest}
         self.state.behaviour[self.state.updates] = self.policy.weights()
         if self.first:
-            self.run.log(number, {**_reward_metrics(summaries), **metrics, "budget/network_evaluations": self.state.training.network_evaluations})
+            self.run.log(
+                number,
+                {
+                    **_reward_metrics(summaries),
+                    **metrics,
+                    "budget/network_evaluations": self.state.training.network_evaluations,
+                },
+            )
             self.write_ledger()
 
     def collect(self, number: int) -> list[Rollouts]:
@@ -171,7 +178,11 @@ class Training:
         with self.timed("checkpoint"):
             if self.first:
                 checkpoint.save(
-                    self.run.path / "checkpoints", self.policy, self.optimizer, self.state, keep=self.config.checkpoints.keep
+                    self.run.path / "checkpoints",
+                    self.policy,
+                    self.optimizer,
+                    self.state,
+                    keep=self.config.checkpoints.keep,
                 )
             self.accelerator.wait_for_everyone()
 
@@ -179,15 +190,19 @@ class Training:
         """Write what the run has cost so far."""
         write_json(self.run.path / "ledger.json", self.state.ledger())
 
-    def gather(self, items: list) -> list:  # type: ignore[type-arg]
+    def gather(self, items: list) -> list:
         """All workers' items, in the order of workers, on every worker."""
         return gather_object(items) if self.accelerator.num_processes > 1 else items
 
     def say(self, phase: str, **values: object) -> None:
         """Tell how far the run is and how long it will still take."""
         done = self.state.updates - self.started_at
-        left = None if not done else (time.monotonic() - self.started) / done * (self.config.updates - self.state.updates)
-        self.run.progress(phase=phase, update=self.state.updates, updates=self.config.updates, seconds_left=left, **values)
+        left = (
+            None if not done else (time.monotonic() - self.started) / done * (self.config.updates - self.state.updates)
+        )
+        self.run.progress(
+            phase=phase, update=self.state.updates, updates=self.config.updates, seconds_left=left, **values
+        )
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -197,7 +212,7 @@ class Training:
         self.state.seconds[stage] += time.monotonic() - started
 
 
-def _summary(rollouts: Rollouts) -> dict:  # type: ignore[type-arg]
+def _summary(rollouts: Rollouts) -> dict:
     """What every worker must know of a block: its rewards and credit, not its trajectories."""
     return {
         "block": rollouts.block.index,
@@ -209,7 +224,7 @@ def _summary(rollouts: Rollouts) -> dict:  # type: ignore[type-arg]
     }
 
 
-def _reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:  # type: ignore[type-arg]
+def _reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
     reward_N = np.concatenate([s["reward_N"] for s in sorted(summaries, key=lambda s: s["block"])])
     metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
     for name in summaries[0]["scores"]:

@@ -77,7 +77,7 @@ def evaluate(
     images.mkdir(parents=True, exist_ok=True)
     shown = [(split, i) for split in splits for i in range(min(2, prompts))]
     for split, i in shown:
-        (images / f"{split}-{i}.png").write_bytes(png(20 * update + i))
+        (images / f"{split}-{i}-0.png").write_bytes(png(20 * update + i))
     keys = {f"{split}-{i}": text.format(split=split, index=i) for split, i in shown}
     (directory / "images" / "prompts.json").write_text(json.dumps(keys))
     kl = update / 10

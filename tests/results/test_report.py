@@ -117,7 +117,7 @@ def test_the_verdict_is_about_the_strict_pass_rate_of_held_out_prompts(tmp_path:
     sentence = comparison.verdict(run, comparison.compare(run))
     assert sentence.startswith("On 12 held-out prompts the strict pass rate rose from 0.25 to 0.75: +0.50 [")
     assert sentence.endswith("], 95 % bootstrap over prompts.")
-    assert sentence in html_of(tmp_path)
+    assert sentence.replace("95 %", "95\N{NO-BREAK SPACE}%") in html_of(tmp_path)
     text = summary(tmp_path)
     assert text.startswith(sentence)
     assert re.search(r"scenes +training +12 .*\+0\.200 \[0\.200, 0\.200\]", text)
@@ -218,7 +218,7 @@ def test_before_the_first_evaluation(tmp_path: Path):
 def test_after_the_first_evaluation(tmp_path: Path):
     fabricate.begin(tmp_path)
     fabricate.evaluate(tmp_path, 0, improving)
-    sentence = "So far only the policy after 0 updates has been evaluated: on 12 held-out prompts"
+    sentence = "So far only the model as it came has been evaluated: on 12 held-out prompts"
     assert summary(tmp_path).startswith(f"{sentence} the strict pass rate is 0.25 [")
     html = html_of(tmp_path)
     assert sentence in html
@@ -257,7 +257,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, name: str, damage: b
 
 def test_a_picture_that_is_none_is_named(tmp_path: Path):
     fabricate.whole(tmp_path, improving)
-    (tmp_path / "images" / "000010" / "held_out-1.png").write_bytes(b"")
+    (tmp_path / "images" / "000010" / "held_out-1-0.png").write_bytes(b"")
     with pytest.raises(UserError, match="held_out-1 of update 10 is none"):
         write_report(tmp_path)
 

@@ -64,7 +64,13 @@ def build_tokenizer() -> CLIPTokenizer:
         sorted(words), trainers.BpeTrainer(vocab_size=1_000, end_of_word_suffix="</w>", show_progress=False)
     )
     learned = json.loads(bpe.to_str())["model"]
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *sorted(learned["vocab"]), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *sorted(learned["vocab"]),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))},
         merges=[tuple(pair) for pair in learned["merges"]],
@@ -186,7 +192,9 @@ def train_denoiser(
     unet, text_encoder = learner
     optimizer = torch.optim.AdamW(learner.parameters(), lr=options.denoiser_learning_rate, fused=True)
     tokens = {
-        p: torch.tensor(pipeline.tokenizer(p, padding="max_length", max_length=PROMPT_TOKENS, truncation=True).input_ids)
+        p: torch.tensor(
+            pipeline.tokenizer(p, padding="max_length", max_length=PROMPT_TOKENS, truncation=True).input_ids
+        )
         for p in ("", *grammar.training_prompts())
     }
     for step in _progress("denoiser", options.denoiser_steps):
@@ -234,14 +242,18 @@ def save_pipeline(pipeline: StableDiffusionPipeline, directory: Path) -> None:
 
 
 @torch.no_grad()
-def pass_rates(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], guidance: float, seed: int = 0) -> np.ndarray:
+def pass_rates(
+    pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], guidance: float, seed: int = 0
+) -> np.ndarray:
     """Strict passes of one 20-step DDIM (eta = 1) picture a prompt, as booleans."""
     pipeline.set_progress_bar_config(disable=True)
     passed = []
     for start in range(0, len(prompts), 32):
         chunk = list(prompts[start : start + 32])
         generator = torch_generator(seed=seed, stage=Stage.EVALUATION_INITIAL_NOISE, sample=start)
-        images = pipeline(chunk, num_inference_steps=20, guidance_scale=guidance, eta=1.0, generator=generator, output_type="np").images
+        images = pipeline(
+            chunk, num_inference_steps=20, guidance_scale=guidance, eta=1.0, generator=generator, output_type="np"
+        ).images
         pixels = np.rint(images * 255).astype(np.uint8)
         passed += [verify(image, grammar.parse(prompt)).passed for image, prompt in zip(pixels, chunk, strict=True)]
     return np.array(passed)
@@ -289,8 +301,9 @@ def write_card(directory: Path, options: Pretraining, minutes: float) -> None:
     settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(options).items())
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
     (directory / "README.md").write_text(
-        CARD.format(rows="\n".join(rows), settings=settings, size=size, minutes=minutes,
-                    vae=vae_round_trip_rate(pipeline, 2000))
+        CARD.format(
+            rows="\n".join(rows), settings=settings, size=size, minutes=minutes, vae=vae_round_trip_rate(pipeline, 2000)
+        )
     )
 
 

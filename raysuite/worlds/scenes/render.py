@@ -53,7 +53,11 @@ def _places(scene: Scene, extents: np.ndarray, rng: np.random.Generator) -> np.n
     number, half = len(scene.things), SIZE / 2
     if scene.relation is not None:
         # along the axis of the relation one thing fills each half; across it they differ by at most 8 pixels
-        cells = np.array([[0.0, 0.0], [0.0, 1.0]]) if scene.relation in ("left of", "above") else np.array([[0.0, 1.0], [0.0, 0.0]])
+        cells = (
+            np.array([[0.0, 0.0], [0.0, 1.0]])
+            if scene.relation in ("left of", "above")
+            else np.array([[0.0, 1.0], [0.0, 0.0]])
+        )
         along = (cells[:, 1] + 0.5) * half + _jitter(extents, rng)
         across = half + rng.uniform(-4, 4) + np.array([-1, 1]) * rng.uniform(-4, 4)
         return np.stack([across, along] if "of" in scene.relation else [along, across], axis=1)

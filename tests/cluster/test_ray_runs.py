@@ -1,0 +1,129 @@
+"""Real Ray processes: actors, the Ray Train learner, and the command line around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import safetensors.numpy
+import torch
+from accelerate import Accelerator
+
+from raysuite.cluster import launch
+from raysuite.cluster.actors import RayCollector, start_actors
+from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.train import Training
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
+
+SMALL = {
+    "updates": "2",
+    "rollout.prompts": "2",
+    "learn.minibatches": "1",
+    "evaluation.samples": "1",
+    "evaluation.final_samples": "2",
+    "cluster.threads": "1",
+}
+
+
+def toy(**settings: str) -> RunConfig:
+    return load("toy-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    launch.connect()
+    yield
+    ray.shutdown()
+
+
+def in_one_process(config: RunConfig, directory: Path) -> np.ndarray:
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    return policy.weights()
+
+
+def through_ray(config: RunConfig, directory: Path) -> np.ndarray:
+    assert not launch.claim(config, directory, ["test"])
+    launch.train(config, directory)
+    assert launch.claim(config, directory, ["test"])  # finished
+    last = directory / "checkpoints" / f"{config.updates:06d}" / "model" / "toy.safetensors"
+    return safetensors.numpy.load_file(last)["perturbation"].ravel()
+
+
+def test_a_run_through_ray_equals_the_same_stages_in_one_process(tmp_path: Path) -> None:
+    config = toy()
+    assert np.array_equal(through_ray(config, tmp_path / "ray"), in_one_process(config, tmp_path / "one"))
+
+
+def test_two_learner_workers_equal_one(tmp_path: Path) -> None:
+    two = toy(cluster__workers="2", cluster__worker_cpus="0.5", cluster__actors="2", cluster__actor_cpus="0.25")
+    one = in_one_process(toy(), tmp_path / "one")
+    np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
+
+
+def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for() -> None:
+    config = toy()
+    policy = open_policy(config, torch.device("cpu"))
+    blocks = training_blocks(config, load_prompts(config.prompts), update=0)
+    weights = np.full_like(policy.weights(), 0.01)
+    actors = start_actors(config, threads=1)
+    expected = {r.block.index: r for r in LocalCollector(policy, config).start(blocks, weights, 7)}
+    for _ in range(2):
+        for got in RayCollector(actors).start(blocks, weights, 7):
+            assert got.version == 7
+            assert np.array_equal(got.latents_NK, expected[got.block.index].latents_NK)
+            assert np.array_equal(got.logp_NK, expected[got.block.index].logp_NK)
+        ray.kill(actors[0], no_restart=False)
+    ray.kill(actors[0])
+
+
+def test_a_reward_that_raises_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]")
+    launch.claim(config, tmp_path, ["test"])
+    with pytest.raises(UserError, match="fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
+        launch.train(config, tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_more_than_the_machine_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"expected at most the .* CPUs of this machine, the run wants"):
+        launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4"))
+
+
+def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "raysuite.cli"]
+    settings = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
+    train = [*command, "train", "toy-ddpo", *settings, "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+
+    first = run(train)
+    assert first.returncode == 0, first.stderr
+    assert (out / "report.html").exists()
+    assert "redness" in first.stdout
+    assert json.loads((out / "progress.json").read_text())["phase"] == "done"
+    again = run(train)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    evaluated = run([*command, "evaluate", str(out), "--checkpoint", "2"])
+    assert evaluated.returncode == 0, evaluated.stderr
+    other = run([*train, "--set", "seed=1"])
+    assert other.returncode == 2
+    assert "differs in seed" in other.stderr

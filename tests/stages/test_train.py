@@ -1,0 +1,136 @@
+"""Whole runs in one process: resuming, staleness, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.stages import checkpoint
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.train import Training
+
+SMALL = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1"}
+
+
+def toy(**settings: str) -> RunConfig:
+    return load("toy-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
+
+
+def begin(config: RunConfig, directory: Path) -> Training:
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+
+
+def numbers(directory: Path) -> list[str]:
+    return sorted((directory / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"rollout__staleness": "2"}, {"credit__normalise": "tracked"}, {"learn__epochs": "2"}],
+    ids=["on-policy", "stale", "tracked", "two epochs"],
+)
+def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    config = toy(**settings)
+    whole = begin(config, tmp_path / "whole")
+    whole.train()
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    for _ in range(3):
+        stopped.update()
+        stopped.save()
+    stopped.update()  # lost: it reached the metrics but no checkpoint
+    continued = begin(config, tmp_path / "stopped")
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+    assert numbers(tmp_path / "whole") == numbers(tmp_path / "stopped")
+    ledgers = [json.loads((tmp_path / run / "ledger.json").read_text()) for run in ("whole", "stopped")]
+    assert ledgers[0]["training"] == ledgers[1]["training"]
+    assert not np.array_equal(whole.policy.weights(), open_policy(config, torch.device("cpu")).weights())
+
+
+def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
+    training = begin(toy(rollout__staleness="1"), tmp_path)
+    training.resume()
+    versions = []
+    for update in range(3):
+        versions.append({r.version for r in training.collect(update)})
+        training.state.updates += 1
+        training.state.behaviour[update + 1] = training.policy.weights()
+    assert versions == [{0}, {0}, {1}]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path: Path) -> None:
+    training = begin(toy(), tmp_path)
+    training.resume()
+    training.update()
+    training.save()
+    with torch.no_grad():
+        training.policy.trainable()["perturbation"][0, 0, 0] = float("inf")
+    training.state.behaviour[1] = checkpoint_weights(training)
+    before = training.policy.weights()
+    with pytest.raises(UserError, match="finite loss.*update 1.*not touched"):
+        training.update()
+    assert np.array_equal(before, training.policy.weights())
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000001"]
+
+
+def checkpoint_weights(training: Training) -> np.ndarray:
+    """Good weights for the rollouts, so that only learning meets the bad ones."""
+    return np.zeros_like(training.policy.weights())
+
+
+def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.claim(toy(), ["test"])
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match="differs in learn"):
+        run.claim(toy(learn__learning_rate="0.5"), ["test"])
+    assert (tmp_path / "config.json").read_bytes() == before
+    run.claim(toy(cluster__actors="2"), ["test"])  # where work runs may change
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(UserError, match="empty or new directory"):
+        RunDirectory(tmp_path).claim(toy(), ["test"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "model/toy.safetensors", "behaviour.safetensors", "state.json"])
+def test_a_checkpoint_that_was_cut_short_is_named(tmp_path: Path, file: str) -> None:
+    training = begin(toy(), tmp_path)
+    training.resume()
+    training.update()
+    training.save()
+    path = tmp_path / "checkpoints" / "000001" / file
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"complete checkpoint.*remove .*000001"):
+        begin(toy(), tmp_path).resume()
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    begin(toy(checkpoints__keep="2"), tmp_path).train()
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000004", "000005"]
+
+
+def test_training_raises_the_toy_reward(tmp_path: Path) -> None:
+    training = begin(toy(updates="25", learn__learning_rate="0.03", evaluation__every="25"), tmp_path)
+    training.train()
+    rows = [json.loads(line) for line in numbers(tmp_path)]
+    reward = {row["update"]: row["value"] for row in rows if row["name"] == "train/reward"}
+    assert np.mean([reward[u] for u in range(20, 25)]) > np.mean([reward[u] for u in range(5)]) + 0.05
+    assert all(row["value"] == 1.0 for row in rows if row["name"] == "learn/ratio")
