@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,36 +19,34 @@ from raysuite.families import Policy, open_policy
 
 torch.set_num_threads(1)
 
-POLICIES = (
-    "toy",
-    "epsilon-lora-1",
-    "epsilon-lora-3",
-    "epsilon-all-1",
-    "epsilon-all-3",
-    "v_prediction-lora-1",
-    "v_prediction-lora-3",
-    "v_prediction-all-1",
-    "v_prediction-all-3",
-)
-"""Every family: prediction type, what is trained, guidance."""
+POLICIES = ("toy", "epsilon-lora-1", "epsilon-all-3", "v_prediction-lora-3", "v_prediction-all-1")
+"""Every family: prediction type, what is trained, guidance. Any two of the three meet in every combination."""
 
 
 def build_tiny(directory: Path, prediction_type: str) -> None:
     """A random `StableDiffusionPipeline` of a few hundred kilobytes; the v one has zero terminal signal, as SD 2.1's fix."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     from raysuite.worlds.scenes.pretrain import build_pipeline
 
     pipeline = build_pipeline(seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
+        pipeline.vae = AutoencoderKL(
+            latent_channels=4,
+            block_out_channels=(4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=2,
+            sample_size=32,
+        )
         pipeline.unet = UNet2DConditionModel(
             sample_size=8,
             in_channels=4,
             out_channels=4,
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8,),
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
             layers_per_block=1,
             attention_head_dim=2,
             cross_attention_dim=64,
@@ -99,15 +98,31 @@ def run_config(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.fixture(scope="session")
+def opened() -> dict[str, tuple[Policy, RunConfig, np.ndarray]]:
+    """Policies that tests have opened so far, with their first weights."""
+    return {}
+
+
 @pytest.fixture
-def policy_of(run_config: Callable[..., RunConfig]) -> Callable[..., tuple[Policy, RunConfig]]:
-    """Opens one of `POLICIES` with its configuration."""
+def policy_of(
+    run_config: Callable[..., RunConfig], opened: dict[str, tuple[Policy, RunConfig, np.ndarray]]
+) -> Callable[..., tuple[Policy, RunConfig]]:
+    """Gives one of `POLICIES` as it came, with its configuration. The same words give the same object."""
 
-    def make(policy: str = "toy", **changes: Any) -> tuple[Policy, RunConfig]:
-        config = run_config(policy, **changes)
-        return open_policy(config, torch.device("cpu")), config
+    def give(policy: str = "toy", **changes: Any) -> tuple[Policy, RunConfig]:
+        key = f"{policy} {changes}"
+        if key not in opened:
+            config = run_config(policy, **changes)
+            made = open_policy(config, torch.device("cpu"))
+            opened[key] = (made, config, made.weights())
+        found, config, weights = opened[key]
+        found.set_weights(weights)
+        for parameter in found.trainable().values():
+            parameter.grad = None
+        return found, config
 
-    return make
+    return give
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
