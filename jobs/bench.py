@@ -1,7 +1,7 @@
 """How fast the suite is on this machine, as ratios: `python jobs/bench.py [--recipe NAME] [--set PATH=VALUE] [--json FILE]`.
 
-Each ratio compares two things that take turns in the same minutes, so that a busy machine slows both alike; what is
-printed is the median of the pairs' ratios with the smallest and the largest. docs/benchmarks.md says what they mean.
+Each ratio compares two things that take turns, so that a busy machine slows both alike: the median of the turns' ratios,
+the smallest and the largest, and the ratio of each side's fastest turn. docs/benchmarks.md says what they mean.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 
 from raysuite.config import RunConfig, load
 from raysuite.families import open_policy
@@ -38,33 +38,58 @@ Work = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Figure:
-    """A quantity measured several times, and what it should be."""
+    """Something measured several times, and what it should be."""
 
     name: str
     values: list[float]
     target: str = ""
+    fastest: float | None = None
+    """The ratio of each side's fastest turn."""
 
     def __str__(self) -> str:
-        spread = f"{min(self.values):.4g} to {max(self.values):.4g}"
-        return (
-            f"{self.name:62} {statistics.median(self.values):8.4g}   {spread:17} {len(self.values):3}   {self.target}"
+        spread, best = (
+            f"{min(self.values):.3g} to {max(self.values):.3g}",
+            f"{self.fastest:.3f}" if self.fastest else "",
         )
+        return f"{self.name:64}{statistics.median(self.values):8.4g}  {spread:16}{len(self.values):3}  {best:8} {self.target}"
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float], target: str = "") -> Figure:
+    """The ratio of what was measured in the same turns."""
+    return Figure(name, [a / b for a, b in zip(above, below, strict=True)], target, min(above) / min(below))
+
+
+def seconds(works: Sequence[Work], turns: int) -> np.ndarray:
+    """Seconds of each in turn, in the opposite order every other time, (works, turns); a first turn does not count."""
+    taken = np.zeros((len(works), turns + 1))
+    for turn in range(turns + 1):
+        for which in range(len(works))[:: -1 if turn % 2 else 1]:
+            started = time.perf_counter()
+            works[which](turn)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken[which, turn] = time.perf_counter() - started
+    return taken[:, 1:]
 
 
 class Suite:
-    """A recipe's policy and optimiser, with the stages of an update and what they are compared with."""
+    """A recipe's policy and optimiser, the stages of an update, and what these are compared with."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
         policy = open_policy(config, self.accelerator.device)
         assert isinstance(policy, StableDiffusionPolicy), "expected a model that is a diffusers pipeline"
-        self.policy, self.pipeline = policy, policy.pipeline
+        self.policy, self.pipeline, self.unet = policy, policy.pipeline, policy.trained.network
         self.pipeline.set_progress_bar_config(disable=True)
-        self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        self.pipeline.scheduler = diffusers.DDIMScheduler.from_config(self.pipeline.scheduler.config)
         self.prompts = load_prompts(config.prompts)
         self.optimizer = torch.optim.AdamW(policy.trainable().values(), lr=config.learn.learning_rate)
         self.rollouts: list[Rollouts] = []
+
+    def autocast(self) -> torch.autocast:
+        """What the suite runs the U-Net in."""
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.dtype == torch.bfloat16)
 
     def blocks(self, update: int) -> list[Block]:
         """The blocks of an update: other prompts at each."""
@@ -72,21 +97,18 @@ class Suite:
 
     def plain(self, block: Block) -> np.ndarray:
         """A block's pictures from diffusers' own pipeline."""
-        sampler = self.config.sampler
-        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.dtype == torch.bfloat16):
-            return self.pipeline(
+        of = self.config.sampler
+        with self.autocast():
+            prompts, options = (
                 list(block.prompt_of_N),
-                num_inference_steps=sampler.steps,
-                guidance_scale=sampler.guidance,
-                eta=sampler.eta,
-                output_type="np",
-            ).images
+                {"guidance_scale": of.guidance, "eta": of.eta, "output_type": "np"},
+            )
+            return self.pipeline(prompts, num_inference_steps=of.steps, **options).images
 
     def draw(self, update: int) -> None:
         """The rollouts of an update and their rewards."""
-        self.rollouts = [
-            score(sample(self.policy, b, self.config, version=0), self.config) for b in self.blocks(update)
-        ]
+        drawn = (sample(self.policy, block, self.config, version=0) for block in self.blocks(update))
+        self.rollouts = [score(block, self.config) for block in drawn]
 
     def learn(self, update: int) -> None:
         """The advantages and optimiser steps of an update."""
@@ -98,179 +120,154 @@ class Suite:
         learn(self.config, self.policy, self.optimizer, blocks, update=update, accelerator=self.accelerator)
 
     def bare(self, stage: Work) -> tuple[Work, Work]:
-        """The U-Net calls and the VAE calls of a stage, found by watching it once: as many, as large, and nothing else."""
-        policy = self.policy
-        calls: list[tuple[str, int]] = []
+        """A stage's U-Net calls, and its VAE calls, found by watching it: as many, as large, and nothing else."""
+        policy, calls = self.policy, list[tuple[str, int]]()
         predict, decode = policy.predict, policy.decode
 
-        def watched_predict(x: torch.Tensor, *rest: Any, reference: bool = False) -> torch.Tensor:
-            calls.append(("gradient" if torch.is_grad_enabled() and not reference else "forward", len(x)))
-            return predict(x, *rest, reference=reference)
+        def watched_predict(
+            x_N: torch.Tensor, t_N: torch.Tensor, prompts_N: Sequence[str], *, reference: bool = False
+        ) -> torch.Tensor:
+            calls.append(("gradient" if torch.is_grad_enabled() and not reference else "forward", len(x_N)))
+            return predict(x_N, t_N, prompts_N, reference=reference)
 
-        def watched_decode(latents: torch.Tensor) -> np.ndarray:
-            calls.append(("decode", len(latents)))
-            return decode(latents)
+        def watched_decode(latents_N: torch.Tensor) -> np.ndarray:
+            calls.append(("decode", len(latents_N)))
+            return decode(latents_N)
 
         policy.predict, policy.decode = watched_predict, watched_decode  # type: ignore[method-assign]
         stage(0)
         del policy.predict, policy.decode
-        made = {call: self._call(*call) for call in calls}
-        unet = [made[c] for c in calls if c[0] != "decode"]
-        vae = [made[c] for c in calls if c[0] == "decode"]
+        made = {call: self.call(*call) for call in calls}
+        unet = [made[call] for call in calls if call[0] != "decode"]
+        vae = [made[call] for call in calls if call[0] == "decode"]
         return (lambda _: [call() for call in unet]), (lambda _: [call() for call in vae])
 
-    def _call(self, kind: str, size: int) -> Callable[[], None]:
-        policy = self.policy
-        rows = size if kind == "decode" else size * policy.evaluations_per_prediction
-        x, t = (
-            torch.randn(rows, *policy.latent_shape, device=policy.device),
-            torch.full((rows,), 500, device=policy.device),
-        )
-        text = policy.pipeline.encode_prompt(self.prompts.training[0].text, policy.device, rows, False)[0].detach()
+    def call(self, kind: str, size: int) -> Callable[[], None]:
+        """One network call on `size` points: decode, forward, or gradient (forward and backward)."""
+        rows = size if kind == "decode" else size * self.policy.evaluations_per_prediction
+        x, t = torch.randn(rows, *self.policy.latent_shape, device=self.policy.device), torch.tensor(500)
+        text = self.pipeline.encode_prompt(self.prompts.training[0].text, self.policy.device, rows, False)[0].detach()
 
+        @torch.set_grad_enabled(kind == "gradient")
         def call() -> None:
-            with torch.autocast(
-                policy.device.type, torch.bfloat16, enabled=kind != "decode" and policy.dtype == torch.bfloat16
-            ):
-                with torch.set_grad_enabled(kind == "gradient"):
-                    decode = policy.pipeline.vae.decode
-                    y = decode(x, return_dict=False)[0] if kind == "decode" else policy.trained.network(x, t, text)[0]
+            if kind == "decode":
+                self.pipeline.vae.decode(x, return_dict=False)
+                return
+            with self.autocast():
+                y = self.unet(x, t, text, return_dict=False)[0]
             if kind == "gradient":
                 y.backward(x)
 
         return call
 
 
-def seconds(works: Sequence[Work], number: int) -> list[float]:
-    """How long each takes, one after the other, in the opposite order every other time."""
-    taken = [0.0] * len(works)
-    for which in range(len(works))[:: -1 if number % 2 else 1]:
-        started = time.perf_counter()
-        works[which](number)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        taken[which] = time.perf_counter() - started
-    return taken
-
-
-def rollout_speed(config: RunConfig, pairs: int) -> Figure:
+def rollout_speed(config: RunConfig, turns: int) -> list[Figure]:
     """Pictures per second of `sample` over those of a pipeline call with the same batch, steps, guidance and eta."""
     suite = Suite(config)
-    works = (
-        lambda i: sample(suite.policy, suite.blocks(i)[0], config, version=0),
-        lambda i: suite.plain(suite.blocks(i)[0]),
-    )
-    taken = [seconds(works, i) for i in range(pairs + 1)][1:]  # the first round is for warming up, here and below
-    name = f"rollout / diffusers pipeline, pictures per second, guidance {config.sampler.guidance:g}"
-    return Figure(name, [plain / ours for ours, plain in taken], "at least 1")
-
-
-def update_overhead(config: RunConfig, pairs: int) -> list[Figure]:
-    """Seconds of the stages of an update over those of their network calls, which take turns with them."""
-    suite = Suite(config)
-    unet_draw, vae_draw = suite.bare(suite.draw)
-    unet_learn, _ = suite.bare(suite.learn)
-    rounds = [
-        (seconds((suite.draw, unet_draw, vae_draw), i), seconds((suite.learn, unet_learn), i)) for i in range(pairs + 1)
-    ][1:]
-    return [
-        Figure(
-            "update / its U-Net and VAE calls, seconds",
-            [(d[0] + l[0]) / (d[1] + d[2] + l[1]) for d, l in rounds],
-            "at most 1.15",
+    ours, plain = seconds(
+        (
+            lambda i: sample(suite.policy, suite.blocks(i)[0], config, version=0),
+            lambda i: suite.plain(suite.blocks(i)[0]),
         ),
-        Figure("update / its U-Net calls alone, seconds", [(d[0] + l[0]) / (d[1] + l[1]) for d, l in rounds]),
-        Figure("  of it: rollout and rewards / their U-Net and VAE calls", [d[0] / (d[1] + d[2]) for d, _ in rounds]),
-        Figure("  of it: learning / its U-Net calls with backward", [l[0] / l[1] for _, l in rounds]),
-        Figure("  update, seconds", [d[0] + l[0] for d, l in rounds]),
+        turns,
+    )
+    return [ratio(f"pictures/s: rollout / diffusers, guidance {config.sampler.guidance:g}", plain, ours, "at least 1")]
+
+
+def update_overhead(config: RunConfig, turns: int) -> list[Figure]:
+    """Seconds of the stages of an update over those of their network calls."""
+    suite = Suite(config)
+    unet, vae = suite.bare(suite.draw)
+    back, _ = suite.bare(suite.learn)
+    draw, learning, unet_s, vae_s, back_s = seconds((suite.draw, suite.learn, unet, vae, back), turns)
+    return [
+        ratio("seconds: update / its U-Net and VAE calls", draw + learning, unet_s + vae_s + back_s, "at most 1.15"),
+        ratio("seconds: update / its U-Net calls alone", draw + learning, unet_s + back_s),
+        ratio("  seconds: rollout and rewards / their U-Net and VAE calls", draw, unet_s + vae_s),
+        ratio("  seconds: learning / its U-Net calls, with backward", learning, back_s),
     ]
 
 
 def resident() -> float:
     """The most memory that this process ever held, MB."""
-    status = Path("/proc/self/status")  # getrusage inherits the peak of the process that started this one
+    status = Path("/proc/self/status")  # getrusage would count what the process that started this one held
     if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def memory_of(config: RunConfig, what: str) -> dict[str, float]:
-    """In a fresh process: what loading and then learning add to the peak, MB. `what` is microbatch or update."""
-    before = resident()
-    suite = Suite(config)
-    policy = suite.policy
+def memory_of(config: RunConfig, what: str) -> tuple[float, float]:
+    """In a fresh process: how far the peak is above that of the imports, and the size of the trajectories, MB."""
+    before, suite = resident(), Suite(config)
     if what == "microbatch":
-        block = suite.blocks(0)[0]
-        x = torch.randn(min(config.learn.microbatch, block.size), *policy.latent_shape, device=policy.device)
-        t = policy.schedule.timesteps_K[:1].expand(len(x))
-        policy.predict(x, t, block.prompt_of_N[: len(x)]).square().mean().backward()
-        suite.optimizer.step()
-        return {"peak": resident() - before, "trajectories": 0.0}
-    policy.decode = lambda latents: np.zeros((len(latents), 32, 32, 3), np.uint8)  # type: ignore[method-assign]
-    drawn = [sample(policy, b, config, version=0) for b in suite.blocks(0)]  # a learner does not decode: actors do
-    suite.rollouts = [score(d, config) for d in drawn]
+        call = suite.call("gradient", min(config.learn.microbatch, suite.blocks(0)[0].size))
+        for _ in range(4):  # the allocator keeps what it once had: only after some steps is the peak steady
+            suite.optimizer.zero_grad()
+            for _ in range(4):
+                call()
+            suite.optimizer.step()
+        return resident() - before, 0.0
+    empty = np.zeros((suite.blocks(0)[0].size, 32, 32, 3), np.uint8)
+    suite.policy.decode = lambda latents_N: empty  # type: ignore[method-assign]
+    suite.draw(0)  # rollout actors decode, a learner does not
     suite.learn(0)
-    stored = sum(
-        r.latents_NK.nbytes + r.logp_NK.nbytes
-        for r in suite.rollouts
-        if r.latents_NK is not None and r.logp_NK is not None
-    )
-    return {"peak": resident() - before, "trajectories": stored / 2**20}
+    stored = sum(a.nbytes for r in suite.rollouts for a in (r.latents_NK, r.logp_NK) if a is not None)
+    return resident() - before, stored / 2**20
 
 
-def memory(arguments: Sequence[str], pairs: int) -> list[Figure]:
-    """Peak memory of a learner over that of one microbatch through the same model and optimiser."""
+def memory(arguments: Sequence[str], turns: int) -> list[Figure]:
+    """Peak memory of a learner over that of bare microbatches through the same model and optimiser."""
 
-    def run(what: str) -> dict[str, float]:
+    def run(what: str) -> tuple[float, float]:
         command = [sys.executable, __file__, *arguments, "--memory-of", what]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        peak, stored = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        return peak, stored
 
-    results = [(run("update"), run("microbatch")) for _ in range(pairs)]
+    updates, bare = zip(*[(run("update"), run("microbatch")) for _ in range(turns)], strict=True)
     return [
-        Figure("peak memory, learner / model, AdamW and one microbatch", [u["peak"] / m["peak"] for u, m in results]),
-        Figure("  learner, MB above the imports", [u["peak"] for u, _ in results]),
-        Figure("  model, AdamW and one microbatch, MB above the imports", [m["peak"] for _, m in results]),
-        Figure("  stored trajectories of an update, MB", [u["trajectories"] for u, _ in results]),
+        ratio("peak memory: learner / model, AdamW and one microbatch", [u for u, _ in updates], [b for b, _ in bare]),
+        Figure("  learner, MB above the imports", [u for u, _ in updates]),
+        Figure("  of it the trajectories of an update, MB", [stored for _, stored in updates]),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="How fast the suite is on this machine, as ratios.")
     parser.add_argument("--recipe", default="scenes-ddpo", help="a recipe's name or a YAML file")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable"
     )
-    parser.add_argument("--pairs", type=int, default=9, help="turns that each side takes")
+    parser.add_argument("--turns", type=int, default=9, help="turns of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--memory-of", choices=("microbatch", "update"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     overrides = dict(setting.split("=", 1) for setting in options.set)
-    config = load(options.recipe, overrides)
+    config, turns = load(options.recipe, overrides), options.turns
     if options.memory_of:
         print(json.dumps(memory_of(config, options.memory_of)))
         return
-    print(f"{'':62} {'median':>8}   {'min to max':17} {'n':>3}   target", flush=True)
-    figures: list[Figure] = []
     same = [
         "--recipe",
         options.recipe,
         "--threads",
         str(options.threads),
-        *(a for s in options.set for a in ("--set", s)),
+        *(f"--set={setting}" for setting in options.set),
     ]
+    print(f"{'':64}{'median':>8}  {'min to max':16}{'n':>3}  fastest  target")
+    figures: list[Figure] = []
     for part in (
-        *(
-            lambda g=g: [rollout_speed(load(options.recipe, overrides | {"sampler.guidance": g}), 3 * options.pairs)]
-            for g in "13"
-        ),
-        lambda: update_overhead(config, options.pairs),
+        lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "1"}), 2 * turns),
+        lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "3"}), 2 * turns),
+        lambda: update_overhead(config, turns),
         lambda: memory(same, 3),
     ):
-        new = part()
+        figures += (new := part())
         print(*new, sep="\n", flush=True)
-        figures += new
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
 

@@ -146,13 +146,23 @@ def compare(config: RunConfig, model: Path, python: str, epochs: int, threads: i
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for_transformers_4(model, Path(folder) / "model")
-        job = {"model": f"{folder}/model", "config": trl_settings(config), "prompts": ordered, "probe": PROBE, "threads": threads}
+        job = {
+            "model": f"{folder}/model",
+            "config": trl_settings(config),
+            "prompts": ordered,
+            "probe": PROBE,
+            "threads": threads,
+        }
         own, peer = Own(config, Path(folder) / "run"), Peer(python, job)
         try:
             apart = float(np.abs(own.predictions - peer.predictions).max())
-            print(f"seed {config.seed}: the U-Net's predictions differ by at most {apart:.1e} before training", flush=True)
+            print(
+                f"seed {config.seed}: the U-Net's predictions differ by at most {apart:.1e} before training", flush=True
+            )
             if apart > 1e-4:
-                raise SystemExit("bench_peer: expected the same predictions on both sides: the pipeline was not converted well")
+                raise SystemExit(
+                    "bench_peer: expected the same predictions on both sides: the pipeline was not converted well"
+                )
             for epoch in range(epochs):
                 turns = [own.epoch, peer.ask] if epoch % 2 else [peer.ask, own.epoch]
                 answers = {turn: turn() for turn in turns}
@@ -172,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=2, help="seeds")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of each seed, the first not timed")
     parser.add_argument("--recipe", default="scenes-ddpo")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable"
+    )
     parser.add_argument("--threads", type=int, default=2, help="torch threads of each side")
     parser.add_argument("--json", type=Path, help="write all rows there")
     options = parser.parse_args(arguments)
@@ -192,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for side in ("suite", "trl"):
         curve = np.array([[row[f"{side}_reward"] for row in rows] for rows in runs])
-        print(f"mean reward by epoch over {len(runs)} seeds, {side:5}: {' '.join(f'{value:.3f}' for value in curve.mean(0))}")
+        print(
+            f"mean reward by epoch over {len(runs)} seeds, {side:5}: {' '.join(f'{value:.3f}' for value in curve.mean(0))}"
+        )
     if options.json:
         options.json.write_text(json.dumps(runs, indent=1) + "\n")
 

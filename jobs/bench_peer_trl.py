@@ -6,6 +6,7 @@ answers with a line of JSON. Of the suite it imports only the scenes world's ver
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.verify import verify
@@ -25,10 +27,9 @@ def main() -> None:
     job: dict[str, Any] = json.loads(sys.stdin.readline())
     torch.set_num_threads(job["threads"])
     warnings.filterwarnings("ignore")
-    from accelerate import PartialState
-    from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+    trl: Any = importlib.import_module("trl")  # not in the suite's own environment
 
-    class Pipeline(DefaultDDPOStableDiffusionPipeline):
+    class Pipeline(trl.DefaultDDPOStableDiffusionPipeline):
         """Without guidance the library still passes on the negative prompt, and its call fails on a doubled batch."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +48,7 @@ def main() -> None:
 
     PartialState(cpu=True)  # the trainer logs before it sets up accelerate itself
     pipeline = Pipeline(job["model"], use_lora=False)
-    trainer = DDPOTrainer(DDPOConfig(**job["config"]), reward, lambda: (next(prompts), {}), pipeline)
+    trainer = trl.DDPOTrainer(trl.DDPOConfig(**job["config"]), reward, lambda: (next(prompts), {}), pipeline)
     pipeline.set_progress_bar_config(disable=True)
     print(json.dumps({"predictions": predictions(pipeline, job["probe"]).tolist()}), file=answers)
     step = 0

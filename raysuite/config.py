@@ -38,7 +38,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A frozen group of settings; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
@@ -322,9 +322,9 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
 
 def _read(recipe_or_file: str) -> dict[str, Any]:
     if recipe_or_file in recipes():
-        text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_text()
+        text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_bytes()
     elif Path(recipe_or_file).is_file():
-        text = Path(recipe_or_file).read_text()
+        text = Path(recipe_or_file).read_bytes()
     elif recipe_or_file.endswith((".yaml", ".yml")):
         raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")
     else:

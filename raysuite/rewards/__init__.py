@@ -45,7 +45,7 @@ def resolve(name: str) -> RewardFunction:
         sys.path.insert(0, str(Path.cwd()))  # the user's own module beside the command, as `python -m` finds it
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a user's module raises as it is imported
         raise UserError(f"expected a function at {name}, could not import it: {error}") from error
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")

@@ -68,7 +68,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"expected prompts from scenes, toy, or a .txt or .jsonl file, got {path}: name one of those")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
         raise UserError(
             f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path"

@@ -94,7 +94,7 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
 def test_a_reward_that_raises_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]")
     launch.claim(config, tmp_path, ["test"])
-    with pytest.raises(UserError, match="fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
+    with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
         launch.train(config, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
 

@@ -234,4 +234,6 @@ def test_the_tracker_survives_json() -> None:
     assert second.state() == first.state()
     for _ in range(3):  # they go on alike, and forget alike
         reward_N = rng.normal(size=3)
-        assert np.array_equal(first.advantages(reward_N, ["a", "b", "new"]), second.advantages(reward_N, ["a", "b", "new"]))
+        assert np.array_equal(
+            first.advantages(reward_N, ["a", "b", "new"]), second.advantages(reward_N, ["a", "b", "new"])
+        )

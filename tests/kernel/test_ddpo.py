@@ -45,7 +45,9 @@ def trajectories(schedule: Schedule, *, seed: int = 0) -> tuple[Transitions, Ten
         mean = transition.mean(schedule, k, latents[-1], outputs[step])
         latents.append(transition.draw(schedule, k, mean, randn(SAMPLES, *SHAPE, seed=seed + 2 + step).to(dtype)))
         scored = schedule.noise_K[step] > 0
-        logps.append(transition.log_density(schedule, k, mean, latents[-1]) if scored else torch.zeros(SAMPLES, dtype=dtype))
+        logps.append(
+            transition.log_density(schedule, k, mean, latents[-1]) if scored else torch.zeros(SAMPLES, dtype=dtype)
+        )
     batch = Transitions(
         latents_NK=torch.stack(latents, 1),
         logp_NK=torch.stack(logps, 1),
@@ -198,7 +200,9 @@ def test_gradcheck(clip: float | None, kl_weight: float, per_dimension: bool) ->
     # near, not at, the policy that drew: both sides of the band occur, and no unit stands on its edge
     prediction = (prediction + 0.05 * randn(*prediction.shape, seed=9)).requires_grad_()
     reference = prediction.detach() + 0.1
-    assert torch.autograd.gradcheck(lambda p: objective.loss(queries, schedule, p, reference).terms_U, (prediction,), atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda p: objective.loss(queries, schedule, p, reference).terms_U, (prediction,), atol=1e-5
+    )
 
 
 # limits
@@ -213,7 +217,9 @@ def test_at_the_sampling_policy(per_dimension: bool) -> None:
     gradients = []
     for clip in (1e-4, 0.2, None):
         loss = make(clip=clip, per_dimension=per_dimension).loss(queries, schedule, prediction, None)
-        torch.testing.assert_close(loss.metrics["ratio"], torch.ones(len(queries), dtype=torch.float64), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            loss.metrics["ratio"], torch.ones(len(queries), dtype=torch.float64), atol=1e-12, rtol=0
+        )
         assert not loss.metrics.get("clip_fraction", torch.zeros(1)).any()
         gradients += torch.autograd.grad(loss.terms_U.sum(), prediction)
     torch.testing.assert_close(gradients[0], gradients[2])
@@ -286,7 +292,9 @@ def test_kl_term() -> None:
     moved = prediction + 0.1 * randn(*prediction.shape, seed=4)
     loss = objective.loss(queries, schedule, prediction, moved)
     k = queries.extra["k"]
-    expected = (transition.kappa(schedule) ** 2 / schedule.noise_K**2)[k] * (moved - prediction).flatten(1).square().sum(1)
+    expected = (transition.kappa(schedule) ** 2 / schedule.noise_K**2)[k] * (moved - prediction).flatten(
+        1
+    ).square().sum(1)
     torch.testing.assert_close(loss.terms_U - plain_sum, expected)
     torch.testing.assert_close(loss.metrics["kl_reference"], expected / 2)
 

@@ -23,7 +23,13 @@ from raysuite.kernel.schedule import (
     spaced_timesteps,
 )
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False}
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
 ZERO_SNR = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -159,7 +165,9 @@ def test_last_step_of_stable_diffusion_adds_noise(steps: int) -> None:
     assert schedule.noise_K.isfinite().all()
 
 
-@pytest.mark.parametrize("changes", [{"timestep_spacing": "linspace"}, {"timestep_spacing": "leading", "steps_offset": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"timestep_spacing": "linspace"}, {"timestep_spacing": "leading", "steps_offset": 0}]
+)
 def test_a_last_step_from_timestep_0_is_not_scored(changes: dict[str, Any]) -> None:
     schedule = sd(steps=10, **changes)
     assert schedule.stochastic_K.tolist() == [True] * 9 + [False]
@@ -290,7 +298,8 @@ def test_one_step_for_all_rows_or_one_each() -> None:
         means = [transition.mean(schedule, k, x, output) for k in (each, one)]
         assert means[0].equal(means[1])
         torch.testing.assert_close(
-            transition.log_density(schedule, each, means[0], drawn), transition.log_density(schedule, one, means[0], drawn)
+            transition.log_density(schedule, each, means[0], drawn),
+            transition.log_density(schedule, one, means[0], drawn),
         )
         assert transition.draw(schedule, each, means[0], drawn).equal(transition.draw(schedule, one, means[0], drawn))
 
@@ -322,7 +331,9 @@ def test_draws_have_the_distribution_that_is_scored() -> None:
         drawn = transition.draw(schedule, k, mean, noise(number, 2, seed=2 + step))
         standard = (drawn - mean) / schedule.noise_K[step]
         assert kstest(standard.flatten().numpy(), "norm").pvalue > 1e-3
-        assert float((drawn - mean).mean()) == pytest.approx(0, abs=4 * float(schedule.noise_K[step]) / (2 * number) ** 0.5)
+        assert float((drawn - mean).mean()) == pytest.approx(
+            0, abs=4 * float(schedule.noise_K[step]) / (2 * number) ** 0.5
+        )
         assert float((drawn - mean).std()) == pytest.approx(float(schedule.noise_K[step]), rel=4 / (4 * number) ** 0.5)
         # the mean log-density is minus the entropy of two dimensions: -(1 + log(2 pi)) - 2 log sigma; its spread is 1
         entropy = 1 + math.log(2 * math.pi) + 2 * math.log(float(schedule.noise_K[step]))

@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path
         training.policy.trainable()["perturbation"][0, 0, 0] = float("inf")
     training.state.behaviour[1] = checkpoint_weights(training)
     before = training.policy.weights()
-    with pytest.raises(UserError, match="finite loss.*update 1.*not touched"):
+    with pytest.raises(UserError, match=r"finite loss.*update 1.*not touched"):
         training.update()
     assert np.array_equal(before, training.policy.weights())
     assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000001"]
@@ -97,7 +97,7 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path)
     run = RunDirectory(tmp_path)
     run.claim(toy(), ["test"])
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(UserError, match="differs in learn"):
+    with pytest.raises(UserError, match=r"differs in learn"):
         run.claim(toy(learn__learning_rate="0.5"), ["test"])
     assert (tmp_path / "config.json").read_bytes() == before
     run.claim(toy(cluster__actors="2"), ["test"])  # where work runs may change
@@ -105,12 +105,14 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path)
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(UserError, match="empty or new directory"):
+    with pytest.raises(UserError, match=r"empty or new directory"):
         RunDirectory(tmp_path).claim(toy(), ["test"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("file", ["optimizer.safetensors", "model/toy.safetensors", "behaviour.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "file", ["optimizer.safetensors", "model/toy.safetensors", "behaviour.safetensors", "state.json"]
+)
 def test_a_checkpoint_that_was_cut_short_is_named(tmp_path: Path, file: str) -> None:
     training = begin(toy(), tmp_path)
     training.resume()

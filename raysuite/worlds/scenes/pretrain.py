@@ -52,6 +52,8 @@ class Pretraining:
     """Decay of the averaged weights, which are the ones that ship."""
     card_prompts: int = 72
     """Prompts of each split, half of them counts, that the card's pass rates are measured on; 4 pictures each."""
+    card_renders: int = 2_000
+    """Renders that the VAE is measured on."""
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -275,12 +277,15 @@ def pretrain(options: Pretraining, directory: Path) -> None:
     prompts, images = draw_pictures(options.pictures, options.seed)
     pipeline = build_pipeline(options.seed)
     if (directory / "vae" / "diffusion_pytorch_model.safetensors").exists():
-        pipeline.vae = AutoencoderKL.from_pretrained(directory / "vae", torch_dtype=torch.float32).eval()
+        pipeline.vae = AutoencoderKL.from_pretrained(directory / "vae", dtype=torch.float32).eval()
     else:
         train_vae(pipeline, images, options)
         pipeline.vae.half().save_pretrained(directory / "vae")
         pipeline.vae.float()
-    print(f"after the VAE the verifier passes {vae_round_trip_rate(pipeline, 2000):.2%} of renders", flush=True)
+    print(
+        f"after the VAE the verifier passes {vae_round_trip_rate(pipeline, options.card_renders):.2%} of renders",
+        flush=True,
+    )
     latents = encode(pipeline, images) * pipeline.vae.config.scaling_factor
     train_denoiser(pipeline, prompts, latents, options, lambda step: save_pipeline(pipeline, directory))
     save_pipeline(pipeline, directory)
@@ -289,7 +294,7 @@ def pretrain(options: Pretraining, directory: Path) -> None:
 
 def write_card(directory: Path, options: Pretraining, minutes: float) -> None:
     """Measure the model in `directory` as it was saved, and write its card."""
-    pipeline = StableDiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(directory, dtype=torch.float32, safety_checker=None)
     rows = []
     for split, prompts in (("training", grammar.training_prompts()), ("held-out", grammar.held_out_prompts())):
         for guidance in (1.0, 3.0):
@@ -302,7 +307,12 @@ def write_card(directory: Path, options: Pretraining, minutes: float) -> None:
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
     (directory / "README.md").write_text(
         CARD.format(
-            rows="\n".join(rows), settings=settings, size=size, minutes=minutes, vae=vae_round_trip_rate(pipeline, 2000)
+            rows="\n".join(rows),
+            settings=settings,
+            size=size,
+            minutes=minutes,
+            vae=vae_round_trip_rate(pipeline, options.card_renders),
+            renders=options.card_renders,
         )
     )
 
@@ -333,7 +343,7 @@ It is a test bed for alignment methods, and nothing else.
 |---|---|---|---|
 {rows}
 
-Renders still read correctly after the VAE: {vae:.2%} of 2,000.
+Renders still read correctly after the VAE: {vae:.2%} of {renders:,}.
 
 ## Settings
 

@@ -1,0 +1,182 @@
+"""Rewards: what each says of pictures by hand, and what is said of rewards that fail."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raysuite.errors import UserError
+from raysuite.rewards import REWARDS, resolve, score
+from raysuite.worlds.scenes.grammar import parse
+from raysuite.worlds.scenes.render import render
+
+PROMPTS = ("three red circles", "one blue square", "a red circle left of a blue square")
+
+
+def flat(*colour: int, size: int = 32) -> np.ndarray:
+    return np.broadcast_to(np.array(colour, np.uint8), (size, size, 3)).copy()
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def scored(name: str, *images: np.ndarray, prompts: Sequence[str] | None = None) -> np.ndarray:
+    prompts = prompts or ["one red circle"] * len(images)
+    return score(name, np.stack(images), prompts, [{}] * len(images))
+
+
+# every reward
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_one_finite_number_a_picture(name: str) -> None:
+    images = [noise(), flat(0, 0, 0), flat(255, 255, 255)]
+    scores = scored(name, *images, prompts=PROMPTS)
+    assert scores.shape == (3,) and scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_pictures_do_not_see_each_other(name: str) -> None:
+    images = [render(parse(prompt), np.random.default_rng(i)) for i, prompt in enumerate(PROMPTS)]
+    together = scored(name, *images, prompts=PROMPTS)
+    apart = [scored(name, image, prompts=[prompt])[0] for image, prompt in zip(images, PROMPTS, strict=True)]
+    assert together.tolist() == apart
+
+
+# each reward
+
+
+def test_jpeg_sizes() -> None:
+    """D6, and kilobytes are of 1000 bytes, counted in a file of quality 95."""
+    image = noise()
+    size, opposite = (
+        scored("jpeg_incompressibility", image, flat(9, 9, 9)),
+        scored("jpeg_compressibility", image, flat(9, 9, 9)),
+    )
+    assert size[0] > 2 * size[1]
+    assert (opposite == -size).all()
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=95)
+    assert size[0] * 1000 == pytest.approx(len(buffer.getvalue()))
+
+
+def test_redness_by_arithmetic() -> None:
+    red, white, teal, some = flat(255, 0, 0), flat(255, 255, 255), flat(0, 255, 255), flat(102, 51, 0)
+    assert scored("redness", red, white, teal, some).tolist() == pytest.approx([1, 0, -1, 0.4 - 0.1])
+    half = flat(0, 0, 0)
+    half[:16, :, 0] = 255
+    assert scored("redness", half).tolist() == pytest.approx([0.5])
+
+
+def test_scenes_are_graded_and_passed() -> None:
+    rng = np.random.default_rng(0)
+    images = [render(parse(prompt), rng) for prompt in PROMPTS]
+    assert scored("scenes", *images, prompts=PROMPTS).tolist() == [1, 1, 1]
+    assert scored("scenes_strict", *images, prompts=PROMPTS).tolist() == [1, 1, 1]
+    asked = ["two red circles", "one red square", "a blue square left of a red circle"]
+    graded = scored("scenes", *images, prompts=asked)
+    assert graded.tolist() == pytest.approx([2 / 3, 1 / 2, 2 / 3])
+    assert scored("scenes_strict", *images, prompts=asked).tolist() == [0, 0, 0]
+
+
+def test_scenes_refuses_other_prompts_with_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"scenes raised ValueError.*expected a prompt of the scenes world"):
+        scored("scenes", flat(0, 0, 0), prompts=["a wolf"])
+
+
+# the user's own
+
+
+def test_a_function_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards_of_a_test.py").write_text(
+        "def length(images, prompts, metadata):\n"
+        "    return [len(p) + m.get('bonus', 0) for p, m in zip(prompts, metadata)]\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    name = "my_rewards_of_a_test:length"
+    scores = score(name, np.stack([noise(), noise()]), ["ab", "abcd"], [{}, {"bonus": 10}])
+    assert scores.tolist() == [2.0, 14.0] and scores.dtype == np.float64
+    assert resolve(name) is resolve(name)
+    for wrong, mentions in (
+        ("my_rewards_of_a_test:width", "expected a function at my_rewards_of_a_test:width, could not import it"),
+        ("my_rewards_of_a_test:number", "expected a function at my_rewards_of_a_test:number, got int"),
+        ("no_such_module_at_all:f", "expected a function at no_such_module_at_all:f, could not import it"),
+    ):
+        with pytest.raises(UserError, match=mentions):
+            resolve(wrong)
+
+
+@pytest.mark.parametrize(
+    "source", ["def f(:\n", "1 / 0\n", "raise RuntimeError('no licence')\n"], ids=["syntax", "division", "runtime"]
+)
+def test_a_module_that_cannot_be_imported(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_rewards_of_a_test.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"broken_rewards_of_a_test:f"):
+        resolve("broken_rewards_of_a_test:f")
+
+
+@pytest.mark.parametrize("name", ["rednes", "", "raysuite.rewards.jpeg", ":", ":f", "a b:c"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(UserError, match=r"expected a (reward|function)"):
+        resolve(name)
+
+
+def returning(value: Any) -> Any:
+    def reward(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Any:
+        return value
+
+    return reward
+
+
+def raising(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+    raise KeyError("colour")
+
+
+@pytest.mark.parametrize(
+    ("function", "mentions"),
+    [
+        (returning([1.0, 2.0]), ["expected 3 scores", "(2,)", "three red circles"]),
+        (returning([[1.0], [2.0], [3.0]]), ["expected 3 scores", "(3, 1)"]),
+        (returning(1.0), ["expected 3 scores", "()"]),
+        (returning([]), ["expected 3 scores", "(0,)"]),
+        (returning([1.0, float("nan"), 2.0]), ["nan", "'one blue square'"]),
+        (returning([1.0, 2.0, float("inf")]), ["inf", "'a red circle left of a blue square'"]),
+        (returning(["high", "low", "low"]), ["ValueError", "'three red circles'"]),
+        (returning(None), ["expected 3 scores"]),
+        (raising, ["KeyError", "colour", "'three red circles', 'one blue square'"]),
+    ],
+)
+def test_rewards_that_fail_name_the_prompts(
+    function: Any, mentions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REWARDS, "bad", function)
+    with pytest.raises(UserError) as error:
+        scored("bad", noise(), noise(), noise(), prompts=PROMPTS)
+    assert all(mention in str(error.value) for mention in ["bad", *mentions])
+    assert "\n" not in str(error.value)
+
+
+def test_many_prompts_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "bad", raising)
+    prompts = [f"prompt {i}" for i in range(50)]
+    with pytest.raises(UserError, match=r"'prompt 0', 'prompt 1', 'prompt 2', \.\.\.$"):
+        scored("bad", *[noise()] * 50, prompts=prompts)
+
+
+def test_integers_and_lists_are_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ([1, 0, True], np.array([1, 0, 1], np.int8), (1.0, 0.0, 1.0)):
+        monkeypatch.setitem(REWARDS, "good", returning(value))
+        assert scored("good", noise(), noise(), noise(), prompts=PROMPTS).tolist() == [1.0, 0.0, 1.0]

@@ -1,0 +1,195 @@
+"""Prompts from files and worlds, and the blocks that they become."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raysuite.config import Prompts, RunConfig
+from raysuite.errors import UserError
+from raysuite.families.toy import PROMPTS as TOY_PROMPTS
+from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
+from raysuite.types import Block
+
+Maker = Callable[..., RunConfig]
+
+
+def write(directory: Path, name: str, text: str | bytes) -> str:
+    file = directory / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(file)
+
+
+def texts(source: str) -> list[str]:
+    return [p.text for p in load_prompts(Prompts(training=source, held_out=None)).training]
+
+
+# files
+
+
+def test_a_prompt_a_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", "a cat\n\n  a dog on the moon \r\nünïcødé 猫\n\n")
+    assert texts(file) == ["a cat", "a dog on the moon", "ünïcødé 猫"]
+
+
+def test_objects_with_metadata(tmp_path: Path) -> None:
+    rows = '{"prompt": " a cat ", "kind": "animal", "legs": 4}\n\n{"prompt": "a dog"}\n'
+    prompts = load_prompts(Prompts(training=write(tmp_path, "p.jsonl", rows), held_out=None))
+    assert [(p.text, dict(p.metadata)) for p in prompts.training] == [
+        ("a cat", {"kind": "animal", "legs": 4}),
+        ("a dog", {}),
+    ]
+    assert prompts.held_out == () and list(prompts.splits) == ["training"]
+
+
+def test_numbers_are_unique_over_both_splits(tmp_path: Path) -> None:
+    first, second = write(tmp_path, "a.txt", "a\nb\nc\n"), write(tmp_path, "b.txt", "d\ne\n")
+    prompts = load_prompts(Prompts(training=first, held_out=second))
+    assert [p.number for p in (*prompts.training, *prompts.held_out)] == [0, 1, 2, 3, 4]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "p.txt", b"\xef\xbb\xbfa cat\n")) == ["a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mentions"),
+    [
+        ("p.csv", "a cat\n", r"a \.txt or \.jsonl file"),
+        ("p", "a cat\n", r"a \.txt or \.jsonl file"),
+        ("p.txt", "", "expected at least one prompt"),
+        ("p.txt", " \n\n\t\n", "expected at least one prompt"),
+        ("p.jsonl", "\n", "expected at least one prompt"),
+        ("p.txt", "a cat\na dog\na cat\n", "found 'a cat' again"),
+        ("p.txt", b"a cat\n\xff\xfe\n", "expected UTF-8 text in .*, byte 6"),
+        ("p.jsonl", '{"prompt": "a"}\nnot json\n', "p.jsonl, line 2"),
+        ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "p.jsonl, line 3"),
+        ("p.jsonl", '"a cat"\n', 'non-empty "prompt" in .*line 1'),
+        ("p.jsonl", "[1]\n", 'non-empty "prompt"'),
+        ("p.jsonl", '{"text": "a cat"}\n', 'non-empty "prompt"'),
+        ("p.jsonl", '{"prompt": "  "}\n', 'non-empty "prompt"'),
+        ("p.jsonl", '{"prompt": 3}\n', 'non-empty "prompt"'),
+    ],
+)
+def test_bad_files(name: str, text: str | bytes, mentions: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=mentions) as error:
+        texts(write(tmp_path, name, text))
+    assert "\n" not in str(error.value)
+    assert name in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing\.txt, could not read it \(No such file"):
+        texts(str(tmp_path / "missing.txt"))
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match="could not read it"):
+        texts(str(tmp_path / "folder.txt"))
+
+
+# worlds
+
+
+def test_the_toy_knows_its_prompts() -> None:
+    prompts = load_prompts(Prompts(training="toy", held_out="toy"))
+    assert {p.text for p in (*prompts.training, *prompts.held_out)} == set(TOY_PROMPTS)
+
+
+def test_scenes_come_in_two_kinds() -> None:
+    prompts = load_prompts(Prompts())
+    assert len(prompts.training) + len(prompts.held_out) == 1296
+    assert {p.metadata["kind"] for p in prompts.training} == {"count", "relation"}
+
+
+# the blocks of an update
+
+
+def blocks_of(run_config: Maker, update: int = 0, seed: int = 0, **rollout: int) -> list[Block]:
+    sizes = {"prompts": 8, "samples": 2, "prompts_per_block": 4, **rollout}
+    config = run_config("epsilon-lora-1", rollout=sizes, seed=seed)
+    return training_blocks(config, load_prompts(config.prompts), update)
+
+
+def test_training_blocks(run_config: Maker) -> None:
+    blocks = blocks_of(run_config, update=5)
+    numbers = [i for b in blocks for i in b.prompt_ids]
+    training = load_prompts(Prompts()).training
+    assert [(b.index, b.update, b.size, b.first_sample, b.evaluation) for b in blocks] == [
+        (0, 5, 8, 0, False),
+        (1, 5, 8, 0, False),
+    ]
+    assert len(set(numbers)) == 8  # without replacement
+    for block in blocks:
+        assert block.prompts == tuple(training[i].text for i in block.prompt_ids)
+        assert block.metadata == tuple(training[i].metadata for i in block.prompt_ids)
+        assert block.prompt_of_N[:2] == (block.prompts[0],) * 2
+    assert Counter(m["kind"] for b in blocks for m in b.metadata) == {"count": 4, "relation": 4}  # alike from both
+
+
+def test_draws_depend_on_seed_and_update(run_config: Maker) -> None:
+    assert blocks_of(run_config) == blocks_of(run_config)
+    assert blocks_of(run_config) != blocks_of(run_config, seed=1)
+    assert [b.prompts for b in blocks_of(run_config)] != [b.prompts for b in blocks_of(run_config, update=1)]
+
+
+def test_every_prompt_is_drawn_at_some_time(run_config: Maker, tmp_path: Path) -> None:
+    file = write(tmp_path, "p.txt", "\n".join("abcdefghij"))
+    config = run_config("epsilon-lora-1", prompts={"training": file, "held_out": None})
+    prompts = load_prompts(config.prompts)
+    drawn = Counter(p for update in range(200) for b in training_blocks(config, prompts, update) for p in b.prompts)
+    assert len(drawn) == 10
+    assert all(count == pytest.approx(40, abs=25) for count in drawn.values())  # four standard deviations
+
+
+def test_more_prompts_than_there_are(run_config: Maker) -> None:
+    config = run_config("toy", rollout={"prompts": 4, "prompts_per_block": 2})
+    with pytest.raises(UserError, match=r"at most the 2 training prompts, got 4"):
+        training_blocks(config, load_prompts(config.prompts), 0)
+
+
+# the blocks of an evaluation
+
+
+def test_evaluation_blocks(run_config: Maker) -> None:
+    """Ten prompts a split in blocks of at most 6, one sample each: shapes do not depend on the number of samples."""
+    config = run_config("epsilon-lora-1", evaluation={"prompts": 10, "samples": 1, "final_samples": 3})
+    prompts = load_prompts(config.prompts)
+    along, final = (evaluation_blocks(config, prompts, 4, final=final) for final in (False, True))
+    assert list(along) == ["training", "held_out"]
+    for split in along:
+        assert [(b.size, b.index, b.first_sample) for b in along[split]] == [(6, 0, 0), (4, 1, 0)]
+        assert [(b.size, b.index, b.first_sample) for b in final[split]] == [
+            (size, index, sample) for sample in range(3) for size, index in ((6, 0), (4, 1))
+        ]
+        assert final[split][:2] == along[split]
+        assert all(b.evaluation and b.samples_per_prompt == 1 and b.update == 4 for b in final[split])
+        available = {p.text for p in prompts.splits[split]}
+        assert {p for b in final[split] for p in b.prompts} <= available
+        assert len({p for b in along[split] for p in b.prompts}) == 10
+    assert [b.measure_kl for b in (*final["training"], *final["held_out"])] == [True] + [False] * 11
+    unmeasured = run_config("epsilon-lora-1", evaluation={"prompts": 10, "kl": False})
+    assert not any(b.measure_kl for b in evaluation_blocks(unmeasured, prompts, 0, final=True)["training"])
+
+
+def test_evaluations_are_always_of_the_same_prompts(run_config: Maker) -> None:
+    first, second = (run_config("epsilon-lora-1", seed=seed) for seed in (0, 9))
+    prompts = load_prompts(first.prompts)
+    blocks = [evaluation_blocks(c, prompts, 2, final=False)["held_out"] for c in (first, second)]
+    assert blocks[0] == blocks[1]
+    assert [b.prompts for b in blocks[0]] == [
+        b.prompts for b in evaluation_blocks(first, prompts, 7, final=False)["held_out"]
+    ]
+
+
+def test_few_prompts_are_all_evaluated(run_config: Maker) -> None:
+    config = run_config("toy", evaluation={"prompts": 96})
+    blocks = evaluation_blocks(config, load_prompts(config.prompts), 0, final=False)
+    assert sorted(p for b in blocks["training"] for p in b.prompts) == ["left", "right"]
+    assert [p for b in blocks["held_out"] for p in b.prompts] == ["both"]
+
+
+def test_without_held_out_prompts(run_config: Maker) -> None:
+    config = run_config("toy", prompts={"held_out": None})
+    assert list(evaluation_blocks(config, load_prompts(config.prompts), 0, final=False)) == ["training"]

@@ -1,0 +1,283 @@
+"""Configurations: what ships loads, overrides take, and whatever is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raysuite.config import RunConfig, load, recipes, validate
+from raysuite.errors import UserError
+from raysuite.kernel.objectives.ddpo import Ddpo
+
+SMALL: dict[str, Any] = {
+    "updates": 1,
+    "model": {"path": "toy"},
+    "prompts": {"training": "toy", "held_out": "toy"},
+    "rewards": [{"name": "redness"}],
+    "rollout": {"prompts": 2, "samples": 2, "prompts_per_block": 1},
+    "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
+}
+
+
+def small(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`SMALL` with values at dotted paths; None removes."""
+    tree = copy.deepcopy(SMALL)
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        section = tree
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        if value is None:
+            del section[leaf]
+        else:
+            section[leaf] = value
+    return tree
+
+
+def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
+    """The message, after checking that it is one line that says what was expected."""
+    text = str(error.value)
+    assert text.startswith("expected ")
+    assert "\n" not in text
+    assert "pydantic" not in text.lower() and "Traceback" not in text
+    return text
+
+
+# what works
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_load(name: str) -> None:
+    config = load(name)
+    assert isinstance(config, RunConfig)
+    assert recipes()[name]  # each says what it is
+    assert config.built_objective.consumes == "advantages"
+    assert validate(config.canonical()) == config
+    assert json.loads(json.dumps(config.canonical())) == config.canonical()
+
+
+def test_values_are_set_by_path() -> None:
+    overrides = {
+        "updates": "7",
+        "learn.learning_rate": "3e-5",  # which YAML 1.1 reads as text
+        "learn.betas": "[0.8, 0.9]",
+        "sampler.spacing": "trailing",
+        "parameters.targets": "[to_q]",
+        "rewards": "[{name: redness, weight: 2}, {name: jpeg_compressibility}]",
+        "objective.clip": "null",
+        "objective.kl_weight": "0.5",
+        "evaluation.kl": "false",
+        "prompts.held_out": "null",
+    }
+    config = load("toy-ddpo", overrides)
+    assert config.updates == 7
+    assert config.learn.learning_rate == 3e-5
+    assert config.learn.betas == (0.8, 0.9)
+    assert config.sampler.spacing == "trailing"
+    assert config.parameters.targets == ("to_q",)
+    assert [(r.name, r.weight) for r in config.rewards] == [("redness", 2.0), ("jpeg_compressibility", 1.0)]
+    objective = config.built_objective
+    assert isinstance(objective, Ddpo) and objective.clip is None and objective.kl_weight == 0.5
+    assert config.evaluation.kl is False
+    assert config.prompts.held_out is None
+    plain = load("toy-ddpo")
+    assert config.checkpoints == plain.checkpoints and config.rollout == plain.rollout
+
+
+def test_files_load_as_recipes_do(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(SMALL))
+    assert load(str(file)) == validate(SMALL)
+    assert load(str(file), {"seed": "3"}).seed == 3
+
+
+def test_configurations_are_frozen() -> None:
+    config = validate(SMALL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    assert config == validate(SMALL) and hash(config.sampler) == hash(validate(SMALL).sampler)
+
+
+def test_loading_does_not_change_what_is_loaded() -> None:
+    load("toy-ddpo", {"updates": "99"})
+    assert load("toy-ddpo").updates != 99
+    tree = copy.deepcopy(SMALL)
+    validate(tree)
+    assert tree == SMALL
+
+
+# what is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "mentions"),
+    [
+        ("scene-ddpo", "did you mean scenes-ddpo?"),
+        ("toyddpo", "did you mean toy-ddpo?"),
+        ("something", "scenes-ddpo, toy-ddpo"),
+        ("", "`raysuite recipes` lists them"),
+        ("missing.yaml", "found nothing at missing.yaml"),
+    ],
+)
+def test_unknown_recipes(name: str, mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(name)
+    assert mentions in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("a: [1, 2", "expected YAML in"),
+        ("- 1\n- 2\n", "got list"),
+        ("", "got NoneType"),
+        ("just words", "got str"),
+        ("a: \tb: c\n", "expected YAML in"),
+    ],
+)
+def test_files_that_are_not_configurations(text: str, mentions: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(str(file))
+    assert mentions in sentence(error) and str(file) in sentence(error)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "binary.yaml"
+    file.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(UserError) as error:
+        load(str(file))
+    assert str(file) in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "mentions"),
+    [
+        ("learn.lerning_rate", "did you mean learn.learning_rate?"),
+        ("sampler.learning_rate", "did you mean learn.learning_rate?"),
+        ("objective.clp", "did you mean objective.clip?"),
+        ("clip", "did you mean objective.clip?"),
+        ("nonsense", "got 'nonsense'"),
+        ("learn", "got 'learn'"),
+        ("seed.deeper", "got 'seed.deeper'"),
+        ("", "got ''"),
+    ],
+)
+def test_unknown_paths(path: str, mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("toy-ddpo", {path: "1"})
+    assert mentions in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "mentions"),
+    [
+        ("updates", "many", "expected updates to be a valid integer"),
+        ("updates", "1.5", "expected updates to be a valid integer"),
+        ("updates", "0", "expected updates to be greater than 0, got 0"),
+        ("updates", "null", "expected updates"),
+        ("seed", "-1", "expected seed to be greater than or equal to 0"),
+        ("sampler.eta", "1.5", "expected sampler.eta to be less than or equal to 1"),
+        ("sampler.guidance", "0.5", "expected sampler.guidance to be greater than or equal to 1"),
+        ("sampler.spacing", "even", "expected sampler.spacing to be 'leading', 'trailing' or 'linspace'"),
+        ("parameters.kind", "some", "expected parameters.kind to be 'lora' or 'all'"),
+        ("credit.decay", "2", "expected credit.decay"),
+        ("credit.discount", "0", "expected credit.discount"),
+        ("learn.learning_rate", "-1e-4", "expected learn.learning_rate to be greater than 0"),
+        ("learn.learning_rate", ".nan", "expected learn.learning_rate"),
+        ("learn.learning_rate", ".inf", "expected learn.learning_rate"),
+        ("learn.betas", "[0.9]", "expected a value for learn.betas.1"),
+        ("rewards", "[{name: redness, weight: .nan}]", "expected rewards.0.weight"),
+        ("rollout.staleness", "5", "expected rollout.staleness to be less than or equal to 4"),
+        ("rewards", "[]", "expected rewards"),
+        ("rewards", "[{nome: redness}]", "rewards.0"),
+        ("evaluation.kl", "perhaps", "expected evaluation.kl to be a valid boolean"),
+        ("objective.clip", "0", "expected objective.clip above 0"),
+        ("objective.clip", "wide", "expected objective.clip to be a valid number"),
+        ("objective.step_fraction", "2", "expected objective.step_fraction"),
+        ("objective.name", "ddop", "did you mean ddpo?"),
+        ("learn.minibatches", "[", "expected a YAML value for learn.minibatches"),
+    ],
+)
+def test_bad_values(path: str, value: str, mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("toy-ddpo", {path: value})
+    assert mentions in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"updates": None}, "expected a value for updates, found none"),
+        ({"model": None}, "expected a value for model, found none"),
+        ({"model.path": None}, "expected a value for model.path, found none"),
+        ({"rewards": None}, "expected a value for rewards, found none"),
+        ({"objective": None}, "expected a value for objective, found none"),
+        ({"objective.name": None}, "expected objective.name to be ddpo"),
+        ({"objective.advantage_clip": None}, "expected a value for objective.advantage_clip, found none"),
+        ({"objective.klip": 1}, "did you mean clip?"),
+        ({"sampler.step": 5}, "did you mean sampler.steps?"),
+        ({"samplr": {}}, "got 'samplr'"),
+        ({"model": "toy"}, "expected model to be"),
+        ({"objective": "ddpo"}, "expected objective to be"),
+    ],
+)
+def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(small(changes))
+    assert mentions in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"sampler.eta": 0}, "expected sampler.eta above 0 for ddpo, got 0"),
+        ({"rollout.prompts_per_block": 2, "rollout.prompts": 3}, "expected rollout.prompts to be a multiple of"),
+        ({"learn.minibatches": 3}, "learn.minibatches x cluster.workers = 3"),
+        ({"cluster.workers": 2, "learn.minibatches": 2}, "learn.minibatches x cluster.workers = 4"),
+        ({"rollout.samples": 1}, "expected rollout.samples of at least 2 with credit.normalise=group"),
+        ({"credit.kind": "previews"}, "expected credit.previews to name numbers of steps below sampler.steps=50"),
+        ({"credit.kind": "previews", "credit.previews": [10, 50]}, "below sampler.steps=50, got [10, 50]"),
+        ({"credit.kind": "previews", "credit.previews": [20, 10]}, "expected credit.previews in ascending order"),
+        ({"credit.kind": "previews", "credit.previews": [10, 10]}, "expected credit.previews in ascending order"),
+        (
+            {"credit.kind": "previews", "credit.previews": [10], "credit.normalise": "tracked"},
+            "expected credit.normalise of group",
+        ),
+        ({"credit.previews": [10]}, "expected no credit.previews with credit.kind=terminal"),
+        ({"rewards": [{"name": "redness"}, {"name": "redness"}]}, "expected every reward once"),
+        ({"prompts.training": "scenes"}, "with model.path=toy: it knows three prompts"),
+        ({"prompts.held_out": "scenes"}, "with model.path=toy: it knows three prompts"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate(small(changes))
+    assert mentions in sentence(error)
+
+
+def test_settings_that_agree_after_all() -> None:
+    """The remedies that the sentences name."""
+    for changes in (
+        {"rollout.samples": 1, "credit.normalise": "global"},
+        {"credit.kind": "previews", "credit.previews": [25]},
+        {"cluster.workers": 2, "rollout.prompts": 4, "learn.minibatches": 2},
+        {"credit.normalise": "tracked"},
+    ):
+        assert isinstance(validate(small(changes)), RunConfig)
+
+
+def test_every_setting_says_what_it_is_or_is_named_so_that_it_need_not() -> None:
+    """The JSON schema is complete: every section forbids what it does not know."""
+    schema = RunConfig.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        assert section["additionalProperties"] is False
+        assert all(re.fullmatch(r"[a-z_]+", name) for name in section["properties"])
