@@ -122,7 +122,7 @@ class Credit(Section):
     preview_steps: NonNegativeInt = 0
     """Deterministic steps taken before a preview is decoded; 0 decodes the predicted clean latent at once."""
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """1: a step is answerable for all later gains; 0: only for its own stretch's."""
+    """1: a step is answerable for all later gains; below 1: less for those of later steps."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps."""
     normalise: Literal["global", "group", "tracked"] = "group"

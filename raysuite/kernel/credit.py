@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -29,8 +28,9 @@ def terminal_credit(reward_N: np.ndarray, *, steps: int) -> np.ndarray:
 def preview_credit(preview_NJ: np.ndarray, *, at: Sequence[int], steps: int) -> np.ndarray:
     """Credit from scored previews, (N, K).
 
-    The improvement from one preview to the next is spread evenly over the steps between them; the value of the first
-    preview goes to the steps before it. Each row sums to the last preview, which is the final reward.
+    The improvement from one preview to the next is credited to the step that ends the stretch between them, and the
+    value of the first preview to the step that it follows: a step's return must not be lowered by a part of a preview that
+    the step itself brought about. Each row sums to the last preview, which is the final reward.
 
     Args:
         preview_NJ: (N, J) rewards of the image predicted after `at[j]` steps.
@@ -43,10 +43,8 @@ def preview_credit(preview_NJ: np.ndarray, *, at: Sequence[int], steps: int) -> 
         )
     if preview_NJ.shape[1] != len(at):
         raise UserError(f"expected {len(at)} previews a sample, got {preview_NJ.shape[1]}")
-    credit_NK = np.empty((len(preview_NJ), steps))
-    gains_NJ = np.diff(preview_NJ, axis=1, prepend=0.0)
-    for j, (start, stop) in enumerate(pairwise([0, *at])):
-        credit_NK[:, start:stop] = gains_NJ[:, j : j + 1] / (stop - start)
+    credit_NK = np.zeros((len(preview_NJ), steps))
+    credit_NK[:, np.array(at) - 1] = np.diff(preview_NJ, axis=1, prepend=0.0)
     return credit_NK
 
 
@@ -54,7 +52,7 @@ def returns_to_go(credit_NK: np.ndarray, *, decay: float) -> np.ndarray:
     """What step k is answerable for: sum over j >= k of decay^(j - k) credit_j, (N, K).
 
     decay = 1 gives the reward minus what had been earned before k: with previews, each preview is a baseline for the
-    steps after it, and the policy gradient stays unbiased. decay = 0 pays every step only its own gain (biased, less
+    steps after it, and the policy gradient stays unbiased. decay = 0 pays only the step that ends a stretch (biased, less
     noisy). Between them it is generalised advantage estimation with the previews as the value function
     (Schulman et al., 2016, equation 16, discount 1).
     """

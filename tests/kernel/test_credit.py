@@ -53,13 +53,14 @@ def test_preview_credit_sums_to_the_reward(case: tuple[np.ndarray, list[int], in
 
 
 def test_preview_credit_by_arithmetic() -> None:
-    """0.2 after 2 of 5 steps, then 0.8: two steps earn 0.1 each and three earn 0.2 each."""
+    """0.2 after 2 of 5 steps, then 0.8: the second step earns 0.2, and the fifth the gain of 0.6."""
     credit_NK = preview_credit(np.array([[0.2, 0.8]]), at=[2, 5], steps=5)
-    np.testing.assert_allclose(credit_NK, [[0.1, 0.1, 0.2, 0.2, 0.2]])
+    np.testing.assert_allclose(credit_NK, [[0.0, 0.2, 0.0, 0.0, 0.6]])
 
 
-def test_one_preview_at_the_end_spreads_the_reward_evenly() -> None:
-    np.testing.assert_allclose(preview_credit(np.array([[6.0], [-3.0]]), at=[3], steps=3), [[2.0] * 3, [-1.0] * 3])
+def test_one_preview_at_the_end_is_terminal_credit() -> None:
+    reward_N = np.array([6.0, -3.0])
+    np.testing.assert_allclose(preview_credit(reward_N[:, None], at=[3], steps=3), terminal_credit(reward_N, steps=3))
 
 
 @pytest.mark.parametrize("at", [[2, 4], [4, 2, 5], [0, 5], [2, 2, 5], [6]])

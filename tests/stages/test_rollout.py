@@ -175,7 +175,7 @@ def test_a_step_without_noise_has_density_0(policy_of: Opener) -> None:
 
 @pytest.mark.parametrize("preview_steps", [0, 1, 5])
 def test_previews_pay_the_steps(preview_steps: int, policy_of: Opener) -> None:
-    """Each row sums to the reward, up to each preview it sums to the preview's own reward, and stretches share alike."""
+    """Each row sums to the reward, up to each preview it sums to the preview's own reward, and steps inside a stretch earn nothing."""
     credit = {"kind": "previews", "previews": [1, 3], "preview_steps": preview_steps}
     policy, config = policy_of("toy", credit=credit, sampler={"steps": 6})
     drawn = sample(policy, training_block(config), config, version=0)
@@ -186,8 +186,7 @@ def test_previews_pay_the_steps(preview_steps: int, policy_of: Opener) -> None:
     assert rollouts.credit_NK is not None and rollouts.credit_NK.shape == (6, 6)
     np.testing.assert_allclose(rollouts.credit_NK.sum(1), rollouts.reward_N)
     np.testing.assert_allclose(rollouts.credit_NK.cumsum(1)[:, [0, 2, 5]], values_NJ)
-    for stretch in (slice(1, 3), slice(3, 6)):
-        assert np.ptp(rollouts.credit_NK[:, stretch], axis=1).max() < 1e-12
+    assert not rollouts.credit_NK[:, [1, 3, 4]].any()  # inside a stretch
 
 
 def test_previews_change_nothing_else(policy_of: Opener) -> None:
