@@ -42,7 +42,7 @@ def train(
 
     launch.preflight(config)
     if launch.claim(config, directory, sys.argv):
-        console.print(f"{directory} is finished already")
+        console.print(f"{directory} is finished already", soft_wrap=True)
     else:
         with watch(directory, console):
             launch.train(config, directory)
