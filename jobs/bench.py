@@ -163,15 +163,25 @@ class Suite:
 
 def rollout_speed(config: RunConfig, turns: int) -> list[Figure]:
     """Pictures per second of `sample` over those of a pipeline call with the same batch, steps, guidance and eta."""
-    suite = Suite(config)
-    ours, plain = seconds(
-        (
-            lambda i: sample(suite.policy, suite.blocks(i)[0], config, version=0),
-            lambda i: suite.plain(suite.blocks(i)[0]),
-        ),
-        turns,
-    )
-    return [ratio(f"pictures/s: rollout / diffusers, guidance {config.sampler.guidance:g}", plain, ours, "at least 1")]
+    suite, of = Suite(config), f"guidance {config.sampler.guidance:g}"
+
+    def ours(update: int) -> None:
+        sample(suite.policy, suite.blocks(update)[0], config, version=0)
+
+    def plain(update: int) -> None:
+        suite.plain(suite.blocks(update)[0])
+
+    ours_s, plain_s = seconds((ours, plain), turns)
+    pixels = [side * suite.pipeline.vae_scale_factor for side in suite.policy.latent_shape[1:]]
+    suite.unet.forward = lambda x, *rest, **options: (torch.zeros_like(x),)
+    suite.pipeline.vae.decode = lambda z, *rest, **options: (torch.zeros(len(z), 3, *pixels),)
+    around_ours_s, around_plain_s = seconds((ours, plain), 3 * turns)
+    return [
+        ratio(f"pictures/s: rollout / diffusers, {of}", plain_s, ours_s, "at least 1"),
+        ratio("  seconds outside the networks: diffusers / rollout", around_plain_s, around_ours_s),
+        Figure("  seconds outside the networks: rollout's", list(around_ours_s)),
+        Figure("  seconds: rollout", list(ours_s)),
+    ]
 
 
 def update_overhead(config: RunConfig, turns: int) -> list[Figure]:
@@ -185,6 +195,7 @@ def update_overhead(config: RunConfig, turns: int) -> list[Figure]:
         ratio("seconds: update / its U-Net calls alone", draw + learning, unet_s + back_s),
         ratio("  seconds: rollout and rewards / their U-Net and VAE calls", draw, unet_s + vae_s),
         ratio("  seconds: learning / its U-Net calls, with backward", learning, back_s),
+        Figure("  seconds: update", list(draw + learning)),
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from raysuite.worlds.scenes import grammar
+from raysuite.worlds.scenes import grammar, pretrain
 from raysuite.worlds.scenes.grammar import COLOURS, COUNTS, RELATIONS, SHAPES, Scene, parse
 from raysuite.worlds.scenes.pretrain import PROMPT_TOKENS, build_tokenizer, vae_round_trip_rate
 from raysuite.worlds.scenes.render import render
@@ -343,6 +343,7 @@ def test_the_job_makes_a_model(
     assert pipeline.scheduler.config.prediction_type == "epsilon"
 
     vae, unet = weights(tmp_path, "vae"), weights(tmp_path, "unet")
+    monkeypatch.setattr(pretrain, "write_card", lambda *_, **__: None)  # measured above
     run_job(monkeypatch, tmp_path, "--seed=1")  # as after a stop: a finished VAE is kept
     assert "VAE: step" not in capsys.readouterr().out
     assert weights(tmp_path, "vae") == vae
