@@ -62,8 +62,6 @@ def _detail(state: dict[str, Any]) -> str:
     words = [DOING.get(state["phase"], state["phase"])]
     if state.get("images_total"):
         words.append(f"{state['images']}/{state['images_total']} images")
-    if state.get("reward") is not None:
-        words.append(f"reward {state['reward']:.3f}")
     if state.get("seconds_left"):
         minutes, seconds = divmod(int(state["seconds_left"]), 60)
         words.append(f"{minutes}:{seconds:02d} left")

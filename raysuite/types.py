@@ -54,7 +54,7 @@ class Block:
     first_sample: int = 0
     """Number of the first sample of each prompt, a coordinate of its noise."""
     evaluation: bool = False
-    """Evaluation blocks draw from their own stream, keep the pictures and drop the trajectories."""
+    """Evaluation blocks draw from their own stream and drop the trajectories."""
     measure_kl: bool = False
     """Whether to measure the KL from the reference along the way (evaluation only; doubles the network cost)."""
 
@@ -105,8 +105,8 @@ class Rollouts:
     """The trained reward: the weighted sum."""
     credit_NK: np.ndarray | None
     """Per-step credit of the trained reward, float64 (N, K), each row summing to the reward."""
-    images_N: np.ndarray | None
-    """uint8 (N, H, W, 3). None for training blocks."""
+    pictures: np.ndarray | None
+    """uint8 (n, H, W, 3) of the block's first n prompts, where an evaluation keeps them. The others stay behind."""
     kl_N: np.ndarray | None
     """KL from the reference summed over the trajectory's steps, nats. None unless measured."""
     cost: Cost

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 
+@contextmanager
+def running_actors(config: RunConfig) -> Iterator[list[ray.actor.ActorHandle]]:
+    """The run's rollout actors, for the length of a `with`."""
+    cluster = config.cluster
+    actors = start_actors(config, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
 def train(config: RunConfig, directory: Path) -> None:
     """Run to the end, or go on with a run that was stopped.
 
@@ -106,28 +119,23 @@ def train(config: RunConfig, directory: Path) -> None:
     check_resources(config)
     cluster, failure = config.cluster, directory / "failure.json"
     failure.unlink(missing_ok=True)
-    actors = start_actors(config, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
     resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
-    trainer = TorchTrainer(
-        _learner,
-        train_loop_config={
-            "config": config.canonical(),
-            "directory": str(directory),
-            "actors": actors,
-            "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
-        ),
-        run_config=TrainRunConfig(
-            name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=cluster.max_failures)
-        ),
-    )
-    try:
-        trainer.fit()
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    with running_actors(config) as actors:
+        TorchTrainer(
+            _learner,
+            train_loop_config={
+                "config": config.canonical(),
+                "directory": str(directory),
+                "actors": actors,
+                "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+            ),
+            run_config=TrainRunConfig(
+                name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=cluster.max_failures)
+            ),
+        ).fit()
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
     if failure.exists():
         raise UserError(json.loads(failure.read_text())["message"])
@@ -152,8 +160,8 @@ def _learner(options: dict[str, Any]) -> None:
             raise
 
 
-def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> int:
-    """Evaluate a checkpoint of a run with its fixed prompts and noise; returns the number of updates it has had.
+def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> None:
+    """Evaluate a checkpoint of a run with its fixed prompts and noise. The run's ledger is left as it is.
 
     Raises:
         UserError: there is no such run or checkpoint.
@@ -175,16 +183,12 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> in
         )
     connect()
     check_resources(config)
-    actors = start_actors(config, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
-    policy = open_policy(config, torch.device("cpu"))
-    training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
-    if updates:
-        training.state = checkpoint.load(found[updates], policy)
-        training.state.behaviour[updates] = policy.weights()
-    training.evaluate()
-    for actor in actors:
-        ray.kill(actor)
-    return updates
+    with running_actors(config) as actors:
+        policy = open_policy(config, torch.device("cpu"))
+        training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
+        if updates:
+            training.state = checkpoint.load(found[updates], policy)
+        training.measure()
 
 
 def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:

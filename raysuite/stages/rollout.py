@@ -127,10 +127,18 @@ def score(drawn: Drawn, config: RunConfig) -> Rollouts:
         scores=scores,
         reward_N=reward_N,
         credit_NK=credit_NK,
-        images_N=drawn.previews_JN[-1] if evaluation else None,
+        pictures=_pictures(drawn, config),
         kl_N=drawn.kl_N,
         cost=drawn.cost + Cost(images_scored=block.size * len(drawn.previews_JN)),
     )
+
+
+def _pictures(drawn: Drawn, config: RunConfig) -> np.ndarray | None:
+    """The pictures that an evaluation keeps: the first sample of the first prompts of each split."""
+    block = drawn.block
+    if not block.evaluation or block.index or block.first_sample:
+        return None
+    return drawn.previews_JN[-1][: config.evaluation.pictures]
 
 
 def _scored(name: str, images_N: np.ndarray, block: Block) -> np.ndarray:

@@ -30,7 +30,7 @@ from raysuite.stages.evaluate import record
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.learn import advantages, blocks_of_worker, learn, transitions
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
-from raysuite.types import Block, Rollouts
+from raysuite.types import Block, Cost, Rollouts
 
 
 class Training:
@@ -149,29 +149,34 @@ class Training:
         return rollouts
 
     def evaluate(self) -> None:
-        """Evaluate the policy as it is; the first and the last time with more samples."""
+        """Evaluate the policy as part of the run, which pays for it."""
+        with self.timed("evaluate"):
+            self.state.evaluation = sum(self.measure(), self.state.evaluation)
+        if self.first:
+            self.write_ledger()
+
+    def measure(self) -> list[Cost]:
+        """Score the policy as it is, the first and the last time with more samples, and return what that cost."""
         number = self.state.updates
         final = number in (0, self.config.updates)
-        with self.timed("evaluate"):
-            split_of: list[tuple[str, Block]] = [
-                (split, block)
-                for split, blocks in evaluation_blocks(self.config, self.prompts, number, final=final).items()
-                for block in blocks
-            ]
-            mine = split_of[self.accelerator.process_index :: self.accelerator.num_processes]
-            splits = {(b.prompts, b.first_sample, b.index): split for split, b in mine}
-            results: list[tuple[str, Rollouts]] = []
-            total = sum(block.size for _, block in mine)
-            for done in self.collector.start([b for _, b in mine], self.state.behaviour[number], number):
-                block = done.block
-                results.append((splits[block.prompts, block.first_sample, block.index], done))
-                if self.first:
-                    self.say("evaluate", images=sum(r.block.size for _, r in results), images_total=total)
-            results = self.gather(results)
-        self.state.evaluation = sum((r.cost for _, r in results), self.state.evaluation)
+        split_of: list[tuple[str, Block]] = [
+            (split, block)
+            for split, blocks in evaluation_blocks(self.config, self.prompts, number, final=final).items()
+            for block in blocks
+        ]
+        mine = split_of[self.accelerator.process_index :: self.accelerator.num_processes]
+        splits = {(b.prompts, b.first_sample, b.index): split for split, b in mine}
+        results: list[tuple[str, Rollouts]] = []
+        total = sum(block.size for _, block in mine)
+        for done in self.collector.start([b for _, b in mine], self.state.behaviour[number], number):
+            block = done.block
+            results.append((splits[block.prompts, block.first_sample, block.index], done))
+            if self.first:
+                self.say("evaluate", images=sum(r.block.size for _, r in results), images_total=total)
+        results = self.gather(results)
         if self.first:
-            self.run.log(number, record(self.run, self.config, number, results))
-            self.write_ledger()
+            self.run.log(number, record(self.run, number, results, seed=self.config.evaluation.seed))
+        return [rollouts.cost for _, rollouts in results]
 
     def save(self) -> None:
         """Write a checkpoint."""

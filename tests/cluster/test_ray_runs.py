@@ -122,8 +122,10 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -
     again = run(train)
     assert again.returncode == 0
     assert "finished already" in again.stdout
+    ledger = (out / "ledger.json").read_bytes()
     evaluated = run([*command, "evaluate", str(out), "--checkpoint", "2"])
     assert evaluated.returncode == 0, evaluated.stderr
+    assert (out / "ledger.json").read_bytes() == ledger  # the run did not pay for it
     other = run([*train, "--set", "seed=1"])
     assert other.returncode == 2
     assert "differs in seed" in other.stderr

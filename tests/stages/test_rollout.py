@@ -258,7 +258,9 @@ def test_evaluation_costs(name: str, guided: int, policy_of: Opener) -> None:
         assert rollouts.cost == Cost(forward=forward, images_decoded=block.size, images_scored=block.size)
         assert rollouts.latents_NK is None and rollouts.credit_NK is None and rollouts.logp_NK is None
         assert (rollouts.kl_N is not None) == measure_kl
-        assert rollouts.images_N is not None and rollouts.images_N.shape[0] == block.size
+        assert rollouts.pictures is not None and len(rollouts.pictures) == min(config.evaluation.pictures, block.size)
+    for other in ({"first_sample": 1}, {"index": 1}):  # pictures that nobody keeps do not travel
+        assert score(sample(policy, dataclasses.replace(block, **other), config, version=0), config).pictures is None
 
 
 class Count:
