@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,7 @@ from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.schedule import Spacing
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -136,7 +137,7 @@ class Learn(Section):
 
     learning_rate: PositiveFloat = 3e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
     minibatches: PositiveInt = 1
@@ -255,15 +256,18 @@ class RunConfig(Section):
             raise UserError(
                 "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
             )
+        if credit.normalise == "tracked" and credit.tracker_minimum > credit.tracker_size:
+            raise UserError(
+                f"expected credit.tracker_minimum of at most credit.tracker_size, got {credit.tracker_minimum} and "
+                f"{credit.tracker_size}: a prompt's own statistics would never count"
+            )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise UserError(f"expected every reward once, got {names}: add the weights up")
-        for kind in ("toy", "scenes"):
-            splits = [self.prompts.training, self.prompts.held_out]
-            if kind in splits and self.model.path == "toy" and kind != "toy":
-                raise UserError(
-                    "expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts"
-                )
+        if self.model.path == "toy" and "scenes" in (self.prompts.training, self.prompts.held_out):
+            raise UserError(
+                "expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts"
+            )
         return self
 
     def canonical(self) -> dict[str, Any]:
@@ -275,7 +279,9 @@ def _build_objective(fields: Mapping[str, Any]) -> Objective:
     options = dict(fields)
     name = options.pop("name", None)
     if name not in OBJECTIVES:
-        raise UserError(f"expected objective.name to be {_one_of(name, OBJECTIVES)}, got {name!r}")
+        meant = _nearest(name, sorted(OBJECTIVES))
+        hint = f": did you mean {meant}?" if meant else ": name one of those"
+        raise UserError(f"expected objective.name to be {' or '.join(sorted(OBJECTIVES))}, got {name!r}{hint}")
     known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}  # type: ignore[arg-type]
     for option in options:
         if option not in known:
@@ -382,15 +388,20 @@ def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _one_of(given: object, known: Any) -> str:
+def _one_of(given: object, known: Iterable[str]) -> str:
     """`known` in words: the nearest if there is one, all of them otherwise."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
-    if not nearest:  # a right leaf under the wrong section
-        nearest = [name for name in names if name.rsplit(".", 1)[-1] == str(given).rsplit(".", 1)[-1]][:1]
+    nearest = _nearest(given, names)
     if nearest:
-        return f"did you mean {nearest[0]}?"
+        return f"did you mean {nearest}?"
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ..."
+
+
+def _nearest(given: object, names: Sequence[str]) -> str | None:
+    """What was probably meant: a like name, or the right leaf under another section."""
+    leaf = str(given).rsplit(".", 1)[-1]
+    likely = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
+    return next((name for name in (*likely, *names) if name in likely or name.rsplit(".", 1)[-1] == leaf), None)
 
 
 def _sentence(error: ValidationError, prefix: str = "") -> str:

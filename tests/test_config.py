@@ -195,6 +195,7 @@ def test_unknown_paths(path: str, mentions: str) -> None:
         ("learn.learning_rate", ".nan", "expected learn.learning_rate"),
         ("learn.learning_rate", ".inf", "expected learn.learning_rate"),
         ("learn.betas", "[0.9]", "expected a value for learn.betas.1"),
+        ("learn.betas", "[0.9, 1.0]", "expected learn.betas.1 to be less than 1"),
         ("rewards", "[{name: redness, weight: .nan}]", "expected rewards.0.weight"),
         ("rollout.staleness", "5", "expected rollout.staleness to be less than or equal to 4"),
         ("rewards", "[]", "expected rewards"),
@@ -244,6 +245,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         ({"learn.minibatches": 3}, "learn.minibatches x cluster.workers = 3"),
         ({"cluster.workers": 2, "learn.minibatches": 2}, "learn.minibatches x cluster.workers = 4"),
         ({"rollout.samples": 1}, "expected rollout.samples of at least 2 with credit.normalise=group"),
+        (
+            {"credit.normalise": "tracked", "credit.tracker_size": 4, "credit.tracker_minimum": 5},
+            "expected credit.tracker_minimum of at most credit.tracker_size, got 5 and 4",
+        ),
         ({"credit.kind": "previews"}, "expected credit.previews to name numbers of steps below sampler.steps=50"),
         ({"credit.kind": "previews", "credit.previews": [10, 50]}, "below sampler.steps=50, got [10, 50]"),
         ({"credit.kind": "previews", "credit.previews": [20, 10]}, "expected credit.previews in ascending order"),

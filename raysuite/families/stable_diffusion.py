@@ -111,8 +111,17 @@ class StableDiffusionPolicy(Policy):
     def save(self, directory: Path) -> None:
         """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`."""
         if isinstance(self.trained, Lora):
+            lora = self.trained.network.peft_config["default"]
             StableDiffusionPipeline.save_lora_weights(
-                directory, unet_lora_layers=get_peft_model_state_dict(self.trained.network), safe_serialization=True
+                directory,
+                unet_lora_layers=get_peft_model_state_dict(self.trained.network),
+                safe_serialization=True,
+                # without it readers take alpha to be the rank; sorted, since a set's order differs between processes
+                unet_lora_adapter_metadata={
+                    "r": lora.r,
+                    "lora_alpha": lora.lora_alpha,
+                    "target_modules": sorted(lora.target_modules),
+                },
             )
         else:
             self.pipeline.save_pretrained(directory, safe_serialization=True)

@@ -406,10 +406,7 @@ def test_another_adapter_is_refused(policy_of: Opener, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(
-    "alpha",
-    [None, pytest.param(4.0, marks=pytest.mark.xfail(reason="the file does not say alpha, and readers take the rank"))],
-)
+@pytest.mark.parametrize("alpha", [None, 4.0])
 def test_an_adapter_loads_in_plain_diffusers(
     prediction: str, alpha: float | None, policy_of: Opener, pipelines: dict[str, Path], tmp_path: Path
 ) -> None:
