@@ -44,8 +44,12 @@ def train(
     if launch.claim(config, directory, sys.argv):
         console.print(f"{directory} is finished already", soft_wrap=True)
     else:
-        with watch(directory, console):
-            launch.train(config, directory)
+        try:
+            with watch(directory, console):
+                launch.train(config, directory)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("stopped: the same command goes on from the last checkpoint")
+            raise typer.Exit(130) from None
     console.print(summary(directory))
     console.print(f"report: {write_report(directory)}", soft_wrap=True)
 
@@ -95,15 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        app(args=list(arguments) if arguments is not None else None)
     except UserError as error:
         Console(stderr=True).print(f"raysuite: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped: the same command goes on from the last checkpoint")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

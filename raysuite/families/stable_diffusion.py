@@ -149,6 +149,10 @@ def pipeline_class(path: str) -> str:
     Raises:
         UserError: there is no pipeline at `path`.
     """
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise UserError(
+            f"expected a diffusers pipeline at model.path={path}, there is no such directory: check the path"
+        )
     try:
         if Path(path).is_dir():
             return str(json.loads((Path(path) / "model_index.json").read_text())["_class_name"])

@@ -1,0 +1,71 @@
+"""The command line's bad inputs: one sentence, exit status 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raysuite.cli import main
+
+
+def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as leave:
+        main(words)
+    assert leave.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["scene-ddpo"], "did you mean scenes-ddpo?"),
+        (["toy-ddpo", "--set", "learn.rate=1"], "learn.rate"),
+        (["toy-ddpo", "--set", "updates"], "expected --set path=value"),
+        (["toy-ddpo", "--set", "updates=none"], "expected updates to be a valid integer"),
+        (["toy-ddpo", "--set", "sampler.eta=0"], "expected sampler.eta above 0"),
+        (["toy-ddpo", "--set", "model.path=/nowhere"], "there is no such directory"),
+        (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
+        (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),
+        (["toy-ddpo", "--set", "rollout.prompts=16"], "at most the 2 training prompts"),
+    ],
+)
+def test_nothing_is_written_by_a_run_that_cannot_start(
+    words: list[str], mentions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    message = fails(["train", *words, "--out", str(out)], capsys)
+    assert message.startswith("raysuite: ")
+    assert mentions in message
+    assert message.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_pipeline_that_no_family_handles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    message = fails(["train", "toy-ddpo", "--set", f"model.path={model}", "--out", str(out)], capsys)
+    assert "got FluxPipeline: no family handles it yet" in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("words", [["train"], ["trian"], ["train", "toy-ddpo", "--fast"], ["evaluate"]])
+def test_wrong_usage_is_explained_without_a_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(words, capsys)
+    assert "Usage" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_directory_without_a_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "found no config.json" in fails([command, str(tmp_path)], capsys)
+    assert not any(tmp_path.iterdir())
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["recipes"])
+    assert leave.value.code == 0
+    assert "scenes-ddpo" in capsys.readouterr().out
