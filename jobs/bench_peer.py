@@ -62,9 +62,9 @@ def for_transformers_4(model: Path, copy: Path) -> None:
 
 def trl_settings(config: RunConfig) -> dict[str, Any]:
     """The run's hyper-parameters by their names in DDPOConfig."""
-    rollout, learning, objective = config.rollout, config.learn, config.built_objective
+    rollouts, learning, objective = config.rollouts, config.learn, config.built_objective
     assert isinstance(objective, Ddpo) and objective.clip is not None, "expected objective.name=ddpo with a clip"
-    block = rollout.prompts_per_block * rollout.samples
+    block = rollouts.prompts_per_block * rollouts.samples
     batch = min(learning.microbatch, block)
     return {
         "seed": config.seed,
@@ -75,9 +75,9 @@ def trl_settings(config: RunConfig) -> dict[str, Any]:
         "sample_eta": config.sampler.eta,
         "sample_guidance_scale": config.sampler.guidance,
         "sample_batch_size": block,
-        "sample_num_batches_per_epoch": rollout.blocks,
+        "sample_num_batches_per_epoch": rollouts.blocks,
         "train_batch_size": batch,
-        "train_gradient_accumulation_steps": rollout.prompts * rollout.samples // learning.minibatches // batch,
+        "train_gradient_accumulation_steps": rollouts.prompts * rollouts.samples // learning.minibatches // batch,
         "train_num_inner_epochs": learning.epochs,
         "train_learning_rate": learning.learning_rate,
         "train_adam_beta1": learning.betas[0],

@@ -96,7 +96,7 @@ class Reward(Section):
     weight: float = 1.0
 
 
-class Rollout(Section):
+class RolloutSettings(Section):
     """What one update samples."""
 
     prompts: PositiveInt = 16
@@ -202,7 +202,7 @@ class RunConfig(Section):
     parameters: Parameters = Parameters()
     prompts: Prompts = Prompts()
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
-    rollout: Rollout = Rollout()
+    rollouts: RolloutSettings = RolloutSettings()
     credit: Credit = Credit()
     objective: dict[str, Any]
     """`name` of a registered objective, and its fields."""
@@ -218,26 +218,26 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
-        objective, rollout, credit, learn = self.built_objective, self.rollout, self.credit, self.learn
+        objective, rollouts, credit, learn = self.built_objective, self.rollouts, self.credit, self.learn
         if objective.consumes == "advantages" and self.sampler.eta == 0:
             raise UserError(
                 f"expected sampler.eta above 0 for {self.objective['name']}, got 0: it scores noisy steps, and a "
                 "deterministic sampler has none; set sampler.eta=1"
             )
-        if rollout.prompts % rollout.prompts_per_block:
+        if rollouts.prompts % rollouts.prompts_per_block:
             raise UserError(
-                f"expected rollout.prompts to be a multiple of rollout.prompts_per_block, got {rollout.prompts} and "
-                f"{rollout.prompts_per_block}: change one of them"
+                f"expected rollouts.prompts to be a multiple of rollouts.prompts_per_block, got {rollouts.prompts} and "
+                f"{rollouts.prompts_per_block}: change one of them"
             )
         shares = learn.minibatches * self.cluster.workers
-        if rollout.blocks % shares:
+        if rollouts.blocks % shares:
             raise UserError(
-                f"expected the {rollout.blocks} blocks of an update (rollout.prompts / rollout.prompts_per_block) to divide "
+                f"expected the {rollouts.blocks} blocks of an update (rollouts.prompts / rollouts.prompts_per_block) to divide "
                 f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
             )
-        if credit.normalise == "group" and rollout.samples < 2:
+        if credit.normalise == "group" and rollouts.samples < 2:
             raise UserError(
-                "expected rollout.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
+                "expected rollouts.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
             )
         if credit.kind == "previews":
             if not credit.previews or any(k >= self.sampler.steps for k in credit.previews):

@@ -4,6 +4,7 @@ Axis legend, used as suffixes of tensor names everywhere:
 
     N  samples (one picture each)            K  denoising steps, k = 0 is the step that leaves pure noise
     U  units of an objective                 M  members of a unit: 1 for a transition, 2 for a pair
+    R  rankings: pictures of one prompt in order of preference, the best first; a pair is a ranking of two
     P  distinct prompts                      ...  the latent's own axes, (C, H, W) or (D,)
 """
 
@@ -126,17 +127,34 @@ class Transitions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preferences:
+    """Pictures of the same prompt in order of preference: what a reward, or people, said of them."""
+
+    latents_RMK: Tensor
+    """Trajectories (R, M, K + 1, ...), or (R, M, 1, ...) where only the clean latents are known. The preferred member is
+    the first; the last column is the clean latent."""
+    prompts_R: tuple[str, ...]
+
+    @property
+    def clean_RM(self) -> Tensor:
+        """(R, M, ...) the latents of the finished pictures."""
+        return self.latents_RMK[:, :, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Queries:
     """Where an objective wants predictions, and what its loss needs besides. Every tensor leads with U."""
 
     x_UM: Tensor
-    """(U, M, ...) noisy latents."""
+    """(U, M, ...) noisy latents. A unit of several trajectories has a member for each step of each."""
     t_UM: Tensor
     """(U, M) the network's timesteps, int64."""
     prompts_U: tuple[str, ...]
     together: int
     """Units 0 to together - 1 form one group, the next `together` another, ...: a microbatch never crosses groups.
     Points that went through the network together when drawn do so again when learned: the first ratio is exactly 1."""
+    guided: bool = True
+    """Whether predictions are wanted with the sampler's guidance: of the policy that draws, or of the network alone."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

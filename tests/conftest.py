@@ -82,7 +82,7 @@ def run_config(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
             "sampler": {"steps": 4},
             "prompts": {"training": "toy", "held_out": "toy"},
             "rewards": [{"name": "redness"}],
-            "rollout": {"prompts": 2, "samples": 3, "prompts_per_block": 2},
+            "rollouts": {"prompts": 2, "samples": 3, "prompts_per_block": 2},
             "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
         }
         if policy != "toy":

@@ -28,7 +28,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["toy-ddpo", "--set", "model.path=/nowhere"], "there is no such directory"),
         (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
         (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),
-        (["toy-ddpo", "--set", "rollout.prompts=16"], "at most the 2 training prompts"),
+        (["toy-ddpo", "--set", "rollouts.prompts=16"], "at most the 2 training prompts"),
     ],
 )
 def test_nothing_is_written_by_a_run_that_cannot_start(

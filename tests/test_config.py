@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "model": {"path": "toy"},
     "prompts": {"training": "toy", "held_out": "toy"},
     "rewards": [{"name": "redness"}],
-    "rollout": {"prompts": 2, "samples": 2, "prompts_per_block": 1},
+    "rollouts": {"prompts": 2, "samples": 2, "prompts_per_block": 1},
     "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
 }
 
@@ -88,7 +88,7 @@ def test_values_are_set_by_path() -> None:
     assert config.evaluation.kl is False
     assert config.prompts.held_out is None
     plain = load("toy-ddpo")
-    assert config.checkpoints == plain.checkpoints and config.rollout == plain.rollout
+    assert config.checkpoints == plain.checkpoints and config.rollouts == plain.rollout
 
 
 def test_files_load_as_recipes_do(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_unknown_paths(path: str, mentions: str) -> None:
         ("learn.betas", "[0.9]", "expected a value for learn.betas.1"),
         ("learn.betas", "[0.9, 1.0]", "expected learn.betas.1 to be less than 1"),
         ("rewards", "[{name: redness, weight: .nan}]", "expected rewards.0.weight"),
-        ("rollout.staleness", "5", "expected rollout.staleness to be less than or equal to 4"),
+        ("rollouts.staleness", "5", "expected rollouts.staleness to be less than or equal to 4"),
         ("rewards", "[]", "expected rewards"),
         ("rewards", "[{nome: redness}]", "rewards.0"),
         ("evaluation.kl", "perhaps", "expected evaluation.kl to be a valid boolean"),
@@ -241,10 +241,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
     ("changes", "mentions"),
     [
         ({"sampler.eta": 0}, "expected sampler.eta above 0 for ddpo, got 0"),
-        ({"rollout.prompts_per_block": 2, "rollout.prompts": 3}, "expected rollout.prompts to be a multiple of"),
+        ({"rollouts.prompts_per_block": 2, "rollouts.prompts": 3}, "expected rollouts.prompts to be a multiple of"),
         ({"learn.minibatches": 3}, "learn.minibatches x cluster.workers = 3"),
         ({"cluster.workers": 2, "learn.minibatches": 2}, "learn.minibatches x cluster.workers = 4"),
-        ({"rollout.samples": 1}, "expected rollout.samples of at least 2 with credit.normalise=group"),
+        ({"rollouts.samples": 1}, "expected rollouts.samples of at least 2 with credit.normalise=group"),
         (
             {"credit.normalise": "tracked", "credit.tracker_size": 4, "credit.tracker_minimum": 5},
             "expected credit.tracker_minimum of at most credit.tracker_size, got 5 and 4",
@@ -272,9 +272,9 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: 
 def test_settings_that_agree_after_all() -> None:
     """The remedies that the sentences name."""
     for changes in (
-        {"rollout.samples": 1, "credit.normalise": "global"},
+        {"rollouts.samples": 1, "credit.normalise": "global"},
         {"credit.kind": "previews", "credit.previews": [25]},
-        {"cluster.workers": 2, "rollout.prompts": 4, "learn.minibatches": 2},
+        {"cluster.workers": 2, "rollouts.prompts": 4, "learn.minibatches": 2},
         {"credit.normalise": "tracked"},
     ):
         assert isinstance(validate(small(changes)), RunConfig)

@@ -93,7 +93,7 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
         return cluster.threads
     if len(ray.nodes()) > 1:
         return max(1, int(cpus))
-    busy = processes if config.rollout.staleness == 0 else cluster.actors + cluster.workers
+    busy = processes if config.rollouts.staleness == 0 else cluster.actors + cluster.workers
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 

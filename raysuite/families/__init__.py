@@ -6,11 +6,11 @@ from importlib import resources
 
 import torch
 
-from raysuite.config import Model, RunConfig
+from raysuite.config import Model, Parameters, RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 
-__all__ = ["Policy", "check_model", "open_policy"]
+__all__ = ["Policy", "check_model", "open_model", "open_policy"]
 
 
 def open_policy(config: RunConfig, device: torch.device) -> Policy:
@@ -19,16 +19,27 @@ def open_policy(config: RunConfig, device: torch.device) -> Policy:
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    if check_model(config.model) == "toy":
+    return _open(config.model, config.sampler, config.parameters, config.seed, device)
+
+
+def open_model(model: Model, device: torch.device) -> Policy:
+    """A model that is not to be trained: to encode pictures and prompts with.
+
+    Raises:
+        UserError: no model at `model.path`, or one that no family handles.
+    """
+    return _open(model, Sampler(), Parameters(), 0, device)
+
+
+def _open(model: Model, sampler: Sampler, parameters: Parameters, seed: int, device: torch.device) -> Policy:
+    if check_model(model) == "toy":
         from raysuite.families.toy import open_toy
 
-        return open_toy(config.sampler)
+        return open_toy(sampler)
     from raysuite.families.stable_diffusion import StableDiffusionPolicy
 
-    model = config.model.model_copy(update={"path": _location(config.model.path)})
-    return StableDiffusionPolicy(
-        model=model, sampler=config.sampler, parameters=config.parameters, seed=config.seed, device=device
-    )
+    model = model.model_copy(update={"path": _location(model.path)})
+    return StableDiffusionPolicy(model=model, sampler=sampler, parameters=parameters, seed=seed, device=device)
 
 
 def check_model(model: Model) -> str:

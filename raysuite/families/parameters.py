@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -27,7 +27,11 @@ class Trained(ABC):
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[UNet2DConditionModel]:
-        """The network as it was before training, for the length of a `with`."""
+        """The network with the reference's parameters, for the length of a `with`."""
+
+    @abstractmethod
+    def set_reference(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Make these the reference's parameters. Until then it is the network as it was before training."""
 
 
 class Lora(Trained):
@@ -51,6 +55,7 @@ class Lora(Trained):
                     f"expected parameters.targets to name layers of the network, got {list(spec.targets)}: {error}"
                 ) from error
         self.network = network
+        self._reference: dict[str, torch.Tensor] = {}
         for parameter in self.named().values():  # adapters stay in float32 over a half-precision network
             parameter.data = parameter.data.float()
 
@@ -60,12 +65,29 @@ class Lora(Trained):
 
     @contextmanager
     def reference(self) -> Iterator[UNet2DConditionModel]:
-        """The network with its adapter off."""
-        self.network.disable_adapters()
+        """The network with its adapter off, or with the reference's values in it."""
+        if not self._reference:
+            self.network.disable_adapters()
+            try:
+                yield self.network
+            finally:
+                self.network.enable_adapters()
+            return
+        # exchanged by pointer: no copy, and what autograd holds of the trained values stays as it is
+        own = {name: parameter.data for name, parameter in self.named().items()}
         try:
+            self._put(self._reference)
             yield self.network
         finally:
-            self.network.enable_adapters()
+            self._put(own)
+
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.named().items():
+            parameter.data = values[name]
+
+    def set_reference(self, values: Mapping[str, torch.Tensor]) -> None:
+        """A second set of the adapters' matrices, on the network's device."""
+        self._reference = {name: values[name].to(p.device, p.dtype, copy=True) for name, p in self.named().items()}
 
 
 class AllWeights(Trained):
@@ -83,6 +105,15 @@ class AllWeights(Trained):
     @contextmanager
     def reference(self) -> Iterator[UNet2DConditionModel]:
         """The frozen copy."""
+        yield self._copy()
+
+    def set_reference(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Other values for the frozen copy."""
+        with torch.no_grad():
+            for name, parameter in self._copy().named_parameters():
+                parameter.copy_(values[name])
+
+    def _copy(self) -> UNet2DConditionModel:
         if self._reference is None:
             self._reference = self._reload().requires_grad_(False)
-        yield self._reference
+        return self._reference

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -30,10 +30,13 @@ class Policy(ABC):
     """Network evaluations that one prediction costs: 2 with classifier-free guidance, else 1."""
 
     @abstractmethod
-    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False) -> Tensor:
-        """The network's (guided) output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,).
+    def predict(
+        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+    ) -> Tensor:
+        """The network's output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,).
 
-        With `reference` the network answers as it did before any training.
+        With `reference` the reference answers: the network as it was before any training, or what `set_reference` made
+        it. Without `guided` the sampler's guidance is left out.
         """
 
     @abstractmethod
@@ -41,8 +44,24 @@ class Policy(ABC):
         """Latents (N, ...) to images, uint8 (N, H, W, 3)."""
 
     @abstractmethod
+    def encode(self, images_N: np.ndarray) -> Tensor:
+        """Images, uint8 (N, H, W, 3) of the model's own size, to clean latents (N, ...): the inverse of `decode`, nearly."""
+
+    @abstractmethod
+    def text_states(self, prompts_P: Sequence[str]) -> Tensor | None:
+        """What the text encoder makes of prompts, (P, tokens, width); None where the family has none."""
+
+    @abstractmethod
+    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+        """Take `text_states` that were computed before in place of computing them again."""
+
+    @abstractmethod
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name, in a fixed order, float32."""
+
+    @abstractmethod
+    def replace_reference(self, values: Mapping[str, Tensor]) -> None:
+        """Make these values, by name as in `trainable`, the reference's parameters."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
@@ -65,14 +84,26 @@ class Policy(ABC):
         Raises:
             UserError: the array has another length.
         """
-        parameters = self.trainable().values()
-        expected = sum(p.numel() for p in parameters)
+        parameters = self.trainable()
+        for name, value in self._named(flat).items():
+            parameters[name].copy_(value)
+
+    @final
+    def set_reference(self, flat: np.ndarray) -> None:
+        """Make these weights, as `weights` gives them, the reference.
+
+        Raises:
+            UserError: the array has another length.
+        """
+        self.replace_reference(self._named(flat))
+
+    def _named(self, flat: np.ndarray) -> dict[str, Tensor]:
+        parameters = self.trainable()
+        expected = sum(p.numel() for p in parameters.values())
         if len(flat) != expected:
             raise UserError(
                 f"expected {expected} trained parameters, got {len(flat)}: the weights are of another model"
             )
-        start = 0
-        for p in parameters:
-            piece = flat[start : start + p.numel()]
-            p.copy_(torch.from_numpy(piece.copy()).view_as(p))
-            start += p.numel()
+        sizes = [p.numel() for p in parameters.values()]
+        pieces = torch.from_numpy(flat.copy()).split(sizes)
+        return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +68,21 @@ class StableDiffusionPolicy(Policy):
         ).to(device, torch.float32)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
 
-    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False) -> Tensor:
-        """The guided output e_uncond + w (e_cond - e_uncond), through which gradients flow in both branches."""
+    def predict(
+        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+    ) -> Tensor:
+        """The guided output e_uncond + w (e_cond - e_uncond), through which gradients flow in both branches, or e_cond."""
         states_N = torch.stack([self._embedding(prompt) for prompt in prompts_N])
         if not reference:
-            return self._guided(self.trained.network, x_N, t_N, states_N)
+            return self._output(self.trained.network, x_N, t_N, states_N, guided)
         with torch.no_grad(), self.trained.reference() as network:
-            return self._guided(network, x_N, t_N, states_N)
+            return self._output(network, x_N, t_N, states_N, guided)
 
-    def _guided(self, network: UNet2DConditionModel, x_N: Tensor, t_N: Tensor, states_N: Tensor) -> Tensor:
+    def _output(
+        self, network: UNet2DConditionModel, x_N: Tensor, t_N: Tensor, states_N: Tensor, guided: bool
+    ) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            if self.guidance == 1:
+            if self.guidance == 1 or not guided:
                 return network(x_N, t_N, states_N, return_dict=False)[0].float()
             empty_N = self._embedding("").expand_as(states_N)
             both = network(
@@ -92,17 +96,37 @@ class StableDiffusionPolicy(Policy):
         """Text states (tokens, width). Prompts are encoded one at a time, so that no state depends on its neighbours."""
         if prompt not in self._embeddings:
             states, _ = self.pipeline.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
-            self._embeddings[prompt] = states[0]
-            if len(self._embeddings) > REMEMBERED_PROMPTS:
-                self._embeddings.popitem(last=False)
+            self.remember([prompt], states)
         self._embeddings.move_to_end(prompt)
         return self._embeddings[prompt]
+
+    def text_states(self, prompts_P: Sequence[str]) -> Tensor:
+        """The text encoder's last hidden states, in the precision it runs in."""
+        return torch.stack([self._embedding(prompt) for prompt in prompts_P])
+
+    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+        """Keep states; beyond `REMEMBERED_PROMPTS` the longest unused go."""
+        for prompt, states in zip(prompts_P, states_P, strict=True):
+            self._embeddings[prompt] = states.to(self.device, self.dtype)
+        while len(self._embeddings) > REMEMBERED_PROMPTS:
+            self._embeddings.popitem(last=False)
 
     @torch.no_grad()
     def decode(self, latents_N: Tensor) -> np.ndarray:
         """Through the VAE in float32, rounded as diffusers' image processor does."""
         images = self.pipeline.vae.decode(latents_N / self.pipeline.vae.config.scaling_factor, return_dict=False)[0]
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def encode(self, images_N: np.ndarray) -> Tensor:
+        """The mean of the VAE's posterior in float32, scaled: no draw, so that the same image is the same latent."""
+        pixels = torch.from_numpy(images_N.copy()).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        posterior = self.pipeline.vae.encode(pixels).latent_dist
+        return posterior.mode() * self.pipeline.vae.config.scaling_factor
+
+    def replace_reference(self, values: Mapping[str, Tensor]) -> None:
+        """Other values for the adapters, or for the frozen copy, that the reference uses."""
+        self.trained.set_reference(values)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The U-Net's adapters or weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ TRAINING_STEPS = 1_000
 PROMPTS = ("left", "right", "both")
 """What the toy model can be asked for: its left mode mostly, its right mode mostly, or both alike."""
 
-_MODE_WEIGHTS = {"left": (0.8, 0.2), "right": (0.2, 0.8), "both": (0.5, 0.5)}
+_MODE_WEIGHTS = {"left": (0.8, 0.2), "right": (0.2, 0.8), "both": (0.5, 0.5), "": (0.5, 0.5)}
 
 
 def alpha_bar() -> Tensor:
@@ -53,29 +53,46 @@ class ToyPolicy(Policy):
         self.spread = spread
         self.dtype = dtype
         self.perturbation = torch.nn.Parameter(torch.zeros(bins, dimensions + 1, dimensions, dtype=dtype))
+        self.reference_perturbation = torch.zeros_like(self.perturbation, requires_grad=False)
         self.modes = torch.zeros(2, dimensions, dtype=dtype)
         self.modes[:, 0] = torch.tensor([-1.0, 1.0])
         self.abar = alpha_bar().to(dtype)
 
-    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False) -> Tensor:
-        """The exact noise prediction plus, unless `reference`, the perturbation."""
+    def predict(
+        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+    ) -> Tensor:
+        """The exact noise prediction plus the perturbation. There is no guidance to leave out."""
         alpha, sigma = self.abar[t_N].sqrt()[:, None], (1 - self.abar[t_N]).sqrt()[:, None]
         variance = alpha**2 * self.spread**2 + sigma**2
         weights = torch.tensor([_mode_weights(p) for p in prompts_N], dtype=self.dtype)
         offsets = x_N[:, None] - alpha[:, None] * self.modes  # (N, 2, D)
         responsibility = (weights.log() - offsets.square().sum(-1) / (2 * variance)).softmax(-1)
         eps = sigma * (responsibility[..., None] * offsets).sum(1) / variance
-        if reference:
-            return eps
+        perturbation = self.reference_perturbation if reference else self.perturbation
         features = torch.cat([torch.ones_like(x_N[:, :1]), x_N], dim=1)
-        bins = t_N * len(self.perturbation) // TRAINING_STEPS
-        return eps + torch.einsum("nf,nfd->nd", features, self.perturbation[bins])
+        bins = t_N * len(perturbation) // TRAINING_STEPS
+        return eps + torch.einsum("nf,nfd->nd", features, perturbation[bins])
 
     def decode(self, latents_N: Tensor) -> np.ndarray:
         """One flat 8 x 8 picture a sample: red is the first axis, green the second (or grey), 0 at 128, 32 a unit."""
         values = (128 + 32 * latents_N.detach().float()).round().clamp(0, 255).byte().numpy()
         colours = np.concatenate([values, np.full((len(values), 3), 128, np.uint8)], axis=1)[:, :3]
         return np.broadcast_to(colours[:, None, None, :], (len(values), 8, 8, 3)).copy()
+
+    def encode(self, images_N: np.ndarray) -> Tensor:
+        """The latents whose pictures these are, to within 1/64."""
+        values = torch.from_numpy(images_N[:, 0, 0, : self.latent_shape[0]].copy()).to(self.dtype)
+        return (values - 128) / 32
+
+    def text_states(self, prompts_P: Sequence[str]) -> None:
+        """Prompts are read as they are."""
+
+    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+        """There is nothing to remember."""
+
+    def replace_reference(self, values: Mapping[str, Tensor]) -> None:
+        """Another perturbation."""
+        self.reference_perturbation = values["perturbation"].to(self.dtype)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The perturbation."""

@@ -73,6 +73,8 @@ class Schedule:
     """(K + 1,) noise levels."""
     noise_K: Tensor
     """(K,) standard deviation of the noise that step k adds."""
+    alpha_bar_T: Tensor
+    """(T,) squared signal level at every training timestep: where the forward process can be asked for noisy latents."""
     prediction: PredictionType
 
     @property
@@ -85,6 +87,11 @@ class Schedule:
         """(K,) bool: the steps that add noise, the only ones with a density."""
         return self.noise_K > 0
 
+    def training_levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at training timesteps t, int64 of any shape."""
+        alpha_bar = self.alpha_bar_T[t]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Schedule:
         """The same table on another device and in another floating-point type."""
         return Schedule(
@@ -92,6 +99,7 @@ class Schedule:
             alpha_K1=self.alpha_K1.to(device, dtype),
             sigma_K1=self.sigma_K1.to(device, dtype),
             noise_K=self.noise_K.to(device, dtype),
+            alpha_bar_T=self.alpha_bar_T.to(device, dtype),
             prediction=self.prediction,
         )
 
@@ -161,5 +169,6 @@ def ddim_schedule(
         alpha_K1=abar_K1.sqrt(),
         sigma_K1=(1 - abar_K1).sqrt(),
         noise_K=variance_K.clamp(min=0).sqrt(),
+        alpha_bar_T=alpha_bar_T,
         prediction=prediction,
     )

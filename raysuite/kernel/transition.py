@@ -39,6 +39,13 @@ def kappa(schedule: Schedule) -> Tensor:
     return -a[1:] * s[:-1] / a[:-1] + (s[1:] ** 2 - schedule.noise_K**2).clamp(min=0).sqrt()
 
 
+def output_slope(schedule: Schedule) -> Tensor:
+    """D mean / d output of every step, (K,), whatever the network predicts; `kappa` where it predicts noise."""
+    k = torch.arange(schedule.steps, device=schedule.noise_K.device)
+    zero = torch.zeros_like(schedule.noise_K)
+    return mean(schedule, k, zero, zero + 1)
+
+
 def draw(schedule: Schedule, k: Tensor, mean_N: Tensor, noise_N: Tensor) -> Tensor:
     """x_next = mean + noise_k z; a step without noise returns the mean."""
     return mean_N + expand(schedule.noise_K[k], mean_N) * noise_N
@@ -59,6 +66,16 @@ def log_density(schedule: Schedule, k: Tensor, mean_N: Tensor, next_N: Tensor) -
     standard = (next_N - mean_N) / expand(noise, mean_N)
     dimensions = mean_N[0].numel()
     return -0.5 * standard.flatten(1).square().sum(1) - dimensions * (noise.log() + 0.5 * math.log(2 * math.pi))
+
+
+def log_ratio(schedule: Schedule, k: Tensor, mean_N: Tensor, reference_mean_N: Tensor, next_N: Tensor) -> Tensor:
+    """Log p(x_next | x) - log p_ref(x_next | x) of every row in nats, summed over the latent's dimensions, (N,).
+
+    = <mean - mean_ref, 2 x_next - mean - mean_ref> / (2 noise^2): exactly 0 where the means are equal, and free of the
+    cancellation in a difference of two densities. The steps must add noise (see `log_density`).
+    """
+    product = (mean_N - reference_mean_N) * (2 * next_N - mean_N - reference_mean_N)
+    return product.flatten(1).sum(1) / (2 * schedule.noise_K[k] ** 2)
 
 
 def kl(schedule: Schedule, k: Tensor, mean_N: Tensor, reference_mean_N: Tensor) -> Tensor:

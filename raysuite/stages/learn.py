@@ -63,7 +63,7 @@ def transitions(rollouts: Rollouts, advantage_NK: np.ndarray) -> Transitions:
 def minibatches(config: RunConfig, update: int) -> list[list[int]]:
     """The numbers of the blocks in each minibatch of an update. The same for any number of workers."""
     rng = numpy_generator(seed=config.seed, stage=Stage.MINIBATCHES, update=update)
-    order = rng.permutation(config.rollout.blocks)
+    order = rng.permutation(config.rollouts.blocks)
     return [share.tolist() for share in np.split(order, config.learn.minibatches)]
 
 

@@ -104,17 +104,17 @@ def _json_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
 
 def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[Block]:
     """The blocks of an update: prompts drawn without replacement, alike from every stratum."""
-    rollout = config.rollout
-    if rollout.prompts > len(prompts.training):
+    rollouts = config.rollouts
+    if rollouts.prompts > len(prompts.training):
         raise UserError(
-            f"expected rollout.prompts of at most the {len(prompts.training)} training prompts, got {rollout.prompts}: lower "
-            "it (rollout.samples can rise instead) or add prompts"
+            f"expected rollouts.prompts of at most the {len(prompts.training)} training prompts, got {rollouts.prompts}: lower "
+            "it (rollouts.samples can rise instead) or add prompts"
         )
     chosen = _draw(
-        prompts.training, rollout.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
+        prompts.training, rollouts.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
     )
-    size = rollout.prompts_per_block
-    return [_block(chosen[i * size : (i + 1) * size], update, i, rollout.samples) for i in range(rollout.blocks)]
+    size = rollouts.prompts_per_block
+    return [_block(chosen[i * size : (i + 1) * size], update, i, rollouts.samples) for i in range(rollouts.blocks)]
 
 
 def _draw(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
@@ -135,7 +135,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     evaluation = config.evaluation
     samples = evaluation.final_samples if final else evaluation.samples
     # a block holds one sample of each of its prompts, so that its shape does not depend on the number of samples
-    width = config.rollout.prompts_per_block * config.rollout.samples
+    width = config.rollouts.prompts_per_block * config.rollouts.samples
     blocks: dict[str, list[Block]] = {}
     for split, available in prompts.splits.items():
         rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)

@@ -1,6 +1,6 @@
 """The run: rollouts for this update, credit, objective, gradient, update, new weights; now and then an evaluation.
 
-Who waits for whom, with rollout.staleness = 0 (1 lets the next row's rollouts begin before this row's learning):
+Who waits for whom, with rollouts.staleness = 0 (1 lets the next row's rollouts begin before this row's learning):
 
     actors    | draw and score update u |                | draw and score u + 1 |
     learner   |        waits            | learn update u |        waits         |
@@ -110,7 +110,7 @@ class Training:
         self.state.training = sum(costs, self.state.training)
         self.state.updates += 1
         self.state.tracker = self.tracker.state()
-        oldest = max(0, self.state.updates - self.config.rollout.staleness)
+        oldest = max(0, self.state.updates - self.config.rollouts.staleness)
         self.state.behaviour = {v: w for v, w in self.state.behaviour.items() if v >= oldest}
         self.state.behaviour[self.state.updates] = self.policy.weights()
         if self.first:
@@ -126,21 +126,21 @@ class Training:
 
     def collect(self, number: int) -> list[Rollouts]:
         """This worker's rollouts of an update; rollouts of later updates may begin too, as far as staleness lets them."""
-        last = min(number + self.config.rollout.staleness, self.config.updates - 1)
+        last = min(number + self.config.rollouts.staleness, self.config.updates - 1)
         for update in range(number, last + 1):
             if update not in self.pending:
-                version = max(0, update - self.config.rollout.staleness)
+                version = max(0, update - self.config.rollouts.staleness)
                 blocks = training_blocks(self.config, self.prompts, update)
                 mine = blocks_of_worker(
                     self.config, blocks, update, self.accelerator.process_index, self.accelerator.num_processes
                 )
                 self.pending[update] = self.collector.start(mine, self.state.behaviour[version], version)
         rollouts = []
-        total = self.config.rollout.prompts * self.config.rollout.samples // self.accelerator.num_processes
+        total = self.config.rollouts.prompts * self.config.rollouts.samples // self.accelerator.num_processes
         if self.first:
             self.say("rollout", images=0, images_total=total)
         for done in self.pending.pop(number):
-            expected = max(0, number - self.config.rollout.staleness)
+            expected = max(0, number - self.config.rollouts.staleness)
             if done.version != expected:
                 raise RuntimeError(f"asked for rollouts of policy version {expected}, got {done.version}")
             rollouts.append(done)

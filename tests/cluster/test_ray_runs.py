@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's pr
 
 SMALL = {
     "updates": "2",
-    "rollout.prompts": "2",
+    "rollouts.prompts": "2",
     "learn.minibatches": "1",
     "evaluation.samples": "1",
     "evaluation.final_samples": "2",

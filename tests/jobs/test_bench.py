@@ -13,7 +13,7 @@ import safetensors.torch
 from jobs import bench, bench_peer
 from raysuite.config import RunConfig
 
-SMALL = {"sampler": {"steps": 2}, "rollout": {"prompts": 4, "samples": 2, "prompts_per_block": 2}}
+SMALL = {"sampler": {"steps": 2}, "rollouts": {"prompts": 4, "samples": 2, "prompts_per_block": 2}}
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_peer_reads_the_same_pipeline(pipelines: dict[str, Path], tmp_path: Path
 def test_peer_takes_as_many_steps_over_as_many_samples(small: RunConfig) -> None:
     settings = bench_peer.trl_settings(small)
     samples = settings["sample_batch_size"] * settings["sample_num_batches_per_epoch"]
-    assert samples == small.rollout.prompts * small.rollout.samples
+    assert samples == small.rollouts.prompts * small.rollouts.samples
     of_a_step = settings["train_batch_size"] * settings["train_gradient_accumulation_steps"]
     assert samples == of_a_step * small.learn.minibatches
 

@@ -144,7 +144,7 @@ def test_any_microbatch_gives_the_same_gradient(policy_name: str, policy_of: Ope
 @pytest.mark.parametrize("name", ["toy", "epsilon-lora-3"])
 def test_workers_shares_add_up(name: str, policy_of: Opener) -> None:
     """Two blocks at once, and one each on two workers."""
-    policy, config = policy_of(name, rollout={"prompts": 2, "samples": 3, "prompts_per_block": 1})
+    policy, config = policy_of(name, rollouts={"prompts": 2, "samples": 3, "prompts_per_block": 1})
     prompts = load_prompts(config.prompts)
     blocks = [score(sample(policy, b, config, version=0), config) for b in training_blocks(config, prompts, update=0)]
     batches = [transitions(r, np.random.default_rng(i).normal(size=(3, 4))) for i, r in enumerate(blocks)]

@@ -144,7 +144,7 @@ def test_every_prompt_is_drawn_at_some_time(run_config: Maker, tmp_path: Path) -
 
 
 def test_more_prompts_than_there_are(run_config: Maker) -> None:
-    config = run_config("toy", rollout={"prompts": 4, "prompts_per_block": 2})
+    config = run_config("toy", rollouts={"prompts": 4, "prompts_per_block": 2})
     with pytest.raises(UserError, match=r"at most the 2 training prompts, got 4"):
         training_blocks(config, load_prompts(config.prompts), 0)
 

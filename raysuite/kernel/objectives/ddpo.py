@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from raysuite.types import Loss, Queries, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ddpo(Objective):
+class Ddpo(Objective[Transitions]):
     """Clipped importance-sampled policy gradient over single denoising steps (DDPO-IS), plus an optional KL term.
 
     term = max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl_weight KL(p_theta || p_ref),
@@ -44,7 +43,8 @@ class Ddpo(Objective):
     per_dimension: bool = True
     """Divide log-densities by the number of latent dimensions before the ratio is taken."""
 
-    consumes: ClassVar[str] = "advantages"
+    consumes = "advantages"
+    process = "reverse"
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:

@@ -1,22 +1,36 @@
-"""What an objective is: a frozen value that says where it wants predictions and how it combines them."""
+"""What an objective is: a frozen value that says where it wants predictions and how it combines them.
+
+Two questions sort all of them, and a configuration is checked against the answers:
+
+                        learns from rewards          learns from preferences
+    reverse process     ddpo                         trajectory_dpo
+    forward process     forward_rl                   diffusion_dpo, dspo, cal_dpo, sft
+
+Objectives of the reverse process score the steps of sampled trajectories, and need a sampler that adds noise. Those of
+the forward process add noise to finished pictures anew; the pictures may come from anywhere.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from raysuite.kernel.schedule import Schedule
-from raysuite.types import Loss, Queries, Transitions
+from raysuite.types import Loss, Preferences, Queries, Transitions
+
+Batch = TypeVar("Batch", Transitions, Preferences)
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[Batch]):
     """An objective holds its own hyper-parameters as dataclass fields; it never sees the model family."""
 
-    consumes: ClassVar[str]
-    """What it learns from: "advantages" (trajectories with an advantage for every step)."""
+    consumes: ClassVar[Literal["advantages", "preferences"]]
+    """What it learns from: `Transitions`, with an advantage for every step, or `Preferences`."""
+    process: ClassVar[Literal["reverse", "forward"]]
+    """Whether it scores steps of trajectories or adds noise to clean latents."""
 
     @property
     @abstractmethod
@@ -24,8 +38,8 @@ class Objective(ABC):
         """Whether `loss` wants the reference's predictions."""
 
     @abstractmethod
-    def queries(self, batch: Transitions, schedule: Schedule, generator: torch.Generator) -> Queries:
-        """The points where predictions are wanted, for one minibatch. All its randomness comes from `generator`."""
+    def queries(self, batch: Batch, schedule: Schedule, generator: torch.Generator) -> Queries:
+        """The points where predictions are wanted, for one block. All its randomness comes from `generator`."""
 
     @abstractmethod
     def loss(

@@ -1,0 +1,213 @@
+"""What the objectives on re-noised pictures share: the forward process, squared errors, and the pair's one logit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from raysuite.errors import UserError
+from raysuite.kernel.objectives.interface import Objective
+from raysuite.kernel.schedule import Schedule, add_noise, network_output
+from raysuite.types import Loss, Preferences, Queries
+
+Link = Literal["logistic", "hinge", "ipo"]
+
+
+def renoise(
+    clean_RM: Tensor,
+    prompts_R: Sequence[str],
+    schedule: Schedule,
+    generator: torch.Generator,
+    *,
+    draws: int,
+    shared_noise: bool,
+    prompt_dropout: float,
+    extra: Mapping[str, Tensor] | None = None,
+) -> Queries:
+    """Noisy versions of clean latents at uniformly drawn training timesteps, (draws R) units in the order of R.
+
+    Members of a unit share the timestep and, with `shared_noise`, the noise. `extra` of the queries gets `target`
+    (U, M, ...), what the network should say there, and the rows of the given `extra` (R, ...).
+
+    Args:
+        clean_RM: (R, M, ...) latents.
+        prompts_R: one a row.
+        schedule: of the model.
+        generator: draws everything, on the CPU.
+        draws: noise levels a row.
+        shared_noise: one noise for all members, as the released code of Diffusion-DPO has it; its paper writes one each.
+        prompt_dropout: probability that a unit's prompt is replaced by the empty one.
+        extra: whatever else the loss needs, by row.
+    """
+    units, members = len(clean_RM) * draws, clean_RM.shape[1]
+    clean_UM = clean_RM.repeat_interleave(draws, 0)
+    t_U = torch.randint(len(schedule.alpha_bar_T), (units,), generator=generator)
+    noise_shape = (units, 1 if shared_noise else members, *clean_RM.shape[2:])
+    noise_UM = torch.randn(noise_shape, generator=generator, dtype=clean_RM.dtype).expand_as(clean_UM)
+    dropped_U = torch.rand(units, generator=generator) < prompt_dropout
+    alpha_U, sigma_U = (level.to("cpu", clean_RM.dtype)[:, None] for level in schedule.training_levels(t_U))
+    prompts = [prompt for prompt in prompts_R for _ in range(draws)]
+    return Queries(
+        x_UM=add_noise(clean_UM, noise_UM, alpha_U, sigma_U),
+        t_UM=t_U[:, None].expand(units, members),
+        prompts_U=tuple("" if drop else prompt for prompt, drop in zip(prompts, dropped_U.tolist(), strict=True)),
+        together=units,
+        guided=False,
+        extra={
+            "target": network_output(schedule.prediction, clean_UM, noise_UM, alpha_U, sigma_U),
+            "clean": clean_UM,
+            **{name: rows.repeat_interleave(draws, 0) for name, rows in (extra or {}).items()},
+        },
+    )
+
+
+def mean_square(difference: Tensor, leading: int) -> Tensor:
+    """Mean of squares over all but the `leading` axes."""
+    return difference.flatten(leading).square().mean(-1)
+
+
+def protect_winner(prediction_UM: Tensor, residual_UM: Tensor, margin: float) -> Tensor:
+    """The same predictions (U, 2, ...), with the gradient through the loser scaled so that the winner's error still falls.
+
+    With g_w and g_l the gradients of the two members' errors in their predictions, a step along -g_w + lambda g_l lowers
+    the winner's error at first order if lambda <= |g_w|^2 / <g_w, g_l>. lambda = (1 - margin) times that, limited to
+    [0, 1], and 1 where <g_w, g_l> <= 0. Values do not change.
+
+    Source: Fu et al., "Diffusion-SDPO", 2025. The paper's lambda is per sample, as here; the released code takes one for
+    a whole microbatch, which would make results depend on its size.
+
+    Args:
+        prediction_UM: the network's output, the preferred member first.
+        residual_UM: gradients of the members' errors in them, up to a factor that both have.
+        margin: the paper's mu in [0, 1]: how much of the winner's descent is kept safe (0.9 for SD 1.5 with DPO).
+    """
+    winner, loser = residual_UM.detach().flatten(2).unbind(1)
+    product = (winner * loser).sum(1)
+    limit = (1 - margin) * winner.square().sum(1) / torch.where(product > 0, product, 1.0)
+    scale = torch.where(product > 0, limit.clamp(0, 1), 1.0)
+    scale = scale.reshape(-1, *[1] * (prediction_UM.ndim - 2))
+    kept = prediction_UM[:, 1]
+    return torch.stack([prediction_UM[:, 0], scale * kept + (1 - scale) * kept.detach()], 1)
+
+
+def linked(logit: Tensor, *, link: Link, smoothing: float) -> Tensor:
+    """The loss of a pair as a function of its logit (how much more the policy prefers the preferred member).
+
+    logistic: -log sigma(u), whose gradient in u is -(1 - sigma(u)). hinge: max(0, 1 - u) (Zhao et al., SLiC, 2023).
+    ipo: (u - 1/2)^2 (Azar et al., 2024, equation 17, times beta^2). With `smoothing` s it is (1 - s) f(u) + s f(-u):
+    a share s of the labels is taken to be wrong (Mitchell, conservative DPO, 2023).
+    """
+    losses = {"logistic": lambda u: -logsigmoid(u), "hinge": lambda u: (1 - u).relu(), "ipo": lambda u: (u - 0.5) ** 2}
+    loss = losses[link]
+    return (1 - smoothing) * loss(logit) + (smoothing * loss(-logit) if smoothing else 0.0)
+
+
+def require(condition: bool, setting: str, wanted: str, got: object) -> None:
+    """Raise the sentence about a setting unless the condition holds."""
+    if not condition:
+        raise UserError(f"expected objective.{setting} {wanted}, got {got}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairObjective(Objective[Preferences]):
+    """A loss on the denoising errors of a preferred and a rejected picture, noised alike.
+
+    m is the mean squared error of the network's output over the D dimensions of a latent, in the parametrisation that the
+    network was trained in (noise or v). The implicit rewards of the two members are
+
+        h = beta / 2 (m_ref - m),    and the logit of the pair is u = h_preferred - h_rejected.
+
+    Source of h and u: Wallace et al., "Diffusion Model Alignment Using Direct Preference Optimization", 2024, equation 14, in
+    the released code's constants: its beta of 2000 to 5000 multiplies a mean; on a sum it would be beta / D.
+    """
+
+    beta: float
+    """Strength of the implicit reward on the mean squared error."""
+    draws: int = 1
+    """Noise levels a pair."""
+    shared_noise: bool = True
+    """One noise for both members (released code), or one each (paper)."""
+    prompt_dropout: float = 0.0
+    """Probability of training on the empty prompt instead (0.2 in Diffusion-DPO's released code)."""
+    winner_margin: float | None = None
+    """With a number, the loser's gradient is scaled to keep the winner's error falling (Diffusion-SDPO's mu)."""
+
+    consumes = "preferences"
+    process = "forward"
+
+    def __post_init__(self) -> None:
+        require(self.beta >= 0, "beta", "of at least 0", self.beta)
+        require(self.draws >= 1, "draws", "of at least 1", self.draws)
+        require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
+        margin = self.winner_margin
+        require(margin is None or 0 <= margin <= 1, "winner_margin", "between 0 and 1, or null", margin)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Implicit rewards compare with the reference."""
+        return True
+
+    def queries(self, batch: Preferences, schedule: Schedule, generator: torch.Generator) -> Queries:
+        """Both members of every pair at `draws` noise levels."""
+        if batch.latents_RMK.shape[1] != 2:
+            raise UserError(
+                f"expected pairs, got rankings of {batch.latents_RMK.shape[1]}: set preferences.members=2, or choose "
+                "trajectory_dpo"
+            )
+        return renoise(
+            batch.clean_RM,
+            batch.prompts_R,
+            schedule,
+            generator,
+            draws=self.draws,
+            shared_noise=self.shared_noise,
+            prompt_dropout=self.prompt_dropout,
+        )
+
+    def loss(
+        self, queries: Queries, schedule: Schedule, prediction_UM: Tensor, reference_prediction_UM: Tensor | None
+    ) -> Loss:
+        """The term of every pair, with the implicit reward margin and accuracy among the metrics."""
+        assert reference_prediction_UM is not None
+        target_UM = queries.extra["target"]
+        if self.winner_margin is not None:
+            prediction_UM = protect_winner(prediction_UM, prediction_UM - target_UM, self.winner_margin)
+        reference_error_UM = mean_square(reference_prediction_UM - target_UM, 2)
+        error_UM = mean_square(prediction_UM - target_UM, 2)
+        reward_UM = 0.5 * self.beta * (reference_error_UM - error_UM)
+        terms_U = self.terms(
+            reward_UM, reference_error_UM, prediction_UM[:, 0], reference_prediction_UM[:, 0], target_UM[:, 0]
+        )
+        margin_U = (reward_UM[:, 0] - reward_UM[:, 1]).detach()
+        metrics = {
+            "reward_margin": margin_U,
+            "reward_accuracy": (margin_U > 0).float() + 0.5 * (margin_U == 0),
+            "preferred_error": error_UM[:, 0].detach() - reference_error_UM[:, 0],
+            "rejected_error": error_UM[:, 1].detach() - reference_error_UM[:, 1],
+        }
+        return Loss(terms_U=terms_U, metrics=metrics)
+
+    @abstractmethod
+    def terms(
+        self,
+        reward_UM: Tensor,
+        reference_error_UM: Tensor,
+        prediction_U: Tensor,
+        reference_prediction_U: Tensor,
+        target_U: Tensor,
+    ) -> Tensor:
+        """The loss of every pair, (U,).
+
+        Args:
+            reward_UM: (U, 2) implicit rewards h, the preferred member first.
+            reference_error_UM: (U, 2) the reference's m.
+            prediction_U: (U, ...) the network's output at the preferred member.
+            reference_prediction_U: (U, ...) the reference's.
+            target_U: (U, ...) what it should have been.
+        """
