@@ -146,6 +146,7 @@ def test_value_by_arithmetic() -> None:
         alpha_K1=torch.stack([one, one]),
         sigma_K1=torch.stack([one, 0.5 * one]),
         noise_K=0.5 * one[None],
+        alpha_bar_T=one[None] / 2,
         prediction="epsilon",
     )
     assert transition.kappa(schedule).item() == -1

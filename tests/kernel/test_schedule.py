@@ -282,6 +282,7 @@ def test_log_density_by_arithmetic() -> None:
         alpha_K1=torch.ones(2, dtype=torch.float64),
         sigma_K1=torch.ones(2, dtype=torch.float64),
         noise_K=half,
+        alpha_bar_T=half,
         prediction="epsilon",
     )
     mean, drawn = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[0.25, 0.0]], dtype=torch.float64)
