@@ -30,10 +30,15 @@ Run = Annotated[Path, typer.Argument(help="The --out of a run.")]
 def train(
     run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<name>].")] = None,
+    keep_rollouts: Annotated[
+        bool, typer.Option("--keep-rollouts", help="Store all rollouts, for runs with rollouts.replay=<this run>.")
+    ] = False,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Train. The same command again goes on with a run that was stopped."""
     overrides = dict(_split(setting) for setting in settings)
+    if keep_rollouts:
+        overrides["rollouts.keep"] = "true"
     config = configuration.load(run, overrides)
     directory = (out or Path("runs") / Path(run).stem).absolute()
     from raysuite.cluster import launch  # ray and torch take seconds to import: not for --help, not for a typing error

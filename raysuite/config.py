@@ -30,6 +30,7 @@ from pydantic import (
 
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES, Objective
+from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import Spacing
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -106,6 +107,10 @@ class RolloutSettings(Section):
     """Prompts that go through the network in one batch. Part of the result: see docs/architecture.md."""
     staleness: Annotated[int, Field(ge=0, le=4)] = 0
     """How many updates the sampling policy may be behind: 0 is exactly on-policy, 1 lets sampling overlap learning."""
+    keep: bool = False
+    """Store every update's rollouts under rollouts/, so that another run can learn from the same (`--keep-rollouts`)."""
+    replay: str | None = None
+    """Learn from the rollouts that the run in this directory kept, in place of drawing any."""
 
     @property
     def blocks(self) -> int:
@@ -130,6 +135,37 @@ class Credit(Section):
     """Over the batch, per prompt group (as GRPO), or by each prompt's running statistics (as DDPO)."""
     tracker_size: PositiveInt = 32
     tracker_minimum: PositiveInt = 16
+
+
+class Preferences(Section):
+    """Which pictures are compared and who is preferred, for objectives that learn from preferences."""
+
+    source: str | None = None
+    """A preference set (`raysuite encode`, `raysuite pairs`) to learn from; null compares the run's own rollouts. From a set,
+    an update takes rollouts.prompts rankings, whatever rollouts.samples."""
+    choose: Choice = "best_worst"
+    """Of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
+    members: Annotated[int, Field(ge=2)] = 2
+    """Pictures in a ranking; more than two (Plackett-Luce) with trajectory_dpo."""
+    kept: PositiveInt = 5
+    """Samples that `choose: spread` keeps."""
+    limit: PositiveInt | None = None
+    """Rankings a prompt, at most, drawn at random; null for all that `choose` gives."""
+    label: Label = "argmax"
+    """`argmax` of the reward, or drawn from `bradley_terry` at `temperature`."""
+    temperature: PositiveFloat = 1.0
+    """Of bradley_terry, in units of reward."""
+    noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a ranking is turned round."""
+
+
+class Reference(Section):
+    """What preference objectives and KL terms compare with: the model as it came, unless it is refreshed."""
+
+    refresh: NonNegativeInt = 0
+    """Every how many updates the reference follows the policy; 0 is never."""
+    decay: Decay = 0.0
+    """Share of the old reference that a refresh keeps: 0 copies the policy, more is a running mean."""
 
 
 class Learn(Section):
@@ -197,6 +233,9 @@ class RunConfig(Section):
 
     seed: NonNegativeInt = 0
     updates: PositiveInt
+    """Updates after which the run ends."""
+    budget: PositiveInt | None = None
+    """Network evaluations of training: the run ends with the update that reaches it, if `updates` does not end it before."""
     model: Model
     sampler: Sampler = Sampler()
     parameters: Parameters = Parameters()
@@ -204,63 +243,24 @@ class RunConfig(Section):
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
     rollouts: RolloutSettings = RolloutSettings()
     credit: Credit = Credit()
+    preferences: Preferences = Preferences()
     objective: dict[str, Any]
     """`name` of a registered objective, and its fields."""
+    reference: Reference = Reference()
     learn: Learn = Learn()
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
     checkpoints: Checkpoints = Checkpoints()
 
     @cached_property
-    def built_objective(self) -> Objective:
+    def built_objective(self) -> Objective[Any]:
         """The objective as a value."""
         return _build_objective(self.objective)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
-        objective, rollouts, credit, learn = self.built_objective, self.rollouts, self.credit, self.learn
-        if objective.consumes == "advantages" and self.sampler.eta == 0:
-            raise UserError(
-                f"expected sampler.eta above 0 for {self.objective['name']}, got 0: it scores noisy steps, and a "
-                "deterministic sampler has none; set sampler.eta=1"
-            )
-        if rollouts.prompts % rollouts.prompts_per_block:
-            raise UserError(
-                f"expected rollouts.prompts to be a multiple of rollouts.prompts_per_block, got {rollouts.prompts} and "
-                f"{rollouts.prompts_per_block}: change one of them"
-            )
-        shares = learn.minibatches * self.cluster.workers
-        if rollouts.blocks % shares:
-            raise UserError(
-                f"expected the {rollouts.blocks} blocks of an update (rollouts.prompts / rollouts.prompts_per_block) to divide "
-                f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
-            )
-        if credit.normalise == "group" and rollouts.samples < 2:
-            raise UserError(
-                "expected rollouts.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
-            )
-        if credit.kind == "previews":
-            if not credit.previews or any(k >= self.sampler.steps for k in credit.previews):
-                raise UserError(
-                    f"expected credit.previews to name numbers of steps below sampler.steps={self.sampler.steps}, got "
-                    f"{list(credit.previews)}: set for example credit.previews=[{max(1, self.sampler.steps // 2)}]"
-                )
-            if list(credit.previews) != sorted(set(credit.previews)):
-                raise UserError(f"expected credit.previews in ascending order, got {list(credit.previews)}")
-            if credit.normalise == "tracked":
-                raise UserError(
-                    "expected credit.normalise of group or global with credit.kind=previews, got tracked: running statistics "
-                    "are of whole rewards, not of steps"
-                )
-        elif credit.previews:
-            raise UserError(
-                "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
-            )
-        if credit.normalise == "tracked" and credit.tracker_minimum > credit.tracker_size:
-            raise UserError(
-                f"expected credit.tracker_minimum of at most credit.tracker_size, got {credit.tracker_minimum} and "
-                f"{credit.tracker_size}: a prompt's own statistics would never count"
-            )
+        for check in (_check_objective, _check_rollouts, _check_credit, _check_preferences):
+            check(self)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise UserError(f"expected every reward once, got {names}: add the weights up")
@@ -275,7 +275,114 @@ class RunConfig(Section):
         return json.loads(self.model_dump_json())
 
 
-def _build_objective(fields: Mapping[str, Any]) -> Objective:
+def _check_objective(config: RunConfig) -> None:
+    objective, name = config.built_objective, config.objective["name"]
+    if objective.process == "reverse" and config.sampler.eta == 0:
+        raise UserError(
+            f"expected sampler.eta above 0 for {name}, got 0: it scores noisy steps, and a deterministic sampler has none; "
+            "set sampler.eta=1"
+        )
+    if config.reference != Reference() and not objective.needs_reference:
+        raise UserError(f"expected no reference settings with {name}, which compares with none: leave reference out")
+    if config.reference.decay > 0 and not config.reference.refresh:
+        raise UserError(
+            "expected reference.refresh above 0 with reference.decay, got 0: set how often the reference follows"
+        )
+
+
+def _check_rollouts(config: RunConfig) -> None:
+    rollouts, shares = config.rollouts, config.learn.minibatches * config.cluster.workers
+    if rollouts.prompts % rollouts.prompts_per_block:
+        raise UserError(
+            f"expected rollouts.prompts to be a multiple of rollouts.prompts_per_block, got {rollouts.prompts} and "
+            f"{rollouts.prompts_per_block}: change one of them"
+        )
+    if rollouts.blocks % shares:
+        raise UserError(
+            f"expected the {rollouts.blocks} blocks of an update (rollouts.prompts / rollouts.prompts_per_block) to divide "
+            f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
+        )
+    drawn = rollouts.replay is None and config.preferences.source is None
+    if not drawn and (rollouts.keep or rollouts.staleness):
+        raise UserError(
+            "expected rollouts to keep or to be stale, got a run that draws none (rollouts.replay or preferences.source is "
+            "set): leave rollouts.keep and rollouts.staleness out"
+        )
+
+
+def _check_credit(config: RunConfig) -> None:
+    rollouts, credit, name = config.rollouts, config.credit, config.objective["name"]
+    if config.built_objective.consumes != "advantages":
+        if credit != Credit():
+            raise UserError(
+                f"expected no credit settings with {name}, which learns from preferences: leave credit out "
+                "(trajectory_dpo has objective.discount)"
+            )
+        return
+    if credit.normalise == "group" and rollouts.samples < 2:
+        raise UserError(
+            "expected rollouts.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
+        )
+    if credit.kind == "previews":
+        if not credit.previews or any(k >= config.sampler.steps for k in credit.previews):
+            raise UserError(
+                f"expected credit.previews to name numbers of steps below sampler.steps={config.sampler.steps}, got "
+                f"{list(credit.previews)}: set for example credit.previews=[{max(1, config.sampler.steps // 2)}]"
+            )
+        if list(credit.previews) != sorted(set(credit.previews)):
+            raise UserError(f"expected credit.previews in ascending order, got {list(credit.previews)}")
+        if credit.normalise == "tracked":
+            raise UserError(
+                "expected credit.normalise of group or global with credit.kind=previews, got tracked: running statistics "
+                "are of whole rewards, not of steps"
+            )
+    elif credit.previews:
+        raise UserError(
+            "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
+        )
+    if credit.normalise == "tracked" and credit.tracker_minimum > credit.tracker_size:
+        raise UserError(
+            f"expected credit.tracker_minimum of at most credit.tracker_size, got {credit.tracker_minimum} and "
+            f"{credit.tracker_size}: a prompt's own statistics would never count"
+        )
+
+
+def _check_preferences(config: RunConfig) -> None:
+    preferences, name, process = config.preferences, config.objective["name"], config.built_objective.process
+    if config.built_objective.consumes != "preferences":
+        if preferences != Preferences():
+            raise UserError(
+                f"expected no preferences settings with {name}, which learns from rewards: leave preferences out"
+            )
+        return
+    if preferences.source is not None:
+        if config.rollouts.replay is not None:
+            raise UserError("expected preferences.source or rollouts.replay, got both: leave one out")
+        if preferences != Preferences(source=preferences.source, members=preferences.members):
+            raise UserError(
+                "expected no settings of preferences besides source and members, got others: in a set it is settled who "
+                "is compared and who is preferred"
+            )
+    elif preferences.members > config.rollouts.samples:
+        raise UserError(
+            f"expected preferences.members of at most rollouts.samples, got {preferences.members} and "
+            f"{config.rollouts.samples}: a ranking compares samples of one prompt"
+        )
+    if preferences.members > 2 and process == "forward":
+        raise UserError(
+            f"expected preferences.members=2 with {name}, got {preferences.members}: rankings are for trajectory_dpo"
+        )
+    spread = preferences.choose == "spread"
+    if spread and not preferences.members <= preferences.kept <= config.rollouts.samples:
+        raise UserError(
+            f"expected preferences.kept from preferences.members={preferences.members} to rollouts.samples="
+            f"{config.rollouts.samples}, got {preferences.kept}: correct it"
+        )
+    if preferences.choose == "random" and preferences.limit is None:
+        raise UserError("expected preferences.limit with preferences.choose=random: say how many rankings a prompt")
+
+
+def _build_objective(fields: Mapping[str, Any]) -> Objective[Any]:
     options = dict(fields)
     name = options.pop("name", None)
     if name not in OBJECTIVES:
@@ -348,11 +455,25 @@ def _read(recipe_or_file: str) -> dict[str, Any]:
         raise UserError(
             f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe"
         )
-    return tree
+    base = tree.pop("extends", None)
+    return _over(_read(base), tree) if base else tree
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A base with changes: sections merge, but objectives are replaced whole, and a section that is null has its defaults."""
+    merged = {**base, **changes}
+    for name, section in changes.items():
+        if section is None:
+            del merged[name]
+        elif name != "objective" and isinstance(section, dict) and isinstance(base.get(name), dict):
+            merged[name] = base[name] | section
+    return merged
 
 
 def _set(tree: dict[str, Any], path: str, value: str) -> None:
-    known = set(_paths(RunConfig)) | {f"objective.{name}" for name in ("name", *_objective_fields(tree))}
+    settings = set(_paths(RunConfig)) | {f"objective.{name}" for name in ("name", *_objective_fields(tree))}
+    sections = {name for name in RunConfig.model_fields if any(known.startswith(f"{name}.") for known in settings)}
+    known = settings | sections
     if path not in known:
         raise UserError(f"expected a setting's path ({_one_of(path, known)}), got {path!r}")
     try:
@@ -361,6 +482,9 @@ def _set(tree: dict[str, Any], path: str, value: str) -> None:
         raise UserError(f"expected a YAML value for {path}, got {value!r}") from error
     if isinstance(parsed, str):
         parsed = _number(parsed)
+    if path in sections and parsed is None:  # a whole section with its defaults
+        tree.pop(path, None)
+        return
     *parents, leaf = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})

@@ -26,6 +26,8 @@ class Stage(IntEnum):
     PARAMETERS = 9
     WORLD = 10
     EVALUATION_PROMPTS = 11
+    PREFERENCES = 12
+    PREFERENCE_ORDER = 13
 
 
 def numpy_generator(

@@ -97,7 +97,8 @@ class Rollouts:
     version: int
     """The policy version that drew it."""
     latents_NK: np.ndarray | None
-    """Float32 (N, K + 1, ...): column 0 is pure noise, column K the final latent. None for evaluation blocks."""
+    """Float32 (N, K + 1, ...): column 0 is pure noise, column K the clean latent; (N, 1, ...) where an objective of the
+    forward process wants the clean latent alone. None for evaluation blocks."""
     logp_NK: np.ndarray | None
     """Behaviour log-density of every step in nats, float32 (N, K); 0 where a step adds no noise."""
     scores: Mapping[str, np.ndarray]
@@ -118,12 +119,15 @@ class Transitions:
     """One block's trajectories with an advantage for every step, in the order in which they were drawn."""
 
     latents_NK: Tensor
-    """(N, K + 1, ...) float32."""
+    """(N, K + 1, ...) float32, or (N, 1, ...) where only the clean latents are wanted."""
     logp_NK: Tensor
     """(N, K) nats."""
     advantage_NK: Tensor
     """(N, K)."""
     prompts_N: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,9 @@ class Preferences:
     """Trajectories (R, M, K + 1, ...), or (R, M, 1, ...) where only the clean latents are known. The preferred member is
     the first; the last column is the clean latent."""
     prompts_R: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts_R)
 
     @property
     def clean_RM(self) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raysuite.config import RunConfig, load, recipes, validate
+from raysuite.config import Credit, Learn, RunConfig, load, recipes, validate
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 
@@ -58,7 +58,7 @@ def test_recipes_load(name: str) -> None:
     config = load(name)
     assert isinstance(config, RunConfig)
     assert recipes()[name]  # each says what it is
-    assert config.built_objective.consumes == "advantages"
+    assert config.built_objective.consumes in ("advantages", "preferences")
     assert validate(config.canonical()) == config
     assert json.loads(json.dumps(config.canonical())) == config.canonical()
 
@@ -88,7 +88,7 @@ def test_values_are_set_by_path() -> None:
     assert config.evaluation.kl is False
     assert config.prompts.held_out is None
     plain = load("toy-ddpo")
-    assert config.checkpoints == plain.checkpoints and config.rollouts == plain.rollout
+    assert config.checkpoints == plain.checkpoints and config.rollouts == plain.rollouts
 
 
 def test_files_load_as_recipes_do(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_loading_does_not_change_what_is_loaded() -> None:
     [
         ("scene-ddpo", "did you mean scenes-ddpo?"),
         ("toyddpo", "did you mean toy-ddpo?"),
-        ("something", "scenes-ddpo, toy-ddpo"),
+        ("something", "scenes-ddpo, "),
         ("", "`raysuite recipes` lists them"),
         ("missing.yaml", "found nothing at missing.yaml"),
     ],
@@ -166,7 +166,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         ("objective.clp", "did you mean objective.clip?"),
         ("clip", "did you mean objective.clip?"),
         ("nonsense", "got 'nonsense'"),
-        ("learn", "got 'learn'"),
+        ("learn", "expected learn to be"),
         ("seed.deeper", "got 'seed.deeper'"),
         ("", "got ''"),
     ],
@@ -222,7 +222,7 @@ def test_bad_values(path: str, value: str, mentions: str) -> None:
         ({"model.path": None}, "expected a value for model.path, found none"),
         ({"rewards": None}, "expected a value for rewards, found none"),
         ({"objective": None}, "expected a value for objective, found none"),
-        ({"objective.name": None}, "expected objective.name to be ddpo"),
+        ({"objective.name": None}, "expected objective.name to be "),
         ({"objective.advantage_clip": None}, "expected a value for objective.advantage_clip, found none"),
         ({"objective.klip": 1}, "did you mean clip?"),
         ({"sampler.step": 5}, "did you mean sampler.steps?"),
@@ -286,3 +286,67 @@ def test_every_setting_says_what_it_is_or_is_named_so_that_it_need_not() -> None
     for section in (schema, *schema["$defs"].values()):
         assert section["additionalProperties"] is False
         assert all(re.fullmatch(r"[a-z_]+", name) for name in section["properties"])
+
+
+# recipes that build on others, whole sections, what belongs together
+
+
+def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: toy-ddpo\nupdates: 3\nsampler: {eta: 0.5}\nlearn: null\n")
+    mine, base = load(str(file)), load("toy-ddpo")
+    assert mine.updates == 3
+    assert mine.sampler == base.sampler.model_copy(update={"eta": 0.5})
+    assert mine.learn == Learn()
+    assert mine.objective == base.objective
+
+
+def test_an_objective_is_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: toy-ddpo\ncredit: null\nobjective: {name: sft}\n")
+    assert load(str(file)).objective == {"name": "sft"}
+
+
+def test_whole_sections_are_set() -> None:
+    config = load("toy-ddpo", {"objective": "{name: sft, draws: 3}", "credit": "null"})
+    assert config.objective == {"name": "sft", "draws": 3}
+    assert config.credit == Credit()
+
+
+DPO = {"objective": "{name: diffusion_dpo, beta: 100}", "credit": "null"}
+DENSE = {"objective": "{name: trajectory_dpo, strength: 5, discount: 0.9}", "credit": "null"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [
+        ({**DPO, "credit": None}, "expected no credit settings with diffusion_dpo"),
+        ({"preferences.members": "3"}, "expected no preferences settings with ddpo"),
+        ({**DPO, "preferences.members": "3"}, "rankings are for trajectory_dpo"),
+        ({**DENSE, "preferences.members": "17"}, "of at most rollouts.samples"),
+        ({**DENSE, "sampler.eta": "0"}, "expected sampler.eta above 0 for trajectory_dpo"),
+        ({**DENSE, "preferences.choose": "random"}, "say how many rankings a prompt"),
+        ({**DENSE, "preferences.choose": "spread", "preferences.kept": "1"}, "expected preferences.kept from"),
+        ({**DPO, "preferences.source": "set", "rollouts.replay": "run"}, "leave one out"),
+        ({**DPO, "preferences.source": "set", "preferences.noise": "0.1"}, "in a set it is settled"),
+        ({**DPO, "rollouts.replay": "run", "rollouts.keep": "true"}, "a run that draws none"),
+        ({"reference.refresh": "1"}, "expected no reference settings with ddpo"),
+        ({**DPO, "reference.decay": "0.5"}, "expected reference.refresh above 0"),
+        ({**DPO, "objective.beta": "-1"}, "expected objective.beta of at least 0"),
+        ({**DPO, "objective.link": "probit"}, "expected objective.link to be 'logistic', 'hinge' or 'ipo'"),
+    ],
+)
+def test_what_does_not_belong_together(settings: dict[str, str | None], mentions: str) -> None:
+    with pytest.raises(UserError) as error:
+        load("toy-ddpo", {path: value for path, value in settings.items() if value is not None} | _credit(settings))
+    assert mentions in sentence(error)
+
+
+def _credit(settings: dict[str, str | None]) -> dict[str, str]:
+    """Credit that is not the default, where a case sets none itself."""
+    return {"credit.discount": "0.5"} if settings.get("credit", "") is None else {}
+
+
+@pytest.mark.parametrize("settings", [DPO, DENSE, {**DPO, "sampler.eta": "0"}, {**DENSE, "preferences.members": "3"}])
+def test_what_does(settings: dict[str, str]) -> None:
+    assert load("toy-ddpo", settings).built_objective.consumes == "preferences"

@@ -25,6 +25,7 @@ from raysuite.families import check_model, open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 
 ENVIRONMENT = {
@@ -44,6 +45,8 @@ def preflight(config: RunConfig) -> None:
     training_blocks(config, load_prompts(config.prompts), update=0)
     for name in {*(reward.name for reward in config.rewards), *config.evaluation.rewards}:
         rewards.resolve(name)
+    if config.rollouts.replay is not None:
+        check_replay(config)
 
 
 def connect() -> None:
@@ -200,4 +203,4 @@ def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
     run = RunDirectory(directory)
     run.claim(config, command)
     found = checkpoint.completed(directory / "checkpoints")
-    return bool(found) and checkpoint.read_state(found[-1])["updates"] >= config.updates
+    return bool(found) and checkpoint.read_state(found[-1]).finished(config)

@@ -14,6 +14,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.types import Cost
@@ -33,6 +34,13 @@ class State:
     """Rewards remembered per prompt."""
     behaviour: dict[int, np.ndarray] = field(default_factory=dict)
     """Flat weights of the policy versions that rollouts may still be drawn from, by version."""
+    reference: np.ndarray | None = None
+    """Flat weights of the reference, where it is not the model as it came."""
+
+    def finished(self, config: RunConfig) -> bool:
+        """Whether the run has had all its updates, or spent its budget."""
+        spent = self.training.network_evaluations
+        return self.updates >= config.updates or (config.budget is not None and spent >= config.budget)
 
     def ledger(self) -> dict[str, Any]:
         """What ledger.json holds."""
@@ -55,6 +63,8 @@ def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, stat
     safetensors.torch.save_file(moments, temporary / "optimizer.safetensors")
     behaviour = {str(version): flat for version, flat in state.behaviour.items()}
     safetensors.numpy.save_file(behaviour, temporary / "behaviour.safetensors")
+    if state.reference is not None:
+        safetensors.numpy.save_file({"reference": state.reference}, temporary / "reference.safetensors")
     files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
     document = {
         "updates": state.updates,
@@ -81,7 +91,7 @@ def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | No
     Raises:
         UserError: a file is missing or is not as it was written.
     """
-    document = read_state(checkpoint)
+    state = read_state(checkpoint)
     policy.load(checkpoint / "model")
     if optimizer is not None:
         moments = safetensors.torch.load_file(checkpoint / "optimizer.safetensors")
@@ -92,19 +102,19 @@ def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | No
                 entries[index] = entry
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     behaviour = safetensors.numpy.load_file(checkpoint / "behaviour.safetensors")
-    ledger = document["ledger"]
-    return State(
-        updates=document["updates"],
-        training=Cost(**ledger["training"]),
-        evaluation=Cost(**ledger["evaluation"]),
-        seconds=ledger["seconds"],
-        tracker=document["tracker"],
-        behaviour={int(version): flat for version, flat in behaviour.items()},
-    )
+    state.behaviour = {int(version): flat for version, flat in behaviour.items()}
+    if (checkpoint / "reference.safetensors").exists():
+        state.reference = safetensors.numpy.load_file(checkpoint / "reference.safetensors")["reference"]
+        policy.set_reference(state.reference)
+    return state
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, after checking every file against it."""
+def read_state(checkpoint: Path) -> State:
+    """A checkpoint's state without its arrays, after checking every file against state.json.
+
+    Raises:
+        UserError: a file is missing or is not as it was written.
+    """
     remedy = f"remove {checkpoint} to go on from the one before"
     try:
         document: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
@@ -118,7 +128,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             raise UserError(
                 f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"
             )
-    return document
+    ledger = document["ledger"]
+    return State(
+        updates=document["updates"],
+        training=Cost(**ledger["training"]),
+        evaluation=Cost(**ledger["evaluation"]),
+        seconds=ledger["seconds"],
+        tracker=document["tracker"],
+    )
 
 
 def _digest(path: Path) -> str:

@@ -1,13 +1,16 @@
-"""reward -> advantages -> objective -> gradient -> update."""
+"""(advantages | preferences) -> objective -> gradient -> update."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -21,9 +24,10 @@ from raysuite.kernel.credit import (
 )
 from raysuite.kernel.objectives import Objective
 from raysuite.rng import Stage, numpy_generator, torch_generator
-from raysuite.types import Block, Cost, Rollouts, Transitions
+from raysuite.types import Block, Cost, Loss, Preferences, Queries, Rollouts, Transitions
 
 Metrics = dict[str, float]
+Batch = Transitions | Preferences
 
 
 def advantages(
@@ -68,12 +72,12 @@ def minibatches(config: RunConfig, update: int) -> list[list[int]]:
 
 
 def gradient(
-    objective: Objective,
+    objective: Objective[Any],
     policy: Policy,
-    batches: Sequence[tuple[Transitions, torch.Generator]],
+    batches: Sequence[tuple[Batch, torch.Generator]],
     *,
     microbatch: int,
-    shares: int = 1,
+    total: Callable[[int], int] = lambda units: units,
 ) -> tuple[Metrics, Cost]:
     """Add the gradient of the objective's mean over all units of `batches` to the parameters' `grad`.
 
@@ -85,13 +89,14 @@ def gradient(
         policy: whose trainable parameters get the gradient.
         batches: blocks, each with the generator that its queries draw from.
         microbatch: points through the network at once, at most.
-        shares: number of workers that hold equal shares of the minibatch; the sum of their gradients is its gradient.
+        total: the number of units of a whole minibatch, from the number in these batches. Where workers hold parts of a
+            minibatch, the sum of their gradients is its gradient, and so with their metrics.
 
     Returns:
-        Means of the objective's metrics over these units, with `loss`, and the cost.
+        The objective's metrics, with `loss`, as means over all units (empty where there are none), and the cost.
     """
-    queries = [objective.queries(batch, policy.schedule, generator) for batch, generator in batches]
-    units = sum(map(len, queries))
+    queries = [objective.queries(batch, policy.schedule, generator) for batch, generator in batches if len(batch)]
+    units = total(sum(map(len, queries)))
     sums: dict[str, float] = defaultdict(float)
     cost = Cost()
     for whole in queries:
@@ -100,34 +105,64 @@ def gradient(
             width = max(1, min(microbatch // members, whole.together))
             for start in range(group, group + whole.together, width):
                 chunk = whole.rows(start, min(start + width, group + whole.together)).to(policy.device)
-                x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
-                prompts = [prompt for prompt in chunk.prompts_U for _ in range(members)]
-                shape = chunk.x_UM.shape
-                prediction = policy.predict(x, t, prompts).unflatten(0, shape[:2])
-                reference = None
-                if objective.needs_reference:
-                    reference = policy.predict(x, t, prompts, reference=True).unflatten(0, shape[:2])
-                loss = objective.loss(chunk, policy.schedule, prediction, reference)
-                (loss.terms_U.sum() / (units * shares)).backward()
+                loss, spent = _backward(objective, policy, chunk, microbatch=microbatch, scale=1 / units)
                 for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
                     sums[name] += float(values.double().sum())
-                points = len(x) * policy.evaluations_per_prediction
-                cost += Cost(forward=points * (1 + objective.needs_reference), backward=points)
-    return {name: total / units for name, total in sums.items()}, cost
+                cost += spent
+    return {name: total_of / units for name, total_of in sums.items()}, cost
+
+
+def _backward(
+    objective: Objective[Any], policy: Policy, chunk: Queries, *, microbatch: int, scale: float
+) -> tuple[Loss, Cost]:
+    """Add the gradient of the chunk's terms times `scale`.
+
+    A unit may have more points than a microbatch (a pair of whole trajectories). Its loss is then taken from predictions
+    without a graph, and what the loss says of each prediction is sent back through one microbatch after the other: the
+    same gradient in bounded memory, for one more forward pass.
+    """
+    x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
+    prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
+    pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
+
+    def predict(piece: slice, *, reference: bool = False) -> Tensor:
+        return policy.predict(x[piece], t[piece], prompts[piece], reference=reference, guided=chunk.guided)
+
+    def loss_of(prediction: Tensor) -> Loss:
+        reference = None
+        if objective.needs_reference:
+            reference = torch.cat([predict(piece, reference=True) for piece in pieces]).unflatten(0, chunk.t_UM.shape)
+        loss = objective.loss(chunk, policy.schedule, prediction.unflatten(0, chunk.t_UM.shape), reference)
+        (loss.terms_U.sum() * scale).backward()
+        return loss
+
+    if len(pieces) == 1:
+        loss = loss_of(predict(pieces[0]))
+    else:
+        with torch.no_grad():
+            prediction = torch.cat([predict(piece) for piece in pieces])
+        loss = loss_of(prediction.requires_grad_())
+        assert prediction.grad is not None
+        for piece in pieces:
+            predict(piece).backward(prediction.grad[piece])
+    points = len(x) * (policy.evaluations_per_prediction if chunk.guided else 1)
+    passes = 1 + objective.needs_reference + (len(pieces) > 1)
+    return loss, Cost(forward=points * passes, backward=points)
 
 
 def learn(
     config: RunConfig,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    blocks: Mapping[int, Transitions],
+    blocks: Mapping[int, Batch],
     *,
     update: int,
     accelerator: Accelerator,
 ) -> tuple[Metrics, Cost]:
     """All optimiser steps of one update, from this worker's blocks by number.
 
-    Gradients are summed over workers once per optimiser step.
+    Gradients are summed over workers once per optimiser step. A minibatch without a unit (all its rankings were ties)
+    makes none.
 
     Raises:
         UserError: a loss or gradient is not finite; the weights are then as they were before the step.
@@ -142,9 +177,15 @@ def learn(
             batches = [(blocks[b], _generator(config, update, b, epoch)) for b in mine]
             optimizer.zero_grad(set_to_none=True)
             metrics, spent = gradient(
-                config.built_objective, policy, batches, microbatch=config.learn.microbatch, shares=workers
+                config.built_objective,
+                policy,
+                batches,
+                microbatch=config.learn.microbatch,
+                total=lambda units: _total(units, accelerator),
             )
             metrics = _reduce(parameters, metrics, accelerator)
+            if not metrics:
+                continue
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.learn.max_grad_norm))
             if not np.isfinite([norm, metrics["loss"]]).all():
                 raise UserError(
@@ -155,6 +196,8 @@ def learn(
             history.append({**metrics, "grad_norm": norm})
             cost += spent
     optimizer.zero_grad(set_to_none=True)
+    if not history:
+        return {}, cost
     means = {f"learn/{name}": float(np.mean([m[name] for m in history])) for name in history[0]}
     if "ratio" in history[0]:
         means["learn/ratio"] = history[0]["ratio"]  # before any step of this update: 1 when on-policy
@@ -165,23 +208,35 @@ def _generator(config: RunConfig, update: int, block: int, epoch: int) -> torch.
     return torch_generator(seed=config.seed, stage=Stage.OBJECTIVE, update=update, prompt=block, sample=epoch)
 
 
+def _total(units: int, accelerator: Accelerator) -> int:
+    """Units over all workers."""
+    if accelerator.num_processes == 1:
+        return units
+    return int(accelerator.reduce(torch.tensor(units, device=accelerator.device), reduction="sum"))
+
+
 def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelerator: Accelerator) -> Metrics:
-    """Sum gradients and average metrics over workers: one message each, once per optimiser step.
+    """Sum gradients and metrics over workers, once per optimiser step. A worker without units adds zeros.
 
     Accelerate's own wrapper would send gradients after every microbatch, and wrap the network that rollouts share.
     """
     if accelerator.num_processes == 1:
         return metrics
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-    flat = accelerator.reduce(flat, reduction="sum")
-    start = 0
-    for p in parameters:
-        if p.grad is not None:
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
-            start += p.numel()
-    names = sorted(metrics)
-    values = torch.tensor([metrics[name] for name in names], dtype=torch.float64, device=accelerator.device)
-    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+    facts = gather_object([(list(metrics), [p.grad is not None for p in parameters])])
+    names = sorted({name for found, _ in facts for name in found})
+    if not names:
+        return {}
+    learned = [
+        p
+        for p, somewhere in zip(parameters, map(any, zip(*(has for _, has in facts), strict=True)), strict=True)
+        if somewhere
+    ]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
+    pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
+    for p, piece in zip(learned, pieces, strict=True):
+        p.grad = piece.view_as(p)
+    values = torch.tensor([metrics.get(n, 0.0) for n in names], dtype=torch.float64, device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 
 
 def blocks_of_worker(config: RunConfig, blocks: Sequence[Block], update: int, rank: int, workers: int) -> list[Block]:

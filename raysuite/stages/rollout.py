@@ -23,6 +23,8 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
     schedule, size = policy.schedule, block.size
     prompts_N = block.prompt_of_N
     x, noise_KN = _noise(policy, block, config)
+    # an objective of the forward process wants finished pictures only: their trajectories need not travel
+    whole = config.rollouts.keep or config.built_objective.process == "reverse"
     latents, logps, kl_N, predictions = [x], [], torch.zeros(size), 0
     preview_at = () if block.evaluation else config.credit.previews
     previews: list[Tensor] = []
@@ -42,7 +44,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
             kl_N += transition.kl(schedule, k, mean, transition.mean(schedule, k, x, reference)).cpu()
         x = transition.draw(schedule, k, mean, noise_KN[step])
         if not block.evaluation:
-            latents.append(x)
+            latents = [*latents, x] if whole else [x]
             stochastic = bool(schedule.noise_K[k] > 0)
             logps.append(
                 transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0])

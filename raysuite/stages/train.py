@@ -23,13 +23,16 @@ from accelerate.utils import gather_object
 from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
-from raysuite.stages import checkpoint
+from raysuite.stages import checkpoint, stored
 from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import Collector
 from raysuite.stages.evaluate import record
 from raysuite.stages.files import RunDirectory, write_json
-from raysuite.stages.learn import advantages, blocks_of_worker, learn, transitions
+from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
+from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.stored import ReplayCollector
 from raysuite.types import Block, Cost, Rollouts
 
 
@@ -41,6 +44,9 @@ class Training:
     ) -> None:
         self.config, self.policy, self.collector, self.accelerator = config, policy, collector, accelerator
         self.run = RunDirectory(directory)
+        replay, offline = config.rollouts.replay, config.preferences.source
+        self.source = ReplayCollector(Path(replay)) if replay else collector
+        self.set = PreferenceSet.open(Path(offline)) if offline else None
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
         self.optimizer = torch.optim.AdamW(
@@ -52,6 +58,8 @@ class Training:
         )
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
         self.state = State(behaviour={0: policy.weights()})
+        if config.reference.refresh:
+            self.state.reference = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
         self.started, self.started_at = time.monotonic(), 0
 
@@ -65,10 +73,9 @@ class Training:
         self.resume()
         if self.state.updates == 0:
             self.evaluate()
-        while self.state.updates < self.config.updates:
+        while not self.state.finished(self.config):
             self.update()
-            done = self.state.updates == self.config.updates
-            evaluate = done or self.state.updates % self.config.evaluation.every == 0
+            evaluate = self.state.finished(self.config) or self.state.updates % self.config.evaluation.every == 0
             if evaluate:
                 self.evaluate()
             if evaluate or self.state.updates % self.config.checkpoints.every == 0:
@@ -91,38 +98,65 @@ class Training:
         """One update, from rollouts to new weights."""
         number = self.state.updates
         with self.timed("rollout"):
-            rollouts = self.collect(number)
-            summaries = self.gather([_summary(r) for r in rollouts])
+            blocks, told, costs = self.from_set(number) if self.set else self.from_rollouts(number)
         if self.first:
             self.say("learn")
         with self.timed("learn"):
-            advantage = advantages(
-                self.config,
-                {s["block"]: s["credit_NK"] for s in summaries},
-                {s["block"]: s["prompts_N"] for s in summaries},
-                self.tracker,
-            )
-            blocks = {r.block.index: transitions(r, advantage[r.block.index]) for r in rollouts}
             metrics, cost = learn(
                 self.config, self.policy, self.optimizer, blocks, update=number, accelerator=self.accelerator
             )
-        costs = self.gather([cost]) + [s["cost"] for s in summaries]
-        self.state.training = sum(costs, self.state.training)
+        self.state.training = sum([*self.gather([cost]), *costs], self.state.training)
         self.state.updates += 1
         self.state.tracker = self.tracker.state()
         oldest = max(0, self.state.updates - self.config.rollouts.staleness)
         self.state.behaviour = {v: w for v, w in self.state.behaviour.items() if v >= oldest}
         self.state.behaviour[self.state.updates] = self.policy.weights()
+        self.refresh_reference()
         if self.first:
-            self.run.log(
-                number,
-                {
-                    **_reward_metrics(summaries),
-                    **metrics,
-                    "budget/network_evaluations": self.state.training.network_evaluations,
-                },
-            )
+            spent = {"budget/network_evaluations": self.state.training.network_evaluations}
+            self.run.log(number, {**told, **metrics, **spent})
             self.write_ledger()
+
+    def from_rollouts(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
+        """This worker's blocks as the objective sees them, what there is to tell of all, and what they cost."""
+        rollouts = self.collect(number)
+        if self.config.rollouts.keep:
+            for done in rollouts:
+                stored.keep(self.run.path, done)
+        compares = self.config.built_objective.consumes == "preferences"
+        ranked = {r.block.index: rankings(self.config, r.block, r.reward_N) for r in rollouts} if compares else {}
+        summaries = self.gather([_summary(r) for r in rollouts])
+        told, costs = _reward_metrics(summaries), [s["cost"] for s in summaries]
+        if compares:
+            counts = self.gather([(len(indices), ties) for indices, ties in ranked.values()])
+            told["train/rankings"], told["train/ties"] = (float(sum(column)) for column in zip(*counts, strict=True))
+            return {r.block.index: compared(r, ranked[r.block.index][0]) for r in rollouts}, told, costs
+        advantage = advantages(
+            self.config,
+            {s["block"]: s["credit_NK"] for s in summaries},
+            {s["block"]: s["prompts_N"] for s in summaries},
+            self.tracker,
+        )
+        return {r.block.index: transitions(r, advantage[r.block.index]) for r in rollouts}, told, costs
+
+    def from_set(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
+        """The same from an off-line preference set: nothing is drawn, so it costs nothing."""
+        assert self.set is not None
+        rank, workers = self.accelerator.process_index, self.accelerator.num_processes
+        blocks: dict[int, Batch] = {}
+        for number_of_block in (b for members in minibatches(self.config, number) for b in members[rank::workers]):
+            rows = rows_of_set(self.config, len(self.set), update=number, block=number_of_block)
+            blocks[number_of_block] = self.set.rows(rows)
+        return blocks, {"train/rankings": float(self.config.rollouts.prompts)}, []
+
+    def refresh_reference(self) -> None:
+        """Let the reference follow the policy, if it is time."""
+        spec = self.config.reference
+        if self.state.reference is None or self.state.updates % spec.refresh:
+            return
+        old, new = self.state.reference, self.policy.weights()
+        self.state.reference = spec.decay * old + (1 - spec.decay) * new if spec.decay else new
+        self.policy.set_reference(self.state.reference)
 
     def collect(self, number: int) -> list[Rollouts]:
         """This worker's rollouts of an update; rollouts of later updates may begin too, as far as staleness lets them."""
@@ -134,14 +168,14 @@ class Training:
                 mine = blocks_of_worker(
                     self.config, blocks, update, self.accelerator.process_index, self.accelerator.num_processes
                 )
-                self.pending[update] = self.collector.start(mine, self.state.behaviour[version], version)
+                self.pending[update] = self.source.start(mine, self.state.behaviour[version], version)
         rollouts = []
         total = self.config.rollouts.prompts * self.config.rollouts.samples // self.accelerator.num_processes
         if self.first:
             self.say("rollout", images=0, images_total=total)
         for done in self.pending.pop(number):
             expected = max(0, number - self.config.rollouts.staleness)
-            if done.version != expected:
+            if done.version != expected and self.source is self.collector:
                 raise RuntimeError(f"asked for rollouts of policy version {expected}, got {done.version}")
             rollouts.append(done)
             if self.first:
@@ -158,7 +192,7 @@ class Training:
     def measure(self) -> list[Cost]:
         """Score the policy as it is, the first and the last time with more samples, and return what that cost."""
         number = self.state.updates
-        final = number in (0, self.config.updates)
+        final = number == 0 or self.state.finished(self.config)
         split_of: list[tuple[str, Block]] = [
             (split, block)
             for split, blocks in evaluation_blocks(self.config, self.prompts, number, final=final).items()

@@ -32,7 +32,7 @@ Opener = Callable[..., tuple[Policy, RunConfig]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched(Objective):
+class Watched(Objective[Transitions]):
     """Passes everything on to `inner`, and notes the ratio of every unit."""
 
     inner: Ddpo
@@ -149,7 +149,7 @@ def test_workers_shares_add_up(name: str, policy_of: Opener) -> None:
     blocks = [score(sample(policy, b, config, version=0), config) for b in training_blocks(config, prompts, update=0)]
     batches = [transitions(r, np.random.default_rng(i).normal(size=(3, 4))) for i, r in enumerate(blocks)]
     whole = gradient_of(ddpo(), policy, batches, microbatch=3)
-    shares = sum(gradient_of(ddpo(), policy, [batch], microbatch=3, shares=2) for batch in batches)
+    shares = sum(gradient_of(ddpo(), policy, [batch], microbatch=3, total=lambda units: 2 * units) for batch in batches)
     assert np.linalg.norm(shares - whole) <= 1e-5 * np.linalg.norm(whole)
 
 

@@ -108,7 +108,7 @@ def test_scenes_come_in_two_kinds() -> None:
 
 def blocks_of(run_config: Maker, update: int = 0, seed: int = 0, **rollout: int) -> list[Block]:
     sizes = {"prompts": 8, "samples": 2, "prompts_per_block": 4, **rollout}
-    config = run_config("epsilon-lora-1", rollout=sizes, seed=seed)
+    config = run_config("epsilon-lora-1", rollouts=sizes, seed=seed)
     return training_blocks(config, load_prompts(config.prompts), update)
 
 

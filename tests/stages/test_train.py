@@ -37,7 +37,7 @@ def numbers(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rollout__staleness": "2"}, {"credit__normalise": "tracked"}, {"learn__epochs": "2"}],
+    [{}, {"rollouts__staleness": "2"}, {"credit__normalise": "tracked"}, {"learn__epochs": "2"}],
     ids=["on-policy", "stale", "tracked", "two epochs"],
 )
 def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
@@ -63,7 +63,7 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
 
 
 def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
-    training = begin(toy(rollout__staleness="1"), tmp_path)
+    training = begin(toy(rollouts__staleness="1"), tmp_path)
     training.resume()
     versions = []
     for update in range(3):

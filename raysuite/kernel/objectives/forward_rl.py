@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.objectives.pairs import mean_square, renoise, require
+from raysuite.kernel.objectives.pairs import mean_square, renoise, require, require_draws
 from raysuite.kernel.schedule import Schedule, denoised
 from raysuite.types import Loss, Queries, Transitions
 
@@ -38,6 +38,8 @@ class ForwardRl(Objective[Transitions]):
     """Advantages of this size or more are certain to be good or bad (5 in the released code)."""
     draws: int = 1
     """Noise levels a picture."""
+    noise_range: tuple[float, float] = (0.0, 1.0)
+    """Training timesteps to draw from, as shares of all."""
 
     consumes = "advantages"
     process = "forward"
@@ -45,7 +47,7 @@ class ForwardRl(Objective[Transitions]):
     def __post_init__(self) -> None:
         require(self.contrast > 0, "contrast", "above 0", self.contrast)
         require(self.advantage_limit > 0, "advantage_limit", "above 0", self.advantage_limit)
-        require(self.draws >= 1, "draws", "of at least 1", self.draws)
+        require_draws(self.draws, self.noise_range)
 
     @property
     def needs_reference(self) -> bool:
@@ -61,6 +63,7 @@ class ForwardRl(Objective[Transitions]):
             schedule,
             generator,
             draws=self.draws,
+            noise_range=self.noise_range,
             shared_noise=True,
             prompt_dropout=0.0,
             extra={"goodness": goodness_N},

@@ -26,11 +26,12 @@ def renoise(
     generator: torch.Generator,
     *,
     draws: int,
+    noise_range: tuple[float, float] = (0.0, 1.0),
     shared_noise: bool,
     prompt_dropout: float,
     extra: Mapping[str, Tensor] | None = None,
 ) -> Queries:
-    """Noisy versions of clean latents at uniformly drawn training timesteps, (draws R) units in the order of R.
+    """Noisy versions of clean latents at uniformly drawn training timesteps, (R draws) units in the order of R.
 
     Members of a unit share the timestep and, with `shared_noise`, the noise. `extra` of the queries gets `target`
     (U, M, ...), what the network should say there, and the rows of the given `extra` (R, ...).
@@ -41,13 +42,15 @@ def renoise(
         schedule: of the model.
         generator: draws everything, on the CPU.
         draws: noise levels a row.
+        noise_range: the lowest and the highest timestep drawn, as shares of all: (0, 1) for any.
         shared_noise: one noise for all members, as the released code of Diffusion-DPO has it; its paper writes one each.
         prompt_dropout: probability that a unit's prompt is replaced by the empty one.
         extra: whatever else the loss needs, by row.
     """
     units, members = len(clean_RM) * draws, clean_RM.shape[1]
     clean_UM = clean_RM.repeat_interleave(draws, 0)
-    t_U = torch.randint(len(schedule.alpha_bar_T), (units,), generator=generator)
+    low, high = (round(share * len(schedule.alpha_bar_T)) for share in noise_range)
+    t_U = torch.randint(low, high, (units,), generator=generator)
     noise_shape = (units, 1 if shared_noise else members, *clean_RM.shape[2:])
     noise_UM = torch.randn(noise_shape, generator=generator, dtype=clean_RM.dtype).expand_as(clean_UM)
     dropped_U = torch.rand(units, generator=generator) < prompt_dropout
@@ -114,6 +117,13 @@ def require(condition: bool, setting: str, wanted: str, got: object) -> None:
         raise UserError(f"expected objective.{setting} {wanted}, got {got}")
 
 
+def require_draws(draws: int, noise_range: tuple[float, float]) -> None:
+    """Raise the sentence about `draws` or `noise_range` where they are not what `renoise` takes."""
+    require(draws >= 1, "draws", "of at least 1", draws)
+    low, high = noise_range
+    require(0 <= low < high <= 1, "noise_range", "as two ascending shares between 0 and 1", list(noise_range))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairObjective(Objective[Preferences]):
     """A loss on the denoising errors of a preferred and a rejected picture, noised alike.
@@ -131,6 +141,8 @@ class PairObjective(Objective[Preferences]):
     """Strength of the implicit reward on the mean squared error."""
     draws: int = 1
     """Noise levels a pair."""
+    noise_range: tuple[float, float] = (0.0, 1.0)
+    """Training timesteps to draw from, as shares of all; (0.5, 1) is the noisy half, where the composition is decided."""
     shared_noise: bool = True
     """One noise for both members (released code), or one each (paper)."""
     prompt_dropout: float = 0.0
@@ -143,7 +155,7 @@ class PairObjective(Objective[Preferences]):
 
     def __post_init__(self) -> None:
         require(self.beta >= 0, "beta", "of at least 0", self.beta)
-        require(self.draws >= 1, "draws", "of at least 1", self.draws)
+        require_draws(self.draws, self.noise_range)
         require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
         margin = self.winner_margin
         require(margin is None or 0 <= margin <= 1, "winner_margin", "between 0 and 1, or null", margin)
@@ -166,6 +178,7 @@ class PairObjective(Objective[Preferences]):
             schedule,
             generator,
             draws=self.draws,
+            noise_range=self.noise_range,
             shared_noise=self.shared_noise,
             prompt_dropout=self.prompt_dropout,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.objectives.pairs import mean_square, renoise, require
+from raysuite.kernel.objectives.pairs import mean_square, renoise, require, require_draws
 from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Preferences, Queries
 
@@ -23,6 +23,8 @@ class Sft(Objective[Preferences]):
 
     draws: int = 1
     """Noise levels a picture."""
+    noise_range: tuple[float, float] = (0.0, 1.0)
+    """Training timesteps to draw from, as shares of all."""
     prompt_dropout: float = 0.0
     """Probability of training on the empty prompt instead."""
 
@@ -30,7 +32,7 @@ class Sft(Objective[Preferences]):
     process = "forward"
 
     def __post_init__(self) -> None:
-        require(self.draws >= 1, "draws", "of at least 1", self.draws)
+        require_draws(self.draws, self.noise_range)
         require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
 
     @property
@@ -46,6 +48,7 @@ class Sft(Objective[Preferences]):
             schedule,
             generator,
             draws=self.draws,
+            noise_range=self.noise_range,
             shared_noise=True,
             prompt_dropout=self.prompt_dropout,
         )

@@ -1,0 +1,55 @@
+"""reward -> preferences: who is compared with whom in an update's rollouts, and how it looks to an objective."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from raysuite.config import RunConfig
+from raysuite.kernel.preferences import choose, rank
+from raysuite.rng import Stage, numpy_generator
+from raysuite.types import Block, Preferences, Rollouts
+
+
+def rankings(config: RunConfig, block: Block, reward_N: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which samples of a block are ranked, as indices (R, M) with the preferred first, and how many tuples were ties.
+
+    Never across prompts. Each group's draws depend on its own coordinates, so that any process comes to the same.
+    """
+    wanted, found, ties = config.preferences, [], 0
+    for group, prompt in enumerate(block.prompt_ids):
+        first = group * block.samples_per_prompt
+        reward_G = reward_N[first : first + block.samples_per_prompt]
+        rng = numpy_generator(seed=config.seed, stage=Stage.PREFERENCES, update=block.update, prompt=prompt)
+        tuples_RM = choose(
+            reward_G, how=wanted.choose, members=wanted.members, kept=wanted.kept, limit=wanted.limit, rng=rng
+        )
+        order = rank(
+            reward_G[tuples_RM], label=wanted.label, temperature=wanted.temperature, noise=wanted.noise, rng=rng
+        )
+        rows, places_RM = order[:, 0], order[:, 1:]
+        found.append(first + np.take_along_axis(tuples_RM[rows], places_RM, axis=1))
+        ties += len(tuples_RM) - len(rows)
+    return np.concatenate(found), ties
+
+
+def rows_of_set(config: RunConfig, size: int, *, update: int, block: int) -> list[int]:
+    """Which rankings of an off-line set a block learns from: the whole set in a new order every time through."""
+    width = config.rollouts.prompts_per_block
+    first = update * config.rollouts.prompts + block * width
+    numbers = []
+    for position in range(first, first + width):
+        epoch, place = divmod(position, size)
+        order = numpy_generator(seed=config.seed, stage=Stage.PREFERENCE_ORDER, update=epoch).permutation(size)
+        numbers.append(int(order[place]))
+    return numbers
+
+
+def compared(rollouts: Rollouts, indices_RM: np.ndarray) -> Preferences:
+    """One block's rankings as an objective sees them."""
+    assert rollouts.latents_NK is not None
+    prompts_N = rollouts.block.prompt_of_N
+    return Preferences(
+        latents_RMK=torch.from_numpy(rollouts.latents_NK[indices_RM]),
+        prompts_R=tuple(prompts_N[row[0]] for row in indices_RM),
+    )

@@ -1,0 +1,108 @@
+"""Rollouts on disk: a run that keeps them, and a run that learns from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from raysuite.config import RunConfig, validate
+from raysuite.errors import UserError
+from raysuite.stages.collect import Collector
+from raysuite.stages.files import replacing
+from raysuite.types import Block, Cost, Rollouts
+
+ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK")
+
+
+def _file(run: Path, update: int, block: int) -> Path:
+    return run / "rollouts" / f"{update:06d}" / f"{block:04d}.safetensors"
+
+
+def keep(run: Path, rollouts: Rollouts) -> None:
+    """Write one block's rollouts into a run directory, whole or not at all."""
+    arrays = {name: np.ascontiguousarray(getattr(rollouts, name)) for name in ARRAYS}
+    scores = {f"scores/{name}": values for name, values in rollouts.scores.items()}
+    metadata = {"block": json.dumps(dataclasses.asdict(rollouts.block)), "version": str(rollouts.version)}
+    with replacing(_file(run, rollouts.block.update, rollouts.block.index)) as temporary:
+        safetensors.numpy.save_file({**arrays, **scores}, temporary, metadata=metadata)
+
+
+def read(run: Path, update: int, block: int) -> Rollouts:
+    """Read what `keep` wrote. Drawing them cost this run nothing.
+
+    Raises:
+        UserError: the file is not there, or damaged.
+    """
+    file = _file(run, update, block)
+    try:
+        with safetensors.safe_open(file, framework="numpy") as stored:
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            metadata = stored.metadata()
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"expected kept rollouts at {file}, could not read them ({error}): name a run made with --keep-rollouts that had "
+            "at least as many updates"
+        ) from error
+    coordinates: dict[str, Any] = json.loads(metadata["block"])
+    lists = {name: tuple(coordinates[name]) for name in ("prompts", "prompt_ids", "metadata")}
+    return Rollouts(
+        block=Block(**{**coordinates, **lists}),
+        version=int(metadata["version"]),
+        scores={name.removeprefix("scores/"): a for name, a in arrays.items() if name.startswith("scores/")},
+        pictures=None,
+        kl_N=None,
+        cost=Cost(),
+        **{name: arrays[name] for name in ARRAYS},
+    )
+
+
+def check_replay(config: RunConfig) -> None:
+    """Refuse to learn from another run's rollouts where they are not what this run's objective takes them for.
+
+    Raises:
+        UserError: there are none, too few, or they were drawn with other settings.
+    """
+    run = Path(str(config.rollouts.replay))
+    file = run / "config.json"
+    if not file.exists() or not (run / "rollouts").is_dir():
+        raise UserError(
+            f"expected a run with kept rollouts at rollouts.replay={run}, found none: make one with --keep-rollouts"
+        )
+    source = validate(json.loads(file.read_text()))
+    advantages = config.built_objective.consumes == "advantages"
+    wanted, found = (_identity(each, credit=advantages) for each in (config, source))
+    differing = sorted(name for name in wanted if wanted[name] != found[name])
+    if differing:
+        raise UserError(
+            f"expected rollouts of this configuration at {run}, they were drawn with another {', '.join(differing)}: "
+            "set the same here"
+        )
+    read(run, config.updates - 1, config.rollouts.blocks - 1)
+
+
+def _identity(config: RunConfig, *, credit: bool) -> dict[str, Any]:
+    sizes = {name: getattr(config.rollouts, name) for name in ("prompts", "samples", "prompts_per_block")}
+    facts: dict[str, Any] = {name: getattr(config, name) for name in ("model", "sampler", "rewards")}
+    facts["rollouts"] = sizes
+    if credit:
+        facts["credit"] = (config.credit.kind, config.credit.previews, config.credit.preview_steps)
+    return facts
+
+
+class ReplayCollector(Collector):
+    """Hands out the rollouts that a run kept, by the numbers of the blocks that are asked for."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
+        """Whatever the weights: the version that drew each block stands in it."""
+        return (read(self._run, block.update, block.index) for block in blocks)

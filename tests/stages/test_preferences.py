@@ -1,0 +1,209 @@
+"""Who is compared with whom in a block of rollouts, and runs that learn from it."""
+
+from __future__ import annotations
+
+import json
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings, strategies as st
+
+from raysuite.config import RunConfig, load
+from raysuite.families import open_policy
+from raysuite.rewards import REWARDS
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.preferences import compared, rankings, rows_of_set
+from raysuite.stages.train import Training
+from raysuite.types import Block, Cost, Rollouts
+
+DPO = "{name: diffusion_dpo, beta: 100.0, draws: 2}"
+DENSE = "{name: trajectory_dpo, strength: 5.0, discount: 0.9}"
+RL = "{name: forward_rl, contrast: 1.0, advantage_limit: 2.0}"
+
+
+def toy(objective: str = DPO, **settings: str) -> RunConfig:
+    small = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1", "credit": "null"}
+    named = {path.replace("__", "."): value for path, value in settings.items()}
+    return load("toy-ddpo", {**small, "objective": objective, **named})
+
+
+def block(prompts: int, samples: int) -> Block:
+    names = tuple(f"prompt {i}" for i in range(prompts))
+    return Block(
+        update=3,
+        index=0,
+        prompts=names,
+        prompt_ids=tuple(range(prompts)),
+        samples_per_prompt=samples,
+        metadata=({},) * prompts,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.integers(1, 4),
+    samples=st.integers(3, 7),
+    choose=st.sampled_from(["best_worst", "random", "spread", "all"]),
+    members=st.integers(2, 3),
+    levels=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_rankings_stay_within_a_prompt_and_follow_the_reward(
+    prompts: int, samples: int, choose: str, members: int, levels: int, seed: int
+) -> None:
+    limit = {"preferences__limit": "2"} if choose == "random" else {}
+    config = toy(
+        DENSE,
+        rollouts__samples=str(samples),
+        preferences__choose=choose,
+        preferences__members=str(members),
+        preferences__kept="3",
+        **limit,
+    )
+    reward_N = np.random.default_rng(seed).integers(levels, size=prompts * samples).astype(float)
+    indices_RM, ties = rankings(config, block(prompts, samples), reward_N)
+    tuples = {
+        "best_worst": 1,
+        "random": min(2, comb(samples, members)),
+        "spread": comb(3, members),
+        "all": comb(samples, members),
+    }
+    assert len(indices_RM) + ties == tuples[choose] * prompts
+    for row in indices_RM:
+        assert len(set(row.tolist() // np.int64(samples))) == 1, "one prompt"
+        assert len(set(row.tolist())) == members, "never a sample with itself"
+        assert (np.diff(reward_N[row]) < 0).all(), "the preferred first, and no ties"
+
+
+def test_rankings_depend_on_coordinates_alone() -> None:
+    config = toy(preferences__choose="random", preferences__limit="3", preferences__label="bradley_terry")
+    reward_N = np.random.default_rng(0).normal(size=32)
+    together, _ = rankings(config, block(2, 16), reward_N)
+    again, _ = rankings(config, block(2, 16), reward_N)
+    alone, _ = rankings(config, block(1, 16), reward_N[:16])
+    assert np.array_equal(together, again)
+    assert np.array_equal(together[:3], alone)
+    others, _ = rankings(config.model_copy(update={"seed": 1}), block(2, 16), reward_N)
+    assert not np.array_equal(together, others)
+
+
+def test_an_objective_sees_the_right_latents() -> None:
+    """Latents that say which sample they belong to."""
+    latents = np.arange(6, dtype=np.float32)[:, None, None] * np.ones((6, 3, 2), np.float32)
+    rollouts = Rollouts(
+        block=block(2, 3),
+        version=0,
+        latents_NK=latents,
+        logp_NK=None,
+        scores={},
+        reward_N=np.zeros(6),
+        credit_NK=None,
+        pictures=None,
+        kl_N=None,
+        cost=Cost(),
+    )
+    seen = compared(rollouts, np.array([[2, 0], [4, 5]]))
+    assert seen.latents_RMK.shape == (2, 2, 3, 2)
+    assert seen.clean_RM[..., 0].tolist() == [[2, 0], [4, 5]]
+    assert seen.prompts_R == ("prompt 0", "prompt 1")
+
+
+def test_a_set_is_gone_through_whole_before_it_begins_again() -> None:
+    config = toy(rollouts__prompts="2", rollouts__prompts_per_block="1")
+    seen = [n for update in range(15) for b in range(2) for n in rows_of_set(config, 10, update=update, block=b)]
+    epochs = [seen[:10], seen[10:20], seen[20:]]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def begin(config: RunConfig, directory: Path) -> Training:
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+
+
+def metrics(directory: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["name"], []).append(row["value"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("objective", "more"),
+    [
+        (DPO, {}),
+        (DPO, {"reference__refresh": "2"}),
+        (DENSE, {"reference__refresh": "1", "reference__decay": "0.5", "rollouts__staleness": "1"}),
+        (RL, {"reference__refresh": "1"}),
+    ],
+    ids=["fixed reference", "refreshed", "running mean", "forward"],
+)
+def test_a_run_stopped_and_continued_equals_an_undisturbed_one(
+    tmp_path: Path, objective: str, more: dict[str, str]
+) -> None:
+    config = toy(objective, **more)
+    whole = begin(config, tmp_path / "whole")
+    whole.train()
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    for _ in range(3):
+        stopped.update()
+        stopped.save()
+    stopped.update()  # lost
+    continued = begin(config, tmp_path / "stopped")
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+
+
+def test_the_reference_follows_when_it_should(tmp_path: Path) -> None:
+    run = begin(toy(reference__refresh="2"), tmp_path)
+    first = run.policy.weights()
+    run.update()
+    assert np.array_equal(run.state.reference, first)  # type: ignore[arg-type]
+    run.update()
+    assert np.array_equal(run.state.reference, run.policy.weights())  # type: ignore[arg-type]
+    x, t = torch.ones(1, 2), torch.tensor([500])
+    own, reference = (run.policy.predict(x, t, ["left"], reference=r) for r in (False, True))
+    assert torch.equal(own, reference)
+
+
+def test_an_update_without_a_preference_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that cannot tell pictures apart: every pair is a tie, and is counted as one."""
+    monkeypatch.setitem(REWARDS, "indifferent", lambda images, prompts, metadata: np.zeros(len(images)))
+    run = begin(toy(rewards="[{name: indifferent}]"), tmp_path)
+    before = run.policy.weights()
+    run.update()
+    assert np.array_equal(run.policy.weights(), before)
+    told = metrics(tmp_path)
+    assert told["train/rankings"] == [0.0] and told["train/ties"] == [2.0]
+    assert "learn/loss" not in told
+
+
+def test_a_budget_ends_a_run(tmp_path: Path) -> None:
+    """Toy DDPO costs 2 prompts x 16 samples x 10 steps x (1 + 1 + 2) = 1280 network evaluations an update."""
+    config = load("toy-ddpo", {"budget": "2000", "updates": "50"})
+    run = begin(config, tmp_path)
+    run.train()
+    assert run.state.updates == 2
+    assert run.state.training.network_evaluations == 2560
+    again = begin(config, tmp_path)
+    again.train()
+    assert again.state.updates == 2
+
+
+def test_forward_objectives_ask_for_no_trajectories(tmp_path: Path) -> None:
+    run = begin(toy(DPO), tmp_path)
+    (first, *_) = run.collect(0)
+    assert first.latents_NK is not None and first.latents_NK.shape[1] == 1
+    whole: Any = begin(toy(DENSE), tmp_path / "whole").collect(0)[0]
+    assert np.array_equal(whole.latents_NK[:, -1:], first.latents_NK)

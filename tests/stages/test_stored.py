@@ -1,0 +1,99 @@
+"""Rollouts that a run keeps, and runs that learn from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.stages import stored
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.train import Training
+from raysuite.types import Cost
+
+SMALL = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1"}
+
+
+def toy(**settings: str) -> RunConfig:
+    return load("toy-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
+
+
+def begin(config: RunConfig, directory: Path) -> Training:
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+
+
+def kept(directory: Path, **settings: str) -> Path:
+    """A finished toy run that kept its rollouts."""
+    begin(toy(rollouts__keep="true", **settings), directory).train()
+    return directory
+
+
+def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+    config = toy(rollouts__keep="true", credit__kind="previews", credit__previews="[5]")
+    training = begin(config, tmp_path)
+    (first, *_) = training.collect(0)
+    stored.keep(tmp_path, first)
+    back = stored.read(tmp_path, first.block.update, first.block.index)
+    assert back.block == first.block
+    assert back.version == first.version
+    assert back.cost == Cost()
+    for field in dataclasses.fields(first):
+        there, here = getattr(first, field.name), getattr(back, field.name)
+        if isinstance(there, np.ndarray):
+            assert np.array_equal(there, here) and there.dtype == here.dtype, field.name
+    assert {name: s.tolist() for name, s in back.scores.items()} == {n: s.tolist() for n, s in first.scores.items()}
+
+
+def test_replaying_a_runs_own_rollouts_repeats_it(tmp_path: Path) -> None:
+    """On-policy DDPO that replays what DDPO drew takes the same steps; only what it cost differs."""
+    source = kept(tmp_path / "source")
+    again = begin(toy(rollouts__replay=str(source)), tmp_path / "again")
+    again.train()
+    first = begin(toy(rollouts__keep="true"), source)
+    first.resume()
+    assert np.array_equal(again.policy.weights(), first.policy.weights())
+    assert again.state.training.backward == first.state.training.backward
+    drawn = first.state.training.forward - again.state.training.forward
+    assert drawn == 5 * 2 * 16 * 10  # updates, prompts, samples and steps of the source
+
+
+@pytest.mark.parametrize("objective", ["{name: trajectory_dpo, strength: 5.0, discount: 0.9}", "{name: sft}"])
+def test_another_objective_learns_from_the_same_rollouts(tmp_path: Path, objective: str) -> None:
+    source = kept(tmp_path / "source")
+    config = toy(objective=objective, credit="null", rollouts__replay=str(source))
+    run = begin(config, tmp_path / "run")
+    before = run.policy.weights()
+    run.train()
+    assert not np.array_equal(run.policy.weights(), before)
+    assert run.state.training.images_scored == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [
+        ({"sampler__steps": "9"}, "drawn with another sampler"),
+        ({"rollouts__samples": "8"}, "drawn with another rollouts"),
+        ({"credit__kind": "previews", "credit__previews": "[5]"}, "drawn with another credit"),
+        ({"updates": "6"}, "had at least as many updates"),
+    ],
+)
+def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], mentions: str) -> None:
+    source = kept(tmp_path / "source")
+    with pytest.raises(UserError, match=mentions):
+        stored.check_replay(toy(rollouts__replay=str(source), **settings))
+
+
+def test_a_run_without_rollouts_is_refused(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).claim(toy(), ["test"])
+    with pytest.raises(UserError, match="make one with --keep-rollouts"):
+        stored.check_replay(toy(rollouts__replay=str(tmp_path)))
