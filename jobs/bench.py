@@ -1,5 +1,7 @@
 """How fast the suite is on this machine, as ratios: `python jobs/bench.py [--recipe NAME] [--set PATH=VALUE] [--json FILE]`.
 
+`--objectives scenes-ddpo scenes-dspo ...` measures the updates of several recipes instead.
+
 Each ratio compares two things that take turns, so that a busy machine slows both alike: the median of the turns' ratios,
 the smallest and the largest, and the ratio of each side's fastest turn. docs/benchmarks.md says what they mean.
 """
@@ -14,8 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -28,7 +31,8 @@ from raysuite.config import RunConfig, load
 from raysuite.families import open_policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
 from raysuite.kernel.credit import PromptTracker
-from raysuite.stages.learn import advantages, learn, transitions
+from raysuite.stages.learn import Batch, advantages, learn, transitions
+from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
 from raysuite.types import Block, Rollouts
@@ -111,13 +115,19 @@ class Suite:
         self.rollouts = [score(block, self.config) for block in drawn]
 
     def learn(self, update: int) -> None:
-        """The advantages and optimiser steps of an update."""
+        """Who is better by how much, and the optimiser steps of an update."""
+        learn(self.config, self.policy, self.optimizer, self.batches(), update=update, accelerator=self.accelerator)
+
+    def batches(self) -> dict[int, Batch]:
+        """The rollouts as the objective sees them."""
+        if self.config.built_objective.consumes == "preferences":
+            ranked = {r.block.index: rankings(self.config, r.block, r.reward_N)[0] for r in self.rollouts}
+            return {r.block.index: compared(r, ranked[r.block.index]) for r in self.rollouts}
         credit = {r.block.index: r.credit_NK for r in self.rollouts if r.credit_NK is not None}
         prompts = {r.block.index: r.block.prompt_of_N for r in self.rollouts}
         tracker = PromptTracker.empty(size=self.config.credit.tracker_size, minimum=self.config.credit.tracker_minimum)
         advantage = advantages(self.config, credit, prompts, tracker)
-        blocks = {r.block.index: transitions(r, advantage[r.block.index]) for r in self.rollouts}
-        learn(self.config, self.policy, self.optimizer, blocks, update=update, accelerator=self.accelerator)
+        return {r.block.index: transitions(r, advantage[r.block.index]) for r in self.rollouts}
 
     def bare(self, stage: Work) -> tuple[Work, Work]:
         """A stage's U-Net calls, and its VAE calls, found by watching it: as many, as large, and nothing else."""
@@ -125,10 +135,12 @@ class Suite:
         predict, decode = policy.predict, policy.decode
 
         def watched_predict(
-            x_N: torch.Tensor, t_N: torch.Tensor, prompts_N: Sequence[str], *, reference: bool = False
+            x_N: torch.Tensor, t_N: torch.Tensor, prompts_N: Sequence[str], *, guided: bool = True, **options: bool
         ) -> torch.Tensor:
-            calls.append(("gradient" if torch.is_grad_enabled() and not reference else "forward", len(x_N)))
-            return predict(x_N, t_N, prompts_N, reference=reference)
+            learned = torch.is_grad_enabled() and not options.get("reference")
+            rows = len(x_N) * (policy.evaluations_per_prediction if guided else 1)
+            calls.append(("gradient" if learned else "forward", rows))
+            return predict(x_N, t_N, prompts_N, guided=guided, **options)
 
         def watched_decode(latents_N: torch.Tensor) -> np.ndarray:
             calls.append(("decode", len(latents_N)))
@@ -142,9 +154,8 @@ class Suite:
         vae = [made[call] for call in calls if call[0] == "decode"]
         return (lambda _: [call() for call in unet]), (lambda _: [call() for call in vae])
 
-    def call(self, kind: str, size: int) -> Callable[[], None]:
-        """One network call on `size` points: decode, forward, or gradient (forward and backward)."""
-        rows = size if kind == "decode" else size * self.policy.evaluations_per_prediction
+    def call(self, kind: str, rows: int) -> Callable[[], None]:
+        """One network call on so many rows: decode, forward, or gradient (forward and backward)."""
         x, t = torch.randn(rows, *self.policy.latent_shape, device=self.policy.device), torch.tensor(500)
         text = self.pipeline.encode_prompt(self.prompts.training[0].text, self.policy.device, rows, False)[0].detach()
 
@@ -199,6 +210,29 @@ def update_overhead(config: RunConfig, turns: int) -> list[Figure]:
     ]
 
 
+def objective_overhead(recipe: str, overrides: Mapping[str, str], turns: int) -> list[Figure]:
+    """Seconds of one objective's learning, and of its whole update, over those of their network calls."""
+    suite = Suite(load(recipe, overrides))
+    unet, vae = suite.bare(suite.draw)
+    back, _ = suite.bare(suite.learn)
+    draw, learning, unet_s, vae_s, back_s = seconds((suite.draw, suite.learn, unet, vae, back), turns)
+    name = f"{recipe}: seconds of an update / its network calls"
+    return [
+        ratio(name, draw + learning, unet_s + vae_s + back_s, "at most 1.15"),
+        ratio("  learning / its network calls", learning, back_s),
+    ]
+
+
+def objective_memory(recipes: Sequence[str], settings: Sequence[str], turns: int) -> list[Figure]:
+    """Peak memory of a learner with each recipe's objective over that with the first's."""
+    peaks = {recipe: list[float]() for recipe in recipes}
+    for _ in range(turns):
+        for recipe in recipes:
+            peaks[recipe].append(_in_a_process(["--recipe", recipe, *settings], "update")[0])
+    first = peaks[recipes[0]]
+    return [ratio(f"{recipe}: peak memory / {recipes[0]}'s", peaks[recipe], first) for recipe in recipes[1:]]
+
+
 def resident() -> float:
     """The most memory that this process ever held, MB."""
     status = Path("/proc/self/status")  # getrusage would count what the process that started this one held
@@ -211,7 +245,8 @@ def memory_of(config: RunConfig, what: str) -> tuple[float, float]:
     """In a fresh process: how far the peak is above that of the imports, and the size of the trajectories, MB."""
     before, suite = resident(), Suite(config)
     if what == "microbatch":
-        call = suite.call("gradient", min(config.learn.microbatch, suite.blocks(0)[0].size))
+        points = min(config.learn.microbatch, suite.blocks(0)[0].size)
+        call = suite.call("gradient", points * suite.policy.evaluations_per_prediction)
         for _ in range(4):  # the allocator keeps what it once had: only after some steps is the peak steady
             suite.optimizer.zero_grad()
             for _ in range(4):
@@ -226,15 +261,16 @@ def memory_of(config: RunConfig, what: str) -> tuple[float, float]:
     return resident() - before, stored / 2**20
 
 
+def _in_a_process(arguments: Sequence[str], what: str) -> tuple[float, float]:
+    command = [sys.executable, __file__, *arguments, "--memory-of", what]
+    peak, stored = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return peak, stored
+
+
 def memory(arguments: Sequence[str], turns: int) -> list[Figure]:
     """Peak memory of a learner over that of bare microbatches through the same model and optimiser."""
-
-    def run(what: str) -> tuple[float, float]:
-        command = [sys.executable, __file__, *arguments, "--memory-of", what]
-        peak, stored = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        return peak, stored
-
-    updates, bare = zip(*[(run("update"), run("microbatch")) for _ in range(turns)], strict=True)
+    runs = [[_in_a_process(arguments, what) for what in ("update", "microbatch")] for _ in range(turns)]
+    updates, bare = zip(*runs, strict=True)
     return [
         ratio("peak memory: learner / model, AdamW and one microbatch", [u for u, _ in updates], [b for b, _ in bare]),
         Figure("  learner, MB above the imports", [u for u, _ in updates]),
@@ -250,6 +286,7 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=9, help="turns of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
+    parser.add_argument("--objectives", nargs="+", metavar="RECIPE", help="measure these recipes' updates instead")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--memory-of", choices=("microbatch", "update"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -262,21 +299,19 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(memory_of(config, options.memory_of)))
         return
-    same = [
-        "--recipe",
-        options.recipe,
-        "--threads",
-        str(options.threads),
-        *(f"--set={setting}" for setting in options.set),
-    ]
-    print(f"{'':64}{'median':>8}  {'min to max':16}{'n':>3}  fastest  target")
-    figures: list[Figure] = []
-    for part in (
+    same = ["--threads", str(options.threads), *(f"--set={setting}" for setting in options.set)]
+    parts = [
         lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "1"}), 2 * turns),
         lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "3"}), 2 * turns),
         lambda: update_overhead(config, turns),
-        lambda: memory(same, 3),
-    ):
+        lambda: memory(["--recipe", options.recipe, *same], 3),
+    ]
+    if options.objectives:
+        parts = [partial(objective_overhead, recipe, overrides, turns) for recipe in options.objectives]
+        parts.append(lambda: objective_memory(options.objectives, same, 3))
+    print(f"{'':64}{'median':>8}  {'min to max':16}{'n':>3}  fastest  target")
+    figures: list[Figure] = []
+    for part in parts:
         figures += (new := part())
         print(*new, sep="\n", flush=True)
     if options.json:

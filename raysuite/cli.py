@@ -60,6 +60,32 @@ def train(
 
 
 @app.command()
+def pairs(
+    out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RECIPE_OR_YAML", help="Whose model, sampler, prompts, rewards and preferences.")
+    ] = "scenes-diffusion-dpo",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts to draw; each has rollouts.samples pictures.")] = 256,
+    trajectories: Annotated[
+        bool, typer.Option("--trajectories", help="Keep whole trajectories, which trajectory_dpo needs.")
+    ] = False,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Make an off-line preference set from a model and a reward. The same command again goes on with one that was stopped."""
+    config = configuration.load(run, dict(_split(setting) for setting in settings))
+    from raysuite.cluster import launch
+    from raysuite.cluster.pairs import make_pairs
+    from raysuite.progress import Counting
+
+    launch.preflight(config)
+    with Counting("drawing and ranking", "blocks", console) as counting:
+        summary = make_pairs(
+            config, out.absolute(), prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
+        )
+    console.print(f"{summary['rankings']} rankings, {summary['ties']} ties left out: {out}", soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     run: Run,
     checkpoint: Annotated[

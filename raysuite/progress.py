@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 POLL_SECONDS = 0.3
 DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating"}
@@ -73,3 +80,34 @@ def _read(directory: Path) -> dict[str, Any] | None:
         return json.loads((directory / "progress.json").read_text())
     except (OSError, json.JSONDecodeError):  # not there yet
         return None
+
+
+class Counting:
+    """Counted work of known length: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, unit: str, console: Console) -> None:
+        self._what, self._unit, self._console = what, unit, console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> Counting:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def begin(self, total: int, *, done: int) -> None:
+        """Say how much there is, and how much of it was there before."""
+        self._bar.update(self._task, total=total, completed=done)
+        if done and not self._console.is_terminal:
+            self._console.print(f"{self._what}: {done} of {total} {self._unit} were there", highlight=False)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._bar.advance(self._task)
+        task = self._bar.tasks[0]
+        total, done = int(task.total or 0), int(task.completed)
+        if not self._console.is_terminal and (done == total or done % max(1, total // 10) == 0):
+            self._console.print(f"{self._what}: {done} of {total} {self._unit}", highlight=False)

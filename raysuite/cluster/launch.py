@@ -24,6 +24,7 @@ from raysuite.errors import UserError
 from raysuite.families import check_model, open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
@@ -47,6 +48,8 @@ def preflight(config: RunConfig) -> None:
         rewards.resolve(name)
     if config.rollouts.replay is not None:
         check_replay(config)
+    if config.preferences.source is not None:
+        PreferenceSet(Path(config.preferences.source)).check(config)
 
 
 def connect() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -48,11 +48,11 @@ class Policy(ABC):
         """Images, uint8 (N, H, W, 3) of the model's own size, to clean latents (N, ...): the inverse of `decode`, nearly."""
 
     @abstractmethod
-    def text_states(self, prompts_P: Sequence[str]) -> Tensor | None:
-        """What the text encoder makes of prompts, (P, tokens, width); None where the family has none."""
+    def text_states(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+        """What the text encoder makes of prompts, (tokens, width) each; empty where the family has no text encoder."""
 
     @abstractmethod
-    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+    def remember(self, text_states: Mapping[str, Tensor]) -> None:
         """Take `text_states` that were computed before in place of computing them again."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,17 +96,17 @@ class StableDiffusionPolicy(Policy):
         """Text states (tokens, width). Prompts are encoded one at a time, so that no state depends on its neighbours."""
         if prompt not in self._embeddings:
             states, _ = self.pipeline.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
-            self.remember([prompt], states)
+            self.remember({prompt: states[0]})
         self._embeddings.move_to_end(prompt)
         return self._embeddings[prompt]
 
-    def text_states(self, prompts_P: Sequence[str]) -> Tensor:
+    def text_states(self, prompts: Iterable[str]) -> dict[str, Tensor]:
         """The text encoder's last hidden states, in the precision it runs in."""
-        return torch.stack([self._embedding(prompt) for prompt in prompts_P])
+        return {prompt: self._embedding(prompt) for prompt in prompts}
 
-    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+    def remember(self, text_states: Mapping[str, Tensor]) -> None:
         """Keep states; beyond `REMEMBERED_PROMPTS` the longest unused go."""
-        for prompt, states in zip(prompts_P, states_P, strict=True):
+        for prompt, states in text_states.items():
             self._embeddings[prompt] = states.to(self.device, self.dtype)
         while len(self._embeddings) > REMEMBERED_PROMPTS:
             self._embeddings.popitem(last=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,10 +84,11 @@ class ToyPolicy(Policy):
         values = torch.from_numpy(images_N[:, 0, 0, : self.latent_shape[0]].copy()).to(self.dtype)
         return (values - 128) / 32
 
-    def text_states(self, prompts_P: Sequence[str]) -> None:
-        """Prompts are read as they are."""
+    def text_states(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+        """None: prompts are read as they are."""
+        return {}
 
-    def remember(self, prompts_P: Sequence[str], states_P: Tensor) -> None:
+    def remember(self, text_states: Mapping[str, Tensor]) -> None:
         """There is nothing to remember."""
 
     def replace_reference(self, values: Mapping[str, Tensor]) -> None:

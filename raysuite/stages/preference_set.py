@@ -1,20 +1,227 @@
-"""Placeholder until the real one lands."""
+"""Off-line preferences on disk: rankings as latents, ready to learn from. Made by `raysuite encode` and `raysuite pairs`.
+
+A set is a directory of numbered blocks; each is written whole or not at all, so that making one goes on where it was
+stopped. docs/architecture.md lists the files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.stages.files import provenance, replacing, write_json
 from raysuite.types import Preferences
+
+FORMAT = 1
+MAKE_ONE = "make one with `raysuite encode` or `raysuite pairs`"
+
+
+def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) -> None:
+    """Make `directory` the set of this identity, or find that it already is.
+
+    Args:
+        directory: where to.
+        identity: all that decides what the blocks hold; `steps` is the number of steps of whole trajectories, or null where
+            only clean latents are kept.
+        command: for the provenance.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
+    file, wanted = directory / "manifest.json", {"format": FORMAT, **json.loads(json.dumps(identity))}
+    if file.exists():
+        found = json.loads(file.read_text())
+        differing = sorted(key for key in {*found, *wanted} - {"provenance"} if found.get(key) != wanted.get(key))
+        if differing:
+            raise UserError(
+                f"expected {directory} to hold this preference set, got one that differs in {', '.join(differing)}: name "
+                "another --out, or repeat the command that began it"
+            )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"expected an empty or new directory, got {directory}: name another --out")
+    write_json(file, {**wanted, "provenance": provenance(command)})
+
+
+def finished_blocks(directory: Path) -> set[int]:
+    """Numbers of the blocks that are there."""
+    return {int(path.stem) for path in (directory / "blocks").glob("[0-9]*.parquet")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A row of the source that is no preference, and why."""
+
+    row: int
+    reason: str
+
+
+def write_block(
+    directory: Path,
+    number: int,
+    rankings: Preferences,
+    *,
+    rows_R: Sequence[int],
+    texts: Mapping[str, Tensor],
+    read: int,
+    ties: int = 0,
+    rejects: Sequence[Reject] = (),
+) -> None:
+    """Write one block; its table comes last, and says that the block is finished.
+
+    Args:
+        directory: of the set.
+        number: of the block.
+        rankings: what it holds, possibly nothing.
+        rows_R: number of each ranking in the source.
+        texts: `Policy.text_states` of every prompt, (tokens, width) each; empty where the family has none.
+        read: rows of the source that the block comes from.
+        ties: of those, rows without a preference.
+        rejects: of those, rows that were set aside.
+    """
+    arrays = {"latents": rankings.latents_RMK.contiguous()}
+    order = list(dict.fromkeys(rankings.prompts_R))
+    if texts and order:
+        arrays["text"] = torch.stack([texts[prompt] for prompt in order]).contiguous()
+    with replacing(directory / "blocks" / f"{number:06d}.safetensors") as temporary:
+        safetensors.torch.save_file(arrays, temporary)
+    with replacing(directory / "rejects" / f"{number:06d}.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(vars(reject)) + "\n" for reject in rejects))
+    columns = {
+        "row": pa.array(rows_R, pa.int64()),
+        "prompt": pa.array(rankings.prompts_R, pa.string()),
+        "text": pa.array([order.index(prompt) for prompt in rankings.prompts_R], pa.int64()),
+    }
+    counts = {b"read": str(read).encode(), b"ties": str(ties).encode()}
+    with replacing(directory / "blocks" / f"{number:06d}.parquet") as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata(counts), temporary)
+
+
+def summarise(directory: Path) -> dict[str, Any]:
+    """Count what all blocks hold and write summary.json, which says that the set is finished.
+
+    Raises:
+        UserError: not one row was a preference.
+    """
+    totals, rejected = Counter[str](), Counter[str]()
+    for number in sorted(finished_blocks(directory)):
+        table = pq.read_schema(directory / "blocks" / f"{number:06d}.parquet").metadata
+        totals += Counter({name: int(table[name.encode()]) for name in ("read", "ties")})
+        totals["rankings"] += pq.read_metadata(directory / "blocks" / f"{number:06d}.parquet").num_rows
+        lines = (directory / "rejects" / f"{number:06d}.jsonl").read_text().splitlines()
+        rejected.update(json.loads(line)["reason"] for line in lines)
+        totals["blocks"] += 1
+    summary = {
+        "blocks": totals["blocks"],
+        "read": totals["read"],
+        "rankings": totals["rankings"],
+        "ties": totals["ties"],
+        "rejects": dict(sorted(rejected.items())),
+    }
+    if not totals["rankings"]:
+        raise UserError(
+            f"expected at least one usable preference, found none in {totals['read']} rows ({totals['ties']} ties, set aside: "
+            f"{summary['rejects'] or 'none'}): see {directory / 'rejects'}"
+        )
+    write_json(directory / "summary.json", summary)
+    return summary
 
 
 class PreferenceSet:
-    @classmethod
-    def open(cls, directory: Path) -> PreferenceSet:
-        raise NotImplementedError
+    """A finished set, read a few rankings at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open a set.
+
+        Raises:
+            UserError: there is none, or it is not finished, or not readable by this version.
+        """
+        self.directory = directory
+        if not (directory / "manifest.json").is_file():
+            raise UserError(f"expected a preference set at {directory}, found none: {MAKE_ONE} --out {directory}")
+        if not (directory / "summary.json").is_file():
+            raise UserError(
+                f"expected a finished preference set at {directory}, its summary.json is missing: repeat the command that "
+                "began it, it goes on where it was stopped"
+            )
+        self.manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text())
+        if self.manifest["format"] != FORMAT:
+            raise UserError(f"expected format {FORMAT} in {directory}, got {self.manifest['format']}: make it again")
+        self._tables = {
+            number: pq.read_table(directory / "blocks" / f"{number:06d}.parquet", columns=["prompt", "text"])
+            for number in sorted(finished_blocks(directory))
+        }
+        self._ends = np.cumsum([len(table) for table in self._tables.values()])
 
     def __len__(self) -> int:
-        return 0
+        return int(self._ends[-1])
+
+    def check(self, config: RunConfig, latent_shape: Sequence[int] | None = None) -> None:
+        """Refuse a run that cannot learn from this set.
+
+        Raises:
+            UserError: its rankings, latents or trajectories are not what the run's objective and model take.
+        """
+        of, name = self.manifest, config.objective["name"]
+        if of["members"] != config.preferences.members:
+            raise UserError(
+                f"expected rankings of preferences.members={config.preferences.members} in {self.directory}, got "
+                f"{of['members']}: set preferences.members={of['members']}"
+            )
+        if latent_shape is not None and list(latent_shape) != of["latent_shape"]:
+            raise UserError(
+                f"expected latents of shape {list(latent_shape)} in {self.directory}, got {of['latent_shape']}: encode it for "
+                f"this model and size ({of['model']} encoded it)"
+            )
+        if config.built_objective.process == "reverse":
+            if of["steps"] is None:
+                raise UserError(
+                    f"expected trajectories in {self.directory} for {name}, which scores steps, got clean latents: make a set "
+                    "with `raysuite pairs --trajectories`, or train diffusion_dpo, dspo, cal_dpo or sft"
+                )
+            if of["sampler"] != config.sampler.model_dump(mode="json"):
+                raise UserError(
+                    f"expected trajectories of this run's sampler in {self.directory}, they were drawn with {of['sampler']}: "
+                    "set the same sampler"
+                )
 
     def rows(self, numbers: Sequence[int]) -> Preferences:
-        raise NotImplementedError
+        """The rankings of these numbers, in this order."""
+        latents, prompts = [], []
+        for block, row in map(self._place, numbers):
+            with self._open(block) as stored:
+                latents.append(stored.get_slice("latents")[row : row + 1])
+            prompts.append(self._tables[block]["prompt"][row].as_py())
+        return Preferences(latents_RMK=torch.cat(latents), prompts_R=tuple(prompts))
+
+    def texts(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """What the text encoder made of the prompts of these rankings, (tokens, width) each; empty without one."""
+        found = {}
+        for block, row in map(self._place, numbers):
+            with self._open(block) as stored:
+                if "text" in stored.keys():  # noqa: SIM118 - not a mapping
+                    place = self._tables[block]["text"][row].as_py()
+                    found[self._tables[block]["prompt"][row].as_py()] = stored.get_slice("text")[place : place + 1][0]
+        return found
+
+    def _place(self, number: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[which - 1]) if which else 0
+        return list(self._tables)[which], number - before
+
+    def _open(self, block: int) -> Any:
+        return safetensors.safe_open(self.directory / "blocks" / f"{block:06d}.safetensors", framework="pt")

@@ -46,7 +46,9 @@ class Training:
         self.run = RunDirectory(directory)
         replay, offline = config.rollouts.replay, config.preferences.source
         self.source = ReplayCollector(Path(replay)) if replay else collector
-        self.set = PreferenceSet.open(Path(offline)) if offline else None
+        self.set = PreferenceSet(Path(offline)) if offline else None
+        if self.set:
+            self.set.check(config, policy.latent_shape)
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
         self.optimizer = torch.optim.AdamW(
@@ -147,6 +149,7 @@ class Training:
         for number_of_block in (b for members in minibatches(self.config, number) for b in members[rank::workers]):
             rows = rows_of_set(self.config, len(self.set), update=number, block=number_of_block)
             blocks[number_of_block] = self.set.rows(rows)
+            self.policy.remember(self.set.texts(rows))
         return blocks, {"train/rankings": float(self.config.rollouts.prompts)}, []
 
     def refresh_reference(self) -> None:

@@ -14,11 +14,15 @@ from accelerate import Accelerator
 from hypothesis import given, settings, strategies as st
 
 from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.rewards import REWARDS
+from raysuite.stages import preference_set
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
+from raysuite.stages.prompts import training_blocks
 from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
 
@@ -207,3 +211,76 @@ def test_forward_objectives_ask_for_no_trajectories(tmp_path: Path) -> None:
     assert first.latents_NK is not None and first.latents_NK.shape[1] == 1
     whole: Any = begin(toy(DENSE), tmp_path / "whole").collect(0)[0]
     assert np.array_equal(whole.latents_NK[:, -1:], first.latents_NK)
+
+
+# off-line
+
+
+def made(directory: Path, config: RunConfig, *, trajectories: bool) -> PreferenceSet:
+    """A set of 4 updates' rankings, one block each."""
+    run = begin(config, directory / "drawn")
+    identity = {
+        "model": "toy",
+        "latent_shape": [2],
+        "members": 2,
+        "steps": 10 if trajectories else None,
+        "sampler": config.sampler.model_dump(mode="json"),
+    }
+    preference_set.claim(directory / "set", identity, ["test"])
+    for update in range(4):
+        blocks = training_blocks(config, run.prompts, update)
+        for drawn in run.collector.start(blocks, run.policy.weights(), 0):
+            indices_RM, ties = rankings(config, drawn.block, drawn.reward_N)
+            preference_set.write_block(
+                directory / "set",
+                update * 2 + drawn.block.index,
+                compared(drawn, indices_RM),
+                rows_R=[int(row[0]) for row in indices_RM],
+                texts={},
+                read=len(indices_RM) + ties,
+                ties=ties,
+            )
+    preference_set.summarise(directory / "set")
+    return PreferenceSet(directory / "set")
+
+
+@pytest.mark.parametrize("objective", [DPO, DENSE])
+def test_a_run_learns_from_a_set(tmp_path: Path, objective: str) -> None:
+    """Without drawing a picture; stopped and continued, it equals an undisturbed run."""
+    drawing = toy(objective, preferences__choose="all", preferences__limit="4")
+    made(tmp_path, drawing, trajectories="trajectory" in objective)
+    config = toy(objective, preferences__source=str(tmp_path / "set"))
+    whole = begin(config, tmp_path / "whole")
+    before = whole.policy.weights()
+    whole.train()
+    assert not np.array_equal(whole.policy.weights(), before)
+    assert whole.state.training.images_scored == 0
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()
+    continued = begin(config, tmp_path / "stopped")
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+
+
+@pytest.mark.parametrize(
+    ("objective", "more", "mentions"),
+    [
+        (DENSE, {}, "make a set with `raysuite pairs --trajectories`"),
+        (DPO, {"preferences__members": "2"}, None),
+    ],
+)
+def test_a_set_must_hold_what_the_objective_takes(
+    tmp_path: Path, objective: str, more: dict[str, str], mentions: str | None
+) -> None:
+    found = made(tmp_path, toy(DPO), trajectories=False)
+    config = toy(objective, preferences__source=str(tmp_path / "set"), **more)
+    if mentions is None:
+        found.check(config, (2,))
+        with pytest.raises(UserError, match="encode it for this model"):
+            found.check(config, (4, 8, 8))
+    else:
+        with pytest.raises(UserError, match=mentions):
+            found.check(config)

@@ -1,0 +1,90 @@
+"""A preference set from a model and a reward: rollouts of the model as it came, ranked as `preferences` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysuite.cluster import launch
+from raysuite.cluster.actors import RayCollector
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.progress import Counting
+from raysuite.stages import preference_set
+from raysuite.stages.preferences import compared, rankings
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.types import Preferences
+
+
+def make_pairs(
+    config: RunConfig, directory: Path, *, prompts: int, trajectories: bool, command: Sequence[str], counting: Counting
+) -> dict[str, Any]:
+    """Make a set, or go on with one that was stopped, and return its summary.
+
+    Args:
+        config: its model, sampler, prompts, rewards, rollouts and preferences count; what it trains does not.
+        directory: where to.
+        prompts: number of prompts to draw pictures of, a multiple of rollouts.prompts.
+        trajectories: keep whole trajectories, for objectives of the reverse process.
+        command: for the provenance.
+        counting: is told of every block.
+
+    Raises:
+        UserError: the configuration cannot make a set, or the directory holds something else.
+    """
+    rounds, rest = divmod(prompts, config.rollouts.prompts)
+    if rest or not rounds:
+        raise UserError(
+            f"expected --prompts as a multiple of rollouts.prompts={config.rollouts.prompts}, got {prompts}: correct one of them"
+        )
+    if config.preferences.source or config.rollouts.replay:
+        raise UserError(
+            "expected a configuration that draws rollouts, got one with preferences.source or rollouts.replay"
+        )
+    policy = open_policy(config, torch.device("cpu"))
+    sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
+    canonical = config.canonical()
+    identity = {
+        "model": config.model.path,
+        "latent_shape": policy.latent_shape,
+        "members": config.preferences.members,
+        "steps": config.sampler.steps if trajectories else None,
+        "sampler": canonical["sampler"],
+        "source": {
+            "kind": "rollouts",
+            "blocks": rounds * config.rollouts.blocks,
+            **{s: canonical[s] for s in sections},
+        },
+    }
+    preference_set.claim(directory, identity, command)
+    done, known = preference_set.finished_blocks(directory), load_prompts(config.prompts)
+    blocks = [b for r in range(rounds) for b in training_blocks(config, known, r)]
+    missing = [b for b in blocks if b.update * config.rollouts.blocks + b.index not in done]
+    counting.begin(len(blocks), done=len(blocks) - len(missing))
+    if missing:
+        launch.connect()
+        launch.check_resources(config)
+        drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
+        with launch.running_actors(drawing) as actors:
+            for drawn in RayCollector(actors).start(missing, policy.weights(), 0):
+                block = drawn.block
+                indices_RM, ties = rankings(config, block, drawn.reward_N)
+                ranked = compared(drawn, indices_RM)
+                if not trajectories:
+                    ranked = Preferences(latents_RMK=ranked.latents_RMK[:, :, -1:], prompts_R=ranked.prompts_R)
+                number = block.update * config.rollouts.blocks + block.index
+                preference_set.write_block(
+                    directory,
+                    number,
+                    ranked,
+                    rows_R=[number * block.size + int(row[0]) for row in indices_RM],
+                    texts=policy.text_states(dict.fromkeys(ranked.prompts_R)),
+                    read=len(indices_RM) + ties,
+                    ties=ties,
+                )
+                counting.advance()
+    return preference_set.summarise(directory)

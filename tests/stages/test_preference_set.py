@@ -1,0 +1,95 @@
+"""Preference sets on disk: what is written comes back, in any order, and only a finished set is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysuite.errors import UserError
+from raysuite.stages.preference_set import PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
+from raysuite.types import Preferences
+
+IDENTITY = {"model": "m", "latent_shape": [2], "members": 2, "steps": None, "sampler": None, "source": {"kind": "test"}}
+
+
+def preferences(first: int, count: int) -> Preferences:
+    """Rankings whose latents are their numbers, the rejected one negative."""
+    values = torch.arange(first, first + count, dtype=torch.float32)[:, None, None, None].expand(-1, 2, 1, 2).clone()
+    values[:, 1] *= -1
+    return Preferences(latents_RMK=values, prompts_R=tuple(f"prompt {n % 2}" for n in range(first, first + count)))
+
+
+def fill(directory: Path, sizes: list[int], *, texts: bool = True) -> None:
+    claim(directory, IDENTITY, ["test"])
+    states = {f"prompt {n}": torch.full((3, 4), float(n)) for n in range(2)} if texts else {}
+    first = 0
+    for number, size in enumerate(sizes):
+        write_block(
+            directory, number, preferences(first, size), rows_R=range(first, first + size), texts=states, read=size
+        )
+        first += size
+
+
+def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
+    fill(tmp_path, [3, 0, 2, 1])
+    summarise(tmp_path)
+    found = PreferenceSet(tmp_path)
+    assert len(found) == 6
+    wanted = [5, 0, 3, 2, 4, 1, 1]
+    rows = found.rows(wanted)
+    assert rows.latents_RMK[:, 0, 0, 0].tolist() == wanted
+    assert rows.latents_RMK[:, 1, 0, 1].tolist() == [-n for n in wanted]
+    assert rows.prompts_R == tuple(f"prompt {n % 2}" for n in wanted)
+    texts = found.texts([4, 5])
+    assert {prompt: float(state.mean()) for prompt, state in texts.items()} == {"prompt 0": 0.0, "prompt 1": 1.0}
+
+
+def test_a_family_without_text_states(tmp_path: Path) -> None:
+    fill(tmp_path, [2], texts=False)
+    summarise(tmp_path)
+    assert PreferenceSet(tmp_path).texts([0, 1]) == {}
+
+
+def test_counts(tmp_path: Path) -> None:
+    claim(tmp_path, IDENTITY, ["test"])
+    rejects = [Reject(row=4, reason="empty caption"), Reject(row=7, reason="unreadable image")]
+    write_block(tmp_path, 0, preferences(0, 2), rows_R=[0, 1], texts={}, read=6, ties=2, rejects=rejects)
+    write_block(tmp_path, 1, preferences(2, 1), rows_R=[6], texts={}, read=2, rejects=rejects[1:])
+    assert summarise(tmp_path) == {
+        "blocks": 2,
+        "read": 8,
+        "rankings": 3,
+        "ties": 2,
+        "rejects": {"empty caption": 1, "unreadable image": 2},
+    }
+
+
+def test_what_is_begun_goes_on_and_other_things_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "set", [2])
+    claim(tmp_path / "set", IDENTITY, ["another", "command"])
+    assert finished_blocks(tmp_path / "set") == {0}
+    with pytest.raises(UserError, match="differs in model, source"):
+        claim(tmp_path / "set", {**IDENTITY, "model": "other", "source": {}}, ["test"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    with pytest.raises(UserError, match="expected an empty or new directory"):
+        claim(tmp_path / "other", IDENTITY, ["test"])
+
+
+def test_only_finished_sets_are_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make one with `raysuite encode` or `raysuite pairs`"):
+        PreferenceSet(tmp_path)
+    fill(tmp_path, [2])
+    with pytest.raises(UserError, match="expected a finished preference set"):
+        PreferenceSet(tmp_path)
+
+
+def test_a_set_without_a_preference_is_refused(tmp_path: Path) -> None:
+    claim(tmp_path, IDENTITY, ["test"])
+    reject = Reject(row=0, reason="empty caption")
+    write_block(tmp_path, 0, preferences(0, 0), rows_R=[], texts={}, read=3, ties=2, rejects=[reject])
+    with pytest.raises(UserError, match=r"found none in 3 rows \(2 ties, set aside: \{'empty caption': 1\}\)"):
+        summarise(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
