@@ -86,6 +86,45 @@ def pairs(
 
 
 @app.command()
+def encode(
+    source: Annotated[str, typer.Argument(help="Parquet files, a hub dataset, HPDv2's .json, or a .jsonl of pairs.")],
+    out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
+    model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side [default: the model's own].")] = None,
+    layout: Annotated[str | None, typer.Option(help="pickapic, hpdv2 or jsonl [default: by the file name].")] = None,
+    split: Annotated[str, typer.Option(help="Of the source.")] = "train",
+    rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
+    actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
+    actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
+) -> None:
+    """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
+    from raysuite.stages.sources import open_source
+
+    opened = open_source(source, layout=layout, split=split)
+    from raysuite.cluster import encode as encoding
+    from raysuite.progress import Counting
+
+    with Counting("encoding", "blocks", console) as counting:
+        summary = encoding.encode(
+            opened,
+            out.absolute(),
+            model=configuration.Model(path=model, size=size),
+            rows_per_block=rows_per_block,
+            actors=actors,
+            actor_gpus=actor_gpus,
+            command=sys.argv,
+            counting=counting,
+        )
+    rejects = ", ".join(f"{count} x {reason}" for reason, count in summary["rejects"].items())
+    console.print(
+        f"{summary['rankings']} pairs of {summary['read']} rows, {summary['ties']} ties left out, set aside: "
+        f"{rejects or 'none'}: {out}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
 def evaluate(
     run: Run,
     checkpoint: Annotated[
@@ -128,7 +167,8 @@ def _split(setting: str) -> tuple[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app(args=list(arguments) if arguments is not None else None)
     except UserError as error:

@@ -25,6 +25,8 @@ class Policy(ABC):
     """The sampler's table, on `device`."""
     latent_shape: tuple[int, ...]
     """Shape of one latent."""
+    image_size: tuple[int, int]
+    """Height and width of a picture in pixels."""
     device: torch.device
     evaluations_per_prediction: int
     """Network evaluations that one prediction costs: 2 with classifier-free guidance, else 1."""

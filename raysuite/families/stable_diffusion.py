@@ -7,9 +7,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import safetensors.torch
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -57,6 +59,7 @@ class StableDiffusionPolicy(Policy):
         side = model.size // factor if model.size else unet.config.sample_size
         height, width = side if isinstance(side, list | tuple) else (side, side)
         self.latent_shape = (unet.config.in_channels, height, width)
+        self.image_size = (height * factor, width * factor)
         scheduler = self.pipeline.scheduler
         self.schedule = ddim_schedule(
             scheduler.alphas_cumprod.double(),
@@ -189,6 +192,8 @@ def pipeline_class(path: str) -> str:
 
 
 def _load_pipeline(model: Model) -> StableDiffusionPipeline:
+    for library in (diffusers, transformers):  # bars of files that are read in a second; downloads show their own
+        library.utils.logging.disable_progress_bar()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             model.path,

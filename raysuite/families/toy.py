@@ -49,6 +49,7 @@ class ToyPolicy(Policy):
     ) -> None:
         self.schedule = schedule
         self.latent_shape = (dimensions,)
+        self.image_size = (8, 8)
         self.device = torch.device("cpu")
         self.spread = spread
         self.dtype = dtype

@@ -1,0 +1,109 @@
+"""Preference data -> a preference set, with Ray Data: parts of the source go to a pool of actors, each with the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+
+from raysuite.cluster import launch
+from raysuite.config import Model
+from raysuite.errors import UserError
+from raysuite.families import open_model
+from raysuite.progress import Counting
+from raysuite.stages import preference_set
+from raysuite.stages.encode import encode_block
+from raysuite.stages.sources import LAYOUTS, Part, Source, as_items
+
+
+class Encoder:
+    """One actor: opens the model once, then turns parts into blocks on disk, and returns their numbers."""
+
+    def __init__(self, model: Model, layout: str, path: str, split: str, directory: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._policy = open_model(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._source, self._directory = LAYOUTS[layout](path, split), Path(directory)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A batch of parts by column."""
+        for values in zip(*batch.values(), strict=True):
+            fields = {n: v.item() if hasattr(v, "item") else v for n, v in zip(batch, values, strict=True)}
+            encode_block(self._policy, self._source, Part(**fields), self._directory)
+        return {"number": batch["number"]}
+
+
+def encode(
+    source: Source,
+    directory: Path,
+    *,
+    model: Model,
+    rows_per_block: int,
+    actors: int,
+    actor_gpus: float,
+    command: Sequence[str],
+    counting: Counting,
+) -> dict[str, Any]:
+    """Encode a source, or go on where it was stopped, and return the set's summary. Finished blocks are not touched.
+
+    Raises:
+        UserError: the source or the model cannot be read, nothing in it is usable, or the directory holds something else.
+    """
+    parts = source.parts(rows_per_block)
+    policy = open_model(model, torch.device("cpu"))
+    identity = {
+        "model": model.path,
+        "latent_shape": policy.latent_shape,
+        "members": 2,
+        "steps": None,
+        "sampler": None,
+        "source": {**source.identity(), "rows_per_block": rows_per_block},
+    }
+    preference_set.claim(directory, identity, command)
+    done = preference_set.finished_blocks(directory)
+    missing = [part for part in parts if part.number not in done]
+    counting.begin(len(parts), done=len(parts) - len(missing))
+    if missing:
+        # Ray Data keeps actors' arguments in the object store, and Ray's core warns of that on every start
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        launch.connect()
+        if not os.environ.get("RAY_ADDRESS") and actors > ray.cluster_resources()["CPU"]:
+            raise UserError(f"expected --actors of at most the {ray.cluster_resources()['CPU']:g} CPUs, got {actors}")
+        cores = int(ray.cluster_resources()["CPU"])
+        for block in _encoded(source, directory, missing, model, actors, actor_gpus, threads=max(1, cores // actors)):
+            assert block in {part.number for part in missing}
+            counting.advance()
+    return preference_set.summarise(directory)
+
+
+def _encoded(
+    source: Source,
+    directory: Path,
+    missing: Sequence[Part],
+    model: Model,
+    actors: int,
+    actor_gpus: float,
+    *,
+    threads: int,
+) -> Any:
+    """Numbers of blocks as they are finished."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    blocks = ray.data.from_items(as_items(missing), override_num_blocks=len(missing)).map_batches(
+        Encoder,
+        fn_constructor_args=(model, source.layout, source.path, source.split, str(directory), threads),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=actor_gpus,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+    )
+    for row in blocks.iter_rows():
+        yield int(row["number"])
