@@ -102,9 +102,24 @@ class Run:
         return int(budget.updates[-1]) + 1 if budget else 0
 
     @property
+    def budget(self) -> int | None:
+        """Network evaluations of training after which the run ends, even before its last update."""
+        return self.config.get("budget")
+
+    @property
+    def progress(self) -> str:
+        """How much of the run is done: "12 of 40 updates"."""
+        if self.budget is None:
+            return f"{self.updates} of {self.config['updates']} updates"
+        spent = int(self.spent([self.updates])[0])
+        return f"{self.updates} of at most {self.config['updates']} updates and {spent:,} of {self.budget:,} network evaluations"
+
+    @property
     def finished(self) -> bool:
         """Whether the last policy has been evaluated."""
-        return self.config["updates"] in self.evaluations
+        if self.config["updates"] in self.evaluations:
+            return True
+        return bool(self.budget and self.evaluations) and self.spent(self.evaluations[-1:])[0] >= self.budget
 
     @property
     def trained(self) -> str:

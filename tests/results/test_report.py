@@ -238,6 +238,33 @@ def test_an_unfinished_run_says_so(tmp_path: Path):
     assert sentence in html_of(tmp_path)
 
 
+def test_a_run_that_spent_its_budget_is_finished(tmp_path: Path):
+    fabricate.begin(tmp_path, CONFIG | {"budget": 4_500})
+    fabricate.evaluate(tmp_path, 0, improving)
+    fabricate.learn(tmp_path, range(3))
+    spent = "3 of at most 10 updates and 3,000 of 4,500 network evaluations"
+    assert summary(tmp_path).endswith(f"The run is unfinished: {spent} are done.")
+    assert f"{spent} · seed 3" in html_of(tmp_path)
+    fabricate.learn(tmp_path, range(3, 5))
+    fabricate.evaluate(tmp_path, 5, improving)
+    assert read_run(tmp_path).finished
+    assert "unfinished" not in summary(tmp_path)
+
+
+def test_what_the_learner_learned_from_is_shown_and_judged(tmp_path: Path):
+    fabricate.whole(tmp_path, improving)
+    assert "Note" not in summary(tmp_path)
+    for update in range(10):
+        metrics = {"train/rankings": float(update % 5), "learn/reward_margin": 0.1, "learn/preferred_error": 0.02}
+        fabricate.log(tmp_path, update, metrics)
+    text = summary(tmp_path)
+    assert "In 2 of 10 updates every ranking was tied" in text
+    assert "Over the last 5 updates the denoising error of preferred pictures was above the reference's (+0.02)" in text
+    html = html_of(tmp_path)
+    titles = [html.index(f"<h3>{t}</h3>") for t in ("Implicit reward margin", "Error of the preferred", "Rankings")]
+    assert titles == sorted(titles)
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "provenance.json", "metrics.jsonl", "ledger.json", "images/prompts.json", "scores/000005.parquet"],
