@@ -18,14 +18,13 @@ from raysuite.results.page import (
     SPENT,
     costs,
     duration,
-    flat,
     limits,
     picture_with_marks,
     short,
     table,
     write_page,
 )
-from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, read_run
+from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, flat, read_run
 
 DIAGNOSTICS = {
     "ratio": ("Importance ratio", "first minibatch; 1 when on-policy", 1.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,11 @@ class Scores:
         keep = np.ones(len(self), dtype=bool)
         for column, value in wanted.items():
             keep &= getattr(self, column) == value
-        return Scores(**{name: getattr(self, name)[keep] for name in SCORES.names})
+        return self.keep(keep)
+
+    def keep(self, rows: np.ndarray) -> Scores:
+        """The rows where a boolean array of the same length says so."""
+        return Scores(**{name: getattr(self, name)[rows] for name in SCORES.names})
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,15 @@ def read_run(directory: Path) -> Run:
         pictures=_pictures(directory / "images"),
         ledger=_json(directory / "ledger.json", required=begun),
     )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by the dotted path that `--set` takes."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _trained(config: Mapping[str, Any]) -> str:

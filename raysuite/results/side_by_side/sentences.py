@@ -1,0 +1,165 @@
+"""What several runs say together, in sentences: what rose, what can be told between them, what limits both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from raysuite.results import comparison
+from raysuite.results.comparison import Comparison, count, number, with_interval
+from raysuite.results.run import SPLITS, Run, Scores
+from raysuite.results.side_by_side.runs import Contrast, SideBySide, differing, listed
+
+SAME_BUDGET = 1.1
+"""Budgets whose ratio is at most this are called equal."""
+WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
+"""Sections that do not say what is learned: runs that differ in these alone are repetitions."""
+
+
+def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
+    """Sentences: what rose against the base, what can be told between the runs, and what seeds have to do with it."""
+    return [_against_the_base(together), _between(together, found), *_seeds(together)]
+
+
+def _against_the_base(together: SideBySide) -> str:
+    gains = together.gains
+    words = {1: "rose with", -1: "fell with", 0: "cannot be told from no change with"}
+    clauses = []
+    for direction, verb in words.items():
+        names = [name for name, gain in zip(together.names, gains, strict=True) if gain.direction == direction]
+        if names:
+            clauses.append(f"{verb} {listed(names)}")
+    where = count(gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
+    return f"On {where} the {comparison.label(together.headline)} {listed(clauses)}."
+
+
+def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
+    told = sorted((c for c in found if c.told), key=lambda c: -c.difference.estimate)
+    above = [
+        f"{together.names[c.higher]} ended above {together.names[c.lower]} ({with_interval(c.difference, signed=True)})"
+        for c in told[:3]
+    ]
+    if len(found) == 1:
+        size = with_interval(found[0].difference, signed=True)
+        higher, lower = together.names[found[0].higher], together.names[found[0].lower]
+        return f"{above[0]}." if told else f"{higher} and {lower} cannot be told apart ({size})."
+    if not told:
+        return f"No two of the {len(together.runs)} runs can be told apart by their last evaluations."
+    if len(told) > len(above):
+        return f"{len(told)} of {len(found)} pairs of runs can be told apart; most clearly {listed(above)}."
+    rest = len(found) - len(told)
+    return f"{listed(above)}." + (f" The other {count(rest, 'pair')} cannot be told apart." if rest else "")
+
+
+def _seeds(together: SideBySide) -> list[str]:
+    """Which runs are repetitions of each other and how far those lie apart; that the others are not repeated."""
+    groups = _repetitions(together.runs)
+    repeated = [group for group in groups if len(group) > 1]
+    if not repeated:
+        return ["Every run is one seed of its settings: the intervals say nothing about another seed."]
+    ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
+    sentences = []
+    for group in repeated:
+        seeds = {together.runs[place].config["seed"] for place in group}
+        what = "differ in their seed only" if len(seeds) == len(group) else "have the same settings, seeds included,"
+        names = listed([together.names[place] for place in group])
+        sentences.append(f"{names} {what} and ended at {listed([number(ends[place], 3) for place in group])}.")
+    gap = max(max(ends[place] for place in group) - min(ends[place] for place in group) for group in repeated)
+    sentences.append(
+        f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be "
+        "the seed's."
+    )
+    if single := [together.names[place] for group in groups if len(group) == 1 for place in group]:
+        each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
+        sentences.append(f"{listed(single)} {each} settings.")
+    return sentences
+
+
+def _repetitions(runs: Sequence[Run]) -> list[list[int]]:
+    """Places of runs with the same settings, in order."""
+    groups: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        settings = {name: section for name, section in run.config.items() if name not in WITHOUT_EFFECT}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
+    return list(groups.values())
+
+
+def alarms(together: SideBySide) -> list[str]:
+    """Signs in any run that a reward is gamed or prompts learned by heart."""
+    return _said(together, comparison.alarms)
+
+
+def cautions(together: SideBySide) -> list[str]:
+    """What limits the comparison, then what limits single runs."""
+    own = (_budgets, _samplers, _bases, _objectives_of_training, _left_out, _unfinished)
+    return [*(caution for about in own for caution in about(together)), *_said(together, comparison.cautions)]
+
+
+def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], list[str]]) -> list[str]:
+    """What is said about single runs, with their names; once and without them where it is said about all."""
+    said: dict[str, list[str]] = {}
+    for name, run in zip(together.names, together.runs, strict=True):
+        for sentence in about(run, comparison.compare(run)):
+            said.setdefault(sentence, []).append(name)
+    everyone = len(together.runs)
+    return [text if len(names) == everyone else f"{listed(names)}: {text}" for text, names in said.items()]
+
+
+def _budgets(together: SideBySide) -> list[str]:
+    spent = together.spent
+    if max(spent) <= SAME_BUDGET * min(spent):
+        return []
+    each = listed([f"{name} {cost:,.0f}" for name, cost in zip(together.names, spent, strict=True)])
+    return [
+        f"The budgets differ: network evaluations spent on training until the last evaluation are {each}. Compare the "
+        "curves where they have spent the same."
+    ]
+
+
+def _samplers(together: SideBySide) -> list[str]:
+    rows = [
+        (path, values)
+        for path, values in differing([run.config for run in together.runs])
+        if path.startswith("sampler.")
+    ]
+    each = "; ".join(f"{path} is {listed([str(value) for value in values])}" for path, values in rows)
+    said = f"The runs draw their pictures differently ({each}): a part of their differences is the sampler's."
+    return [said] if rows else []
+
+
+def _bases(together: SideBySide) -> list[str]:
+    """Where the same model, sampler, prompts and noise did not give the same scores."""
+    if _samplers(together):
+        return []
+    first, *others = (run.scores.where(reward=together.headline, update=0) for run in together.runs)
+    other = [name for name, scores in zip(together.names[1:], others, strict=True) if not _same(first, scores)]
+    if not other:
+        return []
+    return [
+        f"The model as it came does not have the same scores in {listed([together.names[0], *other])}: other weights, "
+        "versions or hardware are a part of their differences."
+    ]
+
+
+def _same(one: Scores, two: Scores) -> bool:
+    return one.value.shape == two.value.shape and np.allclose(one.value, two.value, rtol=1e-3)
+
+
+def _objectives_of_training(together: SideBySide) -> list[str]:
+    terms = [
+        " + ".join(f"{term['weight']:g} {term['name']}" for term in run.config["rewards"]) for run in together.runs
+    ]
+    each = listed([f"{name} {what}" for name, what in zip(together.names, terms, strict=True)])
+    return [f"The runs train other rewards: {each}."] if len(set(terms)) > 1 else []
+
+
+def _left_out(together: SideBySide) -> list[str]:
+    left = [name for split, name in SPLITS.items() if split not in together.splits]
+    return [f"The {name} prompts are not the same in every run and are left out." for name in left]
+
+
+def _unfinished(together: SideBySide) -> list[str]:
+    members = zip(together.names, together.runs, strict=True)
+    return [f"{name} is unfinished: {run.progress} are done." for name, run in members if not run.finished]
