@@ -23,7 +23,13 @@ PIXELATED_BELOW = 129
 
 
 def write_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
-    """Fill a template and put it in place whole, so that a page is never half a page."""
+    """Fill a template and put it in place whole, so that a page is never half a page.
+
+    Raises:
+        UserError: a page cannot be written there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"expected a file in a directory that exists for the page, got {path}: name another")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,0 +1,233 @@
+"""The report of several runs: one HTML file that needs nothing else, and the same numbers for the terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from raysuite.kernel.stats import RESAMPLES
+from raysuite.results import comparison
+from raysuite.results.comparison import decimals, number, with_interval
+from raysuite.results.figures import MARKERS, RUNS, Line, panel
+from raysuite.results.page import SPENT, costs, duration, limits, picture_with_marks, short, table, write_page
+from raysuite.results.run import SPLITS, Run, flat
+from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side.runs import Contrast, SideBySide, contrasts, differing, listed, read_runs
+
+GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"]
+"""MARKERS as letters."""
+KL = "KL from the reference, nats a trajectory"
+
+
+def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of several runs and return its path. The same directories give the same bytes.
+
+    Args:
+        directories: of the runs, in the order of columns and colours.
+        out: the file; `comparison.html` in the directory that holds them all unless told otherwise.
+
+    Raises:
+        UserError: a file of a run is missing or damaged, or the runs cannot be compared.
+    """
+    together = read_runs(directories)
+    common = Path(os.path.commonpath([directory.resolve().parent for directory in directories]))
+    return write_page("side_by_side.html.jinja", _content(together), out or common / "comparison.html")
+
+
+def comparison_summary(directories: Sequence[Path]) -> str:
+    """The verdict, what is wrong, and tables of the runs and of their differences, as plain text.
+
+    Raises:
+        UserError: a file of a run is missing or damaged, or the runs cannot be compared.
+    """
+    together = read_runs(directories)
+    found = contrasts(together)
+    lines = sentences.verdict(together, found)
+    lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
+    lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
+    lines += ["", *table([("run", "updates", "spent", "base", "last", "difference [95 %]", "KL"), *_rows(together)])]
+    pairs = [(together.names[c.higher], together.names[c.lower], _difference(c)) for c in found]
+    lines += ["", *table([("higher", "lower", f"difference {_level(found)}"), *pairs])]
+    return "\n".join(lines).replace("−", "-")
+
+
+def _rows(together: SideBySide) -> Iterator[tuple[str, ...]]:
+    for name, run, gain, spent in zip(together.names, together.runs, together.gains, together.spent, strict=True):
+        places = decimals(gain.difference)
+        base, last = (with_interval(interval, places=places) for interval in (gain.before, gain.after))
+        difference = with_interval(gain.difference, signed=True)
+        yield name, str(gain.last), f"{spent:,.0f}", base, last, difference, _kl(run, gain.last)
+
+
+def _kl(run: Run, update: int) -> str:
+    kl = comparison.kl(run).get(update)
+    return with_interval(kl) if kl else "–"
+
+
+def _difference(contrast: Contrast) -> str:
+    return with_interval(contrast.difference, signed=True)
+
+
+def _level(found: Sequence[Contrast]) -> str:
+    return "[95 %]" if len(found) == 1 else f"[95 % for all {len(found)} at once]"
+
+
+def _content(together: SideBySide) -> dict[str, Any]:
+    found = contrasts(together)
+    trees = [
+        {key: value for key, value in run.provenance.items() if key not in ("command", "date")} for run in together.runs
+    ]
+    lead, *more = sentences.verdict(together, found)
+    return {
+        "title": listed(together.names),
+        "together": together,
+        "label": comparison.label(together.headline),
+        "splits": SPLITS,
+        "tags": list(zip(RUNS, GLYPHS, together.names, strict=False)),
+        "lead": lead,
+        "more": more,
+        "alarms": sentences.alarms(together),
+        "cautions": sentences.cautions(together),
+        "tiles": list(_tiles(together)),
+        "gains": list(_gains(together)),
+        "contrasts": found,
+        "level": _level(found),
+        "curves": list(_curves(together)),
+        "kl": _kl_curves(together),
+        "frontiers": list(_frontiers(together)),
+        "pictures": list(_pictures(together)),
+        "costs": list(_costs(together.runs)),
+        "differing": differing([run.config for run in together.runs]),
+        "same": _same(together.runs),
+        "commands": [_command(run) for run in together.runs],
+        "origins": differing(trees),
+        "dirty": [name for name, run in zip(together.names, together.runs, strict=True) if run.provenance.get("dirty")],
+        "resamples": RESAMPLES,
+    }
+
+
+def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
+    """Of every run the change of the headline reward, what stands below it, and whether it is good, bad or neither."""
+    for run, gain, spent in zip(together.runs, together.gains, together.spent, strict=True):
+        places = decimals(gain.difference)
+        was = f"{number(gain.before.estimate, places)} → {number(gain.after.estimate, places)}"
+        kl = comparison.kl(run).get(gain.last)
+        cost = f"{short(spent)} evaluations" + (f", KL {number(kl.estimate, decimals(kl))}" if kl else "")
+        below = f"{limits(gain.difference)}\n{was}\n{cost}"
+        yield number(gain.difference.estimate, places, signed=True), below, gain.direction
+
+
+def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
+    """Every reward and split with a row for each run."""
+    for reward in together.rewards:
+        for split in together.splits:
+            rows = together.gains_in(reward, split)
+            signs = [run.sign(reward) for run in together.runs]
+            yield {
+                "reward": reward,
+                "split": split,
+                "rows": [(c, decimals(c.difference)) for c in rows],
+                "signs": signs,
+            }
+
+
+def _curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
+    """Reward, split and plot with a line for each run."""
+    for i, reward in enumerate(together.rewards):
+        for split in together.splits:
+            lines = []
+            for place, run in enumerate(together.runs):
+                c = comparison.curve(run, reward, split)
+                lines.append(_line(place, c.network_evaluations, (c.mean, c.low, c.high)))
+            describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
+            yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
+
+
+def _line(place: int, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
+    return Line(x, y[0], RUNS[place], y[1], y[2], marker=MARKERS[place], band=band)
+
+
+def _kl_curves(together: SideBySide) -> Markup | None:
+    lines = []
+    for place, run in enumerate(together.runs):
+        found = comparison.kl(run)
+        if len(found) > 1:
+            columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
+            lines.append(_line(place, run.spent(list(found)), columns))
+    if not lines:
+        return None
+    return Markup(
+        panel("kl", lines, describe=f"{KL}, against {SPENT}, a line for each run", xlabel=SPENT, reference=0.0)
+    )
+
+
+def _frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
+    """Every reward on the first split against the KL, a path of evaluations for each run."""
+    split = together.splits[0]
+    for i, reward in enumerate(together.rewards):
+        lines = [
+            line for place, run in enumerate(together.runs) if (line := _path(place, run, reward, split)) is not None
+        ]
+        if lines:
+            describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each run"
+            base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
+            yield (
+                reward,
+                Markup(panel(f"frontier{i}", lines, describe=describe, xlabel=KL, reference=base, whole=False)),
+            )
+
+
+def _path(place: int, run: Run, reward: str, split: str) -> Line | None:
+    """A run's evaluations as points of KL and reward."""
+    kl, scores = comparison.kl(run), run.scores.where(reward=reward, split=split)
+    updates = [update for update in run.evaluations if update in kl and update in scores.update]
+    if len(updates) < 2:
+        return None
+    means = [comparison.mean(scores.where(update=update)) for update in updates]
+    columns = np.array([(mean.estimate, mean.low, mean.high) for mean in means]).T
+    return _line(place, np.array([kl[update].estimate for update in updates]), columns, band=False)
+
+
+def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
+    """Every prompt and sample that all runs kept, under the model as it came and every run's last evaluation."""
+    kept = [{(p.update, p.split, p.index, p.sample): p for p in run.pictures} for run in together.runs]
+    columns = [(0, 0), *((place, run.evaluations[-1]) for place, run in enumerate(together.runs))]
+    for split in together.splits:
+        for _, index, sample in sorted({key[1:] for key in kept[0] if key[1] == split}):
+            row = [kept[place].get((update, split, index, sample)) for place, update in columns]
+            found = [picture for picture in row if picture is not None]
+            if len(found) == len(row) and len({picture.prompt for picture in found}) == 1:
+                places = [place for place, _ in columns]
+                marked = [picture_with_marks(together.runs[place], p) for place, p in zip(places, found, strict=True)]
+                yield {"split": split, "prompt": found[0].prompt, "pictures": marked}
+
+
+def _costs(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
+    """What, and how much of it in every run."""
+    columns = [costs(run.ledger) for run in runs]
+    for rows in zip(*columns, strict=True):
+        yield f"training: {rows[0][0]}", [f"{training:,}" for _, training, _ in rows]
+    for rows in zip(*columns, strict=True):
+        if rows[0][0] == "network evaluations":
+            yield f"evaluation: {rows[0][0]}", [f"{evaluation:,}" for _, _, evaluation in rows]
+    seconds = [run.ledger.get("seconds", {}) for run in runs]
+    for stage in dict.fromkeys(stage for spent in seconds for stage in spent):
+        yield f"time: {stage}", [duration(spent.get(stage, 0.0)) for spent in seconds]
+    yield "time: all", [duration(sum(spent.values())) for spent in seconds]
+
+
+def _same(runs: Sequence[Run]) -> list[tuple[str, Any]]:
+    """Settings that are the same in all runs."""
+    other = {path for path, _ in differing([run.config for run in runs])}
+    return [(path, value) for path, value in flat(runs[0].config) if path not in other]
+
+
+def _command(run: Run) -> str:
+    first, *words = run.provenance.get("command") or ["raysuite"]
+    return shlex.join([Path(first).name, *words])
