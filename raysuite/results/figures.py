@@ -71,21 +71,22 @@ def panel(
         axes = figure.add_subplot()
         if reference is not None:
             axes.axhline(reference, color=STAND_INS["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        shade = 0.32 / max(2, sum(line.low is not None for line in lines))  # many bands on top of each other stay light
         for line in lines:
-            _draw(axes, line)
+            _draw(axes, line, shade)
         _dress(axes, xlabel, whole=whole)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _page(buffer.getvalue(), name, describe)
 
 
-def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
+def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float) -> None:
     colour = STAND_INS[line.colour]
     if line.low is None or line.high is None:
         axes.plot(line.x, line.y, color=colour, linewidth=1.1, marker="o" if len(line.x) == 1 else "", markersize=3)
         return
     if line.band:
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=shade, linewidth=0)
     axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1, alpha=0.55)
     axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker=line.marker, markersize=3.6)
 

@@ -94,11 +94,12 @@ def costs(ledger: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return [*found[:2], total, *found[2:]]
 
 
-def limits(interval: Interval) -> str:
+def limits(interval: Interval, places: int | None = None) -> str:
     """The limits alone: [0.09, 0.19]."""
     if np.isnan(interval.low):
         return "no interval"
-    return f"[{number(interval.low, decimals(interval))}, {number(interval.high, decimals(interval))}]"
+    places = decimals(interval) if places is None else places
+    return f"[{number(interval.low, places)}, {number(interval.high, places)}]"
 
 
 def short(value: float) -> str:

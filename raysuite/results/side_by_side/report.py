@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from raysuite.kernel.stats import RESAMPLES
 from raysuite.results import comparison
-from raysuite.results.comparison import decimals, number, with_interval
+from raysuite.results.comparison import Comparison, decimals, number, with_interval
 from raysuite.results.figures import MARKERS, RUNS, Line, panel
 from raysuite.results.page import SPENT, costs, duration, limits, picture_with_marks, short, table, write_page
 from raysuite.results.run import SPLITS, Run, flat
@@ -58,11 +58,17 @@ def comparison_summary(directories: Sequence[Path]) -> str:
 
 
 def _rows(together: SideBySide) -> Iterator[tuple[str, ...]]:
-    for name, run, gain, spent in zip(together.names, together.runs, together.gains, together.spent, strict=True):
-        places = decimals(gain.difference)
+    gains = together.gains
+    places = _places(gains)
+    for name, run, gain, spent in zip(together.names, together.runs, gains, together.spent, strict=True):
         base, last = (with_interval(interval, places=places) for interval in (gain.before, gain.after))
-        difference = with_interval(gain.difference, signed=True)
+        difference = with_interval(gain.difference, signed=True, places=places)
         yield name, str(gain.last), f"{spent:,.0f}", base, last, difference, _kl(run, gain.last)
+
+
+def _places(gains: Sequence[Comparison]) -> int:
+    """Decimal places for numbers that stand below each other."""
+    return min(decimals(gain.difference) for gain in gains)
 
 
 def _kl(run: Run, update: int) -> str:
@@ -114,12 +120,13 @@ def _content(together: SideBySide) -> dict[str, Any]:
 
 def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
     """Of every run the change of the headline reward, what stands below it, and whether it is good, bad or neither."""
-    for run, gain, spent in zip(together.runs, together.gains, together.spent, strict=True):
-        places = decimals(gain.difference)
+    gains = together.gains
+    places = _places(gains)
+    for run, gain, spent in zip(together.runs, gains, together.spent, strict=True):
         was = f"{number(gain.before.estimate, places)} → {number(gain.after.estimate, places)}"
         kl = comparison.kl(run).get(gain.last)
         cost = f"{short(spent)} evaluations" + (f", KL {number(kl.estimate, decimals(kl))}" if kl else "")
-        below = f"{limits(gain.difference)}\n{was}\n{cost}"
+        below = f"{limits(gain.difference, places)}\n{was}\n{cost}"
         yield number(gain.difference.estimate, places, signed=True), below, gain.direction
 
 
@@ -132,7 +139,8 @@ def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
             yield {
                 "reward": reward,
                 "split": split,
-                "rows": [(c, decimals(c.difference)) for c in rows],
+                "rows": rows,
+                "places": _places(rows),
                 "signs": signs,
             }
 
@@ -210,6 +218,7 @@ def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
 
 def _costs(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
     """What, and how much of it in every run."""
+    yield "updates until the last evaluation", [str(run.evaluations[-1]) for run in runs]
     columns = [costs(run.ledger) for run in runs]
     for rows in zip(*columns, strict=True):
         yield f"training: {rows[0][0]}", [f"{training:,}" for _, training, _ in rows]

@@ -20,7 +20,7 @@ WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
 
 def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
     """Sentences: what rose against the base, what can be told between the runs, and what seeds have to do with it."""
-    return [_against_the_base(together), _between(together, found), *_seeds(together)]
+    return [_against_the_base(together), _between(together, found), _seeds(together)]
 
 
 def _against_the_base(together: SideBySide) -> str:
@@ -53,12 +53,12 @@ def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
     return f"{listed(above)}." + (f" The other {count(rest, 'pair')} cannot be told apart." if rest else "")
 
 
-def _seeds(together: SideBySide) -> list[str]:
+def _seeds(together: SideBySide) -> str:
     """Which runs are repetitions of each other and how far those lie apart; that the others are not repeated."""
     groups = _repetitions(together.runs)
     repeated = [group for group in groups if len(group) > 1]
     if not repeated:
-        return ["Every run is one seed of its settings: the intervals say nothing about another seed."]
+        return "Every run is one seed of its settings: the intervals say nothing about another seed."
     ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
     sentences = []
     for group in repeated:
@@ -74,7 +74,7 @@ def _seeds(together: SideBySide) -> list[str]:
     if single := [together.names[place] for group in groups if len(group) == 1 for place in group]:
         each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
         sentences.append(f"{listed(single)} {each} settings.")
-    return sentences
+    return " ".join(sentences)
 
 
 def _repetitions(runs: Sequence[Run]) -> list[list[int]]:
