@@ -58,7 +58,7 @@ def compare(run: Run) -> list[Comparison]:
 def compare_one(run: Run, reward: str, split: str, first: int, last: int) -> Comparison | None:
     """One reward on one split over the (prompt, sample) pairs that both evaluations have; None without any."""
     before, after = (run.scores.where(reward=reward, split=split, update=update) for update in (first, last))
-    prompt, old, new = paired(before, after)
+    prompt, old, new = _paired(before, after)
     if not len(prompt):
         return None
     groups = by_prompt(prompt)
@@ -75,7 +75,7 @@ def compare_one(run: Run, reward: str, split: str, first: int, last: int) -> Com
     )
 
 
-def paired(before: Scores, after: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _paired(before: Scores, after: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Prompts and values of the pictures that both have, in the same order. Each is of one reward, split and update."""
     row_of = {key: row for row, key in enumerate(zip(before.prompt, before.sample, strict=True))}
     rows = [(row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of]

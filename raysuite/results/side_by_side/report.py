@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def comparison_summary(directories: Sequence[Path]) -> str:
     lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
     lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
     lines += ["", *table([("run", "updates", "spent", "base", "last", "difference [95 %]", "KL"), *_rows(together)])]
-    pairs = [(together.names[c.higher], together.names[c.lower], _difference(c)) for c in found]
-    lines += ["", *table([("higher", "lower", f"difference {_level(found)}"), *pairs])]
+    if found:
+        header = ("higher", "lower", f"difference {_level(found)}")
+        lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)])]
     return "\n".join(lines).replace("−", "-")
 
 
@@ -76,8 +78,9 @@ def _kl(run: Run, update: int) -> str:
     return with_interval(kl) if kl else "–"
 
 
-def _difference(contrast: Contrast) -> str:
-    return with_interval(contrast.difference, signed=True)
+def _pair(together: SideBySide, contrast: Contrast) -> tuple[str, ...]:
+    higher, lower = together.method_name(contrast.higher), together.method_name(contrast.lower)
+    return higher, lower, with_interval(contrast.difference, signed=True)
 
 
 def _level(found: Sequence[Contrast]) -> str:
@@ -95,7 +98,10 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "together": together,
         "label": comparison.label(together.headline),
         "splits": SPLITS,
-        "tags": list(zip(RUNS, GLYPHS, together.names, strict=False)),
+        "tags": [
+            (RUNS[colour], GLYPHS[marker], name)
+            for (colour, marker), name in zip(_looks(together), together.names, strict=True)
+        ],
         "lead": lead,
         "more": more,
         "alarms": sentences.alarms(together),
@@ -111,11 +117,22 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "costs": list(_costs(together.runs)),
         "differing": differing([run.config for run in together.runs]),
         "same": _same(together.runs),
-        "commands": [_command(run) for run in together.runs],
+        "commands": [_command(run) for run in together.runs if run.provenance.get("command")],
         "origins": differing(trees),
         "dirty": [name for name, run in zip(together.names, together.runs, strict=True) if run.provenance.get("dirty")],
         "resamples": RESAMPLES,
     }
+
+
+def _looks(together: SideBySide) -> list[tuple[int, int]]:
+    """Colour and marker of every run: a colour for each method, another marker for each of its repetitions."""
+    looks, used = {}, Counter[int]()
+    for method, places in enumerate(together.methods):
+        colour = method % len(RUNS)
+        for place in places:
+            looks[place] = colour, (colour + used[colour]) % len(MARKERS)
+            used[colour] += 1
+    return [looks[place] for place in range(len(together.runs))]
 
 
 def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
@@ -150,24 +167,24 @@ def _curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
     for i, reward in enumerate(together.rewards):
         for split in together.splits:
             lines = []
-            for place, run in enumerate(together.runs):
+            for look, run in zip(_looks(together), together.runs, strict=True):
                 c = comparison.curve(run, reward, split)
-                lines.append(_line(place, c.network_evaluations, (c.mean, c.low, c.high)))
+                lines.append(_line(look, c.network_evaluations, (c.mean, c.low, c.high)))
             describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
             yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
 
 
-def _line(place: int, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
-    return Line(x, y[0], RUNS[place], y[1], y[2], marker=MARKERS[place], band=band)
+def _line(look: tuple[int, int], x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
+    return Line(x, y[0], RUNS[look[0]], y[1], y[2], marker=MARKERS[look[1]], band=band)
 
 
 def _kl_curves(together: SideBySide) -> Markup | None:
     lines = []
-    for place, run in enumerate(together.runs):
+    for look, run in zip(_looks(together), together.runs, strict=True):
         found = comparison.kl(run)
         if len(found) > 1:
             columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
-            lines.append(_line(place, run.spent(list(found)), columns))
+            lines.append(_line(look, run.spent(list(found)), columns))
     if not lines:
         return None
     return Markup(
@@ -180,7 +197,9 @@ def _frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
     split = together.splits[0]
     for i, reward in enumerate(together.rewards):
         lines = [
-            line for place, run in enumerate(together.runs) if (line := _path(place, run, reward, split)) is not None
+            line
+            for look, run in zip(_looks(together), together.runs, strict=True)
+            if (line := _path(look, run, reward, split)) is not None
         ]
         if lines:
             describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each run"
@@ -191,7 +210,7 @@ def _frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
             )
 
 
-def _path(place: int, run: Run, reward: str, split: str) -> Line | None:
+def _path(look: tuple[int, int], run: Run, reward: str, split: str) -> Line | None:
     """A run's evaluations as points of KL and reward."""
     kl, scores = comparison.kl(run), run.scores.where(reward=reward, split=split)
     updates = [update for update in run.evaluations if update in kl and update in scores.update]
@@ -199,7 +218,7 @@ def _path(place: int, run: Run, reward: str, split: str) -> Line | None:
         return None
     means = [comparison.mean(scores.where(update=update)) for update in updates]
     columns = np.array([(mean.estimate, mean.low, mean.high) for mean in means]).T
-    return _line(place, np.array([kl[update].estimate for update in updates]), columns, band=False)
+    return _line(look, np.array([kl[update].estimate for update in updates]), columns, band=False)
 
 
 def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
@@ -238,5 +257,5 @@ def _same(runs: Sequence[Run]) -> list[tuple[str, Any]]:
 
 
 def _command(run: Run) -> str:
-    first, *words = run.provenance.get("command") or ["raysuite"]
+    first, *words = run.provenance["command"]
     return shlex.join([Path(first).name, *words])

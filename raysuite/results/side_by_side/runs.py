@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ from raysuite.results.comparison import (
     by_prompt,
     compare_one,
     generator,
-    paired,
 )
 from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
 
-MOST_RUNS = 8
-"""More cannot be told apart by colour, and would be compared in more than 28 pairs."""
+MOST_RUNS = 16
+"""More cannot be told apart in one figure."""
 MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
+WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
+"""Sections that do not say what is learned: runs that differ in these alone are repetitions."""
 
 Picture = tuple[str, str, int]
 """Split, prompt and sample: the same noise in every run."""
@@ -41,6 +44,19 @@ class SideBySide:
     """Splits with the same prompts in every run, held-out first."""
     rewards: tuple[str, ...]
     """Rewards that every run has, the one that the verdict is about first."""
+
+    @cached_property
+    def methods(self) -> list[list[int]]:
+        """Places of the runs of each method: runs with the same settings are its repetitions."""
+        found: dict[str, list[int]] = {}
+        for place, run in enumerate(self.runs):
+            settings = {name: section for name, section in run.config.items() if name not in WITHOUT_EFFECT}
+            found.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
+        return list(found.values())
+
+    def method_name(self, method: int) -> str:
+        """The names of its runs."""
+        return " + ".join(self.names[place] for place in self.methods[method])
 
     @property
     def headline(self) -> str:
@@ -70,7 +86,7 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Contrast:
-    """How far the last evaluation of one run lies above that of another, both named by their place."""
+    """How far the last evaluations of one method lie above those of another, both named by their place."""
 
     higher: int
     lower: int
@@ -103,13 +119,15 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     names = _names(runs)
     for run, name in zip(runs[1:], names[1:], strict=True):
         _check_agreement(runs[0], run, (names[0], name))
-    splits = [split for split in SPLITS if _same_prompts(runs, split)]
+    pictures = _shared_pictures(runs)
+    splits = tuple(split for split in SPLITS if any(picture[0] == split for picture in pictures))
     if not splits:
         raise UserError(
-            f"expected runs evaluated on the same prompts, those of {listed(names)} differ: train them with the same prompts.held_out "
-            "and evaluation.prompts"
+            f"expected runs evaluated on the same prompts, those of {listed(names)} differ: train them with the same "
+            "prompts.held_out and evaluation.prompts"
         )
-    return SideBySide(tuple(_trimmed(runs, splits)), names, tuple(splits), _rewards(runs, names))
+    trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
+    return SideBySide(tuple(trimmed), names, splits, _rewards(trimmed, names))
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -139,11 +157,11 @@ def _same_prompts(runs: Sequence[Run], split: str) -> bool:
     return bool(first) and all(other == first for other in others)
 
 
-def _trimmed(runs: Sequence[Run], splits: Sequence[str]) -> list[Run]:
-    """The runs with the scores of those pictures that every first and last evaluation has."""
-    pictures = set.intersection(*(_pictures(run, update) for run in runs for update in (0, run.evaluations[-1])))
-    pictures = {picture for picture in pictures if picture[0] in splits}
-    return [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
+def _shared_pictures(runs: Sequence[Run]) -> set[Picture]:
+    """What every first and last evaluation has, of the splits with the same prompts in all runs."""
+    shared = set.intersection(*(_pictures(run, update) for run in runs for update in (0, run.evaluations[-1])))
+    splits = [split for split in SPLITS if _same_prompts(runs, split)]
+    return {picture for picture in shared if picture[0] in splits}
 
 
 def _pictures(run: Run, update: int) -> set[Picture]:
@@ -159,7 +177,8 @@ def _is_among(scores: Scores, pictures: set[Picture]) -> np.ndarray:
 
 def _rewards(runs: Sequence[Run], names: Sequence[str]) -> tuple[str, ...]:
     """Rewards that all runs have, first the one that the verdict is about: the first run's headline if all have it."""
-    shared = [name for name in runs[0].rewards if all(name in run.scores.reward for run in runs)]
+    scores = [run.scores.where(update=update) for run in runs for update in (0, run.evaluations[-1])]
+    shared = [name for name in runs[0].rewards if all(name in s.reward for s in scores)]
     if any(run.config["rewards"] != runs[0].config["rewards"] for run in runs):
         shared = [name for name in shared if name != WEIGHTED_SUM]  # of other terms or weights
     if not shared:
@@ -171,21 +190,23 @@ def _rewards(runs: Sequence[Run], names: Sequence[str]) -> tuple[str, ...]:
 
 
 def contrasts(together: SideBySide) -> list[Contrast]:
-    """Every pair of runs on the headline reward, paired by picture, the highest first.
+    """Every pair of methods on the headline reward, paired by picture, the highest first.
 
-    The intervals hold for all pairs at once with 95 % (Bonferroni): with m pairs each has a confidence of 1 - 0.05 / m.
+    The value of a picture is its mean over a method's repetitions. The intervals hold for all pairs at once with 95 %
+    (Bonferroni): with m pairs each has a confidence of 1 - 0.05 / m. They are about other prompts, not other seeds.
     """
-    order = sorted(range(len(together.runs)), key=lambda run: -float(together.last(run).value.mean()))
+    prompts = together.last(0).prompt
+    # after trimming every last evaluation has the same pictures in the same order
+    values = [np.mean([together.last(place).value for place in places], axis=0) for places in together.methods]
+    order = sorted(range(len(values)), key=lambda method: -float(values[method].mean()))
     pairs = list(combinations(order, 2))
-    return [_contrast(together, higher, lower, len(pairs)) for higher, lower in pairs]
 
+    def difference(higher: int, lower: int) -> Interval:
+        confidence, resamples = 1 - 0.05 / len(pairs), RESAMPLES * len(pairs)
+        groups, rng = by_prompt(prompts), generator()
+        return paired_difference(values[lower], values[higher], groups, rng, confidence=confidence, resamples=resamples)
 
-def _contrast(together: SideBySide, higher: int, lower: int, pairs: int) -> Contrast:
-    prompt, low, high = paired(together.last(lower), together.last(higher))
-    difference = paired_difference(
-        low, high, by_prompt(prompt), generator(), confidence=1 - 0.05 / pairs, resamples=RESAMPLES * pairs
-    )
-    return Contrast(higher, lower, difference)
+    return [Contrast(higher, lower, difference(higher, lower)) for higher, lower in pairs]
 
 
 def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,8 +13,6 @@ from raysuite.results.side_by_side.runs import Contrast, SideBySide, differing, 
 
 SAME_BUDGET = 1.1
 """Budgets whose ratio is at most this are called equal."""
-WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
-"""Sections that do not say what is learned: runs that differ in these alone are repetitions."""
 
 
 def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
@@ -36,54 +33,58 @@ def _against_the_base(together: SideBySide) -> str:
 
 
 def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
+    if not found:
+        return "All runs have the same settings."
+    name = together.method_name
     told = sorted((c for c in found if c.told), key=lambda c: -c.difference.estimate)
-    above = [
-        f"{together.names[c.higher]} ended above {together.names[c.lower]} ({with_interval(c.difference, signed=True)})"
-        for c in told[:3]
-    ]
+    above = [f"{name(c.higher)} ended above {name(c.lower)} ({_size(c)})" for c in told[:3]]
     if len(found) == 1:
-        size = with_interval(found[0].difference, signed=True)
-        higher, lower = together.names[found[0].higher], together.names[found[0].lower]
-        return f"{above[0]}." if told else f"{higher} and {lower} cannot be told apart ({size})."
+        return (
+            f"{above[0]}."
+            if told
+            else f"{name(found[0].higher)} and {name(found[0].lower)} cannot be told apart ({_size(found[0])})."
+        )
     if not told:
-        return f"No two of the {len(together.runs)} runs can be told apart by their last evaluations."
+        return (
+            f"No two of the {len(together.methods)} {_methods(together)} can be told apart by their last evaluations."
+        )
     if len(told) > len(above):
-        return f"{len(told)} of {len(found)} pairs of runs can be told apart; most clearly {listed(above)}."
+        return f"{len(told)} of {len(found)} pairs of {_methods(together)} can be told apart; most clearly {listed(above)}."
     rest = len(found) - len(told)
     return f"{listed(above)}." + (f" The other {count(rest, 'pair')} cannot be told apart." if rest else "")
 
 
+def _size(contrast: Contrast) -> str:
+    return with_interval(contrast.difference, signed=True)
+
+
+def _methods(together: SideBySide) -> str:
+    return "runs" if len(together.methods) == len(together.runs) else "settings"
+
+
 def _seeds(together: SideBySide) -> str:
     """Which runs are repetitions of each other and how far those lie apart; that the others are not repeated."""
-    groups = _repetitions(together.runs)
-    repeated = [group for group in groups if len(group) > 1]
+    repeated = [places for places in together.methods if len(places) > 1]
     if not repeated:
         return "Every run is one seed of its settings: the intervals say nothing about another seed."
     ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
-    sentences = []
-    for group in repeated:
-        seeds = {together.runs[place].config["seed"] for place in group}
-        what = "differ in their seed only" if len(seeds) == len(group) else "have the same settings, seeds included,"
-        names = listed([together.names[place] for place in group])
-        sentences.append(f"{names} {what} and ended at {listed([number(ends[place], 3) for place in group])}.")
-    gap = max(max(ends[place] for place in group) - min(ends[place] for place in group) for group in repeated)
+    sentences = [_repetitions(together, places, ends) for places in repeated]
+    gap = max(max(ends[place] for place in places) - min(ends[place] for place in places) for places in repeated)
     sentences.append(
-        f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be "
-        "the seed's."
+        f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be the "
+        "seed's."
     )
-    if single := [together.names[place] for group in groups if len(group) == 1 for place in group]:
+    if single := [together.names[places[0]] for places in together.methods if len(places) == 1]:
         each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
         sentences.append(f"{listed(single)} {each} settings.")
     return " ".join(sentences)
 
 
-def _repetitions(runs: Sequence[Run]) -> list[list[int]]:
-    """Places of runs with the same settings, in order."""
-    groups: dict[str, list[int]] = {}
-    for place, run in enumerate(runs):
-        settings = {name: section for name, section in run.config.items() if name not in WITHOUT_EFFECT}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
-    return list(groups.values())
+def _repetitions(together: SideBySide, places: Sequence[int], ends: Sequence[float]) -> str:
+    seeds = {together.runs[place].config["seed"] for place in places}
+    what = "differ in their seed only" if len(seeds) == len(places) else "have the same settings, even the seed,"
+    names = listed([together.names[place] for place in places])
+    return f"{names} {what} and ended at {listed([number(ends[place], 3) for place in places])}."
 
 
 def alarms(together: SideBySide) -> list[str]:
@@ -125,7 +126,10 @@ def _samplers(together: SideBySide) -> list[str]:
         if path.startswith("sampler.")
     ]
     each = "; ".join(f"{path} is {listed([str(value) for value in values])}" for path, values in rows)
-    said = f"The runs draw their pictures differently ({each}): a part of their differences is the sampler's."
+    said = (
+        f"The runs draw their pictures differently ({each}): a part of their differences is the sampler's, and pictures of "
+        f"the model as it came are those of {together.names[0]}."
+    )
     return [said] if rows else []
 
 
