@@ -74,9 +74,10 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The --out of each run.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run.")],
     out: Annotated[
-        Path | None, typer.Option(help="The file [default: report.html in the run, comparison.html beside several].")
+        Path | None,
+        typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
     ] = None,
 ) -> None:
     """Write a page about one run, or about several side by side."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +16,7 @@ from raysuite.results.report import summary, write_report
 from raysuite.results.run import WEIGHTED_SUM, read_run
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
+from tests.results.pages import check_self_contained
 
 
 def improving(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
@@ -40,39 +40,6 @@ def peaking(update: int, split: str, prompt: int, sample: int, reward: str) -> f
 
 def flat(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
     return 0.5 + 0.1 * (-1) ** (prompt + update)
-
-
-class Page(HTMLParser):
-    """What a page refers to, and whether its elements are nested rightly."""
-
-    void = frozenset({"meta", "img", "br", "path", "use", "rect", "link"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.identifiers: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.void:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-                self.references.append(value or "")
-            if name == "id":
-                self.identifiers.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.void:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.void:
-            assert self.open.pop() == tag
 
 
 def html_of(directory: Path) -> str:
@@ -166,14 +133,7 @@ def test_several_terms_are_judged_by_their_weighted_sum(tmp_path: Path):
 
 def test_the_page_needs_nothing_but_itself(tmp_path: Path):
     html = html_of(fabricate.whole(tmp_path, improving))
-    page = Page(html)
-    assert page.open == []
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
-    assert page.references
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
-    assert "@import" not in html and not re.search(r"url\((?!#)", html)
-    assert len(page.identifiers) == len(set(page.identifiers))
-    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.identifiers)
+    page = check_self_contained(html)
     assert page.tags.count("svg") == 2 + 1 + 2  # rewards, KL, learner
     assert page.tags.count("img") == 2 * 2 * 2  # splits, prompts, before and after
     assert [file.name for file in tmp_path.glob("*report*")] == ["report.html"]

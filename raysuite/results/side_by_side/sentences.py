@@ -51,7 +51,9 @@ def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
     if len(told) > len(above):
         return f"{len(told)} of {len(found)} pairs of {_methods(together)} can be told apart; most clearly {listed(above)}."
     rest = len(found) - len(told)
-    return f"{listed(above)}." + (f" The other {count(rest, 'pair')} cannot be told apart." if rest else "")
+    return f"{listed(above)}." + (
+        f" The other {'pair' if rest == 1 else f'{rest} pairs'} cannot be told apart." if rest else ""
+    )
 
 
 def _size(contrast: Contrast) -> str:
