@@ -271,6 +271,6 @@ def test_a_figure_takes_its_colours_and_letters_from_the_page(points: int):
 
 
 def test_the_results_need_neither_torch_nor_ray():
-    code = "import sys, raysuite.results.report; print(*sys.modules)"
+    code = "import sys, raysuite.results.report, raysuite.results.side_by_side.report; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "ray", "diffusers", "pandas", "matplotlib.pyplot"} & set(loaded)

@@ -12,7 +12,8 @@ from raysuite.cli import main
 from raysuite.errors import UserError
 from raysuite.results.figures import MARKERS, RUNS
 from raysuite.results.side_by_side import sentences
-from raysuite.results.side_by_side.report import GLYPHS, comparison_summary, write_comparison
+from raysuite.results.side_by_side.panels import GLYPHS
+from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 from raysuite.results.side_by_side.runs import SideBySide, contrasts, read_runs
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
@@ -254,6 +255,7 @@ def test_what_is_said_of_every_run_is_said_once(tmp_path: Path):
     directories = [fabricate.whole(tmp_path / name, passing(5), prompts=6, splits=("held_out",)) for name in "ab"]
     assert comparison_summary(directories).count("With only 6 held-out prompts") == 1
     assert "a and b: With only" not in comparison_summary(directories)
+    assert "left out" not in comparison_summary(directories)  # nobody has training prompts
 
 
 def test_names(tmp_path: Path):

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-
 from raysuite.kernel.stats import RESAMPLES
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, decimals, number, with_interval
-from raysuite.results.figures import MARKERS, RUNS, Line, panel
-from raysuite.results.page import SPENT, costs, duration, limits, picture_with_marks, short, table, write_page
+from raysuite.results.figures import RUNS
+from raysuite.results.page import costs, duration, limits, picture_with_marks, short, table, write_page
 from raysuite.results.run import SPLITS, Run, flat
-from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side import panels, sentences
 from raysuite.results.side_by_side.runs import Contrast, SideBySide, contrasts, differing, listed, read_runs
-
-GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"]
-"""MARKERS as letters."""
-KL = "KL from the reference, nats a trajectory"
 
 
 def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Path:
@@ -99,8 +91,8 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "label": comparison.label(together.headline),
         "splits": SPLITS,
         "tags": [
-            (RUNS[colour], GLYPHS[marker], name)
-            for (colour, marker), name in zip(_looks(together), together.names, strict=True)
+            (RUNS[colour], panels.GLYPHS[marker], name)
+            for (colour, marker), name in zip(panels.looks(together), together.names, strict=True)
         ],
         "lead": lead,
         "more": more,
@@ -110,9 +102,9 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "gains": list(_gains(together)),
         "contrasts": found,
         "level": _level(found),
-        "curves": list(_curves(together)),
-        "kl": _kl_curves(together),
-        "frontiers": list(_frontiers(together)),
+        "curves": list(panels.curves(together)),
+        "kl": panels.kl_curves(together),
+        "frontiers": list(panels.frontiers(together)),
         "pictures": list(_pictures(together)),
         "costs": list(_costs(together.runs)),
         "differing": differing([run.config for run in together.runs]),
@@ -122,17 +114,6 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "dirty": [name for name, run in zip(together.names, together.runs, strict=True) if run.provenance.get("dirty")],
         "resamples": RESAMPLES,
     }
-
-
-def _looks(together: SideBySide) -> list[tuple[int, int]]:
-    """Colour and marker of every run: a colour for each method, another marker for each of its repetitions."""
-    looks, used = {}, Counter[int]()
-    for method, places in enumerate(together.methods):
-        colour = method % len(RUNS)
-        for place in places:
-            looks[place] = colour, (colour + used[colour]) % len(MARKERS)
-            used[colour] += 1
-    return [looks[place] for place in range(len(together.runs))]
 
 
 def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
@@ -160,65 +141,6 @@ def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
                 "places": _places(rows),
                 "signs": signs,
             }
-
-
-def _curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
-    """Reward, split and plot with a line for each run."""
-    for i, reward in enumerate(together.rewards):
-        for split in together.splits:
-            lines = []
-            for look, run in zip(_looks(together), together.runs, strict=True):
-                c = comparison.curve(run, reward, split)
-                lines.append(_line(look, c.network_evaluations, (c.mean, c.low, c.high)))
-            describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
-            yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
-
-
-def _line(look: tuple[int, int], x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
-    return Line(x, y[0], RUNS[look[0]], y[1], y[2], marker=MARKERS[look[1]], band=band)
-
-
-def _kl_curves(together: SideBySide) -> Markup | None:
-    lines = []
-    for look, run in zip(_looks(together), together.runs, strict=True):
-        found = comparison.kl(run)
-        if len(found) > 1:
-            columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
-            lines.append(_line(look, run.spent(list(found)), columns))
-    if not lines:
-        return None
-    return Markup(
-        panel("kl", lines, describe=f"{KL}, against {SPENT}, a line for each run", xlabel=SPENT, reference=0.0)
-    )
-
-
-def _frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
-    """Every reward on the first split against the KL, a path of evaluations for each run."""
-    split = together.splits[0]
-    for i, reward in enumerate(together.rewards):
-        lines = [
-            line
-            for look, run in zip(_looks(together), together.runs, strict=True)
-            if (line := _path(look, run, reward, split)) is not None
-        ]
-        if lines:
-            describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each run"
-            base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
-            yield (
-                reward,
-                Markup(panel(f"frontier{i}", lines, describe=describe, xlabel=KL, reference=base, whole=False)),
-            )
-
-
-def _path(look: tuple[int, int], run: Run, reward: str, split: str) -> Line | None:
-    """A run's evaluations as points of KL and reward."""
-    kl, scores = comparison.kl(run), run.scores.where(reward=reward, split=split)
-    updates = [update for update in run.evaluations if update in kl and update in scores.update]
-    if len(updates) < 2:
-        return None
-    means = [comparison.mean(scores.where(update=update)) for update in updates]
-    columns = np.array([(mean.estimate, mean.low, mean.high) for mean in means]).T
-    return _line(look, np.array([kl[update].estimate for update in updates]), columns, band=False)
 
 
 def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,8 @@ class SideBySide:
     names: tuple[str, ...]
     splits: tuple[str, ...]
     """Splits with the same prompts in every run, held-out first."""
+    left_out: tuple[str, ...]
+    """Splits whose prompts are not the same in every run."""
     rewards: tuple[str, ...]
     """Rewards that every run has, the one that the verdict is about first."""
 
@@ -63,7 +65,7 @@ class SideBySide:
         """The reward that the verdict is about."""
         return self.rewards[0]
 
-    @property
+    @cached_property
     def gains(self) -> list[Comparison]:
         """The headline reward of every run: the model as it came against its last evaluation."""
         return self.gains_in(self.headline, self.splits[0])
@@ -127,7 +129,8 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
             "prompts.held_out and evaluation.prompts"
         )
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
-    return SideBySide(tuple(trimmed), names, splits, _rewards(trimmed, names))
+    left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
+    return SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names))
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -219,5 +222,4 @@ def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]
 
 def listed(words: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
-    *init, last = words
-    return f"{', '.join(init)} and {last}" if init else last
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -13,6 +13,8 @@ from raysuite.results.side_by_side.runs import Contrast, SideBySide, differing, 
 
 SAME_BUDGET = 1.1
 """Budgets whose ratio is at most this are called equal."""
+MOST_PAIRS = 3
+"""Pairs that are named in the verdict; the others are in the table."""
 
 
 def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
@@ -35,33 +37,23 @@ def _against_the_base(together: SideBySide) -> str:
 def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
     if not found:
         return "All runs have the same settings."
-    name = together.method_name
+    name, methods = together.method_name, "runs" if len(together.methods) == len(together.runs) else "settings"
     told = sorted((c for c in found if c.told), key=lambda c: -c.difference.estimate)
-    above = [f"{name(c.higher)} ended above {name(c.lower)} ({_size(c)})" for c in told[:3]]
-    if len(found) == 1:
-        return (
-            f"{above[0]}."
-            if told
-            else f"{name(found[0].higher)} and {name(found[0].lower)} cannot be told apart ({_size(found[0])})."
-        )
-    if not told:
-        return (
-            f"No two of the {len(together.methods)} {_methods(together)} can be told apart by their last evaluations."
-        )
-    if len(told) > len(above):
-        return f"{len(told)} of {len(found)} pairs of {_methods(together)} can be told apart; most clearly {listed(above)}."
-    rest = len(found) - len(told)
-    return f"{listed(above)}." + (
-        f" The other {'pair' if rest == 1 else f'{rest} pairs'} cannot be told apart." if rest else ""
-    )
+    untold = [c for c in found if not c.told]
+    above = listed([f"{name(c.higher)} ended above {name(c.lower)} ({_size(c)})" for c in told[:MOST_PAIRS]])
+    if len(told) > MOST_PAIRS:
+        return f"{len(told)} of {len(found)} pairs of {methods} can be told apart; most clearly {above}."
+    if told and untold:
+        return f"{above}. The other {'pair' if len(untold) == 1 else f'{len(untold)} pairs'} cannot be told apart."
+    if told:
+        return f"{above}."
+    if len(untold) == 1:
+        return f"{name(untold[0].higher)} and {name(untold[0].lower)} cannot be told apart ({_size(untold[0])})."
+    return f"No two of the {len(together.methods)} {methods} can be told apart by their last evaluations."
 
 
 def _size(contrast: Contrast) -> str:
     return with_interval(contrast.difference, signed=True)
-
-
-def _methods(together: SideBySide) -> str:
-    return "runs" if len(together.methods) == len(together.runs) else "settings"
 
 
 def _seeds(together: SideBySide) -> str:
@@ -96,7 +88,7 @@ def alarms(together: SideBySide) -> list[str]:
 
 def cautions(together: SideBySide) -> list[str]:
     """What limits the comparison, then what limits single runs."""
-    own = (_budgets, _samplers, _bases, _objectives_of_training, _left_out, _unfinished)
+    own = (_budgets, _samplers, _bases, _trained_rewards, _left_out, _unfinished)
     return [*(caution for about in own for caution in about(together)), *_said(together, comparison.cautions)]
 
 
@@ -153,7 +145,7 @@ def _same(one: Scores, two: Scores) -> bool:
     return one.value.shape == two.value.shape and np.allclose(one.value, two.value, rtol=1e-3)
 
 
-def _objectives_of_training(together: SideBySide) -> list[str]:
+def _trained_rewards(together: SideBySide) -> list[str]:
     terms = [
         " + ".join(f"{term['weight']:g} {term['name']}" for term in run.config["rewards"]) for run in together.runs
     ]
@@ -162,8 +154,9 @@ def _objectives_of_training(together: SideBySide) -> list[str]:
 
 
 def _left_out(together: SideBySide) -> list[str]:
-    left = [name for split, name in SPLITS.items() if split not in together.splits]
-    return [f"The {name} prompts are not the same in every run and are left out." for name in left]
+    return [
+        f"The {SPLITS[split]} prompts are not the same in every run and are left out." for split in together.left_out
+    ]
 
 
 def _unfinished(together: SideBySide) -> list[str]:
