@@ -111,6 +111,13 @@ def test_a_reward_that_falls_is_called_that(tmp_path: Path):
     assert verdict(together)[0].endswith("the strict pass rate rose with up and fell with down.")
 
 
+@pytest.mark.parametrize(
+    ("rate", "words"), [(9, "rose with all 3 runs."), (3, "cannot be told from no change with any of")]
+)
+def test_what_all_runs_do_is_said_once(tmp_path: Path, rate: int, words: str):
+    assert words in verdict(read_runs([run(tmp_path / name, rate) for name in "abc"]))[0]
+
+
 def test_runs_with_other_seeds_are_one_method(tmp_path: Path):
     same = {"objective": {"name": "ddpo"}}
     first = run(tmp_path / "first", 9, same)

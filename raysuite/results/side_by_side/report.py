@@ -123,7 +123,7 @@ def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
     for run, gain, spent in zip(together.runs, gains, together.spent, strict=True):
         was = f"{number(gain.before.estimate, places)} → {number(gain.after.estimate, places)}"
         kl = comparison.kl(run).get(gain.last)
-        cost = f"{short(spent)} evaluations" + (f", KL {number(kl.estimate, decimals(kl))}" if kl else "")
+        cost = f"{short(spent)} evaluations" + (f"\nKL {number(kl.estimate, decimals(kl))}" if kl else "")
         below = f"{limits(gain.difference, places)}\n{was}\n{cost}"
         yield number(gain.difference.estimate, places, signed=True), below, gain.direction
 

@@ -28,7 +28,9 @@ def _against_the_base(together: SideBySide) -> str:
     clauses = []
     for direction, verb in words.items():
         names = [name for name, gain in zip(together.names, gains, strict=True) if gain.direction == direction]
-        if names:
+        if len(names) == len(gains) > 2:
+            clauses.append(f"{verb} all {len(gains)} runs" if direction else f"{verb} any of the {len(gains)} runs")
+        elif names:
             clauses.append(f"{verb} {listed(names)}")
     where = count(gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
     return f"On {where} the {comparison.label(together.headline)} {listed(clauses)}."
