@@ -143,12 +143,24 @@ def evaluate(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write report.html from what the run left behind."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
+    ] = None,
+) -> None:
+    """Write a page about one run, or about several side by side."""
     from raysuite.results.report import summary, write_report
+    from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 
-    console.print(summary(run))
-    console.print(f"report: {write_report(run)}", soft_wrap=True)
+    if len(runs) == 1:
+        console.print(summary(runs[0]))
+        path = write_report(runs[0], out)
+    else:
+        console.print(comparison_summary(runs), soft_wrap=True, markup=False)
+        path = write_comparison(runs, out)
+    console.print(f"report: {path}", soft_wrap=True)
 
 
 @app.command()

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
-from raysuite.results.run import SPLITS, Run, Scores
+from raysuite.results.run import EMPTY, SPLITS, Run, Scores
 
 FEW_PROMPTS = 10
 """Below this many prompts an interval is too narrow to rely on."""
+LAST_UPDATES = 5
+"""Updates over which a learner's metric is averaged to say where it ended: one update alone is noise."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +58,29 @@ def compare(run: Run) -> list[Comparison]:
 def compare_one(run: Run, reward: str, split: str, first: int, last: int) -> Comparison | None:
     """One reward on one split over the (prompt, sample) pairs that both evaluations have; None without any."""
     before, after = (run.scores.where(reward=reward, split=split, update=update) for update in (first, last))
-    row_of = {key: row for row, key in enumerate(zip(before.prompt, before.sample, strict=True))}
-    pairs = [
-        (row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of
-    ]
-    if not pairs:
+    prompt, old, new = _paired(before, after)
+    if not len(prompt):
         return None
-    rows_before, rows_after = np.array(pairs).T
-    prompt, old, new = after.prompt[rows_after], before.value[rows_before], after.value[rows_after]
-    groups = _groups(prompt)
+    groups = by_prompt(prompt)
     return Comparison(
         reward=reward,
         split=split,
         first=first,
         last=last,
         prompts=len(np.unique(prompt)),
-        pictures=len(pairs),
-        before=bootstrap_mean(old, groups, _generator()),
-        after=bootstrap_mean(new, groups, _generator()),
-        difference=paired_difference(old, new, groups, _generator()),
+        pictures=len(prompt),
+        before=bootstrap_mean(old, groups, generator()),
+        after=bootstrap_mean(new, groups, generator()),
+        difference=paired_difference(old, new, groups, generator()),
     )
+
+
+def _paired(before: Scores, after: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts and values of the pictures that both have, in the same order. Each is of one reward, split and update."""
+    row_of = {key: row for row, key in enumerate(zip(before.prompt, before.sample, strict=True))}
+    rows = [(row_of[key], row) for row, key in enumerate(zip(after.prompt, after.sample, strict=True)) if key in row_of]
+    rows_before, rows_after = np.array(rows, dtype=int).reshape(-1, 2).T
+    return after.prompt[rows_after], before.value[rows_before], after.value[rows_after]
 
 
 def curve(run: Run, reward: str, split: str) -> Curve:
@@ -89,17 +94,24 @@ def curve(run: Run, reward: str, split: str) -> Curve:
 
 def mean(scores: Scores) -> Interval:
     """The mean of one reward at one evaluation."""
-    return bootstrap_mean(scores.value, _groups(scores.prompt), _generator())
+    return bootstrap_mean(scores.value, by_prompt(scores.prompt), generator())
 
 
-def _groups(prompts: np.ndarray) -> np.ndarray:
+def by_prompt(prompts: np.ndarray) -> np.ndarray:
     """What is resampled: prompts, or where there is only one its pictures: the interval is then about that prompt."""
     return prompts if len(np.unique(prompts)) > 1 else np.arange(len(prompts))
 
 
-def _generator() -> np.random.Generator:
+def generator() -> np.random.Generator:
     """The same draws for every number: a report made twice is the same report, whatever else is in it."""
     return np.random.default_rng(0)
+
+
+def kl(run: Run) -> dict[int, Interval]:
+    """The KL from the reference by policy. Its limits were computed when the trajectories were there; else NaN."""
+    series = [run.metrics.get(f"evaluation/kl{suffix}", EMPTY) for suffix in ("", "_low", "_high")]
+    points = [dict(zip(s.updates.tolist(), s.values.tolist(), strict=True)) for s in series]
+    return {update: Interval(*(p.get(update, float("nan")) for p in points)) for update in points[0]}
 
 
 def headline(run: Run) -> str:
@@ -115,7 +127,7 @@ def label(reward: str) -> str:
 def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
     """The run in one sentence, or two while it is unfinished."""
     if not run.evaluations:
-        return f"Nothing has been evaluated yet: {run.updates} of {run.config['updates']} updates are done."
+        return f"Nothing has been evaluated yet: {run.progress} are done."
     reward, split = headline(run), run.splits[0]
     found = next((c for c in comparisons if (c.reward, c.split) == (reward, split)), None)
     if found is None:
@@ -125,7 +137,7 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
         return (
             f"So far only the {policy} has been evaluated: on {prompts} the {label(reward)} is "
             f"{with_interval(mean(scores))}, 95 % bootstrap over prompts. "
-            f"The run is unfinished: {run.updates} of {run.config['updates']} updates are done."
+            f"The run is unfinished: {run.progress} are done."
         )
     verb = {1: "rose", 0: "went", -1: "fell"}[found.direction]
     places = decimals(found.difference)
@@ -137,7 +149,7 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
     )
     sentence += ", which cannot be told from no change." if found.direction == 0 else "."
     if not run.finished:
-        sentence += f" The run is unfinished: {run.updates} of {run.config['updates']} updates are done."
+        sentence += f" The run is unfinished: {run.progress} are done."
     return sentence
 
 
@@ -195,6 +207,24 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     if few:
         where = " and ".join(count(n, f"{SPLITS[split]} prompt") for split, n in few.items())
         found.append(f"With only {where}, intervals are too narrow to rely on. Raise evaluation.prompts.")
+    return [*found, *_learner_cautions(run)]
+
+
+def _learner_cautions(run: Run) -> list[str]:
+    """What the learner's own numbers warn of."""
+    found = []
+    rankings = run.metrics.get("train/rankings", EMPTY).values
+    if tied := int((rankings == 0).sum()):
+        found.append(
+            f"In {tied} of {count(len(rankings), 'update')} every ranking was tied, so that nothing was learned from. Draw "
+            "more pictures a prompt, or train on a reward that has more values."
+        )
+    error = run.metrics.get("learn/preferred_error", EMPTY).values[-LAST_UPDATES:]
+    if len(error) and error.mean() > 0:
+        found.append(
+            f"Over the last {count(len(error), 'update')} the denoising error of preferred pictures was above the "
+            f"reference's ({error.mean():+.2g}): the preferred pictures became less likely than under the reference."
+        )
     return found
 
 

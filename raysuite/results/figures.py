@@ -13,7 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+RUNS = [f"run{place}" for place in range(1, 9)]
+"""Colours of runs side by side, from the first."""
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+"""Their markers, so that nobody has to tell colours apart."""
 STAND_INS = {"ink": "#00f001", "grid": "#00f002", "held_out": "#00f003", "training": "#00f004", "rollouts": "#00f005"}
+STAND_INS |= {name: f"#00f1{place:02}" for place, name in enumerate(RUNS)}
 """What Matplotlib draws with; `_page` puts the style sheet's variables in their place."""
 
 STEPS = [1, 2, 2.5, 5, 10]
@@ -22,13 +27,18 @@ STEPS = [1, 2, 2.5, 5, 10]
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """Points (n,) with, where it has one, an interval each. `colour` is a key of STAND_INS."""
+    """Points (n,) with, where it has one, an interval each. `colour` is a key of STAND_INS.
+
+    `band` joins the intervals where x ascends.
+    """
 
     x: np.ndarray
     y: np.ndarray
     colour: str
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    marker: str = "o"
+    band: bool = True
 
 
 def panel(
@@ -38,6 +48,7 @@ def panel(
     describe: str,
     xlabel: str,
     reference: float | None = None,
+    whole: bool = True,
     size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
     """One small plot: lines with intervals are drawn as points and a band, those without as a faint line.
@@ -48,6 +59,7 @@ def panel(
         describe: one sentence for those who cannot see it.
         xlabel: with the unit.
         reference: height of a dashed line, the value that means "nothing happened".
+        whole: whether x counts something.
         size: inches.
 
     Returns:
@@ -59,32 +71,35 @@ def panel(
         axes = figure.add_subplot()
         if reference is not None:
             axes.axhline(reference, color=STAND_INS["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        shade = 0.32 / max(2, sum(line.low is not None for line in lines))  # many bands on top of each other stay light
         for line in lines:
-            _draw(axes, line)
-        _dress(axes, xlabel)
+            _draw(axes, line, shade)
+        _dress(axes, xlabel, whole=whole)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _page(buffer.getvalue(), name, describe)
 
 
-def _draw(axes: matplotlib.axes.Axes, line: Line) -> None:
+def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float) -> None:
     colour = STAND_INS[line.colour]
     if line.low is None or line.high is None:
         axes.plot(line.x, line.y, color=colour, linewidth=1.1, marker="o" if len(line.x) == 1 else "", markersize=3)
         return
-    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+    if line.band:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=shade, linewidth=0)
     axes.vlines(line.x, line.low, line.high, color=colour, linewidth=1, alpha=0.55)
-    axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker="o", markersize=3.6)
+    axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker=line.marker, markersize=3.6)
 
 
-def _dress(axes: matplotlib.axes.Axes, xlabel: str) -> None:
+def _dress(axes: matplotlib.axes.Axes, xlabel: str, *, whole: bool) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(STAND_INS["grid"])
     axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=STAND_INS["ink"], length=0, labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole, min_n_ticks=1))
+    if whole:
+        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.set_xlabel(xlabel, color=STAND_INS["ink"], fontsize=9)
     axes.yaxis.get_offset_text().set_color(STAND_INS["ink"])

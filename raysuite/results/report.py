@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-import base64
-import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.ticker import EngFormatter
 
-from raysuite.errors import UserError
-from raysuite.kernel.stats import RESAMPLES, Interval
+from raysuite.kernel.stats import RESAMPLES
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, decimals, number, with_interval
 from raysuite.results.figures import Line, panel
-from raysuite.results.run import EMPTY, SPLITS, WEIGHTED_SUM, Picture, Run, read_run
+from raysuite.results.page import (
+    SPENT,
+    costs,
+    duration,
+    limits,
+    picture_with_marks,
+    short,
+    table,
+    write_page,
+)
+from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, flat, read_run
 
-SPENT = "network evaluations spent on training"
 DIAGNOSTICS = {
     "ratio": ("Importance ratio", "first minibatch; 1 when on-policy", 1.0),
     "clip_fraction": ("Clip fraction", "share of steps whose ratio left the band", None),
     "grad_norm": ("Gradient norm", "before clipping", None),
     "kl_behaviour": ("KL from the behaviour policy", "as the objective estimates it", None),
+    "reward_margin": (
+        "Implicit reward margin",
+        "how much more the policy prefers the preferred one than the reference does",
+        0.0,
+    ),
+    "reward_accuracy": ("Implicit reward accuracy", "share of pairs that it orders rightly", 0.5),
+    "preferred_error": ("Error of the preferred", "denoising error minus the reference's; above 0: less likely", 0.0),
+    "rejected_error": ("Error of the rejected", "the same; if both rise, likelihood is displaced", 0.0),
+    "preferred_log_ratio": ("Log-ratio of the preferred", "policy over reference, nats", 0.0),
+    "rejected_log_ratio": ("Log-ratio of the rejected", "policy over reference, nats", 0.0),
+    "goodness": ("Goodness", "mean chance that a rollout is good, from its advantage", 0.5),
     "loss": ("Loss", "of the objective; its level means little", None),
+    "rankings": ("Rankings", "learned from in the update", None),
+    "ties": ("Ties", "dropped because their rewards were equal", None),
 }
 """How learner metrics are called and explained, and the value that means "nothing happened"."""
-PIXELATED_BELOW = 129
-"""Pixels: smaller pictures are enlarged without smoothing."""
+DATA = ("train/rankings", "train/ties")
+"""Metrics of what the learner was given."""
 
 
-def write_report(directory: Path) -> Path:
-    """Write `report.html` into a run directory and return its path. The same directory gives the same bytes.
+def write_report(directory: Path, out: Path | None = None) -> Path:
+    """Write a run's page, `report.html` in its directory unless told otherwise, and return its path.
+
+    The same directory gives the same bytes.
 
     Raises:
         UserError: a file of the run is missing or damaged.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "interval": with_interval, "short": _short, "duration": _duration}
-    html = environment.get_template("report.html.jinja").render(_content(read_run(directory)))
-    path = directory / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_page("report.html.jinja", _content(read_run(directory)), out or directory / "report.html")
 
 
 def summary(directory: Path) -> str:
@@ -73,8 +76,7 @@ def summary(directory: Path) -> str:
     if compared:
         header = ("reward", "split", "prompts", "before", "after", "difference [95 %]")
         rows = [header, *(_cells(c) for c in compared)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
+        lines += ["", *table(rows)]
     return "\n".join(lines).replace("−", "-")
 
 
@@ -102,11 +104,11 @@ def _content(run: Run) -> dict[str, Any]:
         "pairs": list(_pairs(run)),
         "kl": _kl_curve(run),
         "diagnostics": list(_diagnostics(run)),
-        "costs": _costs(run.ledger),
+        "costs": costs(run.ledger),
         "seconds": run.ledger.get("seconds", {}),
-        "settings": list(_flat(run.config)),
+        "settings": list(flat(run.config)),
         "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
-        "origin": [(key, value) for key, value in _flat(provenance) if value is not None],
+        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
         "dirty": run.provenance.get("dirty"),
         "seeds": seeds,
         "resamples": RESAMPLES,
@@ -122,19 +124,13 @@ def _tiles(run: Run, compared: Sequence[Comparison]) -> Iterator[tuple[str, str,
         label = f"{comparison.label(c.reward)}\n{SPLITS[c.split]} prompts"
         change = number(c.difference.estimate, places, signed=True)
         was = f"{number(c.before.estimate, places)} → {number(c.after.estimate, places)}"
-        yield label, change, f"{_limits(c.difference)}\n{was}", c.direction * run.sign(c.reward)
-    for kl in list(_kl_intervals(run).values())[1:][-1:]:  # that of the model as it came is 0
-        yield "KL from the reference\nnats a trajectory", number(kl.estimate, decimals(kl)), _limits(kl), 0
+        yield label, change, f"{limits(c.difference)}\n{was}", c.direction * run.sign(c.reward)
+    for kl in list(comparison.kl(run).values())[1:][-1:]:  # that of the model as it came is 0
+        yield "KL from the reference\nnats a trajectory", number(kl.estimate, decimals(kl)), limits(kl), 0
     if run.updates:
         seconds = sum(run.ledger.get("seconds", {}).values())
-        spent = _short(float(run.spent([run.updates])[0]))
-        yield "cost of training\nnetwork evaluations", spent, f"{_duration(seconds)} with evaluation", 0
-
-
-def _limits(interval: Interval) -> str:
-    if np.isnan(interval.low):
-        return "no interval"
-    return f"[{number(interval.low, decimals(interval))}, {number(interval.high, decimals(interval))}]"
+        spent = short(float(run.spent([run.updates])[0]))
+        yield "cost of training\nnetwork evaluations", spent, f"{duration(seconds)} with evaluation", 0
 
 
 def _role(run: Run, reward: str) -> str:
@@ -155,15 +151,8 @@ def _learning_curve(run: Run, index: int, reward: str) -> Markup:
     return Markup(panel(f"reward{index}", lines, describe=describe, xlabel=SPENT))
 
 
-def _kl_intervals(run: Run) -> dict[int, Interval]:
-    """The KL by policy. Its limits were computed when the trajectories were there; NaN where they could not be."""
-    series = [run.metrics.get(f"evaluation/kl{suffix}", EMPTY) for suffix in ("", "_low", "_high")]
-    points = [dict(zip(s.updates.tolist(), s.values.tolist(), strict=True)) for s in series]
-    return {update: Interval(*(p.get(update, float("nan")) for p in points)) for update in points[0]}
-
-
 def _kl_curve(run: Run) -> Markup | None:
-    found = _kl_intervals(run)
+    found = comparison.kl(run)
     if len(found) < 2:
         return None
     columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
@@ -174,13 +163,10 @@ def _kl_curve(run: Run) -> Markup | None:
 
 def _diagnostics(run: Run) -> Iterator[tuple[str, str, Markup]]:
     """Title, explanation and plot of everything that the learner reported, the known first."""
-    names = [name.removeprefix("learn/") for name in run.metrics if name.startswith("learn/")]
-    for name in sorted(
-        names, key=lambda name: (list(DIAGNOSTICS).index(name) if name in DIAGNOSTICS else len(DIAGNOSTICS), name)
-    ):
+    found = {name.split("/")[1]: series for name, series in run.metrics.items() if name[:6] == "learn/" or name in DATA}
+    for name in [*(name for name in DIAGNOSTICS if name in found), *sorted(found.keys() - DIAGNOSTICS.keys())]:
         title, explanation, reference = DIAGNOSTICS.get(name, (name.replace("_", " "), "", None))
-        series = run.metrics[f"learn/{name}"]
-        line = Line(series.updates, series.values, "held_out")
+        line = Line(found[name].updates, found[name].values, "held_out")
         svg = panel(
             f"learn-{name}",
             [line],
@@ -201,66 +187,7 @@ def _pairs(run: Run) -> Iterator[dict[str, Any]]:
     shown = dict.fromkeys((kept[0], kept[-1]))
     for split in SPLITS:
         for _, index, sample in sorted({key[1:] for key in by if key[1] == split}):
-            pictures = [by.get((update, split, index, sample)) for update in shown]
-            if all(pictures):
-                yield {"split": split, "prompt": pictures[0].prompt, "pictures": [_picture(run, p) for p in pictures]}  # type: ignore[union-attr, arg-type]
-
-
-def _picture(run: Run, picture: Picture) -> dict[str, Any]:
-    if picture.png[:8] != b"\x89PNG\r\n\x1a\n":
-        raise UserError(
-            f"expected PNG pictures in {run.directory / 'images'}, {picture.split}-{picture.index} of update "
-            f"{picture.update} is none: copy it again from where the run was"
-        )
-    scores = run.scores.where(update=picture.update, split=picture.split, prompt=picture.prompt, sample=picture.sample)
-    marks = [
-        (reward, float(value), _passes(run, reward)) for reward, value in zip(scores.reward, scores.value, strict=True)
-    ]
-    return {
-        "policy": picture.update,
-        "data": base64.b64encode(picture.png).decode(),
-        "pixelated": int.from_bytes(picture.png[16:20]) < PIXELATED_BELOW,
-        "marks": sorted(marks, key=lambda mark: run.rewards.index(mark[0])),
-    }
-
-
-def _passes(run: Run, reward: str) -> bool:
-    """Whether a reward only ever says yes (1) or no (0)."""
-    return bool(np.isin(run.scores.where(reward=reward).value, (0.0, 1.0)).all())
-
-
-def _costs(ledger: Mapping[str, Any]) -> list[tuple[str, int, int]]:
-    """What, training, evaluation."""
-    if not ledger:
-        return []
-    rows = [
-        ("forward passes", "forward"),
-        ("backward passes", "backward"),
-        ("pictures decoded", "images_decoded"),
-        ("pictures scored", "images_scored"),
-    ]
-    training, evaluation = ledger["training"], ledger["evaluation"]
-    total = ("network evaluations", *(side["forward"] + 2 * side["backward"] for side in (training, evaluation)))
-    found = [(label, training[key], evaluation[key]) for label, key in rows]
-    return [*found[:2], total, *found[2:]]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by the dotted path that `--set` takes."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _short(value: float) -> str:
-    """1234567 as 1.23 M."""
-    return str(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}")(float(f"{value:.3g}")))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    return f"{minutes} min {int(seconds % 60)} s" if not hours else f"{hours} h {minutes % 60} min"
+            pictures = [by[key] for update in shown if (key := (update, split, index, sample)) in by]
+            if len(pictures) == len(shown):
+                marked = [picture_with_marks(run, picture) for picture in pictures]
+                yield {"split": split, "prompt": pictures[0].prompt, "pictures": marked}

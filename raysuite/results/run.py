@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,11 @@ class Scores:
         keep = np.ones(len(self), dtype=bool)
         for column, value in wanted.items():
             keep &= getattr(self, column) == value
-        return Scores(**{name: getattr(self, name)[keep] for name in SCORES.names})
+        return self.keep(keep)
+
+    def keep(self, rows: np.ndarray) -> Scores:
+        """The rows where a boolean array of the same length says so."""
+        return Scores(**{name: getattr(self, name)[rows] for name in SCORES.names})
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,24 @@ class Run:
         return int(budget.updates[-1]) + 1 if budget else 0
 
     @property
+    def budget(self) -> int | None:
+        """Network evaluations of training after which the run ends, even before its last update."""
+        return self.config.get("budget")
+
+    @property
+    def progress(self) -> str:
+        """How much of the run is done: "12 of 40 updates"."""
+        if self.budget is None:
+            return f"{self.updates} of {self.config['updates']} updates"
+        spent = int(self.spent([self.updates])[0])
+        return f"{self.updates} of at most {self.config['updates']} updates and {spent:,} of {self.budget:,} network evaluations"
+
+    @property
     def finished(self) -> bool:
         """Whether the last policy has been evaluated."""
-        return self.config["updates"] in self.evaluations
+        if self.config["updates"] in self.evaluations:
+            return True
+        return bool(self.budget and self.evaluations) and self.spent(self.evaluations[-1:])[0] >= self.budget
 
     @property
     def trained(self) -> str:
@@ -179,6 +198,15 @@ def read_run(directory: Path) -> Run:
         pictures=_pictures(directory / "images"),
         ledger=_json(directory / "ledger.json", required=begun),
     )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by the dotted path that `--set` takes."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _trained(config: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ def evaluate(
     spend(directory, update)
 
 
-def learn(directory: Path, updates: range) -> None:
+def learn(directory: Path, updates: range, *, cost: int = COST) -> None:
     """The metrics of some updates."""
     for update in updates:
         values = {
@@ -94,7 +94,7 @@ def learn(directory: Path, updates: range) -> None:
             "learn/ratio": 1.0,
             "learn/grad_norm": 0.5,
         }
-        log(directory, update, values | {"budget/network_evaluations": COST * (update + 1)})
+        log(directory, update, values | {"budget/network_evaluations": cost * (update + 1)})
     spend(directory, updates.stop)
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,6 +16,7 @@ from raysuite.results.report import summary, write_report
 from raysuite.results.run import WEIGHTED_SUM, read_run
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
+from tests.results.pages import check_self_contained
 
 
 def improving(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
@@ -40,39 +40,6 @@ def peaking(update: int, split: str, prompt: int, sample: int, reward: str) -> f
 
 def flat(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
     return 0.5 + 0.1 * (-1) ** (prompt + update)
-
-
-class Page(HTMLParser):
-    """What a page refers to, and whether its elements are nested rightly."""
-
-    void = frozenset({"meta", "img", "br", "path", "use", "rect", "link"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.identifiers: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in self.void:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-                self.references.append(value or "")
-            if name == "id":
-                self.identifiers.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.void:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.void:
-            assert self.open.pop() == tag
 
 
 def html_of(directory: Path) -> str:
@@ -166,14 +133,7 @@ def test_several_terms_are_judged_by_their_weighted_sum(tmp_path: Path):
 
 def test_the_page_needs_nothing_but_itself(tmp_path: Path):
     html = html_of(fabricate.whole(tmp_path, improving))
-    page = Page(html)
-    assert page.open == []
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
-    assert page.references
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in page.references)
-    assert "@import" not in html and not re.search(r"url\((?!#)", html)
-    assert len(page.identifiers) == len(set(page.identifiers))
-    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.identifiers)
+    page = check_self_contained(html)
     assert page.tags.count("svg") == 2 + 1 + 2  # rewards, KL, learner
     assert page.tags.count("img") == 2 * 2 * 2  # splits, prompts, before and after
     assert [file.name for file in tmp_path.glob("*report*")] == ["report.html"]
@@ -238,6 +198,33 @@ def test_an_unfinished_run_says_so(tmp_path: Path):
     assert sentence in html_of(tmp_path)
 
 
+def test_a_run_that_spent_its_budget_is_finished(tmp_path: Path):
+    fabricate.begin(tmp_path, CONFIG | {"budget": 4_500})
+    fabricate.evaluate(tmp_path, 0, improving)
+    fabricate.learn(tmp_path, range(3))
+    spent = "3 of at most 10 updates and 3,000 of 4,500 network evaluations"
+    assert summary(tmp_path).endswith(f"The run is unfinished: {spent} are done.")
+    assert f"{spent} · seed 3" in html_of(tmp_path)
+    fabricate.learn(tmp_path, range(3, 5))
+    fabricate.evaluate(tmp_path, 5, improving)
+    assert read_run(tmp_path).finished
+    assert "unfinished" not in summary(tmp_path)
+
+
+def test_what_the_learner_learned_from_is_shown_and_judged(tmp_path: Path):
+    fabricate.whole(tmp_path, improving)
+    assert "Note" not in summary(tmp_path)
+    for update in range(10):
+        metrics = {"train/rankings": float(update % 5), "learn/reward_margin": 0.1, "learn/preferred_error": 0.02}
+        fabricate.log(tmp_path, update, metrics)
+    text = summary(tmp_path)
+    assert "In 2 of 10 updates every ranking was tied" in text
+    assert "Over the last 5 updates the denoising error of preferred pictures was above the reference's (+0.02)" in text
+    html = html_of(tmp_path)
+    titles = [html.index(f"<h3>{t}</h3>") for t in ("Implicit reward margin", "Error of the preferred", "Rankings")]
+    assert titles == sorted(titles)
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "provenance.json", "metrics.jsonl", "ledger.json", "images/prompts.json", "scores/000005.parquet"],
@@ -284,6 +271,6 @@ def test_a_figure_takes_its_colours_and_letters_from_the_page(points: int):
 
 
 def test_the_results_need_neither_torch_nor_ray():
-    code = "import sys, raysuite.results.report; print(*sys.modules)"
+    code = "import sys, raysuite.results.report, raysuite.results.side_by_side.report; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "ray", "diffusers", "pandas", "matplotlib.pyplot"} & set(loaded)

@@ -1,0 +1,115 @@
+"""What every page has in common: its file, how it writes numbers, pictures, settings and costs."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.ticker import EngFormatter
+
+from raysuite.errors import UserError
+from raysuite.kernel.stats import Interval
+from raysuite.results.comparison import decimals, number, with_interval
+from raysuite.results.run import Picture, Run
+
+SPENT = "network evaluations spent on training"
+PIXELATED_BELOW = 129
+"""Pixels: smaller pictures are enlarged without smoothing."""
+
+
+def write_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
+    """Fill a template and put it in place whole, so that a page is never half a page.
+
+    Raises:
+        UserError: a page cannot be written there.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"expected a file in a directory that exists for the page, got {path}: name another")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": with_interval, "short": short, "duration": duration}
+    html = environment.get_template(template).render(content)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(html, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for the terminal, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def picture_with_marks(run: Run, picture: Picture) -> dict[str, Any]:
+    """A picture for the page, with its scores as marks in the order of the run's rewards."""
+    if picture.png[:8] != b"\x89PNG\r\n\x1a\n":
+        raise UserError(
+            f"expected PNG pictures in {run.directory / 'images'}, {picture.split}-{picture.index} of update "
+            f"{picture.update} is none: copy it again from where the run was"
+        )
+    scores = run.scores.where(update=picture.update, split=picture.split, prompt=picture.prompt, sample=picture.sample)
+    marks = [
+        (reward, float(value), _passes(run, reward)) for reward, value in zip(scores.reward, scores.value, strict=True)
+    ]
+    return {
+        "policy": picture.update,
+        "data": base64.b64encode(picture.png).decode(),
+        "pixelated": int.from_bytes(picture.png[16:20]) < PIXELATED_BELOW,
+        "marks": sorted(marks, key=lambda mark: run.rewards.index(mark[0])),
+    }
+
+
+def _passes(run: Run, reward: str) -> bool:
+    """Whether a reward only ever says yes (1) or no (0)."""
+    return bool(np.isin(run.scores.where(reward=reward).value, (0.0, 1.0)).all())
+
+
+def costs(ledger: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """What, training, evaluation."""
+    if not ledger:
+        return []
+    rows = [
+        ("forward passes", "forward"),
+        ("backward passes", "backward"),
+        ("pictures decoded", "images_decoded"),
+        ("pictures scored", "images_scored"),
+    ]
+    training, evaluation = ledger["training"], ledger["evaluation"]
+    total = ("network evaluations", *(side["forward"] + 2 * side["backward"] for side in (training, evaluation)))
+    found = [(label, training[key], evaluation[key]) for label, key in rows]
+    return [*found[:2], total, *found[2:]]
+
+
+def limits(interval: Interval, places: int | None = None) -> str:
+    """The limits alone: [0.09, 0.19]."""
+    if np.isnan(interval.low):
+        return "no interval"
+    places = decimals(interval) if places is None else places
+    return f"[{number(interval.low, places)}, {number(interval.high, places)}]"
+
+
+def short(value: float) -> str:
+    """1234567 as 1.23 M."""
+    return str(EngFormatter(sep="\N{NARROW NO-BREAK SPACE}")(float(f"{value:.3g}")))
+
+
+def duration(seconds: float) -> str:
+    """75 as 1 min 15 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    return f"{minutes} min {int(seconds % 60)} s" if not hours else f"{hours} h {minutes % 60} min"

@@ -1,0 +1,93 @@
+"""Figures of several runs: rewards against what was spent and against the KL, in the colours of the runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from markupsafe import Markup
+
+from raysuite.results import comparison
+from raysuite.results.figures import MARKERS, RUNS, Line, panel
+from raysuite.results.page import SPENT
+from raysuite.results.run import SPLITS, Run
+from raysuite.results.side_by_side.runs import SideBySide
+
+GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"]
+"""MARKERS as letters."""
+KL = "KL from the reference, nats a trajectory"
+
+Look = tuple[int, int]
+"""Places in RUNS and in MARKERS."""
+
+
+def looks(together: SideBySide) -> list[Look]:
+    """Colour and marker of every run: a colour for each method, another marker for each of its repetitions."""
+    found, used = {}, Counter[int]()
+    for method, places in enumerate(together.methods):
+        colour = method % len(RUNS)
+        for place in places:
+            found[place] = colour, (colour + used[colour]) % len(MARKERS)
+            used[colour] += 1
+    return [found[place] for place in range(len(together.runs))]
+
+
+def curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
+    """Reward, split and plot with a line for each run."""
+    for i, reward in enumerate(together.rewards):
+        for split in together.splits:
+            lines = []
+            for look, run in zip(looks(together), together.runs, strict=True):
+                c = comparison.curve(run, reward, split)
+                lines.append(_line(look, c.network_evaluations, (c.mean, c.low, c.high)))
+            describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
+            yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
+
+
+def _line(look: Look, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
+    return Line(x, y[0], RUNS[look[0]], y[1], y[2], marker=MARKERS[look[1]], band=band)
+
+
+def kl_curves(together: SideBySide) -> Markup | None:
+    """The KL with a line for each run; None where none measured it."""
+    lines = []
+    for look, run in zip(looks(together), together.runs, strict=True):
+        found = comparison.kl(run)
+        if len(found) > 1:
+            columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
+            lines.append(_line(look, run.spent(list(found)), columns))
+    if not lines:
+        return None
+    return Markup(
+        panel("kl", lines, describe=f"{KL}, against {SPENT}, a line for each run", xlabel=SPENT, reference=0.0)
+    )
+
+
+def frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
+    """Every reward on the first split against the KL, a path of evaluations for each run."""
+    split = together.splits[0]
+    for i, reward in enumerate(together.rewards):
+        lines = [
+            line
+            for look, run in zip(looks(together), together.runs, strict=True)
+            if (line := _path(look, run, reward, split)) is not None
+        ]
+        if lines:
+            describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each run"
+            base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
+            yield (
+                reward,
+                Markup(panel(f"frontier{i}", lines, describe=describe, xlabel=KL, reference=base, whole=False)),
+            )
+
+
+def _path(look: Look, run: Run, reward: str, split: str) -> Line | None:
+    """A run's evaluations as points of KL and reward."""
+    kl, scores = comparison.kl(run), run.scores.where(reward=reward, split=split)
+    updates = [update for update in run.evaluations if update in kl and update in scores.update]
+    if len(updates) < 2:
+        return None
+    means = [comparison.mean(scores.where(update=update)) for update in updates]
+    columns = np.array([(mean.estimate, mean.low, mean.high) for mean in means]).T
+    return _line(look, np.array([kl[update].estimate for update in updates]), columns, band=False)

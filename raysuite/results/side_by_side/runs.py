@@ -1,0 +1,225 @@
+"""Several runs on the same pictures: what can be compared, what each gained, how far they lie apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysuite.errors import UserError
+from raysuite.kernel.stats import RESAMPLES, Interval, paired_difference
+from raysuite.results import comparison
+from raysuite.results.comparison import (
+    Comparison,
+    by_prompt,
+    compare_one,
+    generator,
+)
+from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
+
+MOST_RUNS = 16
+"""More cannot be told apart in one figure."""
+MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
+"""Settings without which two runs did not evaluate the same base on the same noise."""
+WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
+"""Sections that do not say what is learned: runs that differ in these alone are repetitions."""
+
+Picture = tuple[str, str, int]
+"""Split, prompt and sample: the same noise in every run."""
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Runs that can be compared. Their scores are those of the pictures that all of them have."""
+
+    runs: tuple[Run, ...]
+    names: tuple[str, ...]
+    splits: tuple[str, ...]
+    """Splits with the same prompts in every run, held-out first."""
+    left_out: tuple[str, ...]
+    """Splits whose prompts are not the same in every run."""
+    rewards: tuple[str, ...]
+    """Rewards that every run has, the one that the verdict is about first."""
+
+    @cached_property
+    def methods(self) -> list[list[int]]:
+        """Places of the runs of each method: runs with the same settings are its repetitions."""
+        found: dict[str, list[int]] = {}
+        for place, run in enumerate(self.runs):
+            settings = {name: section for name, section in run.config.items() if name not in WITHOUT_EFFECT}
+            found.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
+        return list(found.values())
+
+    def method_name(self, method: int) -> str:
+        """The names of its runs."""
+        return " + ".join(self.names[place] for place in self.methods[method])
+
+    @property
+    def headline(self) -> str:
+        """The reward that the verdict is about."""
+        return self.rewards[0]
+
+    @cached_property
+    def gains(self) -> list[Comparison]:
+        """The headline reward of every run: the model as it came against its last evaluation."""
+        return self.gains_in(self.headline, self.splits[0])
+
+    def gains_in(self, reward: str, split: str) -> list[Comparison]:
+        """One reward of every run, in their order."""
+        found = (compare_one(run, reward, split, 0, run.evaluations[-1]) for run in self.runs)
+        return [gain for gain in found if gain is not None]
+
+    def last(self, run: int) -> Scores:
+        """The headline reward at a run's last evaluation."""
+        scores = self.runs[run].scores
+        return scores.where(reward=self.headline, split=self.splits[0], update=self.runs[run].evaluations[-1])
+
+    @property
+    def spent(self) -> list[float]:
+        """Network evaluations of training behind every run's last evaluation."""
+        return [float(run.spent(run.evaluations[-1:])[0]) for run in self.runs]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How far the last evaluations of one method lie above those of another, both named by their place."""
+
+    higher: int
+    lower: int
+    difference: Interval
+
+    @property
+    def told(self) -> bool:
+        """Whether the difference can be told from none."""
+        return self.difference.low > 0
+
+
+def read_runs(directories: Sequence[Path]) -> SideBySide:
+    """Runs of the same base, evaluated on the same prompts and noise.
+
+    Raises:
+        UserError: there is one run or too many, one has not been evaluated after training, or they cannot be compared.
+    """
+    places = [directory.resolve() for directory in directories]
+    if not 2 <= len(places) <= MOST_RUNS:
+        raise UserError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(places)}: name that many")
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise UserError(f"expected different runs, got {twice} twice: name it once")
+    runs = [read_run(directory) for directory in directories]
+    for run in runs:
+        if run.evaluations[:1] != [0] or len(run.evaluations) < 2:
+            raise UserError(
+                f"expected evaluations of the model as it came and of a trained policy in {run.directory}, found those "
+                f"after {run.evaluations or 'no'} updates: leave the run out or wait for its next evaluation"
+            )
+    names = _names(runs)
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        _check_agreement(runs[0], run, (names[0], name))
+    pictures = _shared_pictures(runs)
+    splits = tuple(split for split in SPLITS if any(picture[0] == split for picture in pictures))
+    if not splits:
+        raise UserError(
+            f"expected runs evaluated on the same prompts, those of {listed(names)} differ: train them with the same "
+            "prompts.held_out and evaluation.prompts"
+        )
+    trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
+    left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
+    return SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names))
+
+
+def _names(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The shortest names that tell the runs apart: directories, objectives, directories with their parents, or paths."""
+    places = [run.directory.resolve() for run in runs]
+    candidates = (
+        [place.name for place in places],
+        [str(run.config["objective"]["name"]) for run in runs],
+        [f"{place.parent.name}/{place.name}" for place in places],
+    )
+    return tuple(next((names for names in candidates if len(set(names)) == len(names)), map(str, places)))
+
+
+def _check_agreement(first: Run, other: Run, names: tuple[str, str]) -> None:
+    settings = [dict(flat(run.config)) for run in (first, other)]
+    for path in MUST_AGREE:
+        one, two = (s.get(path) for s in settings)
+        if one != two:
+            raise UserError(
+                f"expected runs with the same {path}, got {one} in {names[0]} and {two} in {names[1]}: compare runs that start "
+                "from one model and are evaluated with one seed"
+            )
+
+
+def _same_prompts(runs: Sequence[Run], split: str) -> bool:
+    first, *others = (set(run.scores.where(update=0, split=split).prompt) for run in runs)
+    return bool(first) and all(other == first for other in others)
+
+
+def _shared_pictures(runs: Sequence[Run]) -> set[Picture]:
+    """What every first and last evaluation has, of the splits with the same prompts in all runs."""
+    shared = set.intersection(*(_pictures(run, update) for run in runs for update in (0, run.evaluations[-1])))
+    splits = [split for split in SPLITS if _same_prompts(runs, split)]
+    return {picture for picture in shared if picture[0] in splits}
+
+
+def _pictures(run: Run, update: int) -> set[Picture]:
+    scores = run.scores.where(update=update)
+    return set(zip(scores.split, scores.prompt, scores.sample, strict=True))
+
+
+def _is_among(scores: Scores, pictures: set[Picture]) -> np.ndarray:
+    return np.array(
+        [key in pictures for key in zip(scores.split, scores.prompt, scores.sample, strict=True)], dtype=bool
+    )
+
+
+def _rewards(runs: Sequence[Run], names: Sequence[str]) -> tuple[str, ...]:
+    """Rewards that all runs have, first the one that the verdict is about: the first run's headline if all have it."""
+    scores = [run.scores.where(update=update) for run in runs for update in (0, run.evaluations[-1])]
+    shared = [name for name in runs[0].rewards if all(name in s.reward for s in scores)]
+    if any(run.config["rewards"] != runs[0].config["rewards"] for run in runs):
+        shared = [name for name in shared if name != WEIGHTED_SUM]  # of other terms or weights
+    if not shared:
+        raise UserError(
+            f"expected a reward that all of {listed(names)} were evaluated on, found none: name one in evaluation.rewards of each"
+        )
+    headlines = [name for run in runs if (name := comparison.headline(run)) in shared]
+    return tuple(dict.fromkeys([*headlines[:1], *shared]))
+
+
+def contrasts(together: SideBySide) -> list[Contrast]:
+    """Every pair of methods on the headline reward, paired by picture, the highest first.
+
+    The value of a picture is its mean over a method's repetitions. The intervals hold for all pairs at once with 95 %
+    (Bonferroni): with m pairs each has a confidence of 1 - 0.05 / m. They are about other prompts, not other seeds.
+    """
+    prompts = together.last(0).prompt
+    # after trimming every last evaluation has the same pictures in the same order
+    values = [np.mean([together.last(place).value for place in places], axis=0) for places in together.methods]
+    order = sorted(range(len(values)), key=lambda method: -float(values[method].mean()))
+    pairs = list(combinations(order, 2))
+
+    def difference(higher: int, lower: int) -> Interval:
+        confidence, resamples = 1 - 0.05 / len(pairs), RESAMPLES * len(pairs)
+        groups, rng = by_prompt(prompts), generator()
+        return paired_difference(values[lower], values[higher], groups, rng, confidence=confidence, resamples=resamples)
+
+    return [Contrast(higher, lower, difference(higher, lower)) for higher, lower in pairs]
+
+
+def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Dotted paths whose values are not the same in all, with the value in each; None where it has none."""
+    found = [dict(flat(tree)) for tree in trees]
+    paths = dict.fromkeys(path for tree in found for path in tree)
+    rows = [(path, [tree.get(path) for tree in found]) for path in paths]
+    return [(path, values) for path, values in rows if any(value != values[0] for value in values)]
+
+
+def listed(words: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,166 @@
+"""What several runs say together, in sentences: what rose, what can be told between them, what limits both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from raysuite.results import comparison
+from raysuite.results.comparison import Comparison, count, number, with_interval
+from raysuite.results.run import SPLITS, Run, Scores
+from raysuite.results.side_by_side.runs import Contrast, SideBySide, differing, listed
+
+SAME_BUDGET = 1.1
+"""Budgets whose ratio is at most this are called equal."""
+MOST_PAIRS = 3
+"""Pairs that are named in the verdict; the others are in the table."""
+
+
+def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
+    """Sentences: what rose against the base, what can be told between the runs, and what seeds have to do with it."""
+    return [_against_the_base(together), _between(together, found), _seeds(together)]
+
+
+def _against_the_base(together: SideBySide) -> str:
+    gains = together.gains
+    words = {1: "rose with", -1: "fell with", 0: "cannot be told from no change with"}
+    clauses = []
+    for direction, verb in words.items():
+        names = [name for name, gain in zip(together.names, gains, strict=True) if gain.direction == direction]
+        if len(names) == len(gains) > 2:
+            clauses.append(f"{verb} all {len(gains)} runs" if direction else f"{verb} any of the {len(gains)} runs")
+        elif names:
+            clauses.append(f"{verb} {listed(names)}")
+    where = count(gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
+    return f"On {where} the {comparison.label(together.headline)} {listed(clauses)}."
+
+
+def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
+    if not found:
+        return "All runs have the same settings."
+    name, methods = together.method_name, "runs" if len(together.methods) == len(together.runs) else "settings"
+    told = sorted((c for c in found if c.told), key=lambda c: -c.difference.estimate)
+    untold = [c for c in found if not c.told]
+    above = listed([f"{name(c.higher)} ended above {name(c.lower)} ({_size(c)})" for c in told[:MOST_PAIRS]])
+    if len(told) > MOST_PAIRS:
+        return f"{len(told)} of {len(found)} pairs of {methods} can be told apart; most clearly {above}."
+    if told and untold:
+        return f"{above}. The other {'pair' if len(untold) == 1 else f'{len(untold)} pairs'} cannot be told apart."
+    if told:
+        return f"{above}."
+    if len(untold) == 1:
+        return f"{name(untold[0].higher)} and {name(untold[0].lower)} cannot be told apart ({_size(untold[0])})."
+    return f"No two of the {len(together.methods)} {methods} can be told apart by their last evaluations."
+
+
+def _size(contrast: Contrast) -> str:
+    return with_interval(contrast.difference, signed=True)
+
+
+def _seeds(together: SideBySide) -> str:
+    """Which runs are repetitions of each other and how far those lie apart; that the others are not repeated."""
+    repeated = [places for places in together.methods if len(places) > 1]
+    if not repeated:
+        return "Every run is one seed of its settings: the intervals say nothing about another seed."
+    ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
+    sentences = [_repetitions(together, places, ends) for places in repeated]
+    gap = max(max(ends[place] for place in places) - min(ends[place] for place in places) for places in repeated)
+    sentences.append(
+        f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be the "
+        "seed's."
+    )
+    if single := [together.names[places[0]] for places in together.methods if len(places) == 1]:
+        each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
+        sentences.append(f"{listed(single)} {each} settings.")
+    return " ".join(sentences)
+
+
+def _repetitions(together: SideBySide, places: Sequence[int], ends: Sequence[float]) -> str:
+    seeds = {together.runs[place].config["seed"] for place in places}
+    what = "differ in their seed only" if len(seeds) == len(places) else "have the same settings, even the seed,"
+    names = listed([together.names[place] for place in places])
+    return f"{names} {what} and ended at {listed([number(ends[place], 3) for place in places])}."
+
+
+def alarms(together: SideBySide) -> list[str]:
+    """Signs in any run that a reward is gamed or prompts learned by heart."""
+    return _said(together, comparison.alarms)
+
+
+def cautions(together: SideBySide) -> list[str]:
+    """What limits the comparison, then what limits single runs."""
+    own = (_budgets, _samplers, _bases, _trained_rewards, _left_out, _unfinished)
+    return [*(caution for about in own for caution in about(together)), *_said(together, comparison.cautions)]
+
+
+def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], list[str]]) -> list[str]:
+    """What is said about single runs, with their names; once and without them where it is said about all."""
+    said: dict[str, list[str]] = {}
+    for name, run in zip(together.names, together.runs, strict=True):
+        for sentence in about(run, comparison.compare(run)):
+            said.setdefault(sentence, []).append(name)
+    everyone = len(together.runs)
+    return [text if len(names) == everyone else f"{listed(names)}: {text}" for text, names in said.items()]
+
+
+def _budgets(together: SideBySide) -> list[str]:
+    spent = together.spent
+    if max(spent) <= SAME_BUDGET * min(spent):
+        return []
+    each = listed([f"{name} {cost:,.0f}" for name, cost in zip(together.names, spent, strict=True)])
+    return [
+        f"The budgets differ: network evaluations spent on training until the last evaluation are {each}. Compare the "
+        "curves where they have spent the same."
+    ]
+
+
+def _samplers(together: SideBySide) -> list[str]:
+    rows = [
+        (path, values)
+        for path, values in differing([run.config for run in together.runs])
+        if path.startswith("sampler.")
+    ]
+    each = "; ".join(f"{path} is {listed([str(value) for value in values])}" for path, values in rows)
+    said = (
+        f"The runs draw their pictures differently ({each}): a part of their differences is the sampler's, and pictures of "
+        f"the model as it came are those of {together.names[0]}."
+    )
+    return [said] if rows else []
+
+
+def _bases(together: SideBySide) -> list[str]:
+    """Where the same model, sampler, prompts and noise did not give the same scores."""
+    if _samplers(together):
+        return []
+    first, *others = (run.scores.where(reward=together.headline, update=0) for run in together.runs)
+    other = [name for name, scores in zip(together.names[1:], others, strict=True) if not _same(first, scores)]
+    if not other:
+        return []
+    return [
+        f"The model as it came does not have the same scores in {listed([together.names[0], *other])}: other weights, "
+        "versions or hardware are a part of their differences."
+    ]
+
+
+def _same(one: Scores, two: Scores) -> bool:
+    return one.value.shape == two.value.shape and np.allclose(one.value, two.value, rtol=1e-3)
+
+
+def _trained_rewards(together: SideBySide) -> list[str]:
+    terms = [
+        " + ".join(f"{term['weight']:g} {term['name']}" for term in run.config["rewards"]) for run in together.runs
+    ]
+    each = listed([f"{name} {what}" for name, what in zip(together.names, terms, strict=True)])
+    return [f"The runs train other rewards: {each}."] if len(set(terms)) > 1 else []
+
+
+def _left_out(together: SideBySide) -> list[str]:
+    return [
+        f"The {SPLITS[split]} prompts are not the same in every run and are left out." for split in together.left_out
+    ]
+
+
+def _unfinished(together: SideBySide) -> list[str]:
+    members = zip(together.names, together.runs, strict=True)
+    return [f"{name} is unfinished: {run.progress} are done." for name, run in members if not run.finished]
