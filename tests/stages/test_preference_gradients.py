@@ -1,0 +1,189 @@
+"""Every objective on every family: at the reference, in any microbatch, and with another reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raysuite.config import RunConfig
+from raysuite.families import Policy
+from raysuite.families.stable_diffusion import StableDiffusionPolicy
+from raysuite.kernel.objectives import OBJECTIVES, Objective
+from raysuite.kernel.objectives.cal_dpo import CalDpo
+from raysuite.kernel.objectives.ddpo import Ddpo
+from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dspo import Dspo
+from raysuite.kernel.objectives.forward_rl import ForwardRl
+from raysuite.kernel.objectives.sft import Sft
+from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
+from raysuite.stages.learn import Batch, gradient
+from raysuite.types import Preferences, Transitions
+
+Opener = Callable[..., tuple[Policy, RunConfig]]
+
+MADE: dict[str, Objective[Any]] = {
+    "ddpo": Ddpo(clip=0.1, advantage_clip=5.0),
+    "trajectory_dpo": TrajectoryDpo(strength=5.0, discount=0.8),
+    "diffusion_dpo": DiffusionDpo(beta=50.0, draws=2),
+    "dspo": Dspo(beta=0.5, draws=2),
+    "cal_dpo": CalDpo(beta=50.0, share=0.1, draws=2),
+    "sft": Sft(draws=2),
+    "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=2),
+}
+PROMPTS = {"toy": ("left", "right", "both")}
+STEPS = 4
+
+each = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def batch_for(objective: Objective[Any], policy: Policy, policy_name: str) -> Batch:
+    """Three random trajectories or pairs of them."""
+    prompts = PROMPTS.get(policy_name, ("one red circle", "two blue squares", "three green triangles"))
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 2, STEPS + 1, *policy.latent_shape, generator=generator)
+    if objective.consumes == "preferences":
+        return Preferences(latents_RMK=latents, prompts_R=prompts)
+    return Transitions(
+        latents_NK=latents[:, 0],
+        logp_NK=torch.zeros(3, STEPS),
+        advantage_NK=torch.randn(3, STEPS, generator=generator),
+        prompts_N=prompts,
+    )
+
+
+def taken(
+    objective: Objective[Any], policy: Policy, batch: Batch, microbatch: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    for p in policy.trainable().values():
+        p.grad = None
+    metrics, _ = gradient(objective, policy, [(batch, torch.Generator().manual_seed(0))], microbatch=microbatch)
+    grads = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in policy.trainable().values()]
+    return torch.cat(grads).numpy().astype(float), metrics
+
+
+def nudge(policy: Policy, size: float = 0.05) -> None:
+    weights = policy.weights()
+    policy.set_weights(weights + size * np.random.default_rng(0).normal(size=weights.shape).astype(np.float32))
+
+
+def test_every_objective_is_tested() -> None:
+    assert MADE.keys() == OBJECTIVES.keys()
+    assert all(type(made) is OBJECTIVES[name] for name, made in MADE.items())
+
+
+@pytest.mark.parametrize("name", ["trajectory_dpo", "diffusion_dpo"])
+def test_the_first_loss_is_log_2(name: str, policy_name: str, policy_of: Opener) -> None:
+    """Policy and reference agree to the bit, whatever the family."""
+    policy, _ = policy_of(policy_name)
+    _, metrics = taken(MADE[name], policy, batch_for(MADE[name], policy, policy_name), microbatch=64)
+    assert metrics["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert metrics["reward_margin"] == 0 and metrics["reward_accuracy"] == 0.5
+
+
+@each
+@pytest.mark.parametrize("microbatch", [1, 3, 5])
+def test_any_microbatch_gives_the_same_gradient(name: str, microbatch: int, policy_of: Opener) -> None:
+    """Also one that is smaller than a unit: a pair of trajectories has 8 points here."""
+    for policy_name in ("toy", "epsilon-lora-1"):
+        policy, _ = policy_of(policy_name)
+        nudge(policy)
+        objective = MADE[name]
+        batch = batch_for(objective, policy, policy_name)
+        whole, metrics = taken(objective, policy, batch, microbatch=1000)
+        split, others = taken(objective, policy, batch, microbatch=microbatch)
+        assert np.linalg.norm(whole) > 0
+        assert np.linalg.norm(split - whole) <= 1e-4 * np.linalg.norm(whole)
+        assert others == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_units_larger_than_a_microbatch_cost_one_pass_more(policy_of: Opener) -> None:
+    policy, _ = policy_of("toy")
+    objective = MADE["trajectory_dpo"]
+    batch = batch_for(objective, policy, "toy")
+    points = 3 * 2 * STEPS
+    for microbatch, passes in ((8, 2), (7, 3)):
+        _, cost = gradient(objective, policy, [(batch, torch.Generator())], microbatch=microbatch)
+        assert (cost.forward, cost.backward) == (passes * points, points)
+
+
+def test_forward_objectives_are_not_guided(policy_of: Opener) -> None:
+    """With guidance 3 a prediction of the sampler's policy costs two evaluations, one of the network alone costs one."""
+    policy, _ = policy_of("epsilon-all-3")
+    for name, evaluations in (("diffusion_dpo", 1), ("trajectory_dpo", 2)):
+        objective = MADE[name]
+        batch = batch_for(objective, policy, "epsilon-all-3")
+        _, cost = gradient(objective, policy, [(batch, torch.Generator())], microbatch=64)
+        points = {"diffusion_dpo": 3 * 2 * 2, "trajectory_dpo": 3 * 2 * STEPS}[name]
+        assert (cost.forward, cost.backward) == (2 * evaluations * points, evaluations * points)
+    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([500])
+    guided, plain = (policy.predict(x, t, ["one red circle"], guided=g) for g in (True, False))
+    empty = policy.predict(x, t, [""], guided=False)
+    torch.testing.assert_close(guided, empty + 3 * (plain - empty), rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_can_follow_the_policy(policy_name: str, policy_of: Opener) -> None:
+    policy, _ = policy_of(policy_name, seed=7)
+    x, t = torch.randn(2, *policy.latent_shape), torch.tensor([500, 20])
+    prompts = PROMPTS.get(policy_name, ("one red circle", "two blue squares"))[:2]
+    nudge(policy)
+    weights = policy.weights()
+    policy.set_reference(weights)
+    assert np.array_equal(policy.weights(), weights)
+    with torch.no_grad():
+        own, reference = (policy.predict(x, t, prompts, reference=r) for r in (False, True))
+    assert torch.equal(own, reference)
+    nudge(policy)
+    with torch.no_grad():
+        moved, stayed = (policy.predict(x, t, prompts, reference=r) for r in (False, True))
+    assert torch.equal(stayed, reference) and not torch.equal(moved, own)
+    moving = policy.predict(x, t, prompts)
+    kept = policy.predict(x, t, prompts, reference=True)  # between a forward pass and its backward pass
+    assert torch.equal(kept, reference) and not kept.requires_grad
+    moving.sum().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.trainable().values())
+
+
+def test_lora_needs_no_second_network(policy_of: Opener) -> None:
+    policy, _ = policy_of("epsilon-lora-1", seed=8)
+    assert isinstance(policy, StableDiffusionPolicy)
+    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([500])
+    seen = []
+    hook = policy.trained.network.register_forward_hook(lambda module, *rest: seen.append(module))
+    policy.predict(x, t, ["one red circle"], reference=True)
+    policy.set_reference(policy.weights())
+    policy.predict(x, t, ["one red circle"], reference=True)
+    hook.remove()
+    assert seen == [policy.trained.network] * 2
+
+
+@pytest.mark.parametrize("name", ["trajectory_dpo", "diffusion_dpo", "cal_dpo", "dspo", "sft"])
+def test_learning_makes_the_preferred_likelier(name: str, policy_of: Opener) -> None:
+    """Toy pairs that differ in their first axis, 60 steps: the implicit reward tells them apart, or the denoising error of the
+    preferred ones falls."""
+    policy, _ = policy_of("toy", seed=9)
+    objective, generator = MADE[name], torch.Generator().manual_seed(1)
+    clean = torch.randn(64, 2, 1, 2, generator=generator) * 0.3
+    clean[:, 0, :, 0] += 1
+    clean[:, 1, :, 0] -= 1
+    path = torch.linspace(0, 1, STEPS + 1)[:, None]
+    noise = torch.randn(64, 2, 1, 2, generator=generator)
+    latents = path * clean + (1 - path**2).sqrt() * noise
+    batch = Preferences(latents_RMK=latents, prompts_R=("both",) * 64)
+    optimizer = torch.optim.Adam(policy.trainable().values(), lr=0.01)
+    history = []
+    for step in range(60):
+        optimizer.zero_grad()
+        metrics, _ = gradient(objective, policy, [(batch, torch.Generator().manual_seed(step))], microbatch=1000)
+        optimizer.step()
+        history.append(metrics)
+    first, last = ({key: np.mean([m[key] for m in part]) for key in history[0]} for part in (history[:5], history[-5:]))
+    if name in ("trajectory_dpo", "diffusion_dpo", "cal_dpo"):
+        assert last["reward_accuracy"] > 0.7
+        assert last["reward_margin"] > first["reward_margin"] + 0.1
+    else:
+        assert last["loss"] < 0.97 * first["loss"]
