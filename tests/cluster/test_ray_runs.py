@@ -15,14 +15,19 @@ import ray
 import safetensors.numpy
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, start_actors
+from raysuite.cluster.pairs import make_pairs
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
+from raysuite.progress import Counting
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.train import Training
 
@@ -73,6 +78,64 @@ def test_two_learner_workers_equal_one(tmp_path: Path) -> None:
     two = toy(cluster__workers="2", cluster__worker_cpus="0.5", cluster__actors="2", cluster__actor_cpus="0.25")
     one = in_one_process(toy(), tmp_path / "one")
     np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
+
+
+def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -> None:
+    """Pairs learned from on one worker count for both: the same steps, divided by the same number."""
+    settings = {
+        "objective": "{name: trajectory_dpo, strength: 5.0, discount: 0.9}",
+        "credit": "null",
+        "preferences.choose": "all",
+        "rewards": "[{name: 'tests.cluster.rewards:blind_on_left'}]",
+        "reference.refresh": "1",
+    }
+    more = {path.replace(".", "__"): value for path, value in settings.items()}
+    two = toy(**more, cluster__workers="2", cluster__worker_cpus="0.5", cluster__actors="2", cluster__actor_cpus="0.25")
+    one = in_one_process(toy(**more), tmp_path / "one")
+    np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
+    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    told = {name: [r["value"] for r in rows if r["name"] == name] for name in ("train/rankings", "train/ties")}
+    pairs = 2 * 16 * 15 / 2  # of two prompts
+    assert [r + t for r, t in zip(told["train/rankings"], told["train/ties"], strict=True)] == [pairs] * 2
+    assert min(told["train/ties"]) >= pairs / 2 and min(told["train/rankings"]) > 0
+
+
+def test_pairs_are_those_of_the_same_stages_in_one_process(tmp_path: Path) -> None:
+    config = toy(
+        objective="{name: trajectory_dpo, strength: 5.0, discount: 0.9}",
+        credit="null",
+        preferences__choose="all",
+        preferences__limit="5",
+    )
+    made = [
+        make_pairs(
+            config,
+            tmp_path / "set",
+            prompts=4,
+            trajectories=True,
+            command=["test"],
+            counting=Counting("test", "blocks", Console(quiet=True)),
+        )
+        for _ in range(2)
+    ]
+    assert made[0] == made[1] and made[0]["rankings"] == 20
+    found = PreferenceSet(tmp_path / "set")
+    policy = open_policy(config, torch.device("cpu"))
+    blocks = [b for update in range(2) for b in training_blocks(config, load_prompts(config.prompts), update)]
+    drawn = LocalCollector(policy, config).start(blocks, policy.weights(), 0)
+    expected = [compared(r, rankings(config, r.block, r.reward_N)[0]) for r in drawn]
+    rows = found.rows(range(20))
+    assert torch.equal(rows.latents_RMK, torch.cat([e.latents_RMK for e in expected]))
+    assert rows.prompts_R == tuple(p for e in expected for p in e.prompts_R)
+    with pytest.raises(UserError, match="differs in source"):
+        make_pairs(
+            config.model_copy(update={"seed": 1}),
+            tmp_path / "set",
+            prompts=4,
+            trajectories=True,
+            command=["test"],
+            counting=Counting("test", "blocks", Console(quiet=True)),
+        )
 
 
 def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for() -> None:
