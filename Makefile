@@ -9,6 +9,12 @@ BIN := .venv/bin
 PEER := trl==0.23.1 diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 datasets==5.0.1 fsspec==2026.6.0
 PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors scipy torch
 
+DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
+# network evaluations of training; evaluations that a quarter of an hour has room for
+EQUAL := --set budget=49152 --set updates=100 --set evaluation.every=50 --set evaluation.final_samples=2
+
+OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
+
 .PHONY: help setup demo test check fix bench bench-peer clean
 
 help: ## this list
@@ -22,9 +28,10 @@ setup: .venv/.installed ## environment in .venv with the package and its tools; 
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## train the bundled model to draw what it is asked for, on this machine
-	$(BIN)/raysuite train scenes-ddpo --out runs/demo
-	@echo "The report is $(CURDIR)/runs/demo/report.html: open it in a browser."
+demo: setup ## align the bundled model three ways at an equal budget, and see which moves it how far
+	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe $(EQUAL) --out runs/demo/$$recipe || exit; done
+	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
+	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
 test: setup ## all tests
 	$(BIN)/python -m pytest
@@ -41,6 +48,7 @@ fix: setup ## mend what lint and format can mend by themselves, show the rest
 
 bench: setup ## how fast the suite is on this machine
 	$(BIN)/python jobs/bench.py
+	$(BIN)/python jobs/bench.py --turns 5 --objectives scenes-ddpo $(OBJECTIVES)
 
 bench-peer: setup .venv-peer/.installed ## the same training in the suite and in a peer library, timed
 	$(BIN)/python jobs/bench_peer.py --peer .venv-peer/bin/python

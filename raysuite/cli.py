@@ -29,7 +29,7 @@ Run = Annotated[Path, typer.Argument(help="The --out of a run.")]
 @app.command()
 def train(
     run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
-    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/<name>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory \\[default: runs/<name>].")] = None,
     keep_rollouts: Annotated[
         bool, typer.Option("--keep-rollouts", help="Store all rollouts, for runs with rollouts.replay=<this run>.")
     ] = False,
@@ -90,8 +90,8 @@ def encode(
     source: Annotated[str, typer.Argument(help="Parquet files, a hub dataset, HPDv2's .json, or a .jsonl of pairs.")],
     out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
     model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
-    size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side [default: the model's own].")] = None,
-    layout: Annotated[str | None, typer.Option(help="pickapic, hpdv2 or jsonl [default: by the file name].")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
+    layout: Annotated[str | None, typer.Option(help="pickapic, hpdv2 or jsonl \\[default: by the file name].")] = None,
     split: Annotated[str, typer.Option(help="Of the source.")] = "train",
     rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
     actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
@@ -128,7 +128,7 @@ def encode(
 def evaluate(
     run: Run,
     checkpoint: Annotated[
-        int | None, typer.Option(help="Updates of the checkpoint [default: the last]; 0 is the base.")
+        int | None, typer.Option(help="Updates of the checkpoint \\[default: the last]; 0 is the base.")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt.")] = None,
 ) -> None:
@@ -167,7 +167,7 @@ def report(
 def recipes() -> None:
     """List the runs that ship with the package."""
     for name, line in configuration.recipes().items():
-        console.print(f"[bold]{name:24}[/bold] {line}")
+        console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)
 
 
 def _split(setting: str) -> tuple[str, str]:

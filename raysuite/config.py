@@ -401,12 +401,13 @@ def _build_objective(fields: Mapping[str, Any]) -> Objective[Any]:
 
 def recipes() -> dict[str, str]:
     """Name and first comment line of every recipe that ships with the package."""
-    files = sorted(resources.files("raysuite.recipes").iterdir(), key=lambda f: f.name)
-    return {
-        f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ")
-        for f in files
-        if f.name.endswith(".yaml")
+    files = resources.files("raysuite.recipes").iterdir()
+    first_lines = {
+        file.name.removesuffix(".yaml"): file.read_text().splitlines()[0].lstrip("# ")
+        for file in files
+        if file.name.endswith(".yaml")
     }
+    return dict(sorted(first_lines.items()))
 
 
 def load(recipe_or_file: str, overrides: Mapping[str, str] | None = None) -> RunConfig:

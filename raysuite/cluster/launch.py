@@ -32,6 +32,7 @@ from raysuite.stages.train import Training
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: other processes need the cores
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a configuration mean the same in the learner as at the command line
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default makes every report and the end of a run wait 2 seconds
 }
 
