@@ -29,6 +29,12 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
         (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),
         (["toy-ddpo", "--set", "rollouts.prompts=16"], "at most the 2 training prompts"),
+        (["toy-ddpo", "--set", "rollouts.replay=/nowhere"], "make one with --keep-rollouts"),
+        (["toy-ddpo", "--keep-rollouts", "--set", "rollouts.replay=/nowhere"], "a run that draws none"),
+        (["scenes-dspo", "--set", "preferences.source=/nowhere"], "expected a preference set at /nowhere, found none"),
+        (["scenes-dspo", "--set", "credit.discount=0.9"], "expected no credit settings with dspo"),
+        (["scenes-dspo", "--set", "objective.bta=1"], "did you mean objective.beta?"),
+        (["scenes-dspo", "--set", "objective={name: dpo}"], "did you mean"),
     ],
 )
 def test_nothing_is_written_by_a_run_that_cannot_start(
@@ -39,6 +45,26 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
     assert message.startswith("raysuite: ")
     assert mentions in message
     assert message.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["pairs", "toy-ddp"], "did you mean toy-ddpo?"),
+        (["pairs", "--prompts", "20"], "expected --prompts as a multiple of rollouts.prompts=16, got 20"),
+        (["pairs", "scenes-dspo-offline"], "expected a preference set at"),
+        (["encode", "/nowhere.jsonl"], "there is nothing: check the path"),
+        (["encode", "someone/pickapic"], "could not find them"),
+        (["encode", "someone/pickapic", "--layout", "webdataset"], "expected a layout of pickapic, hpdv2, jsonl"),
+    ],
+)
+def test_nothing_is_written_of_a_set_that_cannot_be_made(
+    words: list[str], mentions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "set"
+    message = fails([*words, "--out", str(out)], capsys)
+    assert mentions in message and message.count("\n") == 1
     assert not out.exists()
 
 
