@@ -10,8 +10,6 @@ PEER := trl==0.23.1 diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36
 PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors scipy torch
 
 DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
-# network evaluations of training; evaluations that a quarter of an hour has room for
-EQUAL := --set budget=49152 --set updates=100 --set evaluation.every=50 --set evaluation.final_samples=2
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
@@ -29,7 +27,7 @@ setup: .venv/.installed ## environment in .venv with the package and its tools; 
 	@touch $@
 
 demo: setup ## align the bundled model three ways at an equal budget, and see which moves it how far
-	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe $(EQUAL) --out runs/demo/$$recipe || exit; done
+	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe --out runs/demo/$$recipe || exit; done
 	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 

@@ -49,7 +49,7 @@ def _bar(directory: Path, console: Console, stop: threading.Event) -> None:
                 share = state.get("images", 0) / images if images and state["phase"] == "rollout" else 0.0
                 progress.update(
                     task,
-                    description=f"update {min(state['update'] + 1, total)} of {total}",
+                    description=_place(min(state["update"] + 1, total or state["update"] + 1), total),
                     total=total,
                     completed=state["update"] + share / 2,
                     detail=_detail(state),
@@ -62,7 +62,12 @@ def _lines(directory: Path, console: Console, stop: threading.Event) -> None:
         state = _read(directory)
         if state and (state["phase"], state["update"]) != said and state["phase"] in ("rollout", "evaluate"):
             said = (state["phase"], state["update"])
-            console.print(f"update {state['update']} of {state['updates']}: {_detail(state)}", highlight=False)
+            console.print(f"{_place(state['update'], state['updates'])}: {_detail(state)}", highlight=False)
+
+
+def _place(update: int, total: int | None) -> str:
+    """A run that ends by its budget does not know at first how many updates it will have."""
+    return f"update {update}" if total is None else f"update {update} of {total}"
 
 
 def _detail(state: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,16 @@ class State:
         """Whether the run has had all its updates, or spent its budget."""
         spent = self.training.network_evaluations
         return self.updates >= config.updates or (config.budget is not None and spent >= config.budget)
+
+    def expected_updates(self, config: RunConfig) -> int | None:
+        """How many updates the run will probably have; None before the first where a budget decides."""
+        if config.budget is None:
+            return config.updates
+        if not self.updates:
+            return None
+        if not self.training.network_evaluations:
+            return config.updates
+        return min(config.updates, math.ceil(config.budget * self.updates / self.training.network_evaluations))
 
     def ledger(self) -> dict[str, Any]:
         """What ledger.json holds."""

@@ -83,7 +83,7 @@ class Training:
             if evaluate or self.state.updates % self.config.checkpoints.every == 0:
                 self.save()
         if self.first:
-            self.run.progress(phase="done", update=self.state.updates, updates=self.config.updates)
+            self.run.progress(phase="done", update=self.state.updates, updates=self.state.updates)
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what was written after it."""
@@ -238,13 +238,11 @@ class Training:
 
     def say(self, phase: str, **values: object) -> None:
         """Tell how far the run is and how long it will still take."""
-        done = self.state.updates - self.started_at
-        left = (
-            None if not done else (time.monotonic() - self.started) / done * (self.config.updates - self.state.updates)
-        )
-        self.run.progress(
-            phase=phase, update=self.state.updates, updates=self.config.updates, seconds_left=left, **values
-        )
+        done, expected = self.state.updates - self.started_at, self.state.expected_updates(self.config)
+        left = None
+        if done and expected is not None:
+            left = (time.monotonic() - self.started) / done * max(0, expected - self.state.updates)
+        self.run.progress(phase=phase, update=self.state.updates, updates=expected, seconds_left=left, **values)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.rewards import REWARDS
 from raysuite.stages import preference_set
+from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.preference_set import PreferenceSet
@@ -200,6 +201,9 @@ def test_a_budget_ends_a_run(tmp_path: Path) -> None:
     run.train()
     assert run.state.updates == 2
     assert run.state.training.network_evaluations == 2560
+    assert State().expected_updates(config) is None, "nobody knows before the first"
+    assert State(updates=1, training=Cost(forward=1280)).expected_updates(config) == 2
+    assert State(updates=1, training=Cost(forward=10)).expected_updates(config) == 50
     again = begin(config, tmp_path)
     again.train()
     assert again.state.updates == 2
