@@ -30,6 +30,8 @@ class Policy(ABC):
     device: torch.device
     evaluations_per_prediction: int
     """Network evaluations that one prediction costs: 2 with classifier-free guidance, else 1."""
+    reference_weights: np.ndarray | None = None
+    """What `set_reference` was given last; None while the reference is the network as it came."""
 
     @abstractmethod
     def predict(
@@ -98,6 +100,7 @@ class Policy(ABC):
             UserError: the array has another length.
         """
         self.replace_reference(self._named(flat))
+        self.reference_weights = flat
 
     def _named(self, flat: np.ndarray) -> dict[str, Tensor]:
         parameters = self.trainable()

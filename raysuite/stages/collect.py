@@ -22,17 +22,22 @@ class Collector(ABC):
 
 
 class LocalCollector(Collector):
-    """Draws in this process with the learner's own policy, when the iterator is read."""
+    """Draws in this process with the learner's own policy, which is as it came when the collector is made."""
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         self._policy = policy
         self._config = config
+        self._base = policy.weights()
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Nothing happens before the iterator is read."""
         for block in blocks:
-            own = self._policy.weights()
+            own, reference = self._policy.weights(), self._policy.reference_weights
             self._policy.set_weights(weights)
+            if reference is not None:  # the learner's; what a rollout measures is the KL from the model as it came
+                self._policy.set_reference(self._base)
             drawn = sample(self._policy, block, self._config, version=version)
             self._policy.set_weights(own)
+            if reference is not None:
+                self._policy.set_reference(reference)
             yield score(drawn, self._config)

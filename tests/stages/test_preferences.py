@@ -182,6 +182,16 @@ def test_the_reference_follows_when_it_should(tmp_path: Path) -> None:
     assert torch.equal(own, reference)
 
 
+def test_the_kl_is_from_the_model_as_it_came(tmp_path: Path) -> None:
+    """However often the reference followed the policy."""
+    measured = []
+    for name, refresh in (("fixed", "0"), ("refreshed", "1")):
+        run = begin(toy(reference__refresh=refresh, updates="1"), tmp_path / name)
+        run.train()
+        measured.append(metrics(tmp_path / name)["evaluation/kl"])
+    assert measured[0] == measured[1] and measured[0][0] == 0 < measured[0][1]
+
+
 def test_an_update_without_a_preference_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that cannot tell pictures apart: every pair is a tie, and is counted as one."""
     monkeypatch.setitem(REWARDS, "indifferent", lambda images, prompts, metadata: np.zeros(len(images)))
