@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from raysuite.stages.sources import LAYOUTS, Part, Source, as_items
 class Encoder:
     """One actor: opens the model once, then turns parts into blocks on disk, and returns their numbers."""
 
-    def __init__(self, model: Model, layout: str, path: str, split: str, directory: str, threads: int) -> None:
+    def __init__(
+        self, model: Model, layout: str, path: str, split: str, directory: str, threads: int, device: str
+    ) -> None:
         torch.set_num_threads(threads)
-        self._policy = open_model(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self._policy = open_model(model, torch.device(device))
         self._source, self._directory = LAYOUTS[layout](path, split), Path(directory)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,8 +78,7 @@ def encode(
         if not os.environ.get("RAY_ADDRESS") and actors > ray.cluster_resources()["CPU"]:
             raise UserError(f"expected --actors of at most the {ray.cluster_resources()['CPU']:g} CPUs, got {actors}")
         cores = int(ray.cluster_resources()["CPU"])
-        for block in _encoded(source, directory, missing, model, actors, actor_gpus, threads=max(1, cores // actors)):
-            assert block in {part.number for part in missing}
+        for _ in _encoded(source, directory, missing, model, actors, actor_gpus, threads=max(1, cores // actors)):
             counting.advance()
     return preference_set.summarise(directory)
 
@@ -91,7 +92,7 @@ def _encoded(
     actor_gpus: float,
     *,
     threads: int,
-) -> Any:
+) -> Iterator[int]:
     """Numbers of blocks as they are finished."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -99,7 +100,15 @@ def _encoded(
     context.print_on_execution_start = False
     blocks = ray.data.from_items(as_items(missing), override_num_blocks=len(missing)).map_batches(
         Encoder,
-        fn_constructor_args=(model, source.layout, source.path, source.split, str(directory), threads),
+        fn_constructor_args=(
+            model,
+            source.layout,
+            source.path,
+            source.split,
+            str(directory),
+            threads,
+            "cuda" if actor_gpus > 0 else "cpu",
+        ),
         batch_size=1,
         num_cpus=1,
         num_gpus=actor_gpus,

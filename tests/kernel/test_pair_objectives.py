@@ -16,7 +16,7 @@ from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo, calibrated
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
 from raysuite.kernel.objectives.dspo import Dspo
-from raysuite.kernel.objectives.pairs import PairObjective, linked, protect_winner, renoise
+from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner, renoise
 from raysuite.kernel.objectives.sft import Sft
 from raysuite.kernel.schedule import Schedule, ddim_schedule, denoised
 from raysuite.types import Preferences, Queries
@@ -216,7 +216,15 @@ def test_p4_p5_p6_what_the_errors_do() -> None:
     nothing = torch.zeros(UNITS, *SHAPE, dtype=torch.float64)
 
     def of(rewards: Tensor) -> Tensor:
-        return objective.terms(rewards, m, nothing, nothing, nothing)
+        return objective.terms(
+            Judged(
+                reward_UM=rewards,
+                reference_error_UM=m,
+                prediction_U=nothing,
+                reference_prediction_U=nothing,
+                target_U=nothing,
+            )
+        )
 
     torch.testing.assert_close(of(h), of(h + 3))
     queries, prediction, reference = points()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import PairObjective, linked, require
+from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,10 @@ class CalDpo(PairObjective):
         require(0 < self.share < 1, "share", "above 0 and below 1", self.share)
         require(self.weight >= 0, "weight", "of at least 0", self.weight)
 
-    def terms(
-        self,
-        reward_UM: Tensor,
-        reference_error_UM: Tensor,
-        prediction_U: Tensor,
-        reference_prediction_U: Tensor,
-        target_U: Tensor,
-    ) -> Tensor:
+    def terms(self, judged: Judged) -> Tensor:
         """Order and calibration."""
-        goal_U = self.share * 0.5 * self.beta * reference_error_UM[:, 0]
-        return calibrated(reward_UM[:, 0], reward_UM[:, 1], goal_U, weight=self.weight)
+        goal_U = self.share * 0.5 * self.beta * judged.reference_error_UM[:, 0]
+        return calibrated(judged.reward_UM[:, 0], judged.reward_UM[:, 1], goal_U, weight=self.weight)
 
 
 def calibrated(preferred: Tensor, rejected: Tensor, goal: Tensor, *, weight: float) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import Link, PairObjective, linked, require
+from raysuite.kernel.objectives.pairs import Judged, Link, PairObjective, linked, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,6 @@ class DiffusionDpo(PairObjective):
         super().__post_init__()
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", "of at least 0 and below 0.5", self.label_smoothing)
 
-    def terms(
-        self,
-        reward_UM: Tensor,
-        reference_error_UM: Tensor,
-        prediction_U: Tensor,
-        reference_prediction_U: Tensor,
-        target_U: Tensor,
-    ) -> Tensor:
+    def terms(self, judged: Judged) -> Tensor:
         """The link of the logit."""
-        return linked(reward_UM[:, 0] - reward_UM[:, 1], link=self.link, smoothing=self.label_smoothing)
+        return linked(judged.reward_UM[:, 0] - judged.reward_UM[:, 1], link=self.link, smoothing=self.label_smoothing)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import PairObjective, mean_square
+from raysuite.kernel.objectives.pairs import Judged, PairObjective, mean_square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,21 +31,14 @@ class Dspo(PairObjective):
     frozen_weight: bool = False
     """Take 1 - sigma(u) as a constant: no gradient reaches the rejected member (not in the released code)."""
 
-    def terms(
-        self,
-        reward_UM: Tensor,
-        reference_error_UM: Tensor,
-        prediction_U: Tensor,
-        reference_prediction_U: Tensor,
-        target_U: Tensor,
-    ) -> Tensor:
+    def terms(self, judged: Judged) -> Tensor:
         """The squared residual."""
-        weight_U = torch.sigmoid(reward_UM[:, 1] - reward_UM[:, 0])  # 1 - sigma(u)
+        weight_U = torch.sigmoid(judged.reward_UM[:, 1] - judged.reward_UM[:, 0])  # 1 - sigma(u)
         if self.frozen_weight:
             weight_U = weight_U.detach()
-        left_U = prediction_U - reference_prediction_U
+        left_U = judged.prediction_U - judged.reference_prediction_U
         if self.variant == "released_sdxl":
             distance_U = mean_square(left_U, 1)
             return torch.where(distance_U.detach() >= 0.1, weight_U**2 * distance_U, weight_U**2)
         tilt_U = (self.beta * weight_U).reshape(-1, *[1] * (left_U.ndim - 1))
-        return mean_square(prediction_U - target_U - tilt_U * left_U, 1)
+        return mean_square(judged.prediction_U - judged.target_U - tilt_U * left_U, 1)

@@ -125,6 +125,22 @@ def require_draws(draws: int, noise_range: tuple[float, float]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Pairs as a policy and its reference see them."""
+
+    reward_UM: Tensor
+    """(U, 2) implicit rewards h, the preferred member first."""
+    reference_error_UM: Tensor
+    """(U, 2) the reference's m."""
+    prediction_U: Tensor
+    """(U, ...) the network's output at the preferred member."""
+    reference_prediction_U: Tensor
+    """(U, ...) the reference's."""
+    target_U: Tensor
+    """(U, ...) what it should have been."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairObjective(Objective[Preferences]):
     """A loss on the denoising errors of a preferred and a rejected picture, noised alike.
 
@@ -194,8 +210,12 @@ class PairObjective(Objective[Preferences]):
         reference_error_UM = mean_square(reference_prediction_UM - target_UM, 2)
         error_UM = mean_square(prediction_UM - target_UM, 2)
         reward_UM = 0.5 * self.beta * (reference_error_UM - error_UM)
-        terms_U = self.terms(
-            reward_UM, reference_error_UM, prediction_UM[:, 0], reference_prediction_UM[:, 0], target_UM[:, 0]
+        judged = Judged(
+            reward_UM=reward_UM,
+            reference_error_UM=reference_error_UM,
+            prediction_U=prediction_UM[:, 0],
+            reference_prediction_U=reference_prediction_UM[:, 0],
+            target_U=target_UM[:, 0],
         )
         margin_U = (reward_UM[:, 0] - reward_UM[:, 1]).detach()
         metrics = {
@@ -204,23 +224,8 @@ class PairObjective(Objective[Preferences]):
             "preferred_error": error_UM[:, 0].detach() - reference_error_UM[:, 0],
             "rejected_error": error_UM[:, 1].detach() - reference_error_UM[:, 1],
         }
-        return Loss(terms_U=terms_U, metrics=metrics)
+        return Loss(terms_U=self.terms(judged), metrics=metrics)
 
     @abstractmethod
-    def terms(
-        self,
-        reward_UM: Tensor,
-        reference_error_UM: Tensor,
-        prediction_U: Tensor,
-        reference_prediction_U: Tensor,
-        target_U: Tensor,
-    ) -> Tensor:
-        """The loss of every pair, (U,).
-
-        Args:
-            reward_UM: (U, 2) implicit rewards h, the preferred member first.
-            reference_error_UM: (U, 2) the reference's m.
-            prediction_U: (U, ...) the network's output at the preferred member.
-            reference_prediction_U: (U, ...) the reference's.
-            target_U: (U, ...) what it should have been.
-        """
+    def terms(self, judged: Judged) -> Tensor:
+        """The loss of every pair, (U,)."""
