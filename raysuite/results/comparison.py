@@ -189,10 +189,11 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
         best = max(run.evaluations, key=lambda update: _estimate(run, split, update))
         since = compare_one(run, run.trained, split, best, run.evaluations[-1])
         if since and best > run.evaluations[0] and since.direction < 0:
+            gone = not (run.directory / "checkpoints" / f"{best:06d}").is_dir()
             found.append(
                 f"On {SPLITS[split]} prompts the trained reward was best after {count(best, 'update')} and has changed "
                 f"by {_change(since)} since. The best of {len(run.evaluations)} evaluations is partly luck; even so, "
-                "that checkpoint may be the better one."
+                f"that checkpoint may be the better one{'; it was not kept (checkpoints.keep)' if gone else ''}."
             )
     if run.splits == ["training"]:
         found.append(

@@ -108,7 +108,11 @@ def test_hacking_stands_at_the_top(tmp_path: Path, value: fabricate.Value, words
 
 
 def test_a_reward_past_its_peak_is_noticed(tmp_path: Path):
-    assert "was best after 5 updates and has changed by -0.300" in summary(fabricate.whole(tmp_path, peaking))
+    run = fabricate.whole(tmp_path, peaking)
+    assert "was best after 5 updates and has changed by -0.300" in summary(run)
+    assert "the better one; it was not kept (checkpoints.keep)." in summary(run)
+    (run / "checkpoints" / "000005").mkdir(parents=True)
+    assert "the better one." in summary(run)
 
 
 def test_what_a_run_cannot_show_is_said(tmp_path: Path):
