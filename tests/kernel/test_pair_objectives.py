@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES, Objective
-from raysuite.kernel.objectives.cal_dpo import CalDpo, calibrated
+from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner, renoise
@@ -323,25 +323,42 @@ def test_q6_a_frozen_weight_stops_the_rejected_members_gradient() -> None:
 # Cal-DPO
 
 
+def cal_terms(h: Tensor, goal: float, **changes: Any) -> Tensor:
+    """Terms of implicit rewards (U, 2) whose goal is `goal`: the reference's error is what puts it there."""
+    objective = CalDpo(**{"beta": BETA, "share": 0.2, "weight": 0.3, **changes})
+    nothing = torch.zeros(len(h), *SHAPE, dtype=torch.float64)
+    m_ref = torch.full((len(h), 2), goal / (0.2 * 0.5 * BETA), dtype=torch.float64)
+    return objective.terms(
+        Judged(
+            reward_UM=h,
+            reference_error_UM=m_ref,
+            prediction_U=nothing,
+            reference_prediction_U=nothing,
+            target_U=nothing,
+        )
+    )
+
+
 def test_c1_gradients_of_calibrated_rewards() -> None:
     """dL/dh_w = -(1 - sigma(h_w - h_l)) + 2 weight (h_w - M), dL/dh_l = (1 - sigma) + 2 weight (h_l + M)."""
-    h_w, h_l, goal = (randn(5, seed=s).requires_grad_(s < 2) for s in range(3))
-    calibrated(h_w, h_l, goal, weight=0.3).sum().backward()
-    rest = 1 - torch.sigmoid(h_w - h_l)
-    torch.testing.assert_close(h_w.grad, (-rest + 0.6 * (h_w - goal)).detach())
-    torch.testing.assert_close(h_l.grad, (rest + 0.6 * (h_l + goal)).detach())
+    h = randn(5, 2, seed=0).requires_grad_()
+    (slopes,) = torch.autograd.grad(cal_terms(h, 0.7).sum(), h)
+    rest = 1 - torch.sigmoid(h[:, 0] - h[:, 1])
+    torch.testing.assert_close(slopes[:, 0], -rest + 0.6 * (h[:, 0] - 0.7))
+    torch.testing.assert_close(slopes[:, 1], rest + 0.6 * (h[:, 1] + 0.7))
 
 
 def test_c2_c3_c4_limits() -> None:
     """At the goals only the order is left; weight 0 is Diffusion-DPO; the two squares alone are lowest at h = M."""
-    goal = torch.tensor([0.4], dtype=torch.float64)
-    at_goal = calibrated(goal, -goal, goal, weight=100.0)
-    torch.testing.assert_close(at_goal, -logsigmoid(2 * goal))
+    at_goal = torch.tensor([[0.4, -0.4]], dtype=torch.float64)
+    torch.testing.assert_close(cal_terms(at_goal, 0.4, weight=100.0), -logsigmoid(at_goal[:, 0] - at_goal[:, 1]))
     queries, prediction, reference = points()
-    plain = terms(CalDpo(beta=BETA, share=0.2, weight=0.0), queries, prediction, reference)
-    torch.testing.assert_close(plain, terms(DiffusionDpo(beta=BETA), queries, prediction, reference))
+    for options in ({}, {"link": "ipo"}, {"link": "hinge", "label_smoothing": 0.2}):
+        plain = terms(CalDpo(beta=BETA, share=0.2, weight=0.0, **options), queries, prediction, reference)  # type: ignore[arg-type]
+        dpo = terms(DiffusionDpo(beta=BETA, **options), queries, prediction, reference)  # type: ignore[arg-type]
+        torch.testing.assert_close(plain, dpo)
     h = torch.linspace(-1, 1, 201, dtype=torch.float64)
-    squares = calibrated(h, -h, goal, weight=1.0) + logsigmoid(2 * h)
+    squares = cal_terms(torch.stack([h, -h], 1), 0.4) + logsigmoid(2 * h)
     assert h[squares.argmin()].item() == pytest.approx(0.4)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, require
+from raysuite.kernel.objectives.pairs import Judged, Link, PairObjective, linked, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +28,25 @@ class CalDpo(PairObjective):
     """Of the preferred member's error under the reference that should vanish, in (0, 1)."""
     weight: float = 1.0
     """Of the calibration; 0 is Diffusion-DPO."""
+    link: Link = "logistic"
+    """Of the first term: `logistic`, `ipo` or `hinge`."""
+    label_smoothing: float = 0.0
+    """Share of labels taken to be wrong, in the first term."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.share < 1, "share", "above 0 and below 1", self.share)
         require(self.weight >= 0, "weight", "of at least 0", self.weight)
+        require(0 <= self.label_smoothing < 0.5, "label_smoothing", "of at least 0 and below 0.5", self.label_smoothing)
 
     def terms(self, judged: Judged) -> Tensor:
         """Order and calibration."""
         goal_U = self.share * 0.5 * self.beta * judged.reference_error_UM[:, 0]
-        return calibrated(judged.reward_UM[:, 0], judged.reward_UM[:, 1], goal_U, weight=self.weight)
+        preferred_U, rejected_U = judged.reward_UM.unbind(1)
+        order_U = linked(preferred_U - rejected_U, link=self.link, smoothing=self.label_smoothing)
+        return order_U + self.weight * calibration(preferred_U, rejected_U, goal_U)
 
 
-def calibrated(preferred: Tensor, rejected: Tensor, goal: Tensor, *, weight: float) -> Tensor:
-    """The loss of implicit rewards (U,) with goals +`goal` and -`goal`."""
-    order = linked(preferred - rejected, link="logistic", smoothing=0.0)
-    return order + weight * ((preferred - goal) ** 2 + (rejected + goal) ** 2)
+def calibration(preferred_U: Tensor, rejected_U: Tensor, goal_U: Tensor) -> Tensor:
+    """How far implicit rewards lie from +goal and -goal, squared, (U,)."""
+    return (preferred_U - goal_U) ** 2 + (rejected_U + goal_U) ** 2
