@@ -28,6 +28,7 @@ class Stage(IntEnum):
     EVALUATION_PROMPTS = 11
     PREFERENCES = 12
     PREFERENCE_ORDER = 13
+    SKETCH = 14
 
 
 def numpy_generator(

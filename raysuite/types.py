@@ -169,13 +169,17 @@ class Queries:
 
     def rows(self, start: int, stop: int) -> Self:
         """Units start to stop, as one chunk."""
+        return self.select(torch.arange(start, min(stop, len(self))))
+
+    def select(self, units: Tensor) -> Self:
+        """The units of these numbers, as one chunk."""
         return replace(
             self,
-            x_UM=self.x_UM[start:stop],
-            t_UM=self.t_UM[start:stop],
-            prompts_U=self.prompts_U[start:stop],
-            together=stop - start,
-            extra={name: tensor[start:stop] for name, tensor in self.extra.items()},
+            x_UM=self.x_UM[units],
+            t_UM=self.t_UM[units],
+            prompts_U=tuple(self.prompts_U[unit] for unit in units.tolist()),
+            together=len(units),
+            extra={name: tensor[units] for name, tensor in self.extra.items()},
         )
 
     def to(self, device: torch.device) -> Self:

@@ -1,0 +1,172 @@
+"""Per-unit gradients by block and bin are those that training would take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raysuite.config import RunConfig
+from raysuite.families import Policy
+from raysuite.kernel.objectives import Objective
+from raysuite.kernel.objectives.cal_dpo import CalDpo
+from raysuite.kernel.objectives.ddpo import Ddpo
+from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dspo import Dspo
+from raysuite.kernel.objectives.forward_rl import ForwardRl
+from raysuite.kernel.objectives.sft import Sft
+from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
+from raysuite.kernel.sketch import Sketch, parameter_blocks
+from raysuite.stages.directions import sharing, unit_gradients
+from raysuite.stages.learn import Batch, gradient
+from raysuite.types import Preferences, Transitions
+
+Opener = Callable[..., tuple[Policy, RunConfig]]
+
+OBJECTIVES: dict[str, Objective[Any]] = {
+    "ddpo": Ddpo(clip=0.1, advantage_clip=5.0),
+    "trajectory_dpo": TrajectoryDpo(strength=5.0, discount=0.8),
+    "diffusion_dpo": DiffusionDpo(beta=50.0, draws=3),
+    "dspo": Dspo(beta=0.5, draws=3),
+    "cal_dpo": CalDpo(beta=50.0, share=0.1, draws=3),
+    "sft": Sft(draws=3),
+    "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=3),
+}
+STEPS, BINS, WIDTH = 4, 5, 1 << 14
+
+
+class Exact(Sketch):
+    """No projection: every coordinate has a place of its own in its block."""
+
+    def __init__(self, policy: Policy) -> None:
+        parameters = policy.trainable()
+        block_of = parameter_blocks(list(parameters))
+        self.blocks = tuple(dict.fromkeys(block_of.values()))
+        self._row = {name: self.blocks.index(block_of[name]) for name in parameters}
+        self._signs, self._places, ends = {}, {}, [0] * len(self.blocks)
+        for name, p in parameters.items():
+            start = ends[self._row[name]]
+            self._places[name] = torch.arange(start, start + p.numel())
+            self._signs[name] = torch.ones(p.numel())
+            ends[self._row[name]] += p.numel()
+        self.width = max(ends)
+
+
+def batches_for(policy: Policy, name: str) -> dict[str, Batch]:
+    prompts = (
+        ("left", "right", "both") if name == "toy" else ("one red circle", "two blue squares", "three red circles")
+    )
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 2, STEPS + 1, *policy.latent_shape, generator=draw)
+    preferences = Preferences(latents_RMK=latents, prompts_R=prompts)
+    transitions = Transitions(
+        latents_NK=latents[:, 0],
+        logp_NK=torch.zeros(3, STEPS),
+        advantage_NK=torch.randn(3, STEPS, generator=draw),
+        prompts_N=prompts,
+    )
+    return {n: preferences if o.consumes == "preferences" else transitions for n, o in OBJECTIVES.items()}
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def trained(policy: Policy, name: str, batch: Batch, sketch: Sketch) -> Tensor:
+    """The gradient that learning takes, (L, width)."""
+    for p in policy.trainable().values():
+        p.grad = None
+    gradient(OBJECTIVES[name], policy, [(batch, seeded())], microbatch=1000)
+    found = sketch({n: p.grad for n, p in policy.trainable().items() if p.grad is not None})
+    for p in policy.trainable().values():
+        p.grad = None
+    return found
+
+
+@pytest.mark.parametrize("name", ["toy", "epsilon-lora-3", "v_prediction-all-1"])
+@pytest.mark.parametrize("microbatch", [4, 1000])
+def test_over_bins_they_are_what_training_takes(name: str, microbatch: int, policy_of: Opener) -> None:
+    policy, _ = policy_of(name)
+    weights = policy.weights()
+    policy.set_weights(weights + 0.02)
+    batches, sketch = batches_for(policy, name), Exact(policy)
+    found, _ = unit_gradients(
+        OBJECTIVES, policy, batches, generator=seeded, sketch=sketch, bins=BINS, microbatch=microbatch
+    )
+    for objective in OBJECTIVES:
+        expected = trained(policy, objective, batches[objective], sketch)
+        assert found[objective].shape == (len(sketch.blocks), BINS, sketch.width)
+        assert (found[objective].sum(1) - expected).norm() <= 1e-4 * expected.norm(), objective
+        assert expected.norm() > 0
+    assert all(p.grad is None for p in policy.trainable().values())
+
+
+def test_bins_hold_their_own_timesteps(policy_of: Opener) -> None:
+    """The toy's perturbation has a slice for each tenth of the timesteps: a bin of a fifth moves its two alone."""
+    policy, _ = policy_of("toy")
+    batches, sketch = batches_for(policy, "toy"), Exact(policy)
+    found, _ = unit_gradients(OBJECTIVES, policy, batches, generator=seeded, sketch=sketch, bins=BINS, microbatch=7)
+    for name, by_bin in found.items():
+        slices = by_bin[0].unflatten(1, (10, -1)).abs().sum(2)
+        for number in range(BINS):
+            outside = [s for s in range(10) if s // 2 != number]
+            assert slices[number, outside].max() == 0, name
+
+
+def test_objectives_that_ask_the_same_share_a_pass(policy_of: Opener) -> None:
+    policy, _ = policy_of("toy")
+    batches = batches_for(policy, "toy")
+    asked = {name: o.queries(batches[name], policy.schedule, seeded()) for name, o in OBJECTIVES.items()}
+    assert sharing(asked) == [
+        ["ddpo"],
+        ["trajectory_dpo"],
+        ["diffusion_dpo", "dspo", "cal_dpo"],
+        ["sft"],
+        ["forward_rl"],
+    ]
+    calls = []
+    predict = policy.predict
+
+    def watched(*words: Any, **options: Any) -> Tensor:
+        calls.append((options.get("reference", False), torch.is_grad_enabled()))
+        return predict(*words, **options)
+
+    policy.predict = watched  # type: ignore[method-assign]
+    three = {name: OBJECTIVES[name] for name in ("diffusion_dpo", "dspo", "cal_dpo")}
+    _, cost = unit_gradients(three, policy, batches, generator=seeded, sketch=Exact(policy), bins=1, microbatch=1000)
+    del policy.predict
+    points = 3 * 3 * 2
+    assert len(calls) == 2, "one of the policy and one of the reference"
+    assert (cost.forward, cost.backward) == (2 * points, 3 * points)
+
+
+def test_scaling_is_the_optimisers(policy_of: Opener) -> None:
+    policy, _ = policy_of("epsilon-lora-1")
+    batches, sketch = batches_for(policy, "epsilon-lora-1"), Exact(policy)
+    scale = {name: torch.full_like(p, 2.0 + i) for i, (name, p) in enumerate(policy.trainable().items())}
+    options: dict[str, Any] = {"generator": seeded, "sketch": sketch, "bins": 1, "microbatch": 100}
+    three = {"ddpo": OBJECTIVES["ddpo"]}
+    plain, _ = unit_gradients(three, policy, batches, **options)
+    scaled, _ = unit_gradients(three, policy, batches, **options, scale=scale)
+    torch.testing.assert_close(scaled["ddpo"][:, 0], plain["ddpo"][:, 0] * sketch({n: scale[n] for n in scale}))
+
+
+def test_sketched_inner_products_are_near_the_exact_ones(policy_of: Opener) -> None:
+    """Within 5 of the stated standard errors, sqrt(2 / width) of the product of norms."""
+    policy, _ = policy_of("v_prediction-all-1")
+    batches, exact = batches_for(policy, "v_prediction-all-1"), Exact(policy)
+    sizes = {name: p.numel() for name, p in policy.trainable().items()}
+    sketch = Sketch(
+        sizes, parameter_blocks(list(sizes)), width=WIDTH, generator=lambda n: torch.Generator().manual_seed(n)
+    )
+    options: dict[str, Any] = {"generator": seeded, "bins": 1, "microbatch": 100}
+    whole, _ = unit_gradients(OBJECTIVES, policy, batches, **options, sketch=exact)
+    small, _ = unit_gradients(OBJECTIVES, policy, batches, **options, sketch=sketch)
+    for a in OBJECTIVES:
+        for b in OBJECTIVES:
+            truth, found = ((g[a] * g[b]).sum((1, 2)) for g in (whole, small))
+            size = whole[a].flatten(1).norm(dim=1) * whole[b].flatten(1).norm(dim=1)
+            assert ((found - truth).abs() <= 5 * (2 / WIDTH) ** 0.5 * size + 1e-12).all(), (a, b)
