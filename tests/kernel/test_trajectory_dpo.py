@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,9 +51,11 @@ def loss(objective: TrajectoryDpo, queries: Queries, prediction: Tensor, referen
     return objective.loss(queries, sampler(), prediction, reference)
 
 
-def log_ratios(queries: Queries, prediction: Tensor, reference: Tensor, members: int = 2) -> Tensor:
+def log_ratios(
+    queries: Queries, prediction: Tensor, reference: Tensor, members: int = 2, schedule: Schedule | None = None
+) -> Tensor:
     """Every point's log-ratio in nats, (U, M, S), one density minus the other."""
-    schedule, units = sampler(), len(queries)
+    schedule, units = schedule or sampler(), len(queries)
     k = queries.extra["k"].repeat(1, members).flatten()
     after = queries.extra["next"].reshape(-1, *SHAPE)
     means = [transition.mean(schedule, k, queries.x_UM.flatten(0, 1), p.flatten(0, 1)) for p in (prediction, reference)]
@@ -134,6 +137,21 @@ def test_r4_both_estimators_have_the_same_mean() -> None:
     scores = (drawn.extra["weight"] * value_K[drawn.extra["k"]]).sum(1)
     assert abs(scores.mean() - expected) < 5 * scores.std() / math.sqrt(len(scores))
     assert scores.std() > 0.5, "the estimator does draw"
+    p = exact.extra["weight"][0]
+    counts = torch.bincount(drawn.extra["k"].flatten(), minlength=STEPS)
+    assert (counts - 400_000 * p).abs().max() < 5 * math.sqrt(400_000 * 0.25)
+    again = make(steps=4).queries(many, sampler(), torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.extra["k"], again.extra["k"])
+
+
+def test_r4_drawn_steps_of_a_schedule_with_a_deterministic_one() -> None:
+    """Without an offset the last step is never drawn, and the gap it leaves goes to the others in proportion."""
+    many = Preferences(latents_RMK=torch.zeros(20_000, 2, STEPS + 1, 1), prompts_R=("a",) * 20_000)
+    drawn = make(steps=2, discount=0.5).queries(many, sampler(offset=0), torch.Generator().manual_seed(0)).extra["k"]
+    counts = torch.bincount(drawn.flatten(), minlength=STEPS)
+    expected = 40_000 / 15 * torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
+    assert counts[-1] == 0
+    assert ((counts - expected).abs() <= 5 * expected.sqrt()).all()
 
 
 def test_r10_members_share_their_steps() -> None:
@@ -159,7 +177,15 @@ def test_rankings_are_plackett_luce() -> None:
     weights = torch.tensor([0.8**k for k in range(STEPS)], dtype=torch.float64)
     ratios = log_ratios(queries, prediction, reference, members=3) / DIMENSIONS
     score = 2.0 * (ratios * weights / weights.sum()).sum(2)
-    torch.testing.assert_close(loss(objective, queries, prediction, reference).terms_U, plackett_luce(score))
+    found = loss(objective, queries, prediction, reference)
+    terms = [
+        math.log(sum(map(math.exp, row)) / math.exp(row[0])) + math.log(1 + math.exp(row[2] - row[1]))
+        for row in score.tolist()
+    ]
+    assert found.terms_U.tolist() == pytest.approx(terms)
+    torch.testing.assert_close(found.metrics["reward_margin"], score[:, 0] - score[:, 2])
+    torch.testing.assert_close(found.metrics["preferred_log_ratio"], ratios[:, 0].mean(1))
+    torch.testing.assert_close(found.metrics["rejected_log_ratio"], ratios[:, 2].mean(1))
 
 
 def test_r6_swapping_the_members() -> None:
@@ -269,25 +295,30 @@ def test_output_slope(prediction: Any) -> None:
         torch.testing.assert_close(transition.output_slope(schedule), transition.kappa(schedule))
 
 
-def test_the_safeguard_changes_the_losers_gradient_alone() -> None:
-    plain, safe = make(), make(winner_margin=0.9)
-    queries, prediction, reference = asked(plain)
-    gradients = []
-    for objective in (plain, safe):
-        leaf = prediction.clone().requires_grad_()
-        found = loss(objective, queries, leaf, reference)
-        (gradient,) = torch.autograd.grad(found.terms_U.sum(), leaf)
-        gradients.append(gradient.unflatten(1, (2, STEPS)))
-    torch.testing.assert_close(gradients[0][:, 0], gradients[1][:, 0])
-    k, weight = queries.extra["k"], queries.extra["weight"]
-    slope = (weight * (transition.output_slope(sampler()) / sampler().noise_K ** 2)[k])[:, None, :, None, None]
-    mean = transition.mean(
-        sampler(), k.repeat(1, 2).flatten(), queries.x_UM.flatten(0, 1), prediction.flatten(0, 1)
-    ).reshape_as(queries.extra["next"])
-    g = (slope * (mean - queries.extra["next"])).flatten(2)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [None, 3])
+def test_the_safeguard_changes_the_losers_gradient_alone(prediction: Any, steps: int | None) -> None:
+    """By lambda = (1 - margin) |g_w|^2 / <g_w, g_l>, g the gradients of the members' -log-likelihoods, weighted as scores are."""
+    schedule, pairs = sampler(prediction=prediction), batch()
+    alike = pairs.latents_RMK[:, :1] + torch.tensor([0.0, 0.3], dtype=torch.float64)[:, None, None, None] * randn(
+        RANKINGS, 2, STEPS + 1, *SHAPE, seed=5
+    )
+    plain, safe = make(steps=steps), make(steps=steps, winner_margin=0.9)
+    queries = plain.queries(Preferences(latents_RMK=alike, prompts_R=pairs.prompts_R), schedule, torch.Generator())
+    output, reference = torch.zeros_like(queries.x_UM), randn(*queries.x_UM.shape, seed=8)
+
+    def gradient(of: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = output.clone().requires_grad_()
+        return torch.autograd.grad(of(leaf).sum(), leaf)[0].unflatten(1, (2, -1))
+
+    free, held = (gradient(lambda p, o=o: o.loss(queries, schedule, p, reference).terms_U) for o in (plain, safe))
+    weight = queries.extra["weight"][:, None]
+    g = -gradient(lambda p: weight * log_ratios(queries, p, reference, schedule=schedule)).flatten(2)
     product = (g[:, 0] * g[:, 1]).sum(1)
     scale = torch.where(product > 0, (0.1 * g[:, 0].square().sum(1) / product).clamp(0, 1), 1.0)
-    torch.testing.assert_close(gradients[1][:, 1], scale[:, None, None, None] * gradients[0][:, 1])
+    assert (scale < 1).any(), "some losers are held back"
+    torch.testing.assert_close(held[:, 0], free[:, 0])
+    torch.testing.assert_close(held[:, 1], scale[:, None, None, None] * free[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -299,6 +330,19 @@ def test_gradients_by_finite_differences(changes: dict[str, Any]) -> None:
     queries, prediction, reference = asked(objective, members=members)
     small = reference + 0.1 * (prediction - reference)
     assert torch.autograd.gradcheck(lambda p: loss(objective, queries, p, reference).terms_U, small.requires_grad_())
+
+
+@pytest.mark.parametrize(("link", "smoothing"), [("ipo", 0.0), ("hinge", 0.0), ("logistic", 0.2), ("ipo", 0.2)])
+def test_other_links_of_the_same_margin(link: Any, smoothing: float) -> None:
+    queries, prediction, reference = asked(make())
+    z = loss(make(), queries, prediction, reference).metrics["reward_margin"].tolist()
+    of: dict[str, Callable[[float], float]] = {
+        "logistic": lambda u: math.log(1 + math.exp(-u)),
+        "ipo": lambda u: (u - 0.5) ** 2,
+        "hinge": lambda u: max(0.0, 1 - u),
+    }
+    found = loss(make(link=link, label_smoothing=smoothing), queries, prediction, reference).terms_U
+    assert found.tolist() == pytest.approx([(1 - smoothing) * of[link](u) + smoothing * of[link](-u) for u in z])
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e4])
@@ -318,8 +362,9 @@ def test_extreme_inputs_stay_finite(scale: float) -> None:
     ("objective", "data", "options", "mentions"),
     [
         (make(), batch(steps=3), {}, "expected trajectories of 5 steps, got 3"),
-        (make(), batch(), {"eta": 0.0}, "set|sampler.eta above 0"),
+        (make(), batch(), {"eta": 0.0}, r"sampler\.eta above 0"),
         (make(link="ipo"), batch(members=3), {}, "expected pairs with objective.link"),
+        (make(label_smoothing=0.1), batch(members=3), {}, "expected pairs with objective.link"),
         (make(winner_margin=0.5), batch(members=3), {}, "expected pairs with objective.link"),
     ],
 )
