@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +103,21 @@ def test_deterministic_steps_are_left_out() -> None:
     queries = make().queries(batch(), schedule, torch.Generator())
     assert queries.extra["k"].tolist() == [[0, 1, 2, 3]] * RANKINGS
     assert queries.extra["weight"].sum(1).tolist() == pytest.approx([1.0] * RANKINGS)
+
+
+@pytest.mark.parametrize("steps", [None, 500])
+def test_steps_keep_their_discount_wherever_noise_is_missing(steps: int | None) -> None:
+    """A schedule whose steps 0 and 2 add no noise: 1, 3 and 4 are weighted 0.8, 0.8^3 and 0.8^4."""
+    schedule = sampler()
+    schedule = dataclasses.replace(schedule, noise_K=schedule.noise_K * torch.tensor([0, 1, 0, 1, 1]))
+    queries = make(steps=steps).queries(batch(), schedule, torch.Generator().manual_seed(0))
+    expected = torch.tensor([0.8, 0.512, 0.4096], dtype=torch.float64) / (0.8 + 0.512 + 0.4096)
+    assert set(queries.extra["k"].flatten().tolist()) == {1, 3, 4}
+    if steps is None:
+        torch.testing.assert_close(queries.extra["weight"], expected.expand(RANKINGS, -1))
+    else:
+        drawn = torch.bincount(queries.extra["k"].flatten(), minlength=STEPS)[[1, 3, 4]]
+        assert ((drawn - 1500 * expected).abs() < 5 * (1500 * expected).sqrt()).all()
 
 
 # values
