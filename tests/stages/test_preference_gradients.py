@@ -284,7 +284,7 @@ def test_lora_needs_no_second_network(policy_of: Opener) -> None:
     assert seen == [policy.trained.network] * 2
 
 
-@pytest.mark.parametrize("name", ["trajectory_dpo", "diffusion_dpo", "cal_dpo", "dspo", "sft"])
+@pytest.mark.parametrize("name", [name for name, made in MADE.items() if made.consumes == "preferences"])
 def test_learning_makes_the_preferred_likelier(name: str, policy_of: Opener) -> None:
     """Toy pairs that differ in their first axis, 60 steps: the implicit reward tells them apart, or the denoising error of the
     preferred ones falls."""
