@@ -41,7 +41,7 @@ def choose(
             "preferences.members, preferences.kept or rollouts.samples"
         )
     ascending = np.argsort(reward_N, kind="stable")
-    pool = np.sort(ascending[np.linspace(0, size - 1, held).astype(int)])
+    pool = np.sort(ascending[np.arange(held) * (size - 1) // (held - 1)])
     wanted = comb(held, members) if limit is None else min(limit, comb(held, members))
     everything = np.array(list(combinations(pool.tolist(), members)))
     return everything[np.sort(rng.permutation(len(everything))[:wanted])]

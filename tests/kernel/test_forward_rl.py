@@ -28,10 +28,10 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 
 def batch(advantages: list[float]) -> Transitions:
-    """Clean latents only, with an advantage that differs over the steps around its mean."""
+    """Short trajectories, of which the last latent is the clean one, with advantages that differ over steps around the mean."""
     advantage_N = torch.tensor(advantages, dtype=torch.float64)
     return Transitions(
-        latents_NK=randn(len(advantages), 1, *SHAPE, seed=0),
+        latents_NK=randn(len(advantages), 3, *SHAPE, seed=0),
         logp_NK=torch.zeros(len(advantages), 5),
         advantage_NK=advantage_N[:, None] + torch.tensor([-0.2, 0.2, 0.0, 0.1, -0.1], dtype=torch.float64),
         prompts_N=("a",) * len(advantages),
@@ -73,6 +73,16 @@ def test_advantages_become_chances() -> None:
     expected = torch.tensor([0.5, 0.75, 1.0, 1.0, 0.0, 0.0]).repeat_interleave(2)
     torch.testing.assert_close(queries.extra["goodness"].float(), expected)
     assert len(queries) == 12 and not queries.guided
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_clean_latent_is_noised_anew(prediction: Any) -> None:
+    """Within the range of timesteps; predicting the target is predicting the trajectory's last latent."""
+    _, queries, schedule = asked([0.0, 1.0], prediction, draws=30, noise_range=(0.5, 0.51))
+    clean = batch([0.0, 1.0]).latents_NK[:, -1].repeat_interleave(30, 0)
+    assert torch.equal(queries.extra["clean"][:, 0], clean)
+    assert set(queries.t_UM.flatten().tolist()) <= set(range(500, 510))
+    torch.testing.assert_close(saying(queries, schedule, clean), queries.extra["target"])
 
 
 @pytest.mark.parametrize("contrast", [0.1, 1.0])

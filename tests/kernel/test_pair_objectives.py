@@ -132,22 +132,33 @@ def test_timesteps_are_uniform_over_their_range() -> None:
         )
         share = (queries.t_UM.flatten() / 1000 - low) / (high - low)
         counts = torch.histc(share.float(), 10, 0, 1)
-        assert share.min() >= 0 and share.max() < 1
+        assert (queries.t_UM.min().item(), queries.t_UM.max().item()) == (1000 * low, 1000 * high - 1)
         assert (counts - 2000).abs().max() < 5 * math.sqrt(20_000 * 0.1 * 0.9)
 
 
+@pytest.mark.parametrize("noise_range", [(0.5, 0.5004), (0.9999, 1.0)])
+def test_a_range_without_a_timestep_is_refused(noise_range: tuple[float, float]) -> None:
+    """Shares that ascend, and yet round to the same of 1000 timesteps."""
+    batch = Preferences(latents_RMK=randn(1, 2, 1, *SHAPE, seed=0), prompts_R=("a",))
+    for objective in (DiffusionDpo(beta=1.0, noise_range=noise_range), Sft(noise_range=noise_range)):
+        with pytest.raises(UserError, match=r"expected objective\.noise_range with a timestep of 1000 in it"):
+            objective.queries(batch, sampler(), torch.Generator())
+
+
 def test_prompts_are_dropped_at_their_rate() -> None:
-    queries = renoise(
-        randn(2000, 1, 1, seed=0),
-        ("a",) * 2000,
-        sampler(),
-        torch.Generator().manual_seed(0),
-        draws=1,
-        shared_noise=True,
-        prompt_dropout=0.2,
-    )
-    assert set(queries.prompts_U) == {"a", ""}
-    assert abs(queries.prompts_U.count("") - 400) < 5 * math.sqrt(2000 * 0.2 * 0.8)
+    """Drawn from the generator too, whatever drew from PyTorch's own before."""
+    batch = Preferences(latents_RMK=randn(2000, 2, 1, 1, seed=0), prompts_R=("a",) * 2000)
+    for objective in (DiffusionDpo(beta=1.0, prompt_dropout=0.2), Sft(prompt_dropout=0.2)):
+        first, again = (objective.queries(batch, sampler(), torch.Generator().manual_seed(0)) for _ in range(2))
+        assert set(first.prompts_U) == {"a", ""}
+        assert abs(first.prompts_U.count("") - 400) < 5 * math.sqrt(2000 * 0.2 * 0.8)
+        assert first.prompts_U == again.prompts_U
+        assert torch.equal(
+            first.x_UM,
+            dataclasses.replace(objective, prompt_dropout=0.0)
+            .queries(batch, sampler(), torch.Generator().manual_seed(0))
+            .x_UM,
+        ), "the pictures do not depend on it"
 
 
 @each_pair
@@ -167,6 +178,19 @@ def test_rankings_of_three_are_refused(objective: PairObjective) -> None:
         objective.queries(batch, sampler(), torch.Generator())
 
 
+@each_pair
+def test_settings_reach_the_queries(objective: PairObjective) -> None:
+    """Noise of its own for each member, draws, and the range of timesteps."""
+    batch = Preferences(latents_RMK=randn(3, 2, 1, *SHAPE, seed=0), prompts_R=("a", "b", "c"))
+    batch = dataclasses.replace(batch, latents_RMK=batch.latents_RMK[:, :1].expand(-1, 2, -1, -1, -1))
+    for shared in (True, False):
+        changed = dataclasses.replace(objective, shared_noise=shared, draws=20, noise_range=(0.25, 0.26))
+        queries = changed.queries(batch, sampler(), torch.Generator().manual_seed(0))
+        assert queries.prompts_U == ("a",) * 20 + ("b",) * 20 + ("c",) * 20
+        assert set(queries.t_UM.flatten().tolist()) <= set(range(250, 260)) and not queries.guided
+        assert torch.equal(queries.x_UM[:, 0], queries.x_UM[:, 1]) is shared
+
+
 # Diffusion-DPO
 
 
@@ -182,6 +206,9 @@ def test_logit_by_arithmetic() -> None:
     assert found.metrics["reward_margin"].item() == pytest.approx(1.0)
     assert found.metrics["reward_accuracy"].item() == 1
     assert (found.metrics["preferred_error"].item(), found.metrics["rejected_error"].item()) == (-5, 0)
+    turned = DiffusionDpo(beta=0.4).loss(queries, sampler(), prediction.flip(1), reference.flip(1))
+    assert turned.terms_U.item() == pytest.approx(math.log(1 + math.exp(1.0)))
+    assert (turned.metrics["reward_margin"].item(), turned.metrics["reward_accuracy"].item()) == (-1, 0)
 
 
 def test_dpo_is_minus_log_sigma_of_the_logit() -> None:
@@ -288,9 +315,10 @@ def test_q2_the_released_sdxl_branches() -> None:
     expected = torch.where(distance >= 0.1, weight**2 * distance, weight**2)
     assert (distance >= 0.1).any()
     torch.testing.assert_close(terms(sdxl, queries, prediction, reference), expected)
-    close = prediction + 0.1 * (reference - prediction)
-    weight = 1 - torch.sigmoid(logit(queries, prediction, close))
-    torch.testing.assert_close(terms(sdxl, queries, prediction, close), weight**2)
+    for distance, factor in ((0.09, 1.0), (0.11, 0.11)):
+        beside = prediction + math.sqrt(distance)  # a mean square of `distance`
+        weight = 1 - torch.sigmoid(logit(queries, prediction, beside))
+        torch.testing.assert_close(terms(sdxl, queries, prediction, beside), weight**2 * factor)
 
 
 def test_q3_q4_limits() -> None:
@@ -399,7 +427,7 @@ def test_x3_the_winner_keeps_improving(margin: float) -> None:
     g[:100, 1] = 2 * g[:100, 0] + 0.1 * g[:100, 1]  # losers that would drag their winners along
     leaf = prediction.clone().requires_grad_()
     scaled = protect_winner(leaf, g, margin)
-    torch.testing.assert_close(scaled.detach(), prediction)
+    assert torch.equal(scaled.detach(), prediction)
     (slopes,) = torch.autograd.grad((scaled * torch.ones_like(scaled)).sum(), leaf)
     assert torch.equal(slopes[:, 0], torch.ones_like(slopes[:, 0]))
     scale = slopes[:, 1, 0]
@@ -409,6 +437,24 @@ def test_x3_the_winner_keeps_improving(margin: float) -> None:
     assert torch.equal(scale[product <= 0], torch.ones_like(scale[product <= 0]))
     descent = -g[:, 0].square().sum(1) + scale * product
     assert (descent[product > 0] <= -margin * g[:, 0].square().sum(1)[product > 0] + 1e-12).all()
+
+
+@each_pair
+def test_at_the_reference_no_member_is_ahead(objective: PairObjective) -> None:
+    """To the bit and in float32: a margin of 0 and half of the pairs right, with the safeguard too."""
+    target = randn(500, 2, *SHAPE, seed=0).float()
+    queries = Queries(
+        x_UM=target,
+        t_UM=torch.zeros(500, 2, dtype=torch.int64),
+        prompts_U=("a",) * 500,
+        together=500,
+        extra={"target": target},
+    )
+    prediction = target + randn(500, 2, *SHAPE, seed=1).float()
+    for margin in (None, 0.0, 0.9):
+        guarded = dataclasses.replace(objective, winner_margin=margin)
+        metrics = guarded.loss(queries, sampler(), prediction, prediction).metrics
+        assert metrics["reward_margin"].tolist() == [0.0] * 500 and metrics["reward_accuracy"].tolist() == [0.5] * 500
 
 
 def test_the_safeguard_scales_the_losers_gradient_alone() -> None:
@@ -441,9 +487,11 @@ def test_gradients_by_finite_differences(objective: PairObjective) -> None:
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e4])
 def test_extreme_inputs_stay_finite(objective: PairObjective, scale: float) -> None:
     queries, prediction, reference = points()
-    found = terms(objective, queries, scale * prediction.float(), scale * reference.float())
-    assert found.isfinite().all()
-    assert slope(objective, queries, scale * prediction.float(), scale * reference.float()).isfinite().all()
+    queries = dataclasses.replace(queries, extra={"target": scale * queries.extra["target"].float()})
+    far, near = scale * prediction.float(), scale * reference.float()
+    found = terms(objective, queries, far, near)
+    assert found.dtype == torch.float32 and found.isfinite().all()
+    assert slope(objective, queries, far, near).isfinite().all()
 
 
 @each_pair
@@ -479,7 +527,10 @@ def test_settings_out_of_range(name: str, changes: dict[str, Any], mentions: str
         (lambda: DiffusionDpo(beta=1.0, label_smoothing=0.5), "label_smoothing"),
         (lambda: CalDpo(beta=1.0, share=1.0), "share above 0 and below 1"),
         (lambda: CalDpo(beta=1.0, share=0.1, weight=-1.0), "weight of at least 0"),
+        (lambda: Dspo(beta=1.0, variant="released_sdxl", frozen_weight=True), "frozen_weight false with variant"),
         (lambda: Sft(draws=0), "draws"),
+        (lambda: Sft(prompt_dropout=1.0), "prompt_dropout"),
+        (lambda: Sft(noise_range=(0.2, 0.1)), "noise_range"),
     ],
 )
 def test_own_settings_out_of_range(make: Any, mentions: str) -> None:

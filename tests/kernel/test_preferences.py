@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from raysuite.errors import UserError
 from raysuite.kernel.preferences import choose, rank
@@ -49,6 +50,13 @@ def test_tuples_hold_different_samples_and_come_once(
     assert np.array_equal(found, chosen(rewards, how=how, members=members, limit=limit, rng=rng(seed)))
 
 
+@settings(max_examples=100, deadline=None)
+@given(rewards=st.lists(st.integers(0, 4), min_size=2, max_size=9), seed=st.integers(0, 99))
+def test_a_pair_of_extremes_is_the_best_with_the_worst(rewards: list[int], seed: int) -> None:
+    ((one, other),) = chosen(rewards, rng=rng(seed))
+    assert {rewards[one], rewards[other]} == {min(rewards), max(rewards)}
+
+
 def test_best_and_worst() -> None:
     assert chosen([3, 9, 1, 5]).tolist() == [[1, 2]]
     assert sorted(chosen([3, 9, 1, 5, 7], members=3)[0].tolist()) == [1, 2, 3], "both ends and the middle"
@@ -61,6 +69,18 @@ def test_spread_keeps_the_released_codes_quantiles() -> None:
     order = rng(3).permutation(reward_N)
     assert {order[i] for i in found.flatten()} == {0, 2, 5, 8, 11}
     assert len(found) == 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(kept=st.integers(2, 40), more=st.integers(0, 40), seed=st.integers(0, 99))
+@example(kept=23, more=8, seed=0)  # np.linspace(0, 30, 23)[11] is 15 less a rounding error
+def test_spread_keeps_both_ends_and_what_lies_evenly_between(kept: int, more: int, seed: int) -> None:
+    """Place i of the kept is place i (size - 1) / (kept - 1) of all, rounded down: gaps differ by one at most."""
+    reward_N = rng(seed).permutation(kept + more)
+    found = np.unique(chosen(reward_N, how="spread", members=kept, kept=kept))
+    places = sorted(reward_N[found].tolist())
+    assert places == [math.floor(Fraction(i * (kept + more - 1), kept - 1)) for i in range(kept)]
+    assert np.ptp(np.diff(places)) <= 1
 
 
 def test_all_are_all() -> None:

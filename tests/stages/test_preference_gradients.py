@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from raysuite.config import RunConfig
+from raysuite.errors import UserError
 from raysuite.families import Policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
 from raysuite.kernel.objectives import OBJECTIVES, Objective
@@ -85,20 +89,86 @@ def test_the_first_loss_is_log_2(name: str, policy_name: str, policy_of: Opener)
     assert metrics["reward_margin"] == 0 and metrics["reward_accuracy"] == 0.5
 
 
-@each
-@pytest.mark.parametrize("microbatch", [1, 3, 5])
-def test_any_microbatch_gives_the_same_gradient(name: str, microbatch: int, policy_of: Opener) -> None:
-    """Also one that is smaller than a unit: a pair of trajectories has 8 points here."""
-    for policy_name in ("toy", "epsilon-lora-1"):
-        policy, _ = policy_of(policy_name)
-        nudge(policy)
-        objective = MADE[name]
-        batch = batch_for(objective, policy, policy_name)
-        whole, metrics = taken(objective, policy, batch, microbatch=1000)
+def same_in(microbatches: tuple[int, ...], objective: Objective[Any], policy: Policy, policy_name: str) -> None:
+    nudge(policy)
+    batch = batch_for(objective, policy, policy_name)
+    whole, metrics = taken(objective, policy, batch, microbatch=1000)
+    assert np.linalg.norm(whole) > 0
+    for microbatch in microbatches:
         split, others = taken(objective, policy, batch, microbatch=microbatch)
-        assert np.linalg.norm(whole) > 0
         assert np.linalg.norm(split - whole) <= 1e-4 * np.linalg.norm(whole)
         assert others == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+@each
+def test_any_microbatch_gives_the_same_gradient(name: str, policy_of: Opener) -> None:
+    """Also one that is smaller than a unit: a pair of trajectories has 8 points here."""
+    policy, _ = policy_of("toy")
+    same_in((1, 2, 3, 5, 8), MADE[name], policy, "toy")
+
+
+AT_THE_REFERENCE: dict[str, tuple[Objective[Any], Objective[Any], float]] = {
+    "Q1: a share of fine-tuning": (Dspo(beta=0.5, draws=2), Sft(draws=2), 1 - 0.5 / 2),
+    "Q1: turned round beyond 2": (Dspo(beta=3.0, draws=2), Sft(draws=2), 1 - 3 / 2),
+    "Q1: nothing at 2": (Dspo(beta=2.0, draws=2), Sft(draws=2), 0.0),
+    "Q2: half of DPO": (Dspo(beta=50.0, variant="released_sdxl"), DiffusionDpo(beta=50.0), 0.5),
+    "C3: DPO without calibration": (CalDpo(beta=50.0, share=0.1, weight=0.0), DiffusionDpo(beta=50.0), 1.0),
+    "IPO: twice DPO": (DiffusionDpo(beta=50.0, link="ipo"), DiffusionDpo(beta=50.0), 2.0),
+    "hinge: twice DPO": (DiffusionDpo(beta=50.0, link="hinge"), DiffusionDpo(beta=50.0), 2.0),
+    "smoothing: less of DPO": (DiffusionDpo(beta=50.0, label_smoothing=0.1), DiffusionDpo(beta=50.0), 0.8),
+    "strength": (TrajectoryDpo(strength=7.0, discount=0.8), TrajectoryDpo(strength=1.0, discount=0.8), 7.0),
+}
+
+
+@pytest.mark.parametrize("claim", AT_THE_REFERENCE)
+@pytest.mark.parametrize("on", ["toy", "epsilon-all-3", "v_prediction-lora-3"])
+def test_gradients_at_the_reference_are_multiples_of_each_other(claim: str, on: str, policy_of: Opener) -> None:
+    """The same pairs, noise and timesteps; a network's weights that are also the reference's."""
+    policy, _ = policy_of(on, seed=11)
+    nudge(policy)
+    policy.set_reference(policy.weights())
+    one, other, factor = AT_THE_REFERENCE[claim]
+    batch = batch_for(one, policy, on)
+    found, expected = (taken(objective, policy, batch, microbatch=64)[0] for objective in (one, other))
+    assert np.linalg.norm(found - factor * expected) <= 1e-4 * np.linalg.norm(expected)
+
+
+def test_losses_at_the_reference(policy_name: str, policy_of: Opener) -> None:
+    """What the formulas say where both logit and implicit rewards are 0; DSPO is then fine-tuning on the preferred."""
+    policy, _ = policy_of(policy_name)
+
+    def at(objective: Objective[Any]) -> dict[str, float]:
+        return taken(objective, policy, batch_for(objective, policy, policy_name), microbatch=64)[1]
+
+    assert at(DiffusionDpo(beta=9.0, link="ipo"))["loss"] == 0.25
+    assert at(DiffusionDpo(beta=9.0, link="hinge", label_smoothing=0.2))["loss"] == pytest.approx(1)
+    assert at(Dspo(beta=9.0, variant="released_sdxl"))["loss"] == 0.25
+    error = at(Sft())["loss"]
+    assert at(Dspo(beta=0.7))["loss"] == pytest.approx(error, rel=1e-6)
+    # with one pair a goal of share beta / 2 m_ref on either side: log 2 + 2 weight goal^2
+    objective = CalDpo(beta=4.0, share=0.3, weight=0.6)
+    whole = batch_for(objective, policy, policy_name)
+    assert isinstance(whole, Preferences)
+    pair = Preferences(latents_RMK=whole.latents_RMK[:1], prompts_R=whole.prompts_R[:1])
+    error = taken(Sft(), policy, pair, microbatch=64)[1]["loss"]
+    loss = taken(objective, policy, pair, microbatch=64)[1]["loss"]
+    assert loss == pytest.approx(math.log(2) + 2 * 0.6 * (0.3 * 2 * error) ** 2, rel=1e-5)
+
+
+@each
+def test_any_microbatch_on_every_policy(name: str, policy_name: str, policy_of: Opener) -> None:
+    policy, _ = policy_of(policy_name)
+    same_in((5,), MADE[name], policy, policy_name)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [TrajectoryDpo(strength=5.0, discount=0.8, winner_margin=0.9), DiffusionDpo(beta=50.0, draws=9, winner_margin=0.9)],
+)
+def test_the_safeguard_does_not_depend_on_the_microbatch(objective: Any, policy_of: Opener) -> None:
+    """Its scale is one a pair, where the released code has one for a whole microbatch."""
+    policy, _ = policy_of("toy")
+    same_in((1, 4), objective, policy, "toy")
 
 
 def test_units_larger_than_a_microbatch_cost_one_pass_more(policy_of: Opener) -> None:
@@ -120,7 +190,8 @@ def test_forward_objectives_are_not_guided(policy_of: Opener) -> None:
         _, cost = gradient(objective, policy, [(batch, torch.Generator())], microbatch=64)
         points = {"diffusion_dpo": 3 * 2 * 2, "trajectory_dpo": 3 * 2 * STEPS}[name]
         assert (cost.forward, cost.backward) == (2 * evaluations * points, evaluations * points)
-    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([500])
+    x = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([500])
     guided, plain = (policy.predict(x, t, ["one red circle"], guided=g) for g in (True, False))
     empty = policy.predict(x, t, [""], guided=False)
     torch.testing.assert_close(guided, empty + 3 * (plain - empty), rtol=1e-4, atol=1e-5)
@@ -128,7 +199,8 @@ def test_forward_objectives_are_not_guided(policy_of: Opener) -> None:
 
 def test_the_reference_can_follow_the_policy(policy_name: str, policy_of: Opener) -> None:
     policy, _ = policy_of(policy_name, seed=7)
-    x, t = torch.randn(2, *policy.latent_shape), torch.tensor([500, 20])
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([500, 20])
     prompts = PROMPTS.get(policy_name, ("one red circle", "two blue squares"))[:2]
     nudge(policy)
     weights = policy.weights()
@@ -146,12 +218,63 @@ def test_the_reference_can_follow_the_policy(policy_name: str, policy_of: Opener
     assert torch.equal(kept, reference) and not kept.requires_grad
     moving.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.trainable().values())
+    interrupted = [p.grad for p in policy.trainable().values()]
+    for p in policy.trainable().values():
+        p.grad = None
+    policy.predict(x, t, prompts).sum().backward()
+    for p, expected in zip(policy.trainable().values(), interrupted, strict=True):
+        assert (p.grad is None and expected is None) or torch.equal(p.grad, expected)
+    before = policy.weights()
+    with pytest.raises((RuntimeError, UserError)):
+        policy.predict(x[:, :1], t, prompts, reference=True)  # a shape that no network takes
+    assert np.array_equal(policy.weights(), before)
+    with torch.no_grad():
+        assert torch.equal(policy.predict(x, t, prompts), moved)
+
+
+def test_a_short_array_is_no_reference(policy_name: str, policy_of: Opener) -> None:
+    policy, _ = policy_of(policy_name)
+    with pytest.raises(UserError, match="trained parameters, got"):
+        policy.set_reference(policy.weights()[:-1])
+
+
+@pytest.mark.parametrize("kind", ["lora", "all"])
+def test_in_half_precision_policy_and_reference_agree_to_the_bit(
+    kind: str, policy_of: Opener, pipelines: dict[str, Path], tmp_path: Path
+) -> None:
+    """As loaded, and after it was set. The weights, norms among them, are such as bfloat16 cannot hold."""
+    shutil.copytree(pipelines["epsilon"], tmp_path / "pipeline")
+    file = tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    rough = {
+        name: weight + 0.1 * torch.randn(weight.shape, generator=generator)
+        for name, weight in safetensors.torch.load_file(file).items()
+    }
+    safetensors.torch.save_file(rough, file, metadata={"format": "pt"})
+    policy, _ = policy_of(
+        f"epsilon-{kind}-1", model={"path": str(tmp_path / "pipeline"), "precision": "bfloat16"}, seed=12
+    )
+    x = torch.randn(2, *policy.latent_shape, generator=generator)
+    outputs = []
+    for moved in (False, True):
+        if moved:
+            nudge(policy)
+            policy.set_reference(policy.weights())
+        with torch.no_grad():
+            own, reference = (
+                policy.predict(x, torch.tensor([500, 20]), ["one red circle", "two blue squares"], reference=r)
+                for r in (False, True)
+            )
+        assert torch.equal(own, reference)
+        outputs.append(own)
+    assert not torch.equal(*outputs)
 
 
 def test_lora_needs_no_second_network(policy_of: Opener) -> None:
     policy, _ = policy_of("epsilon-lora-1", seed=8)
     assert isinstance(policy, StableDiffusionPolicy)
-    x, t = torch.randn(1, *policy.latent_shape), torch.tensor([500])
+    x = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([500])
     seen = []
     hook = policy.trained.network.register_forward_hook(lambda module, *rest: seen.append(module))
     policy.predict(x, t, ["one red circle"], reference=True)
@@ -161,7 +284,7 @@ def test_lora_needs_no_second_network(policy_of: Opener) -> None:
     assert seen == [policy.trained.network] * 2
 
 
-@pytest.mark.parametrize("name", ["trajectory_dpo", "diffusion_dpo", "cal_dpo", "dspo", "sft"])
+@pytest.mark.parametrize("name", [name for name, made in MADE.items() if made.consumes == "preferences"])
 def test_learning_makes_the_preferred_likelier(name: str, policy_of: Opener) -> None:
     """Toy pairs that differ in their first axis, 60 steps: the implicit reward tells them apart, or the denoising error of the
     preferred ones falls."""

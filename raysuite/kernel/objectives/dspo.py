@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import Judged, PairObjective, mean_square
+from raysuite.kernel.objectives.pairs import Judged, PairObjective, mean_square, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,15 @@ class Dspo(PairObjective):
     """`released_sdxl`: ((1 - sigma(u)) (e - e_ref))^2 where e has left e_ref by 0.1 (mean square), (1 - sigma(u))^2 elsewhere."""
     frozen_weight: bool = False
     """Take 1 - sigma(u) as a constant: no gradient reaches the rejected member (not in the released code)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            not (self.frozen_weight and self.variant == "released_sdxl"),
+            "frozen_weight",
+            "false with variant released_sdxl, which learns near the reference through that weight alone",
+            self.frozen_weight,
+        )
 
     def terms(self, judged: Judged) -> Tensor:
         """The squared residual."""

@@ -50,6 +50,7 @@ def renoise(
     units, members = len(clean_RM) * draws, clean_RM.shape[1]
     clean_UM = clean_RM.repeat_interleave(draws, 0)
     low, high = (round(share * len(schedule.alpha_bar_T)) for share in noise_range)
+    require(low < high, "noise_range", f"with a timestep of {len(schedule.alpha_bar_T)} in it", list(noise_range))
     t_U = torch.randint(low, high, (units,), generator=generator)
     noise_shape = (units, 1 if shared_noise else members, *clean_RM.shape[2:])
     noise_UM = torch.randn(noise_shape, generator=generator, dtype=clean_RM.dtype).expand_as(clean_UM)
@@ -80,7 +81,7 @@ def protect_winner(prediction_UM: Tensor, residual_UM: Tensor, margin: float) ->
 
     With g_w and g_l the gradients of the two members' errors in their predictions, a step along -g_w + lambda g_l lowers
     the winner's error at first order if lambda <= |g_w|^2 / <g_w, g_l>. lambda = (1 - margin) times that, limited to
-    [0, 1], and 1 where <g_w, g_l> <= 0. Values do not change.
+    [0, 1], and 1 where <g_w, g_l> <= 0. Values do not change, to the bit: where policy = reference the logit stays 0.
 
     Source: Fu et al., "Diffusion-SDPO", 2025. The paper's lambda is per sample, as here; the released code takes one for
     a whole microbatch, which would make results depend on its size.
@@ -96,7 +97,7 @@ def protect_winner(prediction_UM: Tensor, residual_UM: Tensor, margin: float) ->
     scale = torch.where(product > 0, limit.clamp(0, 1), 1.0)
     scale = scale.reshape(-1, *[1] * (prediction_UM.ndim - 2))
     kept = prediction_UM[:, 1]
-    return torch.stack([prediction_UM[:, 0], scale * kept + (1 - scale) * kept.detach()], 1)
+    return torch.stack([prediction_UM[:, 0], kept.detach() + scale * (kept - kept.detach())], 1)
 
 
 def linked(logit: Tensor, *, link: Link, smoothing: float) -> Tensor:
