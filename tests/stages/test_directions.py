@@ -124,8 +124,7 @@ def test_objectives_that_ask_the_same_share_a_pass(policy_of: Opener) -> None:
         ["ddpo"],
         ["trajectory_dpo"],
         ["diffusion_dpo", "dspo", "cal_dpo"],
-        ["sft"],
-        ["forward_rl"],
+        ["sft", "forward_rl"],  # the batches' preferred pictures are the transitions' here
     ]
     calls = []
     predict = policy.predict
