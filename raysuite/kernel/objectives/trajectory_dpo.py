@@ -65,6 +65,10 @@ class TrajectoryDpo(Objective[Preferences]):
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", "of at least 0 and below 0.5", self.label_smoothing)
         margin = self.winner_margin
         require(margin is None or 0 <= margin <= 1, "winner_margin", "between 0 and 1, or null", margin)
+        alone = margin is None or self.clip is None
+        require(
+            alone, "winner_margin", "null with a clip: its promise does not hold where the clamp stops steps", margin
+        )
 
     @property
     def needs_reference(self) -> bool:
@@ -127,21 +131,19 @@ class TrajectoryDpo(Objective[Preferences]):
             k, x, y = k_UMS.flatten(), x_UMS.flatten(0, 2), output.flatten(0, 2)
             return transition.mean(schedule, k, x, y).reshape_as(next_UMS)
 
+        def log_ratio(output: Tensor) -> Tensor:
+            k, after, means = k_UMS.flatten(), next_UMS.flatten(0, 2), (mean(output), mean(reference_UMS))
+            ratio = transition.log_ratio(schedule, k, means[0].flatten(0, 2), means[1].flatten(0, 2), after)
+            return ratio.reshape(shape) / (next_UMS[0, 0, 0].numel() if self.per_dimension else 1)
+
         if self.winner_margin is not None:
             slope_K = transition.output_slope(schedule) / schedule.noise_K**2
             slope_US = weight_US * slope_K[queries.extra["k"]]
-            slope_UMS = slope_US[:, None].reshape(-1, 1, shape[2], *[1] * (next_UMS.ndim - 3))
-            residual_UMS = slope_UMS * (mean(prediction_UMS) - next_UMS)
-            prediction_UMS = protect_winner(prediction_UMS, residual_UMS, self.winner_margin)
-        ratio_UMS = transition.log_ratio(
-            schedule,
-            k_UMS.flatten(),
-            mean(prediction_UMS).flatten(0, 2),
-            mean(reference_UMS).flatten(0, 2),
-            next_UMS.flatten(0, 2),
-        ).reshape(shape)
-        if self.per_dimension:
-            ratio_UMS = ratio_UMS / next_UMS[0, 0, 0].numel()
+            wide = slope_US.reshape(-1, 1, shape[2], *[1] * (next_UMS.ndim - 3))
+            prediction_UMS = protect_winner(
+                prediction_UMS, wide * (mean(prediction_UMS) - next_UMS), self.winner_margin
+            )
+        ratio_UMS = log_ratio(prediction_UMS)
         clamped_UMS = ratio_UMS if self.clip is None else ratio_UMS.clamp(-self.clip, self.clip)
         score_UM = self.strength * (weight_US[:, None] * clamped_UMS).sum(2)
         if shape[1] == 2:
