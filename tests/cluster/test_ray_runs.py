@@ -80,26 +80,6 @@ def test_two_learner_workers_equal_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
 
 
-def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -> None:
-    """Pairs learned from on one worker count for both: the same steps, divided by the same number."""
-    settings = {
-        "objective": "{name: trajectory_dpo, strength: 5.0, discount: 0.9}",
-        "credit": "null",
-        "preferences.choose": "all",
-        "rewards": "[{name: 'tests.cluster.rewards:blind_on_left'}]",
-        "reference.refresh": "1",
-    }
-    more = {path.replace(".", "__"): value for path, value in settings.items()}
-    two = toy(**more, cluster__workers="2", cluster__worker_cpus="0.5", cluster__actors="2", cluster__actor_cpus="0.25")
-    one = in_one_process(toy(**more), tmp_path / "one")
-    np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
-    rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    told = {name: [r["value"] for r in rows if r["name"] == name] for name in ("train/rankings", "train/ties")}
-    pairs = 2 * 16 * 15 / 2  # of two prompts
-    assert [r + t for r, t in zip(told["train/rankings"], told["train/ties"], strict=True)] == [pairs] * 2
-    assert min(told["train/ties"]) >= pairs / 2 and min(told["train/rankings"]) > 0
-
-
 def test_pairs_are_those_of_the_same_stages_in_one_process(tmp_path: Path) -> None:
     config = toy(
         objective="{name: trajectory_dpo, strength: 5.0, discount: 0.9}",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -225,6 +229,51 @@ def test_forward_objectives_ask_for_no_trajectories(tmp_path: Path) -> None:
     assert first.latents_NK is not None and first.latents_NK.shape[1] == 1
     whole: Any = begin(toy(DENSE), tmp_path / "whole").collect(0)[0]
     assert np.array_equal(whole.latents_NK[:, -1:], first.latents_NK)
+
+
+def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -> None:
+    """Pairs learned from on one worker count for both: the same steps, divided by the same number."""
+    config = toy(
+        DENSE,
+        updates="2",
+        preferences__choose="all",
+        rewards="[{name: 'tests.cluster.rewards:blind_on_left'}]",
+        reference__refresh="1",
+        learn__minibatches="1",
+        cluster__workers="2",
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.canonical()))
+    RunDirectory(tmp_path / "two").claim(config, ["test"])
+    one = begin(config, tmp_path / "one")
+    one.train()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(root)}
+    workers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(root / "tests/stages/worker.py"),
+                str(tmp_path / "config.json"),
+                str(tmp_path / "two"),
+            ],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    two = [np.load(tmp_path / "two" / f"weights{rank}.npy") for rank in range(2)]
+    assert np.array_equal(*two)
+    np.testing.assert_allclose(two[0], one.policy.weights(), rtol=1e-4, atol=1e-6)
+    told = metrics(tmp_path / "two")
+    pairs = 2 * 16 * 15 / 2  # of two prompts
+    assert [r + t for r, t in zip(told["train/rankings"], told["train/ties"], strict=True)] == [pairs] * 2
+    assert min(told["train/ties"]) >= pairs / 2 and min(told["train/rankings"]) > 0
+    assert {k: v for k, v in told.items() if "rankings" in k or "ties" in k} == {
+        k: v for k, v in metrics(tmp_path / "one").items() if "rankings" in k or "ties" in k
+    }
 
 
 # off-line
