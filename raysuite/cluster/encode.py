@@ -75,10 +75,8 @@ def encode(
         # Ray Data keeps actors' arguments in the object store, and Ray's core warns of that on every start
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         launch.connect()
-        if not os.environ.get("RAY_ADDRESS") and actors > ray.cluster_resources()["CPU"]:
-            raise UserError(f"expected --actors of at most the {ray.cluster_resources()['CPU']:g} CPUs, got {actors}")
-        cores = int(ray.cluster_resources()["CPU"])
-        for _ in _encoded(source, directory, missing, model, actors, actor_gpus, threads=max(1, cores // actors)):
+        _check_resources(actors, actor_gpus)
+        for _ in _encoded(source, directory, missing, model, actors, actor_gpus):
             counting.advance()
     return preference_set.summarise(directory)
 
@@ -90,10 +88,10 @@ def _encoded(
     model: Model,
     actors: int,
     actor_gpus: float,
-    *,
-    threads: int,
 ) -> Iterator[int]:
     """Numbers of blocks as they are finished."""
+    # on one machine the actors share its cores; on a cluster each has the one that it asks for
+    threads = max(1, int(ray.cluster_resources()["CPU"]) // actors) if len(ray.nodes()) == 1 else 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -114,5 +112,23 @@ def _encoded(
         num_gpus=actor_gpus,
         compute=ray.data.ActorPoolStrategy(size=actors),
     )
-    for row in blocks.iter_rows():
-        yield int(row["number"])
+    try:
+        for row in blocks.iter_rows():
+            yield int(row["number"])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):  # a sentence for the user crosses processes as it was written
+            raise error.cause from None
+        raise
+
+
+def _check_resources(actors: int, actor_gpus: float) -> None:
+    """Refuse what would wait forever. A cluster that was joined may grow: there Ray waits."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    total = ray.cluster_resources()
+    for kind, wanted in (("CPU", float(actors)), ("GPU", actors * actor_gpus)):
+        if wanted > total.get(kind, 0):
+            raise UserError(
+                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, {actors} actors want {wanted:g}: lower "
+                "--actors or --actor-gpus, or join a cluster"
+            )

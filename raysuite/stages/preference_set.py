@@ -51,6 +51,8 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
                 f"expected {directory} to hold this preference set, got one that differs in {', '.join(differing)}: name "
                 "another --out, or repeat the command that began it"
             )
+        for unfinished in directory.glob("*/.*"):  # what a killed process was writing
+            unfinished.unlink()
         return
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"expected an empty or new directory, got {directory}: name another --out")

@@ -257,6 +257,8 @@ def open_source(path: str, *, layout: str | None, split: str) -> Source:
     looks_local = path.startswith(("/", ".", "~")) or Path(path).suffix in (".json", ".jsonl", ".parquet")
     if looks_local and not Path(path).exists():
         raise UserError(f"expected preference data at {path}, there is nothing: check the path")
+    if Path(path).exists():
+        path = str(Path(path).absolute())  # processes that read it may stand elsewhere
     by_suffix = {".json": "hpdv2", ".jsonl": "jsonl"}
     return LAYOUTS[layout or by_suffix.get(Path(path).suffix, "pickapic")](path, split)
 

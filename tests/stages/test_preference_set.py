@@ -68,7 +68,10 @@ def test_counts(tmp_path: Path) -> None:
 
 def test_what_is_begun_goes_on_and_other_things_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "set", [2])
+    half = tmp_path / "set" / "blocks" / ".000001.safetensors.123"
+    half.write_bytes(b"what a killed process was writing")
     claim(tmp_path / "set", IDENTITY, ["another", "command"])
+    assert not half.exists()
     assert finished_blocks(tmp_path / "set") == {0}
     with pytest.raises(UserError, match="differs in model, source"):
         claim(tmp_path / "set", {**IDENTITY, "model": "other", "source": {}}, ["test"])
