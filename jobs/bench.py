@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -255,7 +255,9 @@ def memory_of(config: RunConfig, what: str) -> tuple[float, float]:
         return resident() - before, 0.0
     empty = np.zeros((suite.blocks(0)[0].size, 32, 32, 3), np.uint8)
     suite.policy.decode = lambda latents_N: empty  # type: ignore[method-assign]
-    suite.draw(0)  # rollout actors decode, a learner does not
+    suite.draw(0)  # rollout actors decode, a learner does not; rewards that differ, or every pair would be a tie
+    rng = np.random.default_rng(0)
+    suite.rollouts = [replace(r, reward_N=rng.normal(size=len(r.reward_N))) for r in suite.rollouts]
     suite.learn(0)
     stored = sum(a.nbytes for r in suite.rollouts for a in (r.latents_NK, r.logp_NK) if a is not None)
     return resident() - before, stored / 2**20
