@@ -15,7 +15,8 @@ class Sketch:
 
         var <S x, S y> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_i x_i^2 y_i^2) / width,
 
-    so that the standard error is at most |x| |y| sqrt(2 / width): 1.1 % of the product of norms for a width of 16,384.
+    so that the standard error is at most |x| |y| sqrt(2 / width): 2.2 % of the product of norms for a width of 4,096. A
+    block of at most `width` coordinates is kept as it is, without any error.
     A sketch is a function of (seed, order and size of the parameters, width) alone: sketches made anywhere can be compared.
 
     Source: Charikar, Chen and Farach-Colton, "Finding Frequent Items in Data Streams", 2002; the variance as in Weinberger
@@ -35,24 +36,43 @@ class Sketch:
         Args:
             sizes: number of coordinates of every parameter, in their fixed order.
             block_of: the block of every parameter.
-            width: places of a block.
+            width: places of a block, at most.
             generator: of the parameter with a given number.
         """
-        self.blocks: tuple[str, ...] = tuple(dict.fromkeys(block_of[name] for name in sizes))
-        self.width = width
-        self._row = {name: self.blocks.index(block_of[name]) for name in sizes}
+        coordinates: dict[str, int] = {}
+        for name, size in sizes.items():
+            coordinates[block_of[name]] = coordinates.get(block_of[name], 0) + size
+        self.coordinates = coordinates
+        """Coordinates of every block."""
+        self.spans: dict[str, slice] = {}
+        """Where each block lies in a sketch."""
+        self.size = 0
+        """Length of a sketch."""
+        for block, count in coordinates.items():
+            self.spans[block] = slice(self.size, self.size + min(count, width))
+            self.size += min(count, width)
+        self.error = (2 / width) ** 0.5 if max(coordinates.values()) > width else 0.0
+        """Standard error of an inner product as a share of the product of norms, at most."""
         self._places, self._signs = {}, {}
+        kept = {block: span.start for block, span in self.spans.items()}
         for number, (name, size) in enumerate(sizes.items()):
-            drawn = generator(number)
-            self._places[name] = torch.randint(width, (size,), generator=drawn)
-            self._signs[name] = torch.randint(2, (size,), generator=drawn, dtype=torch.int8) * 2 - 1
+            block = block_of[name]
+            if coordinates[block] <= width:
+                self._places[name] = torch.arange(kept[block], kept[block] + size)
+                kept[block] += size
+            else:
+                drawn = generator(number)
+                self._places[name] = self.spans[block].start + torch.randint(width, (size,), generator=drawn)
+                self._signs[name] = torch.randint(2, (size,), generator=drawn, dtype=torch.int8) * 2 - 1
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The sketch of every block, (L, width) float32 on the CPU. Linear: sketches of sums are sums of sketches."""
-        out = torch.zeros(len(self.blocks), self.width)
+        """The sketch of all blocks, (size,) float32 on the CPU. Linear: sketches of sums are sums of sketches."""
+        out = torch.zeros(self.size)
         for name, gradient in gradients.items():
             flat = gradient.detach().flatten().float().cpu()
-            out[self._row[name]].index_add_(0, self._places[name], flat * self._signs[name])
+            if name in self._signs:
+                flat = flat * self._signs[name]
+            out.index_add_(0, self._places[name], flat)
         return out
 
 

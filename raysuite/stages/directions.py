@@ -6,7 +6,8 @@ share the network's forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,43 +15,50 @@ from torch import Tensor
 
 from raysuite.families.policy import Policy
 from raysuite.kernel.objectives import Objective
-from raysuite.kernel.sketch import Sketch
 from raysuite.stages.learn import Batch
 from raysuite.types import Cost, Queries
+
+
+Add = Callable[[str, int, dict[str, Tensor]], None]
+"""Takes a part of an objective's gradient in a timestep bin, by parameter: parts add up."""
 
 
 def unit_gradients(
     objectives: Mapping[str, Objective[Any]],
     policy: Policy,
     batches: Mapping[str, Batch],
+    add: Add,
     *,
     generator: Callable[[], torch.Generator],
-    sketch: Sketch,
     bins: int,
     microbatch: int,
-    scale: Mapping[str, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], Cost]:
-    """The gradient of every objective's mean over one unit's queries, (L, T, width) each, and what that cost.
+) -> Cost:
+    """Hand the gradient of every objective's mean over one unit's queries to `add`, and return what that cost.
 
     Args:
         objectives: by name.
         policy: at which they are taken. Its parameters' `grad` is left alone.
-        batches: the unit as each objective sees it.
+        batches: the unit as each objective sees it; objectives without a batch have no gradient.
+        add: gets every gradient in parts.
         generator: makes the generator that queries draw from, the same for every objective: those that noise the same
             pictures noise them alike.
-        sketch: of the policy's trainable parameters.
         bins: T, equal ranges of the training timesteps.
         microbatch: points through the network at once, at most.
-        scale: multiplies the gradient of each parameter, as an optimiser would; None for none.
     """
-    asked = {name: o.queries(batches[name], policy.schedule, generator()) for name, o in objectives.items()}
-    out = {name: torch.zeros(len(sketch.blocks), bins, sketch.width) for name in objectives}
+    asked = {name: objectives[name].queries(batch, policy.schedule, generator()) for name, batch in batches.items()}
     cost = Cost()
     for names in sharing(asked):
         at_one_level = bool((asked[names[0]].t_UM == asked[names[0]].t_UM[:, :1]).all())
         take = _by_unit if at_one_level else _by_point
-        cost += take({name: objectives[name] for name in names}, policy, asked, out, sketch, bins, microbatch, scale)
-    return out, cost
+        cost += take({name: objectives[name] for name in names}, policy, asked, add, bins, microbatch)
+    return cost
+
+
+def bin_ranges(policy: Policy, bins: int) -> list[tuple[int, int]]:
+    """First and last timestep of every bin, the least noisy first."""
+    total = len(policy.schedule.alpha_bar_T)
+    starts = [-(-number * total // bins) for number in range(bins + 1)]
+    return [(start, stop - 1) for start, stop in pairwise(starts)]
 
 
 def sharing(asked: Mapping[str, Queries]) -> list[list[str]]:
@@ -84,26 +92,23 @@ def _by_unit(
     objectives: Mapping[str, Objective[Any]],
     policy: Policy,
     asked: Mapping[str, Queries],
-    out: Mapping[str, Tensor],
-    sketch: Sketch,
+    add: Add,
     bins: int,
     microbatch: int,
-    scale: Mapping[str, Tensor] | None,
 ) -> Cost:
     """Units whose members are all at one noise level: a chunk belongs to one bin, and one forward pass serves all."""
-    first, needed, cost = asked[next(iter(objectives))], any(o.needs_reference for o in objectives.values()), Cost()
+    first, needed, cost = asked[next(iter(objectives))], _reference_is_needed(objectives), Cost()
     bin_U = _bin(first.t_UM[:, 0], policy, bins)
     for number in bin_U.unique().tolist():
         for units in (bin_U == number).nonzero().flatten().split(max(1, microbatch // first.t_UM.shape[1])):
             chunks = {name: asked[name].select(units).to(policy.device) for name in objectives}
             chunk = next(iter(chunks.values()))
-            prediction = _predict(policy, chunk)
-            reference = _predict(policy, chunk, reference=True) if needed else None
+            prediction = _predict(policy, chunk, microbatch)
+            reference = _predict(policy, chunk, microbatch, reference=True) if needed else None
             for place, (name, objective) in enumerate(objectives.items()):
-                own = reference if objective.needs_reference else None
-                loss = objective.loss(chunks[name], policy.schedule, prediction, own).terms_U.sum() / len(first)
-                kept = place < len(objectives) - 1
-                out[name][:, number] += sketch(_gradients(policy, loss, None, scale, retain=kept))
+                compared = _compared(objective, prediction, reference)
+                loss = objective.loss(chunks[name], policy.schedule, prediction, compared).terms_U.sum() / len(first)
+                add(name, number, _gradients(policy, loss, None, retain=place < len(objectives) - 1))
             cost += _cost(policy, chunk, forward=1 + needed, backward=len(objectives))
     return cost
 
@@ -112,80 +117,71 @@ def _by_point(
     objectives: Mapping[str, Objective[Any]],
     policy: Policy,
     asked: Mapping[str, Queries],
-    out: Mapping[str, Tensor],
-    sketch: Sketch,
+    add: Add,
     bins: int,
     microbatch: int,
-    scale: Mapping[str, Tensor] | None,
 ) -> Cost:
     """Units that span noise levels: what each loss says of every prediction first, then the points bin by bin."""
-    first, needed, cost = asked[next(iter(objectives))], any(o.needs_reference for o in objectives.values()), Cost()
-    members = first.t_UM.shape[1]
-    pieces = [
-        first.select(units).to(policy.device) for units in torch.arange(len(first)).split(max(1, microbatch // members))
-    ]
+    first, needed, members = (
+        asked[next(iter(objectives))],
+        _reference_is_needed(objectives),
+        asked[next(iter(objectives))].t_UM.shape[1],
+    )
+    whole = first.to(policy.device)
     with torch.no_grad():
-        prediction = torch.cat([_in_pieces(policy, piece, microbatch) for piece in pieces]).requires_grad_()
-        reference = (
-            torch.cat([_in_pieces(policy, piece, microbatch, reference=True) for piece in pieces]) if needed else None
-        )
+        prediction = _predict(policy, whole, microbatch).requires_grad_()
+        reference = _predict(policy, whole, microbatch, reference=True) if needed else None
     said = {}
     for name, objective in objectives.items():
-        whole = asked[name].to(policy.device)
-        own = reference if objective.needs_reference else None
-        loss = objective.loss(whole, policy.schedule, prediction, own).terms_U.sum() / len(first)
+        compared = _compared(objective, prediction, reference)
+        queries = asked[name].to(policy.device)
+        loss = objective.loss(queries, policy.schedule, prediction, compared).terms_U.sum() / len(first)
         (said[name],) = torch.autograd.grad(loss, prediction)
-    cost += _cost(policy, first, forward=1 + needed, backward=0)
-    x, t = first.x_UM.flatten(0, 1), first.t_UM.flatten()
+    cost = _cost(policy, first, forward=1 + needed, backward=0)
+    x, t = whole.x_UM.flatten(0, 1), whole.t_UM.flatten()
     prompts = [prompt for prompt in first.prompts_U for _ in range(members)]
     bin_P = _bin(t, policy, bins)
     for number in bin_P.unique().tolist():
         for points in (bin_P == number).nonzero().flatten().split(microbatch):
-            output = policy.predict(
-                x[points].to(policy.device),
-                t[points].to(policy.device),
-                [prompts[point] for point in points.tolist()],
-                guided=first.guided,
-            )
+            chosen = [prompts[point] for point in points.tolist()]
+            output = policy.predict(x[points], t[points], chosen, guided=first.guided)
             for place, name in enumerate(objectives):
-                kept = place < len(objectives) - 1
-                weight = said[name].flatten(0, 1)[points.to(policy.device)]
-                out[name][:, number] += sketch(_gradients(policy, output, weight, scale, retain=kept))
+                weight = said[name].flatten(0, 1)[points]
+                add(name, number, _gradients(policy, output, weight, retain=place < len(objectives) - 1))
             evaluations = len(points) * (policy.evaluations_per_prediction if first.guided else 1)
             cost += Cost(forward=evaluations, backward=len(objectives) * evaluations)
     return cost
 
 
-def _predict(policy: Policy, chunk: Queries, *, reference: bool = False) -> Tensor:
-    prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
-    x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
-    return policy.predict(x, t, prompts, reference=reference, guided=chunk.guided).unflatten(0, chunk.t_UM.shape)
+def _reference_is_needed(objectives: Mapping[str, Objective[Any]]) -> bool:
+    return any(o.needs_reference and not o.reference_is_sampler for o in objectives.values())
 
 
-def _in_pieces(policy: Policy, chunk: Queries, microbatch: int, *, reference: bool = False) -> Tensor:
+def _compared(objective: Objective[Any], prediction: Tensor, reference: Tensor | None) -> Tensor | None:
+    """What an objective compares the policy with: units are drawn by the policy itself, so that it is its own old policy."""
+    if not objective.needs_reference:
+        return None
+    return prediction.detach() if objective.reference_is_sampler else reference
+
+
+def _predict(policy: Policy, chunk: Queries, microbatch: int, *, reference: bool = False) -> Tensor:
+    """Predictions (U, M, ...), a microbatch at a time."""
     prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
     x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
-    starts: Sequence[int] = range(0, len(x), microbatch)
-    outputs = [
-        policy.predict(
-            x[s : s + microbatch],
-            t[s : s + microbatch],
-            prompts[s : s + microbatch],
-            reference=reference,
-            guided=chunk.guided,
-        )
-        for s in starts
-    ]
+    pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
+    outputs = [policy.predict(x[p], t[p], prompts[p], reference=reference, guided=chunk.guided) for p in pieces]
     return torch.cat(outputs).unflatten(0, chunk.t_UM.shape)
 
 
-def _gradients(
-    policy: Policy, value: Tensor, weight: Tensor | None, scale: Mapping[str, Tensor] | None, *, retain: bool
-) -> dict[str, Tensor]:
+def _gradients(policy: Policy, value: Tensor, weight: Tensor | None, *, retain: bool) -> dict[str, Tensor]:
     parameters = policy.trainable()
-    gradients = torch.autograd.grad(value, list(parameters.values()), weight, retain_graph=retain)
-    found = dict(zip(parameters, gradients, strict=True))
-    return found if scale is None else {name: g * scale[name] for name, g in found.items()}
+    return dict(
+        zip(
+            parameters,
+            torch.autograd.grad(value, list(parameters.values()), weight, retain_graph=retain),
+            strict=True,
+        )
+    )
 
 
 def _cost(policy: Policy, chunk: Queries, *, forward: int, backward: int) -> Cost:

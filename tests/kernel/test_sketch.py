@@ -22,7 +22,18 @@ def gradients(seed: int) -> dict[str, Tensor]:
 
 
 def test_blocks_are_the_first_parts_of_names() -> None:
-    assert sketch(8).blocks == ("a.0", "b")
+    assert sketch(8).spans == {"a.0": slice(0, 8), "b": slice(8, 16)}
+    assert sketch(8).coordinates == {"a.0": 340, "b": 200}
+
+
+def test_small_blocks_are_kept_as_they_are() -> None:
+    """A width between the two blocks: b is exact, a.0 is not; a width above both: no error at all."""
+    x = gradients(0)
+    some, all_of_it = sketch(200), sketch(340)
+    assert torch.equal(some(x)[some.spans["b"]], x["b.w"])
+    assert some.error == (2 / 200) ** 0.5
+    assert torch.equal(all_of_it(x), torch.cat([x["a.0.w"], x["a.0.b"], x["b.w"]]))
+    assert all_of_it.error == 0.0
 
 
 def test_inner_products_are_unbiased_with_the_stated_error() -> None:
@@ -32,7 +43,8 @@ def test_inner_products_are_unbiased_with_the_stated_error() -> None:
     products = []
     for seed in range(400):
         s = sketch(64, seed)
-        products.append((s(x) * s(y)).sum(1).numpy())
+        product = s(x) * s(y)
+        products.append([float(product[span].sum()) for span in s.spans.values()])
     for row, names in enumerate((("a.0.w", "a.0.b"), ("b.w",))):
         xs, ys = (torch.cat([g[name] for name in names]).double().numpy() for g in (x, y))
         truth = xs @ ys
@@ -52,4 +64,5 @@ def test_sketches_are_linear_and_reproducible() -> None:
 
 def test_parameters_that_are_not_there_are_zero() -> None:
     x = gradients(0)
-    assert sketch(16)({"b.w": x["b.w"]})[0].abs().max() == 0
+    s = sketch(16)
+    assert s({"b.w": x["b.w"]})[s.spans["a.0"]].abs().max() == 0

@@ -43,6 +43,7 @@ class ForwardRl(Objective[Transitions]):
 
     consumes = "advantages"
     process = "forward"
+    reference_is_sampler = True
 
     def __post_init__(self) -> None:
         require(self.contrast > 0, "contrast", "above 0", self.contrast)

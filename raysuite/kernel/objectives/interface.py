@@ -31,6 +31,8 @@ class Objective(ABC, Generic[Batch]):
     """What it learns from: `Transitions`, with an advantage for every step, or `Preferences`."""
     process: ClassVar[Literal["reverse", "forward"]]
     """Whether it scores steps of trajectories or adds noise to clean latents."""
+    reference_is_sampler: ClassVar[bool] = False
+    """Whether the reference is meant to be the policy that drew the samples, not the model as it came."""
 
     @property
     @abstractmethod
