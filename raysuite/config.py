@@ -396,7 +396,7 @@ def _build_objective(fields: Mapping[str, Any]) -> Objective[Any]:
     try:
         return TypeAdapter(OBJECTIVES[name]).validate_python(options)
     except ValidationError as error:
-        raise UserError(_sentence(error, prefix="objective.")) from error
+        raise UserError(sentence(error, prefix="objective.")) from error
 
 
 def recipes() -> dict[str, str]:
@@ -416,9 +416,9 @@ def load(recipe_or_file: str, overrides: Mapping[str, str] | None = None) -> Run
     Raises:
         UserError: anything unknown, mistyped, out of range or contradictory.
     """
-    tree = _read(recipe_or_file)
+    tree = read(recipe_or_file)
     for path, value in (overrides or {}).items():
-        _set(tree, path, value)
+        put(tree, path, parse(path, value))
     return validate(tree)
 
 
@@ -431,10 +431,15 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from error
+        raise UserError(sentence(error)) from error
 
 
-def _read(recipe_or_file: str) -> dict[str, Any]:
+def read(recipe_or_file: str) -> dict[str, Any]:
+    """A recipe's or a YAML file's plain values, on top of those of the recipe that it extends.
+
+    Raises:
+        UserError: there is no such recipe or file, or it holds something else.
+    """
     if recipe_or_file in recipes():
         text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_bytes()
     elif Path(recipe_or_file).is_file():
@@ -457,7 +462,7 @@ def _read(recipe_or_file: str) -> dict[str, Any]:
             f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe"
         )
     base = tree.pop("extends", None)
-    return _over(_read(base), tree) if base else tree
+    return _over(read(base), tree) if base else tree
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -471,28 +476,40 @@ def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(tree: dict[str, Any], path: str, value: str) -> None:
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set one value of a tree by its dotted path; null for a whole section gives it its defaults.
+
+    Raises:
+        UserError: there is no such setting.
+    """
     settings = set(_paths(RunConfig)) | {f"objective.{name}" for name in ("name", *_objective_fields(tree))}
     sections = {name for name in RunConfig.model_fields if any(known.startswith(f"{name}.") for known in settings)}
     known = settings | sections
     if path not in known:
         raise UserError(f"expected a setting's path ({_one_of(path, known)}), got {path!r}")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"expected a YAML value for {path}, got {value!r}") from error
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
-    if path in sections and parsed is None:  # a whole section with its defaults
+    if path in sections and value is None:
         tree.pop(path, None)
         return
     *parents, leaf = path.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
-    tree[leaf] = parsed
+    tree[leaf] = value
 
 
-def _number(text: str) -> float | str:
+def parse(path: str, text: str) -> Any:
+    """The value that a text at the command line stands for: YAML.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected a YAML value for {path}, got {text!r}") from error
+    return number(value) if isinstance(value, str) else value
+
+
+def number(text: str) -> float | str:
     """YAML 1.1 reads 3e-5 as text; people mean the number."""
     try:
         return float(text)
@@ -529,7 +546,8 @@ def _nearest(given: object, names: Sequence[str]) -> str | None:
     return next((name for name in (*likely, *names) if name in likely or name.rsplit(".", 1)[-1] == leaf), None)
 
 
-def _sentence(error: ValidationError, prefix: str = "") -> str:
+def sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first thing that is wrong, for the person who can mend it."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):

@@ -1,0 +1,261 @@
+"""A study of directions, declared: whose gradients are compared, on which units, at which policies.
+
+>>> study = declare("toy-ddpo", objectives=["ddpo", "trajectory_dpo"], units=16)
+>>> [rung.checkpoint for rung in study.rungs]
+[0]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from raysuite import config as configuration
+from raysuite.config import NonNegativeInt, RunConfig, Section
+from raysuite.errors import UserError
+from raysuite.kernel.directions import FEWEST_UNITS
+from raysuite.kernel.objectives import OBJECTIVES
+
+STANDARD: Mapping[str, Mapping[str, Any]] = {
+    "ddpo": {"clip": None, "advantage_clip": 5.0},
+    "trajectory_dpo": {"strength": 10.0, "discount": 1.0},
+    "diffusion_dpo": {"beta": 500.0, "draws": 6},
+    "dspo": {"beta": 0.01, "draws": 6},
+    "cal_dpo": {"beta": 500.0, "share": 0.1, "weight": 0.05, "draws": 6},
+    "sft": {"draws": 6},
+    "forward_rl": {"contrast": 1.0, "advantage_limit": 5.0, "draws": 3},
+}
+"""Settings of an objective that is asked for by its bare name, unless the run itself has it. At the reference most of them
+only scale the gradient, which no cosine sees."""
+ROLLOUTS = ("prompts", "samples", "prompts_per_block", "replay")
+"""What of a run's rollouts matters here."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One measurement: the study with one setting changed, at one policy."""
+
+    number: int
+    along: str
+    """The path of the changed setting; empty where nothing is changed."""
+    value: Any
+    checkpoint: int
+    """Updates that the policy has had."""
+    configs: Mapping[str, RunConfig]
+    """A run for each objective, by its label: what it learns from, and how."""
+
+    @property
+    def config(self) -> RunConfig:
+        """What all of them have in common: model, sampler, prompts, rewards, rollouts."""
+        drawing = [c for c in self.configs.values() if c.preferences.source is None] or list(self.configs.values())
+        # credit is known only to a run that learns from rewards
+        best = next((c for c in drawing if c.built_objective.consumes == "advantages"), drawing[0])
+        return best.model_copy(update={"rollouts": best.rollouts.model_copy(update={"keep": True})})
+
+    @property
+    def draws(self) -> bool:
+        """Whether rollouts are drawn, in place of replayed or of pairs taken from a set."""
+        return self.config.rollouts.replay is None and any(c.preferences.source is None for c in self.configs.values())
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"rung-{self.number:02d}"
+
+
+class Gain(Section):
+    """Predicted against realised gain: a step along every objective's direction."""
+
+    kl: PositiveFloat
+    """KL from the policy that every step ends at, nats a trajectory."""
+
+
+class Study(Section):
+    """Settings of a study. The same settings give the same numbers, bit for bit on the same hardware."""
+
+    run: dict[str, Any]
+    """A run's settings as in a recipe. `credit` says what rewards are worth, `preferences` who is compared."""
+    directory: str | None = None
+    """The run that holds the checkpoints; null studies the model as it came."""
+    objectives: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """By label: `name` and fields, as in a run."""
+    checkpoints: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Updates of the policies; 0 is the model as it came."""
+    along: dict[str, tuple[Any, ...]] = {}
+    """The ladder: values of a setting, by its path. Each value is a rung; two paths are two ladders, not a grid."""
+    units: PositiveInt = 64
+    """Prompts' groups of samples (or rankings of a set)."""
+    bins: PositiveInt = 4
+    """Equal ranges of the training timesteps."""
+    width: PositiveInt = 4096
+    """Places that a gradient keeps of every block of layers; larger blocks are projected (`kernel.sketch`)."""
+    probes: NonNegativeInt = 8
+    """Points of the prediction space at which the effect of a gradient is looked at; 0 for none."""
+    gain: Gain | None = None
+
+    @cached_property
+    def rungs(self) -> tuple[Rung, ...]:
+        """All measurements, in order.
+
+        Raises:
+            UserError: a rung contradicts itself.
+        """
+        return tuple(self._rungs())
+
+    @property
+    def rounds(self) -> int:
+        """How many updates' worth of prompts make the units."""
+        return self.units // int(self.rungs[0].config.rollouts.prompts)
+
+    def _rungs(self) -> Iterator[Rung]:
+        ladder = [(path, value) for path, values in self.along.items() for value in values] or [("", None)]
+        steps = [(checkpoint, path, value) for checkpoint in self.checkpoints for path, value in ladder]
+        for number, (checkpoint, path, value) in enumerate(steps):
+            tree, objectives = deepcopy(self.run), deepcopy(self.objectives)
+            if path:
+                _put(tree, objectives, path, value)
+            configs = {label: _config(tree, objective) for label, objective in objectives.items()}
+            yield Rung(number, path, value, checkpoint, configs)
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON values: what study.json holds."""
+        return json.loads(self.model_dump_json())
+
+
+def declare(
+    source: str,
+    *,
+    objectives: Sequence[str],
+    checkpoint: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    along: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Study:
+    """A study of a run, a recipe or a YAML file.
+
+    Args:
+        source: directory of a run, name of a recipe, or a YAML file.
+        objectives: names of objectives, or recipes and YAML files whose objectives are meant.
+        checkpoint: a number of updates, `all`, or None for the last (the model as it came, without a run).
+        settings: by path, as `--set`; `objectives.<label>.<field>` too. Values are YAML.
+        along: the same with lists.
+        options: fields of `Study`.
+
+    Raises:
+        UserError: anything unknown, mistyped, out of range or contradictory.
+    """
+    run = Path(source) if (Path(source) / "config.json").is_file() else None
+    tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
+    own = tree.pop("objective", {})
+    chosen = {label: _objective(label, own) for label in objectives}
+    before = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
+    for path, text in (settings or {}).items():
+        _put(tree, chosen, path, configuration.parse(path, text))
+    checkpoints = _checkpoints(run, checkpoint)
+    if run and any(checkpoints) and before != (tree.get("model"), tree.get("parameters")):
+        raise UserError(
+            f"expected the model and the parametrisation of {run}, whose checkpoints hold just those, got others: leave "
+            "model and parameters as they are, or study --checkpoint 0"
+        )
+    tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
+    tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1}
+    fields = {
+        "run": tree,
+        "directory": str(run.absolute()) if run and any(checkpoints) else None,
+        "objectives": chosen,
+        "checkpoints": checkpoints,
+        "along": {path: _values(path, text) for path, text in (along or {}).items()},
+        **options,
+    }
+    try:
+        study = Study.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(configuration.sentence(error)) from error
+    _check_units(study)
+    return study
+
+
+def _objective(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    if label == own.get("name"):
+        return dict(own)
+    if label in STANDARD:
+        return {"name": label, **STANDARD[label]}
+    if label in configuration.recipes() or label.endswith((".yaml", ".yml")):
+        return dict(configuration.read(label)["objective"])
+    raise UserError(
+        f"expected --objectives from {', '.join(OBJECTIVES)}, or recipes whose objectives are meant, got {label!r}"
+    )
+
+
+def _values(path: str, text: str) -> tuple[Any, ...]:
+    values = configuration.parse(path, text)
+    if not isinstance(values, list) or len(values) < 2:
+        raise UserError(f"expected a list of at least two values for {path}, such as {path}=[a, b], got {text!r}")
+    return tuple(configuration.number(v) if isinstance(v, str) else v for v in values)
+
+
+def _put(tree: dict[str, Any], objectives: dict[str, dict[str, Any]], path: str, value: Any) -> None:
+    first, *rest = path.split(".")
+    if first == "objective":
+        raise UserError(f"expected objectives.<one of {', '.join(objectives)}>.<field> in a study, got {path!r}")
+    if first != "objectives":
+        configuration.put(tree, path, value)
+    elif len(rest) == 2 and rest[0] in objectives:
+        objectives[rest[0]][rest[1]] = value
+    else:
+        raise UserError(
+            f"expected objectives.<one of {', '.join(objectives)}>.<field>, got {path!r}: name an objective of this study"
+        )
+
+
+def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
+    """A run that learns with this objective: with those settings alone that mean something to it."""
+    kept = {name: section for name, section in tree.items() if name not in ("budget", "reference")}
+    cls = OBJECTIVES.get(str(objective.get("name")))
+    if cls is not None:
+        kept.pop("preferences" if cls.consumes == "advantages" else "credit", None)
+    compared = kept.get("preferences") or {}
+    if compared.get("source") is not None:  # in a set it is settled who is compared
+        kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
+    learn = {"microbatch": (tree.get("learn") or {}).get("microbatch", 32)}
+    return configuration.validate({**kept, "updates": 1, "learn": learn, "objective": dict(objective)})
+
+
+def _checkpoints(run: Path | None, wanted: str | None) -> tuple[int, ...]:
+    """Numbers of updates."""
+    found = [int(p.name) for p in sorted((run / "checkpoints").glob("[0-9]*"))] if run else []
+    if wanted is None:
+        return (found[-1] if found else 0,)
+    if wanted == "all":
+        return (0, *(number for number in found if number))
+    if not wanted.isdigit() or int(wanted) not in (0, *found):
+        has = f"{run}, which has {found or 'none'}" if run else "a recipe, which has none"
+        raise UserError(
+            f"expected a checkpoint of {has}, got {wanted!r}: name a number of updates, `all`, or 0 for the model as it came"
+        )
+    return (int(wanted),)
+
+
+def _check_units(study: Study) -> None:
+    if study.units < FEWEST_UNITS:
+        raise UserError(
+            f"expected --units of at least {FEWEST_UNITS}, got {study.units}: fewer say nothing about their spread"
+        )
+    for rung in study.rungs:
+        prompts = rung.config.rollouts.prompts
+        if study.units % prompts:
+            raise UserError(
+                f"expected --units as a multiple of rollouts.prompts={prompts}, got {study.units}: change one of them"
+            )
+        if study.probes and rung.config.model.precision != "float32":
+            raise UserError(
+                "expected model.precision=float32 with --probes above 0, got bfloat16: small changes of predictions drown in "
+                "its rounding; set --probes 0"
+            )
