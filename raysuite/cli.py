@@ -143,6 +143,50 @@ def evaluate(
 
 
 @app.command()
+def directions(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE", help="A run, a recipe's name or a YAML file.")],
+    objectives: Annotated[
+        str, typer.Option(help="Comma-separated: objectives, or recipes whose objectives are meant.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the study.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Updates of the run's policy, or all \\[default: the last]; 0 is the base.")
+    ] = None,
+    units: Annotated[int, typer.Option(help="Prompts' groups of samples.")] = 64,
+    bins: Annotated[int, typer.Option(min=1, help="Equal ranges of the timesteps.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Coordinates kept of every block of layers.")] = 4096,
+    probes: Annotated[int, typer.Option(min=0, help="Points of the prediction space; 0 for none.")] = 8,
+    gain_kl: Annotated[
+        float | None, typer.Option(help="Also step along each direction to this KL (nats), and compare what is gained.")
+    ] = None,
+    along: Annotated[
+        list[str], typer.Option(metavar="PATH=[A,B]", help="Measure once for each value of a setting; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    settings: Settings = [],  # noqa: B006
+) -> None:
+    """Measure how far objectives push the same way. The same command again goes on with a study that was stopped."""
+    from raysuite.study import declare
+
+    study = declare(
+        source,
+        objectives=[name.strip() for name in objectives.split(",")],
+        checkpoint=checkpoint,
+        settings=dict(_split(setting) for setting in settings),
+        along=dict(_split(setting, "--along") for setting in along),
+        units=units,
+        bins=bins,
+        width=width,
+        probes=probes,
+        gain={"kl": gain_kl} if gain_kl is not None else None,
+    )
+    from raysuite.cluster import directions as measuring
+    from raysuite.progress import Counting
+
+    directory = out.absolute()
+    measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run.")],
     out: Annotated[
@@ -170,10 +214,10 @@ def recipes() -> None:
         console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)
 
 
-def _split(setting: str) -> tuple[str, str]:
+def _split(setting: str, option: str = "--set") -> tuple[str, str]:
     path, equals, value = setting.partition("=")
     if not equals:
-        raise UserError(f"expected --set path=value, got {setting!r}: put an equals sign between them")
+        raise UserError(f"expected {option} path=value, got {setting!r}: put an equals sign between them")
     return path, value
 
 

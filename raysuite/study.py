@@ -36,6 +36,8 @@ STANDARD: Mapping[str, Mapping[str, Any]] = {
 only scale the gradient, which no cosine sees."""
 ROLLOUTS = ("prompts", "samples", "prompts_per_block", "replay")
 """What of a run's rollouts matters here."""
+LEARN = ("microbatch", "betas", "epsilon")
+"""What of its learning does: the size of batches, and the optimiser's scale."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Study(Section):
     """By label: `name` and fields, as in a run."""
     checkpoints: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     """Updates of the policies; 0 is the model as it came."""
-    along: dict[str, tuple[Any, ...]] = {}
+    along: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """The ladder: values of a setting, by its path. Each value is a rung; two paths are two ladders, not a grid."""
     units: PositiveInt = 64
     """Prompts' groups of samples (or rankings of a set)."""
@@ -224,7 +226,7 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     compared = kept.get("preferences") or {}
     if compared.get("source") is not None:  # in a set it is settled who is compared
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
-    learn = {"microbatch": (tree.get("learn") or {}).get("microbatch", 32)}
+    learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}
     return configuration.validate({**kept, "updates": 1, "learn": learn, "objective": dict(objective)})
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from raysuite.config import RunConfig
+from raysuite.config import Cluster, RunConfig
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.stages.collect import Collector
@@ -51,10 +51,11 @@ class RolloutActor:
             return score(drawn, self._config)
 
 
-def start_actors(config: RunConfig, *, threads: int) -> list[ray.actor.ActorHandle]:
-    """The run's rollout actors; calls in flight when one dies are repeated on its successor."""
-    cluster = config.cluster
-    remote: Any = ray.remote(RolloutActor).options(
+def start_actors(
+    cluster: Cluster, actor: type[RolloutActor], *arguments: object, **options: object
+) -> list[ray.actor.ActorHandle]:
+    """A run's actors, each made with these arguments; calls in flight when one dies are repeated on its successor."""
+    remote: Any = ray.remote(actor).options(
         num_cpus=cluster.actor_cpus,
         num_gpus=cluster.actor_gpus,
         max_concurrency=IN_FLIGHT,
@@ -62,7 +63,7 @@ def start_actors(config: RunConfig, *, threads: int) -> list[ray.actor.ActorHand
         max_task_retries=2,
         scheduling_strategy="SPREAD",
     )
-    return [remote.remote(config, threads=threads) for _ in range(cluster.actors)]
+    return [remote.remote(*arguments, **options) for _ in range(cluster.actors)]
 
 
 class RayCollector(Collector):

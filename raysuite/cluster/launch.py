@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raysuite import rewards
-from raysuite.cluster.actors import RayCollector, start_actors
+from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import check_model, open_policy
@@ -104,11 +104,16 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 
-@contextmanager
-def running_actors(config: RunConfig) -> Iterator[list[ray.actor.ActorHandle]]:
+def running_actors(config: RunConfig) -> AbstractContextManager[list[ray.actor.ActorHandle]]:
     """The run's rollout actors, for the length of a `with`."""
     cluster = config.cluster
-    actors = start_actors(config, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
+    threads = threads_of(config, cluster.actors, cluster.actor_cpus)
+    return killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+
+
+@contextmanager
+def killed_at_the_end(actors: list[ray.actor.ActorHandle]) -> Iterator[list[ray.actor.ActorHandle]]:
+    """Actors for the length of a `with`."""
     try:
         yield actors
     finally:

@@ -18,7 +18,6 @@ from raysuite.kernel.objectives import Objective
 from raysuite.stages.learn import Batch
 from raysuite.types import Cost, Queries
 
-
 Add = Callable[[str, int, dict[str, Tensor]], None]
 """Takes a part of an objective's gradient in a timestep bin, by parameter: parts add up."""
 

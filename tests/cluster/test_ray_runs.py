@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from raysuite.cluster import launch
-from raysuite.cluster.actors import RayCollector, start_actors
+from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.pairs import make_pairs
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
@@ -123,7 +123,7 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     policy = open_policy(config, torch.device("cpu"))
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
     weights = np.full_like(policy.weights(), 0.01)
-    actors = start_actors(config, threads=1)
+    actors = start_actors(config.cluster, RolloutActor, config, threads=1)
     expected = {r.block.index: r for r in LocalCollector(policy, config).start(blocks, weights, 7)}
     for _ in range(2):
         for got in RayCollector(actors).start(blocks, weights, 7):

@@ -106,7 +106,9 @@ def test_over_bins_they_are_what_training_takes(name: str, microbatch: int, poli
     batches, sketch = batches_for(policy, name), sketch_of(policy)
     found, _ = measured(OBJECTIVES, policy, batches, sketch, bins=BINS, microbatch=microbatch)
     for objective in sorted(OBJECTIVES, key=lambda name: OBJECTIVES[name].reference_is_sampler):
-        if OBJECTIVES[objective].reference_is_sampler:  # as in training, where the reference is refreshed at every update
+        if OBJECTIVES[
+            objective
+        ].reference_is_sampler:  # as in training, where the reference is refreshed at every update
             policy.set_reference(policy.weights())
         expected = trained(policy, objective, batches[objective], sketch)
         assert found[objective].shape == (BINS, sketch.size)
@@ -164,7 +166,9 @@ def test_sketched_inner_products_are_near_the_exact_ones(policy_of: Opener) -> N
     for block in sketch.spans:
         for a in OBJECTIVES:
             for b in OBJECTIVES:
-                pairs = [(g[a][0, s.spans[block]], g[b][0, s.spans[block]]) for g, s in ((whole, exact), (small, sketch))]
+                pairs = [
+                    (g[a][0, s.spans[block]], g[b][0, s.spans[block]]) for g, s in ((whole, exact), (small, sketch))
+                ]
                 truth, found = (float(x @ y) for x, y in pairs)
                 size = float(pairs[0][0].norm() * pairs[0][1].norm())
                 assert abs(found - truth) <= 5 * sketch.error * size + 1e-12, (block, a, b)

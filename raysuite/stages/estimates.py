@@ -1,0 +1,118 @@
+"""Inner products -> estimates of agreement, one row each: what estimates.parquet and gains.parquet hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raysuite.kernel.directions import (
+    batch_cosine,
+    expected_cosine,
+    has_direction,
+    jackknife,
+    matched_cosine,
+    off_diagonal_mean,
+    over_bins,
+    principal_directions,
+    signal_to_noise,
+    squared_norm,
+)
+from raysuite.kernel.stats import Interval
+from raysuite.stages.measure import REWARD
+
+Products = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+"""K by bin (n, T, n, T) and by block (L, n, n) of every pair of objectives."""
+NOTHING = Interval(float("nan"), float("nan"), float("nan"))
+
+
+def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All rows of one space: quantity, a, b, part, where, estimate, low, high, note.
+
+    Args:
+        products: of every pair with a before b in `labels`, and of each with itself.
+        labels: objectives, in the order of the study.
+        blocks: names of the L blocks.
+    """
+    bins = products[labels[0], labels[0]][0].shape[1]
+    parts: list[tuple[str, str, Callable[[str, str], np.ndarray]]] = [
+        ("whole", "", lambda a, b: over_bins(products[a, b][0]))
+    ]
+    if bins > 1:
+        parts += [("bin", str(t), lambda a, b, t=t: products[a, b][0][:, t, :, t]) for t in range(bins)]  # type: ignore[misc]
+    if len(blocks) > 1:
+        parts += [("block", name, lambda a, b, i=i: products[a, b][1][i]) for i, name in enumerate(blocks)]  # type: ignore[misc]
+    for part, where, gram in parts:
+        grams = {(a, b): gram(a, b) for a, b in products}
+        for row in _of_part(grams, labels):
+            yield {"part": part, "where": where, **row}
+    for a, b in _pairs(labels) if bins > 1 else ():
+        matched = matched_cosine(products[a, a][0], products[b, b][0], products[a, b][0])
+        note = f"bins {', '.join(map(str, matched.bins))}" if matched else "no bin where both show a direction"
+        yield {"part": "whole", "where": "", **_row("matched_cosine", a, b, matched.cosine if matched else None, note)}
+    yield from _principal({pair: over_bins(by_bin) for pair, (by_bin, _) in products.items()}, labels)
+
+
+def _of_part(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    silent = [label for label in labels if not has_direction(grams[label, label])]
+    for label in labels:
+        yield _row("squared_norm", label, label, squared_norm(grams[label, label]))
+        empty = not np.trace(grams[label, label])
+        yield _row("snr", label, label, None if empty else signal_to_noise(grams[label, label]))
+    for a, b in _pairs(labels):
+        without = [label for label in (a, b) if label in silent]
+        note = f"no direction: {', '.join(without)}" if without else ""
+        found = None if without else expected_cosine(grams[a, a], grams[b, b], grams[a, b])
+        yield _row("expected_cosine", a, b, found, note)
+        if grams[a, a].sum() > 0 and grams[b, b].sum() > 0:
+            naive = batch_cosine(grams[a, a], grams[b, b], grams[a, b])
+            yield _row("batch_cosine", a, b, Interval(naive, float("nan"), float("nan")))
+
+
+def _principal(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Shares and loadings over the objectives that show a direction."""
+    shown = [label for label in labels if has_direction(grams[label, label])]
+    if len(shown) < 2:
+        return
+    norm = {label: off_diagonal_mean(grams[label, label]) ** 0.5 for label in shown}
+    cosines = np.eye(len(shown))
+    for i, a in enumerate(shown):
+        for j, b in enumerate(shown[i + 1 :], i + 1):
+            cosines[i, j] = cosines[j, i] = np.clip(off_diagonal_mean(grams[a, b]) / norm[a] / norm[b], -1, 1)
+    shares, vectors = principal_directions(cosines)
+    for number, (share, vector) in enumerate(zip(shares, vectors, strict=True)):
+        values = [
+            ("principal_share", "", share),
+            *(("principal_loading", a, v) for a, v in zip(shown, vector, strict=True)),
+        ]
+        for quantity, a, value in values:
+            found = Interval(float(value), float("nan"), float("nan"))
+            yield {"part": "whole", **_row(quantity, a, "", found), "where": str(number)}
+
+
+def predicted_gain(products: Products, label: str, step: float) -> Interval:
+    """First-order change of E[r] after a step of this length against an objective's mean gradient: step <g_reward, g_a>.
+
+    Jackknifed over units; units of reward.
+    """
+    pair = (label, REWARD) if (label, REWARD) in products else (REWARD, label)
+    gram = over_bins(products[pair][0])
+    return jackknife(lambda of: step * off_diagonal_mean(gram[np.ix_(of, of)]), len(gram))
+
+
+def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return ((a, b) for i, a in enumerate(labels) for b in labels[i + 1 :])
+
+
+def _row(quantity: str, a: str, b: str, found: Interval | None, note: str = "") -> dict[str, Any]:
+    found = found or NOTHING
+    return {
+        "quantity": quantity,
+        "a": a,
+        "b": b,
+        "estimate": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "note": note,
+    }

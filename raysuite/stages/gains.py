@@ -1,0 +1,95 @@
+"""Predicted against realised gain: steps of equal KL along the objectives' directions, scored on common noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raysuite.errors import UserError
+from raysuite.kernel.stats import bootstrap_mean, paired_difference
+from raysuite.rng import Stage, numpy_generator
+from raysuite.types import Rollouts
+
+TOLERANCE = 0.1
+"""A step is long enough when its KL is the wanted one within this share."""
+TRIALS = 8
+
+Scored = Sequence[tuple[str, Rollouts]]
+"""Evaluated blocks with their splits."""
+
+
+def step_of_kl(kl_of: Callable[[float], float], wanted: float, *, first: float) -> float:
+    """The length of a step whose KL is `wanted`. To second order it grows with the square of the length.
+
+    Args:
+        kl_of: measures the KL, nats a trajectory, after a step of a length.
+        wanted: nats.
+        first: a length to begin with.
+
+    Raises:
+        UserError: no length was found.
+    """
+    step = first
+    for _ in range(TRIALS):
+        found = kl_of(step)
+        if abs(found / wanted - 1) <= TOLERANCE:
+            return step
+        # far from the target the square law is no guide: not more than a factor of 30 at once
+        step *= float(np.clip((wanted / found) ** 0.5, 1 / 30, 30)) if found > 0 else 30.0
+    raise UserError(
+        f"expected a step of KL {wanted:g} within {TRIALS} trials, the last of length {step:.3g} had {found:.3g}: choose "
+        "another --gain-kl"
+    )
+
+
+def realised(before: Scored, after: Scored, rewards: Mapping[str, float], *, seed: int) -> list[dict[str, Any]]:
+    """Change of every reward by split, paired by prompt and noise, with bootstrap intervals over prompts.
+
+    Args:
+        before, after: the same blocks under two policies.
+        rewards: weight of each term of the trained reward, which is reported as their sum where there are several.
+        seed: of the bootstrap.
+    """
+    rows = []
+    for split in sorted({split for split, _ in before}):
+        values = [_values([r for s, r in scored if s == split], rewards) for scored in (before, after)]
+        prompts = [np.array([prompt for prompt, _ in keys]) for keys, _ in values]
+        assert values[0][0] == values[1][0], "the same prompts and samples in the same order"
+        for reward in values[0][1]:
+            rng = numpy_generator(seed=seed, stage=Stage.BOOTSTRAP)
+            found = paired_difference(values[0][1][reward], values[1][1][reward], prompts[0], rng)
+            rows.append(
+                {
+                    "split": split,
+                    "reward": reward,
+                    "realised": found.estimate,
+                    "realised_low": found.low,
+                    "realised_high": found.high,
+                }
+            )
+    return rows
+
+
+def measured_kl(scored: Scored, *, seed: int) -> dict[str, float]:
+    """KL from the policy that was stepped from, nats a trajectory, with its interval over the samples that measured it."""
+    kl_N = np.concatenate([r.kl_N for _, r in scored if r.kl_N is not None]).astype(float)
+    found = bootstrap_mean(kl_N, np.arange(len(kl_N)), numpy_generator(seed=seed, stage=Stage.BOOTSTRAP))
+    return {"kl": found.estimate, "kl_low": found.low, "kl_high": found.high}
+
+
+def trained_reward(rewards: Mapping[str, float]) -> str:
+    """Its name: the only term's, or that of the sum."""
+    return next(iter(rewards)) if list(rewards.values()) == [1.0] else "weighted sum"
+
+
+def _values(
+    rollouts: Sequence[Rollouts], rewards: Mapping[str, float]
+) -> tuple[list[tuple[str, int]], dict[str, np.ndarray]]:
+    """(prompt, sample) of every picture in a fixed order, and the scores in it by reward, the trained one first."""
+    ordered = sorted(rollouts, key=lambda r: (r.block.first_sample, r.block.index))
+    keys = [(prompt, r.block.first_sample) for r in ordered for prompt in r.block.prompt_of_N]
+    scores = {name: np.concatenate([r.scores[name] for r in ordered]) for name in ordered[0].scores}
+    total = np.sum([weight * scores[name] for name, weight in rewards.items()], axis=0)
+    return keys, {trained_reward(rewards): total, **{n: v for n, v in scores.items() if n != trained_reward(rewards)}}

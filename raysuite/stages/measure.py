@@ -1,0 +1,313 @@
+"""What a study keeps of every unit's gradients, block by block, and the inner products that come of it.
+
+A block's file holds, for each objective, the gradients of its units in up to three spaces:
+
+    parameters   (units, T, size)   sketches by timestep bin
+    adam         (units, T, size)   the same after every coordinate was scaled as the run's optimiser would
+    prediction   (units, 1, D)      what a step along the gradient changes at the probes, per unit of step
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raysuite.config import RunConfig
+from raysuite.families.policy import Policy
+from raysuite.kernel.objectives import Objective
+from raysuite.kernel.objectives.ddpo import Ddpo
+from raysuite.kernel.sketch import Sketch, parameter_blocks
+from raysuite.rng import Stage, torch_generator
+from raysuite.stages.directions import unit_gradients
+from raysuite.stages.files import replacing
+from raysuite.stages.learn import Batch, advantages, transitions
+from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preferences import compared, rankings, rows_of_set
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.rollout import sample
+from raysuite.study import Rung, Study
+from raysuite.types import Block, Cost, Preferences, Rollouts, Transitions
+
+FIRST_UPDATE = 1_000_000
+"""Units are drawn at coordinates beyond those of any run's updates: the policy has not learned from them."""
+REWARD = "(reward)"
+"""Stands for the trained reward itself: the policy gradient of E[r], in units of reward. Needed to predict gains."""
+SPACES = ("parameters", "adam", "prediction")
+
+Advantages = Mapping[str, np.ndarray]
+"""(N, K) of one block: `trained` as objectives take them, `reward` in units of reward."""
+
+
+def study_blocks(study: Study, rung: Rung) -> list[Block]:
+    """The blocks whose prompts are the study's units, in order."""
+    config = rung.config
+    first = 0 if config.rollouts.replay else FIRST_UPDATE
+    prompts = load_prompts(config.prompts)
+    return [block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r)]
+
+
+def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:
+    """Of every block of one round, as training takes them, and centred rewards."""
+    credits = {r.block.index: r.credit_NK for r in rollouts if r.credit_NK is not None}
+    prompts = {r.block.index: r.block.prompt_of_N for r in rollouts}
+    trained = advantages(config, credits, prompts, tracker)
+    return [{"trained": trained[r.block.index], "reward": _centred(r, config.sampler.steps)} for r in rollouts]
+
+
+def _centred(rollouts: Rollouts, steps: int) -> np.ndarray:
+    """(N, K) r - mean of the others of the prompt, at every step: a baseline that leaves the policy gradient unbiased."""
+    size = rollouts.block.samples_per_prompt
+    reward_PS = rollouts.reward_N.reshape(-1, size)
+    centred_PS = (reward_PS - reward_PS.mean(1, keepdims=True)) * size / max(1, size - 1)
+    return np.repeat(centred_PS.reshape(-1, 1), steps, axis=1)
+
+
+class Measurement:
+    """Everything that measuring a block needs, opened once a process."""
+
+    def __init__(self, study: Study, rung: Rung, policy: Policy, scale: Mapping[str, Tensor] | None) -> None:
+        """Prepare.
+
+        Args:
+            study: declared.
+            rung: which of its measurements.
+            policy: with the weights and the reference of the rung's checkpoint.
+            scale: of the run's optimiser (see `adam_scale`), or None without one.
+        """
+        self.study, self.rung, self.policy, self.scale = study, rung, policy, scale
+        self.objectives: dict[str, Objective[Any]] = {
+            label: config.built_objective for label, config in rung.configs.items()
+        }
+        if study.gain:
+            self.objectives[REWARD] = Ddpo(clip=None, advantage_clip=float("inf"), per_dimension=False)
+        self.sets = {
+            label: PreferenceSet(Path(c.preferences.source))
+            for label, c in rung.configs.items()
+            if c.preferences.source
+        }
+        self.sketch = study_sketch(study, rung.config.seed, policy)
+        self.probes = Probes(policy, rung.config, study.probes) if study.probes else None
+
+    def block(self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None, directory: Path) -> None:
+        """Measure a block's units and write them to `directory`, whole or not at all."""
+        arrays: dict[str, list[Tensor]] = defaultdict(list)
+        sums: dict[str, Tensor] = {}
+        cost, counts = Cost(), {"rankings": 0}
+        pairs = self._pairs(block, rollouts)
+        for place in range(len(block.prompts)):
+            batches = self._unit(block, place, rollouts, advantage, pairs)
+            counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
+            cost += self._gradients(block, place, batches, arrays, sums)
+        number = block_number(self.rung.config, block)
+        metadata = {"cost": json.dumps(asdict(cost)), "counts": json.dumps(counts)}
+        if sums:
+            with replacing(directory / "sums" / f"{number:06d}.safetensors") as temporary:
+                safetensors.torch.save_file(sums, temporary)
+        with replacing(directory / "units" / f"{number:06d}.safetensors") as temporary:
+            safetensors.torch.save_file(
+                {name: torch.stack(units) for name, units in arrays.items()}, temporary, metadata=metadata
+            )
+
+    def _pairs(self, block: Block, rollouts: Rollouts | None) -> dict[str, Preferences]:
+        """Rankings of a block by label; those of a set have their prompts' text states with them."""
+        found = {}
+        for label, config in self.rung.configs.items():
+            if config.built_objective.consumes != "preferences":
+                continue
+            if label in self.sets:
+                rows = rows_of_set(config, len(self.sets[label]), update=block.update - FIRST_UPDATE, block=block.index)
+                self.policy.remember(self.sets[label].texts(rows))
+                found[label] = self.sets[label].rows(rows)
+            else:
+                assert rollouts is not None
+                indices_RM, _ = rankings(config, block, rollouts.reward_N)
+                found[label] = compared(rollouts, indices_RM)
+        return found
+
+    def _unit(
+        self,
+        block: Block,
+        place: int,
+        rollouts: Rollouts | None,
+        advantage: Advantages | None,
+        pairs: Mapping[str, Preferences],
+    ) -> dict[str, Batch]:
+        """One prompt's share of a block, as each objective sees it; no batch where there is nothing to learn from."""
+        out: dict[str, Batch] = {}
+        samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
+        for label, objective in self.objectives.items():
+            if objective.consumes == "advantages":
+                assert rollouts is not None and advantage is not None
+                of_steps = advantage["trained"]
+                if label == REWARD:  # an objective's mean is over steps, where the policy gradient sums over them
+                    of_steps = int(self.policy.schedule.stochastic_K.sum()) * advantage["reward"]
+                whole = transitions(rollouts, of_steps)
+                out[label] = Transitions(
+                    latents_NK=whole.latents_NK[samples],
+                    logp_NK=whole.logp_NK[samples],
+                    advantage_NK=whole.advantage_NK[samples],
+                    prompts_N=whole.prompts_N[samples],
+                )
+                continue
+            ranked = pairs[label]
+            if label in self.sets:
+                rows = [place]
+            else:
+                rows = [r for r, prompt in enumerate(ranked.prompts_R) if prompt == block.prompts[place]]
+            if rows:
+                out[label] = Preferences(
+                    latents_RMK=ranked.latents_RMK[rows], prompts_R=tuple(ranked.prompts_R[r] for r in rows)
+                )
+        return out
+
+    def _gradients(
+        self,
+        block: Block,
+        place: int,
+        batches: Mapping[str, Batch],
+        arrays: dict[str, list[Tensor]],
+        sums: dict[str, Tensor],
+    ) -> Cost:
+        study, policy = self.study, self.policy
+        kept = {label: torch.zeros(study.bins, self.sketch.size) for label in self.objectives}
+        scaled = {label: torch.zeros(study.bins, self.sketch.size) for label in self.objectives if self.scale}
+        whole = {label: torch.zeros(sum(self._sizes())) for label in self.objectives if self.probes or study.gain}
+
+        def add(label: str, number: int, gradients: dict[str, Tensor]) -> None:
+            kept[label][number] += self.sketch(gradients)
+            if self.scale:
+                scaled[label][number] += self.sketch({n: g.cpu() * self.scale[n] for n, g in gradients.items()})
+            if label in whole:
+                whole[label] += torch.cat([g.detach().flatten().float().cpu() for g in gradients.values()])
+
+        seed, prompt = self.rung.config.seed, block.prompt_ids[place]
+        cost = unit_gradients(
+            self.objectives,
+            policy,
+            batches,
+            add,
+            generator=lambda: torch_generator(seed=seed, stage=Stage.OBJECTIVE, update=block.update, prompt=prompt),
+            bins=study.bins,
+            microbatch=self.rung.config.learn.microbatch,
+        )
+        for label in self.objectives:
+            arrays[f"parameters/{label}"].append(kept[label])
+            if self.scale and label != REWARD:
+                arrays[f"adam/{label}"].append(scaled[label])
+            if self.probes and label != REWARD:
+                response, spent = self.probes.response(whole[label])
+                arrays[f"prediction/{label}"].append(response[None])
+                cost += spent
+            if study.gain and label != REWARD:
+                sums[label] = sums[label] + whole[label] if label in sums else whole[label]
+        return cost
+
+    def _sizes(self) -> list[int]:
+        return [p.numel() for p in self.policy.trainable().values()]
+
+
+def study_sketch(study: Study, seed: int, policy: Policy) -> Sketch:
+    """The projection that all processes of a study share."""
+    sizes = {name: p.numel() for name, p in policy.trainable().items()}
+    return Sketch(
+        sizes,
+        parameter_blocks(list(sizes)),
+        width=study.width,
+        generator=lambda number: torch_generator(seed=seed, stage=Stage.SKETCH, sample=number),
+    )
+
+
+def block_number(config: RunConfig, block: Block) -> int:
+    """Place of a block among all of a rung."""
+    first = 0 if config.rollouts.replay else FIRST_UPDATE
+    return (block.update - first) * config.rollouts.blocks + block.index
+
+
+def adam_scale(checkpoint: Path, policy: Policy, config: RunConfig) -> dict[str, Tensor] | None:
+    """What AdamW at this checkpoint multiplies each coordinate of a gradient with, 1 / (sqrt(v) + epsilon), v without its bias.
+
+    The second moments are those of the run's own objective. None where it has made no step yet.
+    """
+    file = checkpoint / "optimizer.safetensors"
+    if not file.is_file():
+        return None
+    moments = safetensors.torch.load_file(file)
+    out = {}
+    for name, parameter in policy.trainable().items():
+        if f"{name}/exp_avg_sq" not in moments:
+            return None
+        bias = 1 - config.learn.betas[1] ** float(moments[f"{name}/step"])
+        out[name] = 1 / ((moments[f"{name}/exp_avg_sq"].view_as(parameter) / bias).sqrt() + config.learn.epsilon)
+    return out
+
+
+class Probes:
+    """Points of sampled trajectories at which a change of the weights is looked at: J g by central differences."""
+
+    STEP = 1e-3
+    """Length of a step as a share of that of the weights (or of 1, if these are smaller)."""
+
+    def __init__(self, policy: Policy, config: RunConfig, count: int) -> None:
+        """Draw the points: steps spread evenly over the chain, each of another sample where there are as many."""
+        block = training_blocks(config, load_prompts(config.prompts), FIRST_UPDATE - 1)[0]
+        drawn = sample(policy, block, config, version=0)
+        assert drawn.latents_NK is not None
+        steps = policy.schedule.steps
+        k = torch.arange(count) * steps // count
+        n = torch.arange(count) % block.size
+        self.x = torch.from_numpy(drawn.latents_NK)[n, k].to(policy.device)
+        self.t = policy.schedule.timesteps_K[k.to(policy.device)]
+        self.prompts = [block.prompt_of_N[i] for i in n.tolist()]
+        self.policy, self.weights = policy, policy.weights()
+
+    @torch.no_grad()
+    def response(self, gradient: Tensor) -> tuple[Tensor, Cost]:
+        """(D,) change of all predictions per unit of step along the gradient, and what that cost."""
+        size = float(gradient.norm())
+        if size == 0:
+            return torch.zeros(self.x.numel()), Cost()
+        step = self.STEP * max(1.0, float(np.linalg.norm(self.weights))) / size
+        sides = []
+        for sign in (1, -1):
+            self.policy.set_weights(self.weights + sign * step * gradient.numpy())
+            sides.append(self.policy.predict(self.x, self.t, self.prompts))
+        self.policy.set_weights(self.weights)
+        spent = 2 * len(self.x) * self.policy.evaluations_per_prediction
+        return ((sides[0] - sides[1]) / (2 * step)).flatten().cpu(), Cost(forward=spent)
+
+
+def inner_products(
+    directory: Path, space: str, labels: Sequence[str], spans: Mapping[str, slice]
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """K of every pair of objectives, by bin (n, T, n, T) and by block of layers (L, n, n), float64, from all units' files.
+
+    One block of layers is held in memory at a time.
+    """
+    files = sorted((directory / "units").glob("[0-9]*.safetensors"))
+    pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i:]]
+    by_bin: dict[tuple[str, str], np.ndarray] = {}
+    by_block: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    for span in spans.values():
+        held = {}
+        for label in labels:
+            parts = []
+            for file in files:
+                with safetensors.safe_open(file, framework="numpy") as stored:
+                    parts.append(stored.get_slice(f"{space}/{label}")[:, :, span].astype(np.float64))
+            held[label] = np.concatenate(parts)
+        for a, b in pairs:
+            n, bins, _ = held[a].shape
+            product = (held[a].reshape(n * bins, -1) @ held[b].reshape(n * bins, -1).T).reshape(n, bins, n, bins)
+            by_bin[a, b] = by_bin.get((a, b), 0.0) + product
+            by_block[a, b].append(product.sum((1, 3)))
+    return {pair: (by_bin[pair], np.stack(by_block[pair])) for pair in pairs}
