@@ -211,7 +211,8 @@ def _measure_rung(declared: Study, rung: Rung, directory: Path, progress: Progre
     write_json(directory / "facts.json", _facts(declared, rung, directory, blocks, seconds))
     with replacing(directory / "estimates.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
-    for finished in ("units", "rollouts"):
+    (directory / "drawn.json").unlink(missing_ok=True)
+    for finished in ("units", "rollouts", "sums"):
         shutil.rmtree(directory / finished, ignore_errors=True)
 
 

@@ -54,6 +54,16 @@ def test_expected_cosine_is_unbiased_and_covers(truth: float) -> None:
     assert 0.92 <= covered <= 0.99
 
 
+@pytest.mark.parametrize("truth", [0.98, 1.0])
+def test_intervals_cover_near_1_too(truth: float) -> None:
+    """Where the limit of 1 cuts intervals off they may cover more often than 99 %, but they stay narrow."""
+    rng = np.random.default_rng(6)
+    found = [f for _ in range(200) if (f := expected_cosine(*grams(units(truth, 48, rng, noise=0.3))))]
+    assert len(found) == 200
+    assert np.mean([f.low <= truth <= f.high for f in found]) >= 0.92
+    assert np.median([f.high - f.low for f in found]) < 0.06
+
+
 def test_the_naive_cosine_is_not_that() -> None:
     """With shared noise a true 0 looks like agreement, more so with fewer units."""
     rng = np.random.default_rng(0)
