@@ -13,7 +13,7 @@ Axis legend: n units, T timestep bins, A objectives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,36 +27,43 @@ FEWEST_UNITS = 8
 """Below this many units a jackknife says nothing."""
 
 
-def off_diagonal_mean(gram: np.ndarray) -> float:
-    """U(K): the mean of K[i, j] over i != j, an unbiased estimate of <E g_a, E g_b>.
+def off_diagonal_means(gram: np.ndarray) -> np.ndarray:
+    """U(K), the mean of K[i, j] over i != j: of all units, and then without each of them in turn.
 
-    Units share their rollouts between objectives, so K[i, i] holds correlated noise: with it, a true cosine of 0 looks like
-    a positive one, and one of 0.9 like a smaller one.
+    U is an unbiased estimate of <E g_a, E g_b>. Units share their rollouts between objectives, so K[i, i] holds correlated
+    noise: with it, a true cosine of 0 looks like a positive one, and one of 0.9 like a smaller one.
+
+    Args:
+        gram: (n, n, ...).
+
+    Returns:
+        (1 + n, ...).
     """
     n = len(gram)
-    return float((gram.sum() - np.trace(gram)) / (n * (n - 1)))
+    diagonal = np.moveaxis(np.diagonal(gram), -1, 0)
+    off = gram.sum((0, 1)) - diagonal.sum(0)
+    own = gram.sum(1) + gram.sum(0) - 2 * diagonal
+    return np.concatenate([off[None] / (n * (n - 1)), (off - own) / ((n - 1) * (n - 2))])
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], units: int) -> Interval:
-    """A statistic of a set of units with its delete-one-unit jackknife interval (Student's t, n - 1 degrees of freedom).
+def jackknife(values: np.ndarray) -> Interval:
+    """A statistic of all units with its delete-one-unit interval (Student's t, n - 1 degrees of freedom).
 
     Source: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 3.
 
     Args:
-        statistic: of the units with the given numbers.
-        units: n.
+        values: (1 + n,) the statistic of all units, then without each of them.
     """
-    everyone = np.arange(units)
-    estimate = statistic(everyone)
-    without = np.array([statistic(np.delete(everyone, i)) for i in everyone])
-    error = float(np.sqrt((units - 1) / units * np.sum((without - without.mean()) ** 2)))
-    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, units - 1)) * error
+    estimate, without = float(values[0]), values[1:]
+    n = len(without)
+    error = float(np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2)))
+    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     return Interval(estimate, estimate - reach, estimate + reach)
 
 
 def squared_norm(gram: np.ndarray) -> Interval:
     """|E g|^2 of one objective, from its K (n, n). A lower limit at or below 0 means: no direction was found."""
-    return jackknife(lambda of: off_diagonal_mean(gram[np.ix_(of, of)]), len(gram))
+    return jackknife(off_diagonal_means(gram))
 
 
 def has_direction(gram: np.ndarray) -> bool:
@@ -80,10 +87,7 @@ def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval 
     if not (has_direction(aa) and has_direction(bb)):
         return None
 
-    def statistic(of: np.ndarray) -> float:
-        return _cosine(*(off_diagonal_mean(k[np.ix_(of, of)]) for k in (aa, bb, ab)))
-
-    return _as_cosine(jackknife(statistic, len(aa)))
+    return _as_cosine(jackknife(_cosine(*map(off_diagonal_means, (aa, bb, ab)))))
 
 
 def batch_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
@@ -97,13 +101,10 @@ def batch_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
 
 def signal_to_noise(aa: np.ndarray) -> Interval:
     """|E g|^2 over the variance of one unit's gradient: 1 / snr units make a mean whose noise equals its signal."""
-
-    def statistic(of: np.ndarray) -> float:
-        gram = aa[np.ix_(of, of)]
-        signal = off_diagonal_mean(gram)
-        return signal / (float(np.trace(gram)) / len(gram) - signal)
-
-    return jackknife(statistic, len(aa))
+    n, diagonal = len(aa), np.diagonal(aa)
+    sizes = np.concatenate([[diagonal.mean()], (diagonal.sum() - diagonal) / (n - 1)])
+    signal = off_diagonal_means(aa)
+    return jackknife(signal / (sizes - signal))
 
 
 @dataclass(frozen=True)
@@ -131,21 +132,11 @@ def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | 
     held = np.array(bins)
     aa, bb, ab = (k[:, held][..., held] for k in (aa, bb, ab))
 
-    def statistic(of: np.ndarray) -> float:
-        inside = [k[of][:, :, of] for k in (aa, bb, ab)]
-        scales = [
-            np.array([max(off_diagonal_mean(k[:, t, :, t]), np.finfo(float).tiny) ** -0.5 for t in range(len(bins))])
-            for k in inside[:2]
-        ]
-        weighted = [
-            off_diagonal_mean(np.einsum("isjt,s,t->ij", k, left, right))
-            for k, left, right in zip(
-                inside, (scales[0], scales[1], scales[0]), (scales[0], scales[1], scales[1]), strict=True
-            )
-        ]
-        return _cosine(*weighted)
-
-    return Matched(_as_cosine(jackknife(statistic, len(aa))), bins)
+    products = [off_diagonal_means(k.transpose(0, 2, 1, 3)) for k in (aa, bb, ab)]  # (1 + n, T, T)
+    scales = [np.clip(np.diagonal(u, axis1=1, axis2=2), np.finfo(float).tiny, None) ** -0.5 for u in products[:2]]
+    sides = [(scales[0], scales[0]), (scales[1], scales[1]), (scales[0], scales[1])]
+    weighted = [np.einsum("nst,ns,nt->n", u, *side) for u, side in zip(products, sides, strict=True)]
+    return Matched(_as_cosine(jackknife(_cosine(*weighted))), bins)
 
 
 def over_bins(gram: np.ndarray) -> np.ndarray:
@@ -170,8 +161,9 @@ def principal_directions(cosines_AA: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return values / values.sum(), vectors[:, ::-1].T
 
 
-def _cosine(aa: float, bb: float, ab: float) -> float:
-    return ab / float(np.sqrt(max(aa, np.finfo(float).tiny) * max(bb, np.finfo(float).tiny)))
+def _cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> np.ndarray:
+    tiny = np.finfo(float).tiny
+    return ab / (np.sqrt(np.clip(aa, tiny, None)) * np.sqrt(np.clip(bb, tiny, None)))
 
 
 def _as_cosine(found: Interval) -> Interval:

@@ -13,7 +13,7 @@ from raysuite.kernel.directions import (
     has_direction,
     jackknife,
     matched_cosine,
-    off_diagonal_mean,
+    off_diagonal_means,
     over_bins,
     principal_directions,
     signal_to_noise,
@@ -75,11 +75,11 @@ def _principal(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str
     shown = [label for label in labels if has_direction(grams[label, label])]
     if len(shown) < 2:
         return
-    norm = {label: off_diagonal_mean(grams[label, label]) ** 0.5 for label in shown}
+    norm = {label: off_diagonal_means(grams[label, label])[0] ** 0.5 for label in shown}
     cosines = np.eye(len(shown))
     for i, a in enumerate(shown):
         for j, b in enumerate(shown[i + 1 :], i + 1):
-            cosines[i, j] = cosines[j, i] = np.clip(off_diagonal_mean(grams[a, b]) / norm[a] / norm[b], -1, 1)
+            cosines[i, j] = cosines[j, i] = np.clip(off_diagonal_means(grams[a, b])[0] / norm[a] / norm[b], -1, 1)
     shares, vectors = principal_directions(cosines)
     for number, (share, vector) in enumerate(zip(shares, vectors, strict=True)):
         values = [
@@ -97,8 +97,7 @@ def predicted_gain(products: Products, label: str, step: float) -> Interval:
     Jackknifed over units; units of reward.
     """
     pair = (label, REWARD) if (label, REWARD) in products else (REWARD, label)
-    gram = over_bins(products[pair][0])
-    return jackknife(lambda of: step * off_diagonal_mean(gram[np.ix_(of, of)]), len(gram))
+    return jackknife(step * off_diagonal_means(over_bins(products[pair][0])))
 
 
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from raysuite.kernel.directions import (
     expected_cosine,
     has_direction,
     matched_cosine,
-    off_diagonal_mean,
+    off_diagonal_means,
     over_bins,
     principal_directions,
     signal_to_noise,
@@ -99,7 +99,15 @@ def test_signal_to_noise_by_arithmetic() -> None:
 
 def test_off_diagonal_mean_by_arithmetic() -> None:
     gram = np.array([[100.0, 1.0, 2.0], [3.0, 100.0, 4.0], [5.0, 6.0, 100.0]])
-    assert off_diagonal_mean(gram) == pytest.approx(21 / 6)
+    assert off_diagonal_means(gram) == pytest.approx([21 / 6, 10 / 2, 7 / 2, 4 / 2])
+    rng = np.random.default_rng(7)
+    by_bin = rng.normal(size=(6, 6, 2, 3))
+    found = off_diagonal_means(by_bin)
+    assert found.shape == (7, 2, 3)
+    for left_out in range(6):
+        others = np.delete(np.delete(by_bin, left_out, 0), left_out, 1)
+        expected = (others.sum((0, 1)) - sum(others[i, i] for i in range(5))) / 20
+        np.testing.assert_allclose(found[1 + left_out], expected)
     assert squared_norm(np.ones((8, 8))).low == pytest.approx(1.0)
 
 
