@@ -226,6 +226,9 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     compared = kept.get("preferences") or {}
     if compared.get("source") is not None:  # in a set it is settled who is compared
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
+    credit = kept.get("credit") or {}
+    if credit.get("kind", "terminal") == "terminal" and "credit" in kept:  # a ladder goes from one kind to the other
+        kept["credit"] = {name: value for name, value in credit.items() if not name.startswith("preview")}
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}
     return configuration.validate({**kept, "updates": 1, "learn": learn, "objective": dict(objective)})
 

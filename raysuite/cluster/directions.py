@@ -142,7 +142,6 @@ def _settled(value: Any) -> Any:
 
 def _preflight(declared: Study) -> None:
     for rung in declared.rungs:
-        launch.preflight(rung.config)
         for label, config in rung.configs.items():
             try:
                 if config.preferences.source is not None:
@@ -151,11 +150,12 @@ def _preflight(declared: Study) -> None:
                     check_replay(config.model_copy(update={"updates": declared.rounds}))
             except UserError as error:
                 raise UserError(f"{label} cannot learn from what this study measures it on: {error}") from error
-        if declared.gain and rung.config.built_objective.process != "reverse":
-            _require_noise(rung)
+        launch.preflight(rung.config)
+        if declared.gain:
+            _require_rewards(rung)
 
 
-def _require_noise(rung: Rung) -> None:
+def _require_rewards(rung: Rung) -> None:
     if rung.config.sampler.eta == 0 or rung.config.built_objective.consumes != "advantages":
         raise UserError(
             "expected --gain-kl with ddpo or forward_rl among the objectives and sampler.eta above 0: gains are predicted by the "

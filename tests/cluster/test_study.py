@@ -1,0 +1,143 @@
+"""A study through real Ray actors: the same every time, whoever works; it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import safetensors.numpy
+from rich.console import Console
+
+from raysuite.cluster import launch
+from raysuite.cluster.directions import study
+from raysuite.errors import UserError
+from raysuite.progress import Counting
+from raysuite.study import Study, declare
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
+
+OBJECTIVES = ["ddpo", "trajectory_dpo", "diffusion_dpo", "dspo", "forward_rl"]
+FILES = ["estimates.parquet", "gains.parquet", "rung-00/inner_products-parameters.safetensors"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    launch.connect()
+    yield
+    ray.shutdown()
+
+
+def counting(what: str, unit: str) -> Counting:
+    return Counting(what, unit, Console(quiet=True))
+
+
+class Stops(Counting):
+    """Is interrupted at the third step of some kind of work."""
+
+    def advance(self) -> None:
+        super().advance()
+        if self._bar.tasks[0].completed == 3:
+            raise KeyboardInterrupt
+
+
+def toy(**settings: str) -> Study:
+    own = {"sampler.steps": "6", "cluster.actor_cpus": "0.5", "cluster.threads": "1", "rollouts.samples": "8"}
+    return declare(
+        "toy-ddpo",
+        objectives=OBJECTIVES,
+        units=8,
+        gain={"kl": 0.1},
+        settings={**own, **{path.replace("__", "."): value for path, value in settings.items()}},
+    )
+
+
+def tables(directory: Path) -> list[Any]:
+    return [pq.read_table(directory / name) for name in ("estimates.parquet", "gains.parquet")]
+
+
+def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path: Path) -> None:
+    """Bit for bit, with one thread each; and nothing that could be drawn again is left."""
+    study(toy(), tmp_path / "one", ["test"], counting)
+    two = toy(cluster__actors="2")
+    for kind in ("drawing", "measuring", "taking steps"):
+        with pytest.raises(KeyboardInterrupt):
+            study(two, tmp_path / "two", ["test"], lambda w, u, k=kind: (Stops if w == k else Counting)(w, u, Console(quiet=True)))
+        (tmp_path / "two" / "rung-00" / ".half-written").touch()
+    study(two, tmp_path / "two", ["test"], counting)
+    for name in FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    left = {path.name for path in (tmp_path / "two" / "rung-00").iterdir()}
+    assert left == {
+        "estimates.parquet",
+        "facts.json",
+        "gains.parquet",
+        "inner_products-parameters.safetensors",
+        "inner_products-prediction.safetensors",
+    }
+    facts = json.loads((tmp_path / "two" / "facts.json").read_text())
+    assert facts["blocks"] == {"perturbation": 60}
+    assert facts["exact"]
+    assert facts["rungs"][0]["rankings"] == 8
+    with pytest.raises(UserError, match="expected .* to hold this study, got one that differs in run, units"):
+        study(declare("toy-ddpo", objectives=OBJECTIVES, units=16, gain={"kl": 0.1}), tmp_path / "two", [], counting)
+    gains_are_those_of_the_policy_gradient(tmp_path / "one")
+
+
+def gains_are_those_of_the_policy_gradient(directory: Path) -> None:
+    rows = pq.read_table(directory / "gains.parquet").to_pylist()
+    assert {row["objective"] for row in rows} == set(OBJECTIVES)
+    assert all(abs(row["kl"] / 0.1 - 1) <= 0.1 for row in rows)
+
+
+def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
+    """Off-line pairs beside on-policy ones; what a source cannot feed is said before anything is drawn."""
+    from raysuite.cluster.pairs import make_pairs
+    from raysuite.config import load
+
+    config = load("toy-ddpo", {"sampler.steps": "6", "credit": "null", "objective": "{name: sft}", "cluster.threads": "1"})
+    made = make_pairs(
+        config, tmp_path / "set", prompts=16, trajectories=False, command=[], counting=counting("pairs", "blocks")
+    )
+    assert made["rankings"] >= 8
+    settings = {"sampler.steps": "6", "cluster.threads": "1"}
+    ladder = declare(
+        "toy-ddpo",
+        objectives=["ddpo", "sft", "dspo"],
+        units=8,
+        probes=0,
+        settings=settings,
+        along={"preferences.source": f"[null, {tmp_path / 'set'}]"},
+    )
+    study(ladder, tmp_path / "study", ["test"], counting)
+    rows = pq.read_table(tmp_path / "study" / "estimates.parquet").to_pylist()
+    assert {(row["rung"], row["along"]) for row in rows} == {(0, "preferences.source"), (1, "preferences.source")}
+    norms = {(r["rung"], r["a"]): r["estimate"] for r in rows if (r["quantity"], r["part"]) == ("squared_norm", "whole")}
+    assert norms[0, "ddpo"] == norms[1, "ddpo"]  # drawn either way
+    assert norms[0, "sft"] != norms[1, "sft"]
+    products = [
+        safetensors.numpy.load_file(tmp_path / "study" / f"rung-0{n}" / "inner_products-parameters.safetensors")
+        for n in range(2)
+    ]
+    assert all(np.isfinite(a).all() for p in products for a in p.values())
+    wrong = {"preferences.source": str(tmp_path / "set")}
+    with pytest.raises(UserError, match="trajectory_dpo cannot learn from what this study measures it on: expected traj"):
+        study(
+            declare("toy-ddpo", objectives=["trajectory_dpo"], units=8, settings={**settings, **wrong}),
+            tmp_path / "wrong",
+            [],
+            counting,
+        )
+    with pytest.raises(UserError, match="expected --gain-kl with ddpo or forward_rl"):
+        study(
+            declare("toy-ddpo", objectives=["dspo"], units=8, gain={"kl": 1.0}, settings=settings),
+            tmp_path / "wrong",
+            [],
+            counting,
+        )
+    assert not (tmp_path / "wrong").exists()

@@ -1,0 +1,122 @@
+"""A study is declared from a run, a recipe or a file, and refuses what it cannot measure with a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysuite.config import load
+from raysuite.errors import UserError
+from raysuite.study import STANDARD, declare
+
+
+def test_objectives_come_from_the_run_a_recipe_or_the_standard() -> None:
+    study = declare("scenes-ddpo", objectives=["ddpo", "scenes-dspo", "sft"])
+    assert study.objectives["ddpo"] == load("scenes-ddpo").objective
+    assert study.objectives["scenes-dspo"] == load("scenes-dspo").objective
+    assert study.objectives["sft"] == {"name": "sft", **STANDARD["sft"]}
+    configs = study.rungs[0].configs
+    assert configs["ddpo"].credit.discount == load("scenes-ddpo").credit.discount
+    assert configs["scenes-dspo"].preferences.choose == "best_worst"
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_every_objective_has_standard_settings(name: str) -> None:
+    assert declare("scenes-ddpo", objectives=[name]).rungs[0].configs[name].built_objective is not None
+
+
+def test_settings_reach_objectives_credit_and_preferences_alike() -> None:
+    study = declare(
+        "toy-ddpo",
+        objectives=["ddpo", "dspo"],
+        units=16,
+        settings={
+            "objectives.dspo.beta": "0.5",
+            "credit.discount": "0.9",
+            "preferences": "{label: bradley_terry, temperature: 0.3}",
+            "sampler.steps": "7",
+        },
+    )
+    ddpo, dspo = study.rungs[0].configs.values()
+    assert (ddpo.credit.discount, dspo.preferences.temperature, dspo.objective["beta"]) == (0.9, 0.3, 0.5)
+    assert ddpo.sampler.steps == dspo.sampler.steps == 7
+    assert study.rungs[0].config.built_objective.consumes == "advantages"  # credit is known to it alone
+
+
+LADDERS = {
+    "preferences.temperature": "[0.1, 1]",
+    "sampler.eta": "[0.3, 1.0]",
+    "sampler.steps": "[5, 10]",
+    "credit.kind": "[terminal, previews]",
+    "credit.discount": "[0.9, 1]",
+    "objectives.dspo.beta": "[0.01, 1e-3]",
+    "objectives.trajectory_dpo.discount": "[0.9, 1]",
+    "objectives.diffusion_dpo.beta": "[100, 1000]",
+    "preferences.source": "[null, some/set]",
+}
+
+
+@pytest.mark.parametrize("path", LADDERS)
+def test_every_rung_of_the_ladder_has_a_key(path: str) -> None:
+    study = declare(
+        "toy-ddpo",
+        objectives=["ddpo", "trajectory_dpo", "diffusion_dpo", "dspo"],
+        units=16,
+        settings={"credit.previews": "[3, 6]"},
+        along={path: LADDERS[path]},
+    )
+    if path == "credit.kind":
+        assert [rung.configs["ddpo"].credit.previews for rung in study.rungs] == [(), (3, 6)]
+    assert [(rung.along, rung.number) for rung in study.rungs] == [(path, 0), (path, 1)]
+    assert json.loads(json.dumps(study.canonical()["along"])) == {path: list(study.along[path])}
+
+
+def test_ladders_are_walked_one_after_the_other_at_every_checkpoint(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, checkpoints=(2, 4))
+    along = {"sampler.eta": "[0.5, 1]", "credit.discount": "[0.8, 0.9, 1]"}
+    study = declare(str(run), objectives=["ddpo"], checkpoint="all", units=16, along=along)
+    assert [rung.checkpoint for rung in study.rungs] == [0] * 5 + [2] * 5 + [4] * 5
+    assert [rung.value for rung in study.rungs[:5]] == [0.5, 1, 0.8, 0.9, 1]
+    last = study.rungs[-1].configs["ddpo"]
+    assert (last.sampler.eta, last.credit.discount) == (1.0, 1.0)
+    assert declare(str(run), objectives=["ddpo"], units=16).checkpoints == (4,)
+
+
+def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
+    (directory / "config.json").write_text(json.dumps(load("toy-ddpo").canonical()))
+    for number in checkpoints:
+        (directory / "checkpoints" / f"{number:06d}").mkdir(parents=True)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"objectives": ["dpo"]}, "expected --objectives from ddpo, .*, got 'dpo'"),
+        ({"units": 6}, "expected --units of at least 8, got 6"),
+        ({"units": 15}, r"expected --units as a multiple of rollouts.prompts=2, got 15"),
+        ({"checkpoint": "3"}, "expected a checkpoint of a recipe, which has none, got '3'"),
+        ({"checkpoint": "last"}, "got 'last'"),
+        ({"settings": {"objective.clip": "1"}}, r"expected objectives.<one of ddpo>.<field> in a study, got 'objective.clip'"),
+        ({"settings": {"objectives.dspo.beta": "1"}}, "name an objective of this study"),
+        ({"settings": {"objectives.ddpo.betta": "1"}}, "expected a setting of ddpo"),
+        ({"settings": {"sampler.etta": "1"}}, "did you mean sampler.eta"),
+        ({"settings": {"sampler.eta": "0"}}, "expected sampler.eta above 0 for ddpo"),
+        ({"along": {"sampler.eta": "0.5"}}, "expected a list of at least two values for sampler.eta"),
+        ({"along": {"sampler.eta": "[0.5, 2]"}}, "expected sampler.eta to be"),
+        ({"settings": {"model.precision": "bfloat16"}}, "expected model.precision=float32 with --probes above 0"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
+
+
+def test_a_checkpoint_holds_another_parametrisation(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, checkpoints=(2,))
+    with pytest.raises(UserError, match="expected the model and the parametrisation of"):
+        declare(str(run), objectives=["ddpo"], units=16, settings={"parameters.kind": "lora"})
+    declare(str(run), objectives=["ddpo"], units=16, checkpoint="0", settings={"parameters.kind": "lora"})
