@@ -100,7 +100,7 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
     missing = [rung for rung in declared.rungs if not (directory / rung.name / "estimates.parquet").exists()]
     if missing:
         launch.connect()
-        launch.check_resources(declared.rungs[0].config)
+        launch.check_resources(declared.rungs[0].config.cluster)
     for rung in missing:
         _measure_rung(declared, rung, directory / rung.name, progress)
     if declared.gain:

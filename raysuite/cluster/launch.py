@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
-from raysuite.config import RunConfig, validate
+from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import check_model, open_policy
 from raysuite.stages import checkpoint
@@ -70,18 +70,18 @@ def connect() -> None:
         )
 
 
-def check_resources(config: RunConfig) -> None:
-    """Refuse what would wait forever. A cluster that was joined may grow: there Ray waits, and says for what.
+def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
+    """Refuse what would wait forever: the actors, and as many learners. A cluster that was joined may grow: there Ray waits.
 
     Raises:
         UserError: the cluster is too small.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    cluster, total = config.cluster, ray.cluster_resources()
+    total = ray.cluster_resources()
     for kind, wanted in (
-        ("CPU", cluster.workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
-        ("GPU", cluster.workers * cluster.worker_gpus + cluster.actors * cluster.actor_gpus),
+        ("CPU", workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
+        ("GPU", workers * cluster.worker_gpus + cluster.actors * cluster.actor_gpus),
     ):
         if wanted > total.get(kind, 0):
             raise UserError(
@@ -128,7 +128,7 @@ def train(config: RunConfig, directory: Path) -> None:
         UserError: something that the user can mend; the last checkpoint stands.
     """
     connect()
-    check_resources(config)
+    check_resources(config.cluster, workers=config.cluster.workers)
     cluster, failure = config.cluster, directory / "failure.json"
     failure.unlink(missing_ok=True)
     resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
@@ -194,7 +194,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
             "for the model as it came"
         )
     connect()
-    check_resources(config)
+    check_resources(config.cluster)
     with running_actors(config) as actors:
         policy = open_policy(config, torch.device("cpu"))
         training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))

@@ -67,7 +67,7 @@ def make_pairs(
     counting.begin(len(blocks), done=len(blocks) - len(missing))
     if missing:
         launch.connect()
-        launch.check_resources(config)
+        launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
         with launch.running_actors(drawing) as actors:
             for drawn in RayCollector(actors).start(missing, policy.weights(), 0):

@@ -144,7 +144,7 @@ def test_a_reward_that_raises_fails_the_run_with_its_prompt_and_leaves_the_last_
 
 def test_more_than_the_machine_has_is_refused() -> None:
     with pytest.raises(UserError, match=r"expected at most the .* CPUs of this machine, the run wants"):
-        launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4"))
+        launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
 
 
 def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -> None:
