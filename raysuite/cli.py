@@ -184,21 +184,30 @@ def directions(
 
     directory = out.absolute()
     measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
+    from raysuite.results.study.report import study_summary, write_study_report
+
+    console.print(study_summary(directory), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {write_study_report(directory)}", soft_wrap=True)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run, or of a study.")],
     out: Annotated[
         Path | None,
         typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
     ] = None,
 ) -> None:
-    """Write a page about one run, or about several side by side."""
+    """Write a page about one run, several side by side, or a study of directions."""
     from raysuite.results.report import summary, write_report
     from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 
-    if len(runs) == 1:
+    if len(runs) == 1 and (runs[0] / "study.json").exists():
+        from raysuite.results.study.report import study_summary, write_study_report
+
+        console.print(study_summary(runs[0]), soft_wrap=True, markup=False, highlight=False)
+        path = write_study_report(runs[0], out)
+    elif len(runs) == 1:
         console.print(summary(runs[0]))
         path = write_report(runs[0], out)
     else:

@@ -100,7 +100,10 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"units": 15}, r"expected --units as a multiple of rollouts.prompts=2, got 15"),
         ({"checkpoint": "3"}, "expected a checkpoint of a recipe, which has none, got '3'"),
         ({"checkpoint": "last"}, "got 'last'"),
-        ({"settings": {"objective.clip": "1"}}, r"expected objectives.<one of ddpo>.<field> in a study, got 'objective.clip'"),
+        (
+            {"settings": {"objective.clip": "1"}},
+            r"expected objectives.<one of ddpo>.<field> in a study, got 'objective.clip'",
+        ),
         ({"settings": {"objectives.dspo.beta": "1"}}, "name an objective of this study"),
         ({"settings": {"objectives.ddpo.betta": "1"}}, "expected a setting of ddpo"),
         ({"settings": {"sampler.etta": "1"}}, "did you mean sampler.eta"),

@@ -432,6 +432,7 @@ def _collect(declared: Study, directory: Path) -> None:
     sketch = study_sketch(declared, declared.rungs[0].config.seed, policy)
     rungs = [json.loads((directory / rung.name / "facts.json").read_text()) for rung in declared.rungs]
     facts = {
+        "objectives": list(declared.objectives),
         "bins": bin_ranges(policy, declared.bins),
         "blocks": sketch.coordinates,
         "exact": sketch.error == 0,

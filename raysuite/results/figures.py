@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -20,6 +20,12 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 STAND_INS = {"ink": "#00f001", "grid": "#00f002", "held_out": "#00f003", "training": "#00f004", "rollouts": "#00f005"}
 STAND_INS |= {name: f"#00f1{place:02}" for place, name in enumerate(RUNS)}
 """What Matplotlib draws with; `_page` puts the style sheet's variables in their place."""
+
+PRINT = {"ink": "#4a525a", "grid": "#dcdfe2", "held_out": "#2463c9", "training": "#c9701a", "rollouts": "#aab1b8"}
+PRINT |= dict(
+    zip(RUNS, ["#0072b2", "#d55e00", "#008a64", "#b0418c", "#8f6b00", "#3a9bd4", "#6a4fc0", "#56606a"], strict=True)
+)
+"""The same on paper and in notebooks."""
 
 STEPS = [1, 2, 2.5, 5, 10]
 """Round numbers for ticks."""
@@ -50,8 +56,9 @@ def panel(
     reference: float | None = None,
     whole: bool = True,
     size: tuple[float, float] = (4.6, 2.7),
+    ticks: Sequence[str] = (),
 ) -> str:
-    """One small plot: lines with intervals are drawn as points and a band, those without as a faint line.
+    """One small plot for a page: lines with intervals are drawn as points and a band, those without as a faint line.
 
     Args:
         name: unique on the page; identifiers in the SVG begin with it.
@@ -61,6 +68,7 @@ def panel(
         reference: height of a dashed line, the value that means "nothing happened".
         whole: whether x counts something.
         size: inches.
+        ticks: names of x = 0, 1, ...
 
     Returns:
         An `<svg>` element.
@@ -68,20 +76,35 @@ def panel(
     # settings that no argument has: text as text, and identifiers that are the same every time
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        if reference is not None:
-            axes.axhline(reference, color=STAND_INS["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
-        shade = 0.32 / max(2, sum(line.low is not None for line in lines))  # many bands on top of each other stay light
-        for line in lines:
-            _draw(axes, line, shade)
-        _dress(axes, xlabel, whole=whole)
+        plot(figure.add_subplot(), lines, STAND_INS, xlabel=xlabel, reference=reference, whole=whole, ticks=ticks)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _page(buffer.getvalue(), name, describe)
 
 
-def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float) -> None:
-    colour = STAND_INS[line.colour]
+def plot(
+    axes: matplotlib.axes.Axes,
+    lines: Sequence[Line],
+    colours: Mapping[str, str] = PRINT,
+    *,
+    xlabel: str,
+    reference: float | None = None,
+    whole: bool = True,
+    ticks: Sequence[str] = (),
+) -> None:
+    """Draw what `panel` shows, in given colours."""
+    if reference is not None:
+        axes.axhline(reference, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+    shade = 0.32 / max(2, sum(line.low is not None for line in lines))  # many bands on top of each other stay light
+    for line in lines:
+        _draw(axes, line, shade, colours)
+    _dress(axes, xlabel, colours, whole=whole)
+    if ticks:
+        axes.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right", rotation_mode="anchor")
+
+
+def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float, colours: Mapping[str, str]) -> None:
+    colour = colours[line.colour]
     if line.low is None or line.high is None:
         axes.plot(line.x, line.y, color=colour, linewidth=1.1, marker="o" if len(line.x) == 1 else "", markersize=3)
         return
@@ -91,18 +114,18 @@ def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float) -> None:
     axes.plot(line.x, line.y, color=colour, linewidth=1.8, marker=line.marker, markersize=3.6)
 
 
-def _dress(axes: matplotlib.axes.Axes, xlabel: str, *, whole: bool) -> None:
+def _dress(axes: matplotlib.axes.Axes, xlabel: str, colours: Mapping[str, str], *, whole: bool) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(STAND_INS["grid"])
-    axes.grid(axis="y", color=STAND_INS["grid"], linewidth=0.8)
+    axes.spines["bottom"].set_color(colours["grid"])
+    axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=STAND_INS["ink"], length=0, labelsize=9)
+    axes.tick_params(colors=colours["ink"], length=0, labelsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole, min_n_ticks=1))
     if whole:
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
-    axes.set_xlabel(xlabel, color=STAND_INS["ink"], fontsize=9)
-    axes.yaxis.get_offset_text().set_color(STAND_INS["ink"])
+    axes.set_xlabel(xlabel, color=colours["ink"], fontsize=9)
+    axes.yaxis.get_offset_text().set_color(colours["ink"])
 
 
 def _page(svg: str, name: str, describe: str) -> str:

@@ -67,7 +67,12 @@ def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path:
     two = toy(cluster__actors="2")
     for kind in ("drawing", "measuring", "taking steps"):
         with pytest.raises(KeyboardInterrupt):
-            study(two, tmp_path / "two", ["test"], lambda w, u, k=kind: (Stops if w == k else Counting)(w, u, Console(quiet=True)))
+            study(
+                two,
+                tmp_path / "two",
+                ["test"],
+                lambda w, u, k=kind: (Stops if w == k else Counting)(w, u, Console(quiet=True)),
+            )
         (tmp_path / "two" / "rung-00" / ".half-written").touch()
     study(two, tmp_path / "two", ["test"], counting)
     for name in FILES:
@@ -84,7 +89,7 @@ def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path:
     assert facts["blocks"] == {"perturbation": 60}
     assert facts["exact"]
     assert facts["rungs"][0]["rankings"] == 8
-    with pytest.raises(UserError, match="expected .* to hold this study, got one that differs in run, units"):
+    with pytest.raises(UserError, match=r"expected .* to hold this study, got one that differs in run, units"):
         study(declare("toy-ddpo", objectives=OBJECTIVES, units=16, gain={"kl": 0.1}), tmp_path / "two", [], counting)
     gains_are_those_of_the_policy_gradient(tmp_path / "one")
 
@@ -100,7 +105,9 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
     from raysuite.cluster.pairs import make_pairs
     from raysuite.config import load
 
-    config = load("toy-ddpo", {"sampler.steps": "6", "credit": "null", "objective": "{name: sft}", "cluster.threads": "1"})
+    config = load(
+        "toy-ddpo", {"sampler.steps": "6", "credit": "null", "objective": "{name: sft}", "cluster.threads": "1"}
+    )
     made = make_pairs(
         config, tmp_path / "set", prompts=16, trajectories=False, command=[], counting=counting("pairs", "blocks")
     )
@@ -117,7 +124,9 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
     study(ladder, tmp_path / "study", ["test"], counting)
     rows = pq.read_table(tmp_path / "study" / "estimates.parquet").to_pylist()
     assert {(row["rung"], row["along"]) for row in rows} == {(0, "preferences.source"), (1, "preferences.source")}
-    norms = {(r["rung"], r["a"]): r["estimate"] for r in rows if (r["quantity"], r["part"]) == ("squared_norm", "whole")}
+    norms = {
+        (r["rung"], r["a"]): r["estimate"] for r in rows if (r["quantity"], r["part"]) == ("squared_norm", "whole")
+    }
     assert norms[0, "ddpo"] == norms[1, "ddpo"]  # drawn either way
     assert norms[0, "sft"] != norms[1, "sft"]
     products = [
@@ -126,7 +135,9 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
     ]
     assert all(np.isfinite(a).all() for p in products for a in p.values())
     wrong = {"preferences.source": str(tmp_path / "set")}
-    with pytest.raises(UserError, match="trajectory_dpo cannot learn from what this study measures it on: expected traj"):
+    with pytest.raises(
+        UserError, match="trajectory_dpo cannot learn from what this study measures it on: expected traj"
+    ):
         study(
             declare("toy-ddpo", objectives=["trajectory_dpo"], units=8, settings={**settings, **wrong}),
             tmp_path / "wrong",

@@ -77,7 +77,7 @@ class Study:
     @property
     def labels(self) -> list[str]:
         """The objectives, in the order in which they were asked for."""
-        return list(self.settings["objectives"])
+        return list(self.facts["objectives"])
 
     @cached_property
     def rungs(self) -> list[Rung]:
@@ -138,7 +138,9 @@ def read_study(directory: Path | str) -> Study:
     """
     directory = Path(directory)
     if not (directory / "study.json").is_file():
-        raise UserError(f"expected a study in {directory}, found no study.json: name the --out of a `raysuite directions`")
+        raise UserError(
+            f"expected a study in {directory}, found no study.json: name the --out of a `raysuite directions`"
+        )
     if not (directory / "estimates.parquet").is_file():
         raise UserError(
             f"expected a finished study in {directory}, found no estimates.parquet: repeat the command that began it"
@@ -160,8 +162,18 @@ def _estimate(row: Mapping[str, Any]) -> Estimate:
 
 
 def _gain(row: Mapping[str, Any]) -> Gain:
-    intervals = {n: Interval(row[n], row[f"{n}_low"], row[f"{n}_high"]) for n in ("kl", "predicted", "realised")}
-    return Gain(**{name: row[name] for name in ("rung", "objective", "split", "reward")}, **intervals)
+    def interval(name: str) -> Interval:
+        return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+    return Gain(
+        rung=row["rung"],
+        objective=row["objective"],
+        split=row["split"],
+        reward=row["reward"],
+        kl=interval("kl"),
+        predicted=interval("predicted"),
+        realised=interval("realised"),
+    )
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -181,4 +193,6 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _damaged(file: Path, what: object) -> UserError:
-    return UserError(f"expected {file} as the study wrote it, it is missing or damaged ({what}): copy the whole directory again")
+    return UserError(
+        f"expected {file} as the study wrote it, it is missing or damaged ({what}): copy the whole directory again"
+    )

@@ -1,0 +1,13 @@
+"""Measure directions as a Ray job: `ray job submit --working-dir . -- python jobs/directions.py scenes-ddpo --objectives ...`.
+
+On several machines, --out must be on storage that all of them see.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from raysuite.cli import main
+
+if __name__ == "__main__":
+    main(["directions", *sys.argv[1:]])
