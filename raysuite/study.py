@@ -52,6 +52,8 @@ class Rung:
     """Updates that the policy has had."""
     configs: Mapping[str, RunConfig]
     """A run for each objective, by its label: what it learns from, and how."""
+    rankings: int
+    """Rankings of a set that make a unit: `preferences.limit`, or 1."""
 
     @property
     def config(self) -> RunConfig:
@@ -93,7 +95,7 @@ class Study(Section):
     along: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """The ladder: values of a setting, by its path. Each value is a rung; two paths are two ladders, not a grid."""
     units: PositiveInt = 64
-    """Prompts' groups of samples (or rankings of a set)."""
+    """Prompts' groups of samples, or of a set as many rankings as `preferences.limit` says."""
     bins: PositiveInt = 4
     """Equal ranges of the training timesteps."""
     width: PositiveInt = 4096
@@ -124,7 +126,8 @@ class Study(Section):
             if path:
                 _put(tree, objectives, path, value)
             configs = {label: _config(tree, objective) for label, objective in objectives.items()}
-            yield Rung(number, path, value, checkpoint, configs)
+            rankings = int((tree.get("preferences") or {}).get("limit") or 1)
+            yield Rung(number, path, value, checkpoint, configs, rankings)
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON values: what study.json holds."""

@@ -145,7 +145,13 @@ def _preflight(declared: Study) -> None:
         for label, config in rung.configs.items():
             try:
                 if config.preferences.source is not None:
-                    PreferenceSet(Path(config.preferences.source)).check(config)
+                    found = PreferenceSet(Path(config.preferences.source))
+                    found.check(config)
+                    if len(found) < declared.units * rung.rankings:
+                        raise UserError(
+                            f"expected at least {declared.units} units x {rung.rankings} rankings (preferences.limit) in "
+                            f"{config.preferences.source}, got {len(found)}: make a larger set, or lower one of them"
+                        )
                 elif config.rollouts.replay is not None:
                     check_replay(config.model_copy(update={"updates": declared.rounds}))
             except UserError as error:

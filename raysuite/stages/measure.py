@@ -134,6 +134,13 @@ class Measurement:
                 found[label] = compared(rollouts, indices_RM)
         return found
 
+    def _rows_of_set(self, config: RunConfig, size: int, block: Block) -> list[int]:
+        """A block's rankings: one for each of its units, then another for each, and so on."""
+        per_unit = self.rung.rankings
+        first = (block.update - FIRST_UPDATE) * per_unit
+        updates = range(first, first + per_unit)
+        return [row for u in updates for row in rows_of_set(config, size, update=u, block=block.index)]
+
     def _unit(
         self,
         block: Block,
@@ -161,7 +168,7 @@ class Measurement:
                 continue
             ranked = pairs[label]
             if label in self.sets:
-                rows = [place]
+                rows = list(range(place, len(ranked), len(block.prompts)))
             else:
                 rows = [r for r, prompt in enumerate(ranked.prompts_R) if prompt == block.prompts[place]]
             if rows:

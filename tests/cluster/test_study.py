@@ -134,6 +134,18 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
         for n in range(2)
     ]
     assert all(np.isfinite(a).all() for p in products for a in p.values())
+    with pytest.raises(UserError, match=r"sft cannot learn from .* expected at least 8 units x 100 rankings"):
+        study(
+            declare(
+                "toy-ddpo",
+                objectives=["sft"],
+                units=8,
+                settings={"preferences": f"{{source: {tmp_path / 'set'}, limit: 100}}"},
+            ),
+            tmp_path / "wrong",
+            [],
+            counting,
+        )
     wrong = {"preferences.source": str(tmp_path / "set")}
     with pytest.raises(
         UserError, match="trajectory_dpo cannot learn from what this study measures it on: expected traj"
