@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -31,11 +32,15 @@ from raysuite.config import RunConfig, load
 from raysuite.families import open_policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
 from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.objectives import OBJECTIVES, Objective
+from raysuite.stages.directions import unit_gradients
 from raysuite.stages.learn import Batch, advantages, learn, transitions
+from raysuite.stages.measure import study_sketch
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
-from raysuite.types import Block, Rollouts
+from raysuite.study import STANDARD, Study
+from raysuite.types import Block, Preferences, Rollouts
 
 Work = Callable[[int], object]
 
@@ -233,6 +238,62 @@ def objective_memory(recipes: Sequence[str], settings: Sequence[str], turns: int
     return [ratio(f"{recipe}: peak memory / {recipes[0]}'s", peaks[recipe], first) for recipe in recipes[1:]]
 
 
+def directions_overhead(config: RunConfig, turns: int) -> list[Figure]:
+    """Seconds of one unit's gradients under k objectives that ask about the same points, over their network's."""
+    suite, names = Suite(config), ("diffusion_dpo", "dspo", "cal_dpo")
+    policy = suite.policy
+    objectives: dict[str, Objective[Any]] = {n: OBJECTIVES[n](**STANDARD[n]) for n in names}
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 2, 1, *policy.latent_shape, generator=draw)
+    unit = Preferences(latents_RMK=latents, prompts_R=(suite.prompts.training[0].text,) * 4)
+    sketch = study_sketch(Study(run={}, objectives={n: {} for n in names}), 0, policy)
+    sizes: list[int] = []
+
+    def keep(name: str, number: int, gradients: dict[str, torch.Tensor]) -> None:
+        sketch(gradients)
+
+    def measured(_: int) -> None:
+        unit_gradients(
+            objectives,
+            policy,
+            dict.fromkeys(names, unit),
+            keep,
+            generator=lambda: torch.Generator().manual_seed(0),
+            bins=4,
+            microbatch=config.learn.microbatch,
+        )
+
+    predict = policy.predict
+
+    def watched(x_N: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        sizes.append(len(x_N))
+        return predict(x_N, *rest, **options)
+
+    policy.predict = watched  # type: ignore[method-assign]
+    measured(0)
+    del policy.predict
+    chunks, parameters = sizes[::2], list(policy.trainable().values())  # each is looked at by policy and reference
+
+    def forward(size: int) -> torch.Tensor:
+        x, t = torch.randn(size, *policy.latent_shape), torch.full((size,), 500)
+        return policy.predict(x, t, list(unit.prompts_R[:1]) * size, guided=False)
+
+    def bare(_: int) -> None:
+        for size in chunks:
+            with torch.no_grad():
+                forward(size)
+            output = forward(size)
+            for last in (False, False, True):
+                torch.autograd.grad(output.sum(), parameters, retain_graph=not last)
+
+    ours, theirs = seconds((measured, bare), turns)
+    return [
+        ratio(
+            "seconds: 3 objectives on shared points / 1 forward, 1 reference, 3 backward", ours, theirs, "at most 1.2"
+        )
+    ]
+
+
 def resident() -> float:
     """The most memory that this process ever held, MB."""
     status = Path("/proc/self/status")  # getrusage would count what the process that started this one held
@@ -288,6 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=9, help="turns of each side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
+    parser.add_argument("--directions", action="store_true", help="measure only what the study of directions costs")
     parser.add_argument("--objectives", nargs="+", metavar="RECIPE", help="measure these recipes' updates instead")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--memory-of", choices=("microbatch", "update"), help=argparse.SUPPRESS)
@@ -303,11 +365,14 @@ def main() -> None:
         return
     same = ["--threads", str(options.threads), *(f"--set={setting}" for setting in options.set)]
     parts = [
+        lambda: directions_overhead(config, turns),
         lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "1"}), 2 * turns),
         lambda: rollout_speed(load(options.recipe, overrides | {"sampler.guidance": "3"}), 2 * turns),
         lambda: update_overhead(config, turns),
         lambda: memory(["--recipe", options.recipe, *same], 3),
     ]
+    if options.directions:
+        parts = parts[:1]
     if options.objectives:
         parts = [partial(objective_overhead, recipe, overrides, turns) for recipe in options.objectives]
         parts.append(lambda: objective_memory(options.objectives, same, 3))
