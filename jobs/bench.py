@@ -274,14 +274,13 @@ def directions_overhead(config: RunConfig, turns: int) -> list[Figure]:
     del policy.predict
     chunks, parameters = sizes[::2], list(policy.trainable().values())  # each is looked at by policy and reference
 
-    def forward(size: int) -> torch.Tensor:
+    def forward(size: int, *, reference: bool = False) -> torch.Tensor:
         x, t = torch.randn(size, *policy.latent_shape), torch.full((size,), 500)
-        return policy.predict(x, t, list(unit.prompts_R[:1]) * size, guided=False)
+        return policy.predict(x, t, list(unit.prompts_R[:1]) * size, reference=reference, guided=False)
 
     def bare(_: int) -> None:
         for size in chunks:
-            with torch.no_grad():
-                forward(size)
+            forward(size, reference=True)
             output = forward(size)
             for last in (False, False, True):
                 torch.autograd.grad(output.sum(), parameters, retain_graph=not last)

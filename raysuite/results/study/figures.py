@@ -40,6 +40,8 @@ class Chart:
         axes = figure.add_subplot()
         plot(axes, list(self.lines.values()), **self.options)
         axes.set_title(self.title, fontsize=10, color=PRINT["ink"], loc="left")
+        if not self.lines:
+            axes.text(0.5, 0.5, "nothing that could be compared", ha="center", transform=axes.transAxes)
         for name, line in self.lines.items():
             axes.plot([], [], color=PRINT[line.colour], marker=line.marker, markersize=4, label=name)
         figure.legend(loc="outside right center", fontsize=8, frameon=False, labelcolor=PRINT["ink"])
@@ -93,7 +95,7 @@ def cell(found: Interval | None) -> str:
     return f"{found.estimate:.2f}\n[{found.low:.2f}, {found.high:.2f}]"
 
 
-def by_bin(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart | None:
+def by_bin(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart:
     """Agreement with one objective by timestep."""
     middles = [(first + last) / 2 for first, last in study.facts["bins"]]
     places = [str(number) for number in range(len(middles))]
@@ -102,7 +104,7 @@ def by_bin(study: Study, *, space: str = "parameters", rung: int = 0, base: str 
     )
 
 
-def by_block(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart | None:
+def by_block(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart:
     """Agreement with one objective by block of layers."""
     blocks = list(study.facts["blocks"])
     return _by_part(
@@ -122,7 +124,7 @@ def _by_part(
     title: str,
     xlabel: str,
     ticks: Sequence[str] = (),
-) -> Chart | None:
+) -> Chart:
     base = base or study.labels[0]
     lines = {}
     for place, label in enumerate(study.labels):
@@ -132,8 +134,6 @@ def _by_part(
         line = _line([(x[i], f.interval) for i, f in enumerate(found) if f is not None], place, band=not ticks)
         if line is not None:
             lines[label] = line
-    if not lines:
-        return None
     return Chart(
         name=f"{part}-{space}-{rung}",
         title=f"agreement with {base} {title}",
@@ -145,7 +145,7 @@ def _by_part(
 
 def along(
     study: Study, path: str, quantity: str = "expected_cosine", *, space: str = "parameters", base: str | None = None
-) -> Chart | None:
+) -> Chart:
     """Agreement with one objective along a ladder; `checkpoint` is one, too."""
     base = base or study.labels[0]
     if path == "checkpoint":
@@ -162,8 +162,6 @@ def along(
         line = _line([(at, f.interval) for at, f in zip(x, found, strict=True) if f is not None], place)
         if line is not None:
             lines[label] = line
-    if not lines:
-        return None
     return Chart(
         name=f"along-{path.replace('.', '-')}-{quantity}-{space}",
         title=f"agreement with {base} along {path}" + (", matched" if quantity == "matched_cosine" else ""),
@@ -178,7 +176,7 @@ def along(
     )
 
 
-def gains(study: Study, *, rung: int = 0, split: str = "training") -> Chart | None:
+def gains(study: Study, *, rung: int = 0, split: str = "training") -> Chart:
     """Realised against predicted gain of the trained reward, a point for each objective, and the line where they are equal."""
     lines = {}
     for place, label in enumerate(study.labels):
@@ -189,10 +187,9 @@ def gains(study: Study, *, rung: int = 0, split: str = "training") -> Chart | No
             lines[label] = Line(column[0], column[1], RUNS[place % 8], column[2], column[3], MARKERS[place % 8])
             ends = np.array([x.low, x.high])
             lines[f"{label}, predicted"] = Line(ends, np.full(2, y.estimate), RUNS[place % 8])
-    if not lines:
-        return None
-    reach = max(float(np.nanmax(np.abs(np.concatenate([line.x, line.y])))) for line in lines.values())
-    lines = {"as predicted": Line(np.array([-reach, reach]), np.array([-reach, reach]), "rollouts"), **lines}
+    if lines:
+        reach = max(float(np.nanmax(np.abs(np.concatenate([line.x, line.y])))) for line in lines.values())
+        lines = {"as predicted": Line(np.array([-reach, reach]), np.array([-reach, reach]), "rollouts"), **lines}
     return Chart(
         name=f"gains-{rung}-{split}",
         title=f"gain on {split.replace('_', '-')} prompts after steps of KL {study.settings['gain']['kl']:g}: realised",
@@ -209,20 +206,18 @@ def trained_gains(study: Study, rung: int, split: str) -> list[Gain]:
 
 def charts(study: Study) -> Iterator[tuple[str, Chart]]:
     """All that the page shows, by section."""
-    for space in study.spaces:
-        for chart in (by_bin(study, space=space), by_block(study, space=space)):
-            if chart is not None:
-                yield f"parts-{space}", chart
-    for path in ladders(study):
-        for quantity in ("expected_cosine", "matched_cosine"):
-            chart = along(study, path, quantity)
-            if chart is not None:
-                yield "ladder", chart
-    for rung in study.rungs:
-        for split in ("training", "held_out"):
-            chart = gains(study, rung=rung.number, split=split)
-            if chart is not None:
-                yield "gains", chart
+    found = [(f"parts-{space}", chart(study, space=space)) for space in study.spaces for chart in (by_bin, by_block)]
+    found += [
+        ("ladder", along(study, path, quantity))
+        for path in ladders(study)
+        for quantity in ("expected_cosine", "matched_cosine")
+    ]
+    found += [
+        ("gains", gains(study, rung=rung.number, split=split))
+        for rung in study.rungs
+        for split in ("training", "held_out")
+    ]
+    return ((section, chart) for section, chart in found if chart.lines)
 
 
 def ladders(study: Study) -> list[str]:
