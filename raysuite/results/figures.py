@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -45,6 +46,36 @@ class Line:
     high: np.ndarray | None = None
     marker: str = "o"
     band: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """One figure: lines by name, and what the axes say. A page draws it in its colours, a notebook in those of paper."""
+
+    name: str
+    """Unique on a page."""
+    title: str
+    describe: str
+    lines: Mapping[str, Line]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def svg(self) -> str:
+        """For a page."""
+        return panel(self.name, list(self.lines.values()), describe=self.describe, **self.options)
+
+    def figure(self, size: tuple[float, float] = (7.0, 3.4)) -> Figure:
+        """For a notebook or a paper, with its legend."""
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        plot(axes, list(self.lines.values()), **self.options)
+        axes.set_title(self.title, fontsize=10, color=PRINT["ink"], loc="left")
+        if not self.lines:
+            axes.text(0.5, 0.5, "nothing that could be compared", ha="center", transform=axes.transAxes)
+        for name, line in self.lines.items():
+            axes.plot([], [], color=PRINT[line.colour], marker=line.marker, markersize=4, label=name)
+        if self.lines:
+            figure.legend(loc="outside right center", fontsize=8, frameon=False, labelcolor=PRINT["ink"])
+        return figure
 
 
 def panel(

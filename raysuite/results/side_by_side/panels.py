@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from markupsafe import Markup
 
 from raysuite.results import comparison
-from raysuite.results.figures import MARKERS, RUNS, Line, panel
+from raysuite.results.figures import MARKERS, RUNS, Chart, Line
 from raysuite.results.page import SPENT
 from raysuite.results.run import SPLITS, Run
 from raysuite.results.side_by_side.runs import SideBySide
@@ -33,53 +32,53 @@ def looks(together: SideBySide) -> list[Look]:
     return [found[place] for place in range(len(together.runs))]
 
 
-def curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
-    """Reward, split and plot with a line for each run."""
+def curves(together: SideBySide) -> Iterator[tuple[str, str, Chart]]:
+    """Reward, split and chart with a line for each run."""
     for i, reward in enumerate(together.rewards):
         for split in together.splits:
-            lines = []
-            for look, run in zip(looks(together), together.runs, strict=True):
+            lines = {}
+            for name, look, run in _each(together):
                 c = comparison.curve(run, reward, split)
-                lines.append(_line(look, c.network_evaluations, (c.mean, c.low, c.high)))
-            describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
-            yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
+                lines[name] = _line(look, c.network_evaluations, (c.mean, c.low, c.high))
+            title = f"{reward} on {SPLITS[split]} prompts"
+            describe = f"{title} against {SPENT}, a line for each run"
+            yield reward, split, Chart(f"reward{i}-{split}", title, describe, lines, {"xlabel": SPENT})
+
+
+def _each(together: SideBySide) -> Iterator[tuple[str, Look, Run]]:
+    return zip(together.names, looks(together), together.runs, strict=True)
 
 
 def _line(look: Look, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
     return Line(x, y[0], RUNS[look[0]], y[1], y[2], marker=MARKERS[look[1]], band=band)
 
 
-def kl_curves(together: SideBySide) -> Markup | None:
+def kl_curves(together: SideBySide) -> Chart | None:
     """The KL with a line for each run; None where none measured it."""
-    lines = []
-    for look, run in zip(looks(together), together.runs, strict=True):
+    lines = {}
+    for name, look, run in _each(together):
         found = comparison.kl(run)
         if len(found) > 1:
             columns = np.array([(i.estimate, i.low, i.high) for i in found.values()]).T
-            lines.append(_line(look, run.spent(list(found)), columns))
+            lines[name] = _line(look, run.spent(list(found)), columns)
     if not lines:
         return None
-    return Markup(
-        panel("kl", lines, describe=f"{KL}, against {SPENT}, a line for each run", xlabel=SPENT, reference=0.0)
-    )
+    describe = f"{KL}, against {SPENT}, a line for each run"
+    return Chart("kl", KL, describe, lines, {"xlabel": SPENT, "reference": 0.0})
 
 
-def frontiers(together: SideBySide) -> Iterator[tuple[str, Markup]]:
+def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
     """Every reward on the first split against the KL, a path of evaluations for each run."""
     split = together.splits[0]
     for i, reward in enumerate(together.rewards):
-        lines = [
-            line
-            for look, run in zip(looks(together), together.runs, strict=True)
-            if (line := _path(look, run, reward, split)) is not None
-        ]
+        paths = {name: _path(look, run, reward, split) for name, look, run in _each(together)}
+        lines = {name: line for name, line in paths.items() if line is not None}
         if lines:
+            title = f"{reward} on {SPLITS[split]} prompts against the KL"
             describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each run"
             base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
-            yield (
-                reward,
-                Markup(panel(f"frontier{i}", lines, describe=describe, xlabel=KL, reference=base, whole=False)),
-            )
+            options = {"xlabel": KL, "reference": base, "whole": False}
+            yield reward, Chart(f"frontier{i}", title, describe, lines, options)
 
 
 def _path(look: Look, run: Run, reward: str, split: str) -> Line | None:

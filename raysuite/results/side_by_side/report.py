@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from raysuite.kernel.stats import RESAMPLES
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, decimals, number, with_interval
@@ -102,9 +104,9 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "gains": list(_gains(together)),
         "contrasts": found,
         "level": _level(found),
-        "curves": list(panels.curves(together)),
-        "kl": panels.kl_curves(together),
-        "frontiers": list(panels.frontiers(together)),
+        "curves": [(reward, split, Markup(chart.svg())) for reward, split, chart in panels.curves(together)],
+        "kl": Markup(kl.svg()) if (kl := panels.kl_curves(together)) else None,
+        "frontiers": [(reward, Markup(chart.svg())) for reward, chart in panels.frontiers(together)],
         "pictures": list(_pictures(together)),
         "costs": list(_costs(together.runs)),
         "differing": differing([run.config for run in together.runs]),

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from raysuite.kernel.stats import Interval
-from raysuite.results.figures import MARKERS, PRINT, RUNS, Line, panel, plot
+from raysuite.results.figures import MARKERS, PRINT, RUNS, Chart, Line
 from raysuite.results.study.read import Gain, Study
 
 AGREEMENT = "cosine of expected directions"
 EVEN = {"parameters": "gradients", "adam": "gradients as Adam scales them", "prediction": "changes of predictions"}
 """What is compared in each space, in words."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chart:
-    """One figure: lines by name, and what the axes say."""
-
-    name: str
-    title: str
-    describe: str
-    lines: Mapping[str, Line]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def svg(self) -> str:
-        """For a page."""
-        return panel(f"study-{self.name}", list(self.lines.values()), describe=self.describe, **self.options)
-
-    def figure(self, size: tuple[float, float] = (7.0, 3.4)) -> Figure:
-        """For a notebook or a paper, with its legend."""
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        plot(axes, list(self.lines.values()), **self.options)
-        axes.set_title(self.title, fontsize=10, color=PRINT["ink"], loc="left")
-        if not self.lines:
-            axes.text(0.5, 0.5, "nothing that could be compared", ha="center", transform=axes.transAxes)
-        for name, line in self.lines.items():
-            axes.plot([], [], color=PRINT[line.colour], marker=line.marker, markersize=4, label=name)
-        figure.legend(loc="outside right center", fontsize=8, frameon=False, labelcolor=PRINT["ink"])
-        return figure
 
 
 def heat_map(study: Study, quantity: str = "expected_cosine", *, space: str = "parameters", rung: int = 0) -> Figure:
@@ -135,7 +105,7 @@ def _by_part(
         if line is not None:
             lines[label] = line
     return Chart(
-        name=f"{part}-{space}-{rung}",
+        name=f"study-{part}-{space}-{rung}",
         title=f"agreement with {base} {title}",
         describe=f"{AGREEMENT} with {base} {title}, a line for each objective",
         lines=lines,
@@ -163,7 +133,7 @@ def along(
         if line is not None:
             lines[label] = line
     return Chart(
-        name=f"along-{path.replace('.', '-')}-{quantity}-{space}",
+        name=f"study-along-{path.replace('.', '-')}-{quantity}-{space}",
         title=f"agreement with {base} along {path}" + (", matched" if quantity == "matched_cosine" else ""),
         describe=f"{NAMES[quantity]} with {base} along {path}, a line for each objective",
         lines=lines,
@@ -191,8 +161,8 @@ def gains(study: Study, *, rung: int = 0, split: str = "training") -> Chart:
         reach = max(float(np.nanmax(np.abs(np.concatenate([line.x, line.y])))) for line in lines.values())
         lines = {"as predicted": Line(np.array([-reach, reach]), np.array([-reach, reach]), "rollouts"), **lines}
     return Chart(
-        name=f"gains-{rung}-{split}",
-        title=f"gain on {split.replace('_', '-')} prompts after steps of KL {study.settings['gain']['kl']:g}: realised",
+        name=f"study-gains-{rung}-{split}",
+        title=f"gain on {split.replace('_', '-')} prompts after a step of equal KL: realised",
         describe="realised against predicted change of the trained reward, a point for each objective",
         lines=lines,
         options={"xlabel": "predicted change of the reward", "reference": 0.0, "whole": False},
@@ -230,7 +200,7 @@ def write_figures(study: Study) -> Path:
     """Write every figure as SVG into `figures/` of the study, and return that directory."""
     folder = study.directory / "figures"
     folder.mkdir(exist_ok=True)
-    drawn = {chart.name: chart.figure() for _, chart in charts(study)}
+    drawn = {chart.name.removeprefix("study-"): chart.figure() for _, chart in charts(study)}
     for space in study.spaces:
         for quantity in ("expected_cosine", "matched_cosine") if space != "prediction" else ("expected_cosine",):
             drawn[f"{quantity}-{space}"] = heat_map(study, quantity, space=space)
