@@ -1,0 +1,36 @@
+"""The notebooks run from the first cell to the last, at small size, and are kept with what they found at full size."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ANALYSIS = Path(__file__).parents[2] / "analysis"
+NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own affairs
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for recipe in ANALYSIS.glob("*.yaml"):
+        shutil.copy(recipe, tmp_path)
+    monkeypatch.setenv("RAYSUITE_SMALL", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ANALYSIS.parent))
+    page = nbformat.read(notebook, as_version=4)
+    NotebookClient(page, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_its_figures_and_says_what_was_found(notebook: Path) -> None:
+    page = nbformat.read(notebook, as_version=4)
+    code = [cell for cell in page.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "execute it at full size before committing it"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any("@@" in cell.source or "/tmp" in cell.source for cell in page.cells)

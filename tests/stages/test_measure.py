@@ -1,0 +1,173 @@
+"""What a study keeps of a unit is what an objective says of it, in every space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from raysuite.families import open_policy
+from raysuite.families.policy import Policy
+from raysuite.kernel import transition
+from raysuite.kernel.credit import PromptTracker
+from raysuite.rng import Stage, torch_generator
+from raysuite.stages import checkpoint
+from raysuite.stages.checkpoint import State
+from raysuite.stages.gains import step_of_kl
+from raysuite.stages.learn import gradient, transitions
+from raysuite.stages.measure import (
+    REWARD,
+    Measurement,
+    Probes,
+    adam_scale,
+    block_advantages,
+    block_number,
+    inner_products,
+    study_blocks,
+)
+from raysuite.stages.rollout import sample, score
+from raysuite.study import Study, declare
+from raysuite.types import Block, Rollouts
+
+OBJECTIVES = ["ddpo", "dspo", "forward_rl"]
+
+
+def toy(**options: object) -> Study:
+    settings = {"sampler.steps": "5", "rollouts.samples": "6"}
+    return declare("toy-ddpo", objectives=OBJECTIVES, units=8, settings=settings, **options)
+
+
+def drawn(study: Study, policy: Policy) -> tuple[list[Block], list[Rollouts]]:
+    rung = study.rungs[0]
+    blocks = study_blocks(study, rung)
+    return blocks, [score(sample(policy, b, rung.config, version=0), rung.config) for b in blocks]
+
+
+def measured(study: Study, policy: Policy, directory: Path, **options: object) -> list[Rollouts]:
+    rung = study.rungs[0]
+    blocks, rollouts = drawn(study, policy)
+    measurement = Measurement(study, rung, policy, options.get("scale"))  # type: ignore[arg-type]
+    tracker = PromptTracker.empty(size=32, minimum=16)
+    for start in range(0, len(blocks), 2):
+        advantages = block_advantages(rung.config, rollouts[start : start + 2], tracker)
+        for block, r, advantage in zip(blocks[start : start + 2], rollouts[start:], advantages, strict=False):
+            measurement.block(block, r, advantage, directory)
+    return rollouts
+
+
+def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tmp_path: Path) -> None:
+    """Each unit of the toy is a block: its gradient is what `gradient` takes on that block."""
+    study = toy()
+    rung = study.rungs[0]
+    policy = open_policy(rung.config, torch.device("cpu"))
+    rollouts = measured(study, policy, tmp_path)
+    by_hand = {label: [] for label in ("ddpo", "forward_rl")}
+    for start in range(0, 8, 2):
+        told = block_advantages(rung.config, rollouts[start : start + 2], PromptTracker.empty(size=32, minimum=16))
+        for r, advantage in zip(rollouts[start : start + 2], told, strict=True):
+            batch, coordinates = transitions(r, advantage["trained"]), r.block
+            for label in by_hand:
+                policy.trainable()["perturbation"].grad = None
+                generator = torch_generator(
+                    seed=0, stage=Stage.OBJECTIVE, update=coordinates.update, prompt=coordinates.prompt_ids[0]
+                )
+                gradient(rung.configs[label].built_objective, policy, [(batch, generator)], microbatch=1000)
+                found = policy.trainable()["perturbation"].grad
+                assert found is not None
+                by_hand[label].append(found.flatten().double().numpy().copy())
+    products = inner_products(tmp_path, "parameters", OBJECTIVES, {"": slice(None)})
+    a, b = (np.stack(by_hand[label]) for label in ("ddpo", "forward_rl"))
+    np.testing.assert_allclose(products["ddpo", "forward_rl"][0].sum((1, 3)), a @ b.T, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(products["ddpo", "ddpo"][1][0], a @ a.T, rtol=1e-3, atol=1e-9)
+
+
+def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
+    """-(1/N) sum_n (r_n - mean of the others) sum_k d log p(x_{k+1} | x_k), for every prompt."""
+    study = toy(gain={"kl": 1.0})
+    rung = study.rungs[0]
+    policy = open_policy(rung.config, torch.device("cpu"))
+    (first, *_) = measured(study, policy, tmp_path)
+    number = block_number(rung.config, first.block)
+    stored = safetensors.torch.load_file(tmp_path / "units" / f"{number:06d}.safetensors")
+    found = stored[f"parameters/{REWARD}"][0].sum(0)
+    assert first.latents_NK is not None
+    x, size, steps = torch.from_numpy(first.latents_NK), 6, 5
+    total = torch.zeros(())
+    for n in range(size):
+        others = np.delete(first.reward_N, n).mean()
+        for k in range(steps):
+            before, after, step = x[n : n + 1, k], x[n : n + 1, k + 1], torch.tensor([k])
+            output = policy.predict(before, policy.schedule.timesteps_K[step], first.block.prompts)
+            mean = transition.mean(policy.schedule, step, before, output)
+            logp = transition.log_density(policy.schedule, step, mean, after).sum()
+            total = total - (first.reward_N[n] - others) * logp
+    expected = torch.autograd.grad(total / size, policy.trainable()["perturbation"])[0].flatten()
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-5)
+    sums = safetensors.torch.load_file(tmp_path / "sums" / f"{number:06d}.safetensors")
+    torch.testing.assert_close(sums["ddpo"], stored["parameters/ddpo"].sum((0, 1)), rtol=1e-4, atol=1e-7)
+
+
+def test_probes_see_the_derivative() -> None:
+    """The toy's prediction is linear in its perturbation: differences are exact up to rounding."""
+    study = toy(probes=7)
+    policy = open_policy(study.rungs[0].config, torch.device("cpu"))
+    probes = Probes(policy, study.rungs[0].config, 7)
+    direction = torch.randn(policy.weights().size, generator=torch.Generator().manual_seed(0))
+    found, cost = probes.response(direction)
+    before = policy.weights()
+    policy.set_weights(direction.numpy())
+    moved = policy.predict(probes.x, probes.t, probes.prompts)
+    policy.set_weights(np.zeros_like(before))
+    still = policy.predict(probes.x, probes.t, probes.prompts)
+    torch.testing.assert_close(found, (moved - still).detach().flatten(), rtol=1e-2, atol=1e-2)
+    assert cost.network_evaluations == 14
+    assert len(probes.t.unique()) == 5  # all steps are looked at
+    assert probes.response(torch.zeros_like(direction))[0].abs().max() == 0
+
+
+def test_adam_scales_as_the_optimiser_does(tmp_path: Path) -> None:
+    """One more step without momentum, along a gradient too small to change v, is the scaled gradient."""
+    study = toy()
+    config = study.rungs[0].config
+    policy = open_policy(config, torch.device("cpu"))
+    (parameter,) = policy.trainable().values()
+    optimizer = torch.optim.AdamW(
+        [parameter], lr=1e-3, betas=config.learn.betas, eps=config.learn.epsilon, weight_decay=0
+    )
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+        optimizer.step()
+    assert adam_scale(tmp_path, policy, config) is None
+    saved = checkpoint.save(tmp_path, policy, optimizer, State(updates=5, behaviour={5: policy.weights()}), keep=1)
+    scale = adam_scale(saved, policy, config)
+    assert scale is not None
+    state = optimizer.state[parameter]
+    state["exp_avg"].zero_()
+    small = 1e-2 * torch.randn(parameter.shape, generator=draw)
+    before, parameter.grad = parameter.detach().clone(), small
+    optimizer.step()
+    first, second = config.learn.betas
+    momentum = (1 - first) / (1 - first**6)
+    one_step_on = ((1 - second**6) / (second * (1 - second**5))) ** 0.5  # v of the sixth step, without its bias
+    corrected = 1e-3 * momentum * one_step_on
+    torch.testing.assert_close(
+        before - parameter.detach(), corrected * small * scale["perturbation"], rtol=1e-2, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("power", [1.9, 2.0, 2.3])
+def test_steps_find_their_kl(power: float) -> None:
+    """Even where the square law holds only roughly."""
+    asked: list[float] = []
+
+    def kl(step: float) -> float:
+        asked.append(step)
+        return float(3.0 * step**power)
+
+    step = step_of_kl(kl, 5.0, first=1e-3)
+    assert abs(3.0 * step**power / 5.0 - 1) <= 0.1
+    assert len(asked) <= 8
