@@ -156,7 +156,9 @@ def declare(
     Raises:
         UserError: anything unknown, mistyped, out of range or contradictory.
     """
-    run = Path(source) if (Path(source) / "config.json").is_file() else None
+    run = Path(source) if Path(source).is_dir() else None
+    if run and not (run / "config.json").is_file():
+        raise UserError(f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe")
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
     own = tree.pop("objective", {})
     chosen = {label: _objective(label, own) for label in objectives}

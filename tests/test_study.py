@@ -118,6 +118,11 @@ def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: st
         declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
 
 
+def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a run in .*, found no config.json"):
+        declare(str(tmp_path), objectives=["ddpo"])
+
+
 def test_a_checkpoint_holds_another_parametrisation(tmp_path: Path) -> None:
     run = fake_run(tmp_path, checkpoints=(2,))
     with pytest.raises(UserError, match="expected the model and the parametrisation of"):
