@@ -130,8 +130,8 @@ class Study(Section):
             yield Rung(number, path, value, checkpoint, configs, rankings)
 
     def canonical(self) -> dict[str, Any]:
-        """Plain JSON values: what study.json holds."""
-        return json.loads(self.model_dump_json())
+        """Plain JSON values: what study.json holds. The order of mappings counts, and JSON does not promise to keep it."""
+        return {**json.loads(self.model_dump_json()), "order": [list(self.objectives), list(self.along)]}
 
 
 def declare(
@@ -158,7 +158,9 @@ def declare(
     """
     run = Path(source) if Path(source).is_dir() else None
     if run and not (run / "config.json").is_file():
-        raise UserError(f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe")
+        raise UserError(
+            f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe"
+        )
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
     own = tree.pop("objective", {})
     chosen = {label: _objective(label, own) for label in objectives}
