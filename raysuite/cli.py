@@ -60,6 +60,37 @@ def train(
 
 
 @app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP_OR_YAML", help="A sweep's name or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Directory of the sweep; its runs lie in trials/.")],
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="PATH=VALUE", help="A field of the sweep, or a setting of all its runs; repeatable."),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Race objectives at an equal budget. The same command again goes on; what has ended is not repeated."""
+    from raysuite import sweeps
+
+    declared = sweeps.load(sweep, dict(_split(setting) for setting in settings))
+    directory = out.absolute()
+    from raysuite.cluster import sweep as sweeping
+    from raysuite.progress import watch_sweep
+
+    try:
+        with watch_sweep(directory, console):
+            book = sweeping.sweep(declared, directory, sys.argv)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped: the same command goes on with what is left")
+        raise typer.Exit(130) from None
+    failed = [trial for trial in book.trials.values() if trial.status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(book.trials)} runs failed ({failed[0].name}: {failed[0].message}); the same command tries them "
+            "again"
+        )
+
+
+@app.command()
 def pairs(
     out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
     run: Annotated[
@@ -218,8 +249,10 @@ def report(
 
 @app.command()
 def recipes() -> None:
-    """List the runs that ship with the package."""
-    for name, line in configuration.recipes().items():
+    """List the runs and sweeps that ship with the package."""
+    from raysuite.sweeps import sweeps
+
+    for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
         console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)
 
 

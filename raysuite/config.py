@@ -392,7 +392,7 @@ def _build_objective(fields: Mapping[str, Any]) -> Objective[Any]:
     known = {field.name for field in dataclasses.fields(OBJECTIVES[name])}  # type: ignore[arg-type]
     for option in options:
         if option not in known:
-            raise UserError(f"expected a setting of {name} ({_one_of(option, known)}), got objective.{option}")
+            raise UserError(f"expected a setting of {name} ({one_of(option, known)}), got objective.{option}")
     try:
         return TypeAdapter(OBJECTIVES[name]).validate_python(options)
     except ValidationError as error:
@@ -448,21 +448,27 @@ def read(recipe_or_file: str) -> dict[str, Any]:
         raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")
     else:
         raise UserError(
-            f"expected a recipe ({_one_of(recipe_or_file, recipes())}) or a YAML file, got {recipe_or_file!r}: "
+            f"expected a recipe ({one_of(recipe_or_file, recipes())}) or a YAML file, got {recipe_or_file!r}: "
             "`raysuite recipes` lists them"
         )
+    tree = sections(text, recipe_or_file)
+    base = tree.pop("extends", None)
+    return _over(read(base), tree) if base else tree
+
+
+def sections(text: bytes, where: str) -> dict[str, Any]:
+    """A YAML document that has named sections.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"expected YAML in {recipe_or_file}, got something else: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"expected YAML in {where}, got something else: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise UserError(
-            f"expected sections such as `model:` in {recipe_or_file}, got {type(tree).__name__}: see a recipe"
-        )
-    base = tree.pop("extends", None)
-    return _over(read(base), tree) if base else tree
+        raise UserError(f"expected sections such as `model:` in {where}, got {type(tree).__name__}: see a recipe")
+    return tree
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -486,7 +492,7 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
     sections = {name for name in RunConfig.model_fields if any(known.startswith(f"{name}.") for known in settings)}
     known = settings | sections
     if path not in known:
-        raise UserError(f"expected a setting's path ({_one_of(path, known)}), got {path!r}")
+        raise UserError(f"expected a setting's path ({one_of(path, known)}), got {path!r}")
     if path in sections and value is None:
         tree.pop(path, None)
         return
@@ -530,7 +536,7 @@ def _paths(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _one_of(given: object, known: Iterable[str]) -> str:
+def one_of(given: object, known: Iterable[str]) -> str:
     """`known` in words: the nearest if there is one, all of them otherwise."""
     names = sorted(known)
     nearest = _nearest(given, names)
@@ -556,6 +562,6 @@ def sentence(error: ValidationError, prefix: str = "") -> str:
     if first["type"] == "missing":
         return f"expected a value for {path}, found none: add it"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"expected a setting's path ({_one_of(path, set(_paths(RunConfig)))}), got {path!r}"
+        return f"expected a setting's path ({one_of(path, set(_paths(RunConfig)))}), got {path!r}"
     message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"expected {path} to be {message}, got {first['input']!r}: correct it"

@@ -80,11 +80,71 @@ def _detail(state: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _read(directory: Path) -> dict[str, Any] | None:
+def _read(directory: Path, name: str = "progress.json") -> Any:
     try:
-        return json.loads((directory / "progress.json").read_text())
+        return json.loads((directory / name).read_text())
     except (OSError, json.JSONDecodeError):  # not there yet
         return None
+
+
+@contextmanager
+def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
+    """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_sweep, args=(directory, console, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
+    said: dict[str, str] = {}
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("runs", total=None, detail="starting Ray")
+        ending = False
+        while not ending:
+            ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
+            trials = _read(directory, "trials.json") or []
+            ended = [t for t in trials if t["status"] in ("done", "stopped", "failed")]
+            going = [t["name"] for t in trials if t["status"] == "running"]
+            progress.update(task, total=len(trials) or None, completed=len(ended), detail=_going(directory, going, trials))
+            for trial in trials:
+                if said.get(trial["name"], "waiting") != trial["status"]:
+                    first = trial["name"] not in said
+                    said[trial["name"]] = trial["status"]
+                    if first and trial["status"] == "done" and not going:
+                        continue  # it was done before
+                    console.print(
+                        f"{trial['name']}: {_how(trial)} ({len(ended)} of {len(trials)} ended, {len(going)} running)",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
+
+
+def _how(trial: dict[str, Any]) -> str:
+    reached = f", held-out reward {trial['held_out']:.4g}" if trial["held_out"] is not None else ""
+    settings = ", ".join(f"{path}={value}" for path, value in (trial["settings"] or {}).items())
+    words = {"running": f"began{f' with {settings}' if settings else ''}", "done": f"done{reached}"}
+    return words.get(trial["status"]) or f"{trial['status']}: {trial['message']}"
+
+
+def _going(directory: Path, names: list[str], trials: list[dict[str, Any]]) -> str:
+    words = []
+    for name in names[:3]:
+        state = _read(directory / "trials" / name)
+        words.append(f"{name} {_place(state['update'], state['updates'])}" if state else f"{name} starting")
+    if len(names) > 3:
+        words.append(f"{len(names) - 3} more")
+    ends = [t for t in trials if t["held_out"] is not None and t["status"] == "done"]
+    if ends:
+        best = max(ends, key=lambda t: t["held_out"])
+        words.append(f"best {best['held_out']:.3g} {best['name']}")
+    return ", ".join(words)
 
 
 class Counting:

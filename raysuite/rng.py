@@ -29,6 +29,7 @@ class Stage(IntEnum):
     PREFERENCES = 12
     PREFERENCE_ORDER = 13
     SKETCH = 14
+    SWEEP = 15
 
 
 def numpy_generator(

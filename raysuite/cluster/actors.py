@@ -61,7 +61,8 @@ def start_actors(
         max_concurrency=IN_FLIGHT,
         max_restarts=-1,
         max_task_retries=2,
-        scheduling_strategy="SPREAD",
+        # a run of a sweep has reserved room for its actors
+        scheduling_strategy=None if ray.util.get_current_placement_group() else "SPREAD",
     )
     return [remote.remote(*arguments, **options) for _ in range(cluster.actors)]
 

@@ -149,8 +149,14 @@ def train(config: RunConfig, directory: Path) -> None:
             ),
         ).fit()
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
-    if failure.exists():
-        raise UserError(json.loads(failure.read_text())["message"])
+    if (sentence := failed(directory)) is not None:
+        raise UserError(sentence)
+
+
+def failed(directory: Path) -> str | None:
+    """The sentence with which a run's last attempt ended, if one did."""
+    failure = directory / "failure.json"
+    return json.loads(failure.read_text())["message"] if failure.exists() else None
 
 
 def _learner(options: dict[str, Any]) -> None:
@@ -209,7 +215,11 @@ def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
     Raises:
         UserError: it belongs to another run.
     """
-    run = RunDirectory(directory)
-    run.claim(config, command)
+    RunDirectory(directory).claim(config, command)
+    return finished(config, directory)
+
+
+def finished(config: RunConfig, directory: Path) -> bool:
+    """Whether the last checkpoint in `directory` is the run's last."""
     found = checkpoint.completed(directory / "checkpoints")
     return bool(found) and checkpoint.read_state(found[-1]).finished(config)

@@ -1,0 +1,272 @@
+"""Many runs at once: a Ray Tune experiment whose trials are whole runs, each with its actors and learners.
+
+Ray Tune starts, watches and ends them. What a sweep knows lies in its own files (`stages.trials`) and in the runs' directories;
+what Ray Tune writes is never read again. So a sweep that goes on begins a new experiment with what is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from raysuite.cluster import launch
+from raysuite.config import Cluster, RunConfig, validate
+from raysuite.errors import UserError
+from raysuite.stages.files import write_json
+from raysuite.stages.trials import Book, Outcome, outcomes
+from raysuite.sweeps import Planned, Sweep
+
+REDUCTION, RUNGS = 3, 2
+"""ASHA lets a third of an objective's runs past each of two rungs, at a ninth and a third of the budget."""
+POLL_SECONDS = 1.0
+SILENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as that of a run
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
+    """Run all runs of a sweep, or those that are left, and return what became of them.
+
+    Raises:
+        UserError: the directory holds another sweep, or a run could never start.
+    """
+    _preflight(declared)
+    book = Book.open(declared, directory, command)
+    if not book.waiting():
+        return book
+    os.environ.update(SILENT)
+    launch.connect()
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told as sentences
+    config = declared.config(declared.runs[0], book.settings(declared.runs[0]))
+    launch.check_resources(config.cluster, workers=config.cluster.workers)
+    notes = directory / "ray"
+    shutil.rmtree(notes, ignore_errors=True)
+    queue = Queue(book, command, Places.of(config.cluster, wanted=declared.concurrent))
+    try:
+        tune.Tuner(
+            tune.with_resources(_run, _reserved(config.cluster)),
+            tune_config=tune.TuneConfig(
+                search_alg=queue,
+                scheduler=Halving(book) if declared.scheduler == "asha" else None,
+                num_samples=-1,  # until the queue says that it is empty
+                trial_dirname_creator=lambda trial: trial.config["name"],
+            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(notes), verbose=0),
+        ).fit()
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
+    return book
+
+
+def _preflight(declared: Sweep) -> None:
+    for label in declared.labels:
+        launch.preflight(declared.config(Planned(label, 0, declared.seeds[0]), declared.drawn(label, 0)))
+
+
+def _reserved(cluster: Cluster) -> tune.PlacementGroupFactory:
+    """A run's actors, all or none. Ray Train makes a group of its own for the learners; the process between needs nothing."""
+    actor = {"CPU": cluster.actor_cpus, "GPU": cluster.actor_gpus}
+    return tune.PlacementGroupFactory([{}, *[actor] * cluster.actors], strategy="SPREAD")
+
+
+class Places:
+    """How many runs may go on, and how many of them may be starting, so that none waits for what another that waits holds.
+
+    A run takes its actors at once and then its learners at once. Up to `sure` runs find room whatever lies where: a piece
+    finds none only if every node has as many pieces as the largest of them would allow. Above that one may start when all
+    others have what they need: those end, and make room.
+    """
+
+    def __init__(self, *, sure: int, most: int) -> None:
+        self.sure, self.most = sure, most
+
+    @classmethod
+    def of(cls, cluster: Cluster, *, wanted: int | None) -> Places:
+        """From the nodes that are there, for runs that want `cluster` each; `wanted` is the user's number."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return cls.among(nodes, cluster, wanted=wanted)
+
+    @classmethod
+    def among(cls, nodes: Sequence[Mapping[str, float]], cluster: Cluster, *, wanted: int | None) -> Places:
+        """The same from the resources of every node."""
+        pieces = {
+            "CPU": (cluster.worker_cpus, cluster.actor_cpus),
+            "GPU": (cluster.worker_gpus, cluster.actor_gpus),
+        }
+        whole = {kind: cluster.workers * worker + cluster.actors * actor for kind, (worker, actor) in pieces.items()}
+        most = min(int(sum(n.get(kind, 0) for n in nodes) / need + 1e-6) for kind, need in whole.items() if need)
+        room = sum(
+            min(int(node.get(kind, 0) / max(sizes) + 1e-6) for kind, sizes in pieces.items() if max(sizes))
+            for node in nodes
+        )
+        sure = room // (cluster.workers + cluster.actors)
+        most = max(1, most if wanted is None else wanted)
+        return cls(sure=max(1, min(sure, most)), most=most)
+
+    def free(self, going: int, starting: int) -> bool:
+        """Whether one more may start."""
+        return going < self.sure or (going < self.most and not starting)
+
+
+class Queue(Searcher):
+    """What Ray Tune asks for the next run, and tells when one has ended."""
+
+    def __init__(self, book: Book, command: Sequence[str], places: Places) -> None:
+        super().__init__()
+        self._book, self._command, self._places = book, command, places
+        self._going: dict[str, tuple[Planned, RunConfig]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next run, None while there is no place for it, or that there are no more."""
+        while waiting := self._book.waiting():
+            starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self._going.values())
+            if not self._places.free(len(self._going), starting):
+                return None
+            if (config := self._begin(waiting[0])) is not None:
+                self._going[trial_id] = waiting[0], config
+                directory = self._book.run_directory(waiting[0])
+                named = {"name": waiting[0].name, "objective": waiting[0].objective}
+                return {**named, "directory": str(directory), "config": config.canonical()}
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note how a run ended."""
+        run, config = self._going.pop(trial_id)
+        directory = self._book.run_directory(run)
+        sentence = launch.failed(directory)
+        if self._book.trials[run.name].status == "stopped":
+            return
+        if sentence is None and not launch.finished(config, directory):
+            log = self._book.directory / "ray" / "tune" / run.name / "error.txt"
+            lines = log.read_text().strip().splitlines() if log.exists() else []
+            sentence = f"its process died: {lines[-1] if lines else 'nothing more is known'}"
+        status = "done" if sentence is None else "failed"
+        self._book.note(run, status=status, message=sentence, **self._book.outcome(run, config))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: trials.json has it."""
+
+    def _begin(self, run: Planned) -> RunConfig | None:
+        """The configuration of a run that is to start; None if it has ended before, or cannot."""
+        directory = self._book.run_directory(run)
+        try:
+            settings = self._book.settings(run)
+            config = _placed(self._book.sweep.config(run, settings), at_once=self._places.most)
+            self._book.note(run, settings=settings)  # before the directory is made: another draw would not fit it
+            finished = launch.claim(config, directory, self._command)
+        except UserError as error:
+            self._book.note(run, status="failed", message=str(error))
+            return None
+        if finished:
+            self._book.note(run, status="done", **self._book.outcome(run, config))
+            return None
+        for told in ("progress.json", "failure.json"):  # of an earlier attempt
+            (directory / told).unlink(missing_ok=True)
+        self._book.note(run, status="running")
+        return config
+
+
+def _placed(config: RunConfig, *, at_once: int) -> RunConfig:
+    """With threads such that the runs that go on at once do not outnumber the cores of one machine."""
+    cluster = config.cluster
+    if at_once == 1 or cluster.threads or len(ray.nodes()) > 1:
+        return config
+    cores, busy = int(ray.cluster_resources()["CPU"]), at_once * max(cluster.actors, cluster.workers)
+    return config.model_copy(update={"cluster": cluster.model_copy(update={"threads": max(1, cores // busy)})})
+
+
+class Halving(FIFOScheduler):
+    """ASHA (Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020), each objective's runs among themselves.
+
+    Compared is the first evaluation at or after each rung, in network evaluations; runs of an earlier part of the sweep count.
+    """
+
+    def __init__(self, book: Book) -> None:
+        super().__init__()
+        self._book = book
+        budget = book.sweep.budget
+        self._of = {
+            label: AsyncHyperBandScheduler(
+                time_attr="network_evaluations",
+                metric="held_out",
+                mode="max",
+                max_t=budget,
+                grace_period=budget / REDUCTION**RUNGS,
+                reduction_factor=REDUCTION,
+                stop_last_trials=False,  # a run that has reached its budget ends by itself, with its checkpoint
+            )
+            for label in book.sweep.labels
+        }
+        for run in book.sweep.runs:
+            if book.trials[run.name].status in ("done", "stopped"):
+                self._replay(run)
+
+    def _replay(self, run: Planned) -> None:
+        past: Any = SimpleNamespace(trial_id=run.name)
+        self._of[run.objective].on_trial_add(None, past)  # type: ignore[arg-type]
+        config = self._book.sweep.config(run, self._book.settings(run))
+        for outcome in outcomes(self._book.run_directory(run), config):
+            self._of[run.objective].on_trial_result(None, past, _result(outcome))  # type: ignore[arg-type]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Tell the objective's own ASHA."""
+        self._of[trial.config["objective"]].on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the run goes on; if not, why."""
+        decision = self._of[trial.config["objective"]].on_trial_result(tune_controller, trial, result)
+        if decision == self.STOP:
+            spent, reward = result["network_evaluations"], result["held_out"]
+            run = next(run for run in self._book.sweep.runs if run.name == trial.config["name"])
+            said = f"stopped by ASHA after {spent:,.0f} network evaluations, with {reward:.3g} on held-out prompts"
+            self._book.note(run, status="stopped", message=said, network_evaluations=spent, held_out=reward)
+        return decision
+
+
+def _run(options: dict[str, Any]) -> None:
+    """One run, in a process of its own: what Ray Tune calls a trial."""
+    config, directory = validate(options["config"]), Path(options["directory"])
+    try:
+        with _reported(config, directory):
+            launch.train(config, directory)
+    except UserError as error:
+        write_json(directory / "failure.json", {"message": str(error)})
+
+
+@contextmanager
+def _reported(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Tell Ray Tune of every evaluation that the run writes, until the block ends."""
+    ended = threading.Event()
+
+    def report() -> None:
+        told = 0
+        while not ended.wait(POLL_SECONDS):
+            for outcome in outcomes(directory, config)[told:]:
+                tune.report(_result(outcome))
+                told += 1
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    return {"network_evaluations": outcome.network_evaluations, "held_out": outcome.held_out}

@@ -1,0 +1,193 @@
+"""The runs of a sweep: what is known of each, which settings come next. A run's own directory says how it went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages.files import provenance, write_json
+from raysuite.sweeps import Dimension, Planned, Sweep
+
+Status = Literal["waiting", "running", "done", "stopped", "failed"]
+UNCHANGED = ("concurrent",)
+"""Fields of a sweep that may change between its parts."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run's held-out prompts said after some training."""
+
+    network_evaluations: float
+    """Spent on training until then."""
+    held_out: float
+    """The trained reward."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep, as trials.json has it."""
+
+    name: str
+    objective: str
+    trial: int
+    seed: int
+    status: Status = "waiting"
+    settings: dict[str, Any] | None = None
+    """What was drawn, by path; None until it is."""
+    network_evaluations: float | None = None
+    held_out: float | None = None
+    """The trained reward on held-out prompts, at the last evaluation."""
+    message: str | None = None
+    """Why it failed or was stopped."""
+
+
+@dataclass
+class Book:
+    """All runs of a sweep by name; trials.json is written at every change."""
+
+    sweep: Sweep
+    directory: Path
+    trials: dict[str, Trial] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, sweep: Sweep, directory: Path, command: Sequence[str]) -> Book:
+        """Make `directory` this sweep's, or find that it already is, and read how far it got.
+
+        Raises:
+            UserError: the directory holds something else.
+        """
+        file, wanted = directory / "sweep.json", sweep.canonical()
+        if file.exists():
+            found = json.loads(file.read_text())
+            known = {*found, *wanted}.difference(UNCHANGED)
+            if differing := sorted(key for key in known if found.get(key) != wanted.get(key)):
+                raise UserError(
+                    f"expected {directory} to hold this sweep, got one that differs in {', '.join(differing)}: name another --out, "
+                    "or repeat the command that began it"
+                )
+        elif directory.exists() and any(directory.iterdir()):
+            raise UserError(
+                f"expected an empty or new directory, or one that holds this sweep, got {directory}: name another --out"
+            )
+        else:
+            write_json(file, wanted)
+            write_json(directory / "provenance.json", provenance(command))
+        told = directory / "trials.json"
+        rows = {row["name"]: Trial(**row) for row in json.loads(told.read_text())} if told.exists() else {}
+        book = cls(sweep, directory)
+        for run in sweep.runs:
+            trial = rows.get(run.name, Trial(run.name, run.objective, run.trial, run.seed))
+            # what was going on, or failed, when the sweep ended is tried again
+            again = trial.status in ("running", "failed")
+            book.trials[run.name] = replace(trial, status="waiting", message=None) if again else trial
+        book.write()
+        return book
+
+    def write(self) -> None:
+        """Put trials.json in place."""
+        write_json(self.directory / "trials.json", [asdict(trial) for trial in self.trials.values()])
+
+    def note(self, run: Planned, **changes: Any) -> None:
+        """Change what is known of a run."""
+        self.trials[run.name] = replace(self.trials[run.name], **changes)
+        self.write()
+
+    def run_directory(self, run: Planned) -> Path:
+        """Where it lies."""
+        return self.directory / "trials" / run.name
+
+    def waiting(self) -> list[Planned]:
+        """Runs that have not begun, in their order."""
+        return [run for run in self.sweep.runs if self.trials[run.name].status == "waiting"]
+
+    def settings(self, run: Planned) -> dict[str, Any]:
+        """The settings of a run's trial: those that were drawn before, for any seed, or a new draw."""
+        drawn = (
+            t.settings for t in self.trials.values() if (t.objective, t.trial) == (run.objective, run.trial)
+        )
+        found = next((settings for settings in drawn if settings is not None), None)
+        if found is not None:
+            return found
+        if self.sweep.searcher == "random":
+            return self.sweep.drawn(run.objective, run.trial)
+        rng = numpy_generator(seed=self.sweep.seed, stage=Stage.SWEEP, update=run.trial)
+        return suggestion(self.sweep.space_of(run.objective), self.scores(run.objective), seed=int(rng.integers(2**31)))
+
+    def scores(self, objective: str) -> list[tuple[dict[str, Any], float]]:
+        """Settings of an objective's trials whose runs have all ended, with the mean of their held-out rewards."""
+        found = []
+        for number in {t.trial for t in self.trials.values() if t.objective == objective}:
+            runs = [t for t in self.trials.values() if (t.objective, t.trial) == (objective, number)]
+            ends = [t.held_out for t in runs if t.status in ("done", "stopped") and t.held_out is not None]
+            if len(ends) == len(runs) and runs[0].settings is not None:
+                found.append((runs[0].settings, sum(ends) / len(ends)))
+        return found
+
+    def outcome(self, run: Planned, config: RunConfig) -> dict[str, float | None]:
+        """What its last evaluation said, as fields of `Trial`."""
+        found = outcomes(self.run_directory(run), config)
+        return asdict(found[-1]) if found else dict.fromkeys(("network_evaluations", "held_out"))
+
+
+def outcomes(directory: Path, config: RunConfig) -> list[Outcome]:
+    """A run's evaluations so far: what training had cost, and the trained reward on held-out prompts."""
+    file = directory / "metrics.jsonl"
+    if not file.exists():
+        return []
+    *lines, _ = file.read_text().split("\n")  # what follows the last line break is still being written
+    found: dict[tuple[str, int], float] = {}
+    for line in lines:
+        row = json.loads(line)
+        found[row["name"], row["update"]] = row["value"]
+    terms = {f"evaluation/held_out/{reward.name}": reward.weight for reward in config.rewards}
+    updates = sorted(update for name, update in found if name == next(iter(terms)))
+    return [
+        Outcome(
+            found["budget/network_evaluations", update - 1] if update else 0.0,
+            sum(weight * found[name, update] for name, weight in terms.items()),
+        )
+        for update in updates
+        if all((name, update) in found for name in terms)
+    ]
+
+
+def suggestion(space: dict[str, Dimension], seen: Sequence[tuple[dict[str, Any], float]], *, seed: int) -> dict[str, Any]:
+    """What Optuna's TPE tries next after these settings and their rewards.
+
+    Nothing is kept between calls: a sweep that goes on tells it again what it knows.
+
+    Raises:
+        UserError: Optuna is not there.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("expected Optuna for searcher=optuna, found none: pip install 'raysuite[optuna]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions: dict[str, Any] = {}
+    for path, dimension in space.items():
+        if dimension.kind == "choice":  # by place: Optuna wants plain values, a setting may be a list
+            distributions[path] = optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
+        elif dimension.kind == "integers":
+            distributions[path] = optuna.distributions.IntDistribution(*dimension.values)
+        else:
+            log = dimension.kind == "loguniform"
+            distributions[path] = optuna.distributions.FloatDistribution(*dimension.values, log=log)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    for settings, value in seen:
+        places = {
+            path: space[path].values.index(setting) if space[path].kind == "choice" else setting
+            for path, setting in settings.items()
+        }
+        study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=value))
+    asked = study.ask(distributions).params
+    return {
+        path: dimension.values[asked[path]] if dimension.kind == "choice" else asked[path]
+        for path, dimension in space.items()
+    }

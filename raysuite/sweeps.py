@@ -1,0 +1,287 @@
+"""A sweep, declared: objectives raced at an equal budget, over settings and seeds.
+
+>>> sweep = load("scenes-race-small")
+>>> [run.name for run in sweep.runs[:2]]
+['scenes-ddpo-00-seed0', 'scenes-discounted-dpo-00-seed0']
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
+
+from raysuite import config as configuration
+from raysuite.config import NonNegativeInt, RunConfig, Section
+from raysuite.errors import UserError
+from raysuite.kernel.objectives import OBJECTIVES
+from raysuite.rng import Stage, numpy_generator
+
+METHOD = ("objective", "credit", "preferences", "reference", "learn")
+"""Sections that a recipe in `objectives` brings with it, besides evaluation.every (updates of methods cost differently).
+All others are the base recipe's, and so the same for everybody."""
+
+KINDS = ("choice", "grid", "uniform", "loguniform", "integers")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Values of one setting: `choice` and `grid` list them, the others have a lowest and a highest."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+    def at(self, place: float) -> Any:
+        """The value at a place in [0, 1); floats to four digits, so that a configuration stays readable."""
+        if self.kind in ("choice", "grid"):
+            return self.values[int(place * len(self.values))]
+        low, high = self.values
+        if self.kind == "integers":
+            return low + int(place * (high - low + 1))
+        if self.kind == "uniform":
+            return float(f"{low + place * (high - low):.4g}")
+        return float(f"{math.exp(math.log(low) + place * (math.log(high) - math.log(low))):.4g}")
+
+
+def _dimension(given: Any) -> Dimension:
+    if isinstance(given, Dimension):
+        return given
+    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
+        raise UserError(
+            f"expected one of {', '.join(KINDS)} for every path in space, such as {{loguniform: [1.0e-5, 1.0e-3]}}, got {given!r}"
+        )
+    ((kind, values),) = given.items()
+    if isinstance(values, list | tuple):
+        values = tuple(configuration.number(v) if isinstance(v, str) else v for v in values)
+    if not isinstance(values, tuple) or len(values) < 2:
+        raise UserError(f"expected a list of at least two values for {kind}, got {values!r}: a single one is no search")
+    if kind in ("choice", "grid"):
+        return Dimension(kind, values)
+    numbers = int if kind == "integers" else (int, float)
+    if len(values) != 2 or not all(isinstance(v, numbers) for v in values) or not values[0] < values[1]:
+        what = "whole numbers" if kind == "integers" else "numbers"
+        raise UserError(f"expected {kind}: [lowest, highest], two {what}, got {list(values)}: correct it")
+    if kind == "loguniform" and values[0] <= 0:
+        raise UserError(f"expected loguniform to begin above 0, got {list(values)}: use uniform, or a small number")
+    return Dimension(kind, values)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep, by its coordinates."""
+
+    objective: str
+    trial: int
+    """Which settings, counted from 0 for each objective."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{self.objective}-{self.trial:02d}-seed{self.seed}"
+
+
+class Sweep(Section):
+    """Settings of a sweep. A *trial* is one choice of settings for one objective; it is run once with every seed."""
+
+    recipe: str
+    """What all runs have in common: model, sampler, prompts, rewards, rollouts, evaluation, placement."""
+    objectives: Annotated[tuple[str | dict[str, Any], ...], Field(min_length=1)]
+    """Recipes or YAML files (which bring their objective, credit, preferences, reference and learning), or objectives as in a
+    run: `{name: dspo, beta: 0.01}`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """By dotted path, the same in every run; `objectives.<label>.<field>` for one objective alone."""
+    space: dict[str, Annotated[Any, BeforeValidator(_dimension)]] = Field(default_factory=dict)
+    """What is searched: by dotted path `{choice: [...]}`, `{grid: [...]}`, `{uniform: [low, high]}`, `{loguniform: [low,
+    high]}` or `{integers: [low, high]}`. Every point of the grids is combined with every draw of the others."""
+    trials: PositiveInt = 1
+    """Draws from the space for every objective."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Of the runs of every trial."""
+    budget: PositiveInt
+    """Network evaluations of training that every run may spend."""
+    scheduler: Literal["asha"] | None = None
+    """`asha` stops the runs of an objective whose held-out reward is not among the best third at a ninth and at a third of
+    the budget; null lets all of them end."""
+    searcher: Literal["random", "optuna"] = "random"
+    """`optuna` (TPE) draws the settings of an objective in the light of its trials that are done."""
+    concurrent: PositiveInt | None = None
+    """Runs at a time; by default as many as the cluster holds."""
+    seed: NonNegativeInt = 0
+    """Of the draws: those of trial n are a function of this and n, the same for every objective."""
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """How the objectives are called: recipes by their name, others by the objective's."""
+        return tuple(
+            Path(entry).stem if isinstance(entry, str) else str(entry.get("name")) for entry in self.objectives
+        )
+
+    @property
+    def runs(self) -> tuple[Planned, ...]:
+        """All runs in their order: early on every objective has been tried."""
+        longest = max(self.trials_of(label) for label in self.labels)
+        return tuple(
+            Planned(label, trial, seed)
+            for trial in range(longest)
+            for seed in self.seeds
+            for label in self.labels
+            if trial < self.trials_of(label)
+        )
+
+    def space_of(self, label: str) -> dict[str, Dimension]:
+        """What is searched for one objective."""
+        others = tuple(f"objectives.{other}." for other in self.labels if other != label)
+        return {path: dimension for path, dimension in self.space.items() if not path.startswith(others)}
+
+    def trials_of(self, label: str) -> int:
+        """How many settings of one objective are tried."""
+        return self.trials * math.prod(len(d.values) for d in self.space_of(label).values() if d.kind == "grid")
+
+    def drawn(self, label: str, trial: int) -> dict[str, Any]:
+        """The settings of a trial by path, drawn at random: a function of the sweep's seed and the trial's number."""
+        space = self.space_of(label)
+        grids = {path: d.values for path, d in space.items() if d.kind == "grid"}
+        points = list(product(*grids.values()))
+        found = dict(zip(grids, points[trial % len(points)], strict=True))
+        for place, path in enumerate(sorted(self.space)):  # over the whole space: the same draws for every objective
+            if path in space and path not in grids:
+                rng = numpy_generator(seed=self.seed, stage=Stage.SWEEP, update=trial // len(points), prompt=place)
+                found[path] = space[path].at(float(rng.random()))
+        return {path: found[path] for path in space}
+
+    def config(self, run: Planned, drawn: Mapping[str, Any]) -> RunConfig:
+        """The configuration of one run.
+
+        Raises:
+            UserError: a setting is unknown, or they contradict each other.
+        """
+        tree = self._tree(run.objective)
+        tree |= {"seed": run.seed, "budget": self.budget}
+        for path, value in {**self.settings, **drawn}.items():
+            if path.startswith("objectives."):
+                label, _, field = path.removeprefix("objectives.").rpartition(".")
+                if label != run.objective:
+                    continue
+                path = f"objective.{field}"
+            configuration.put(tree, path, deepcopy(value))
+        return configuration.validate(tree)
+
+    def _tree(self, label: str) -> dict[str, Any]:
+        entry, base = self.objectives[self.labels.index(label)], configuration.read(self.recipe)
+        if isinstance(entry, str):
+            own = configuration.read(entry)
+            tree = {name: section for name, section in base.items() if name not in METHOD}
+            tree |= {name: own[name] for name in METHOD if own.get(name) is not None}
+            every = {k: v for k, v in (own.get("evaluation") or {}).items() if k == "every"}
+            return tree | {"evaluation": {**(base.get("evaluation") or {}), **every}}
+        consumes = getattr(OBJECTIVES.get(label), "consumes", None)
+        dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(consumes))
+        kept = {name: section for name, section in base.items() if name not in (dropped, "reference")}
+        return kept | {"objective": dict(entry)}
+
+    def canonical(self) -> dict[str, Any]:
+        """Plain JSON values: what sweep.json holds."""
+        space = {path: {d.kind: list(d.values)} for path, d in self.space.items()}
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return json.loads(json.dumps({**fields, "space": space}))
+
+
+def sweeps() -> dict[str, str]:
+    """Name and first comment line of every sweep that ships with the package."""
+    files = [file for file in _shipped().iterdir() if file.name.endswith(".yaml")]
+    return dict(sorted((f.name.removesuffix(".yaml"), f.read_text().splitlines()[0].lstrip("# ")) for f in files))
+
+
+def load(sweep_or_file: str, overrides: Mapping[str, str] | None = None) -> Sweep:
+    """A sweep from its name or a YAML file.
+
+    Args:
+        sweep_or_file: a sweep that ships with the package, or a YAML file.
+        overrides: fields of the sweep, and settings of its runs by dotted path; values are YAML.
+
+    Raises:
+        UserError: anything unknown, mistyped, out of range or contradictory, in any of its runs.
+    """
+    tree = _read(sweep_or_file)
+    for path, text in (overrides or {}).items():
+        value = configuration.parse(path, text)
+        if path in Sweep.model_fields:
+            tree[path] = value
+        else:
+            tree["settings"] = {**(tree.get("settings") or {}), path: value}
+    for name in tree:
+        if name not in Sweep.model_fields:
+            raise UserError(f"expected a field of a sweep ({configuration.one_of(name, Sweep.model_fields)}), got {name!r}")
+    try:
+        sweep = Sweep.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(configuration.sentence(error)) from error
+    _check(sweep)
+    return sweep
+
+
+def _shipped() -> Any:
+    return resources.files("raysuite.recipes") / "sweeps"
+
+
+def _read(sweep_or_file: str) -> dict[str, Any]:
+    if sweep_or_file in sweeps():
+        text = (_shipped() / f"{sweep_or_file}.yaml").read_bytes()
+    elif Path(sweep_or_file).is_file():
+        text = Path(sweep_or_file).read_bytes()
+    else:
+        raise UserError(
+            f"expected a sweep ({configuration.one_of(sweep_or_file, sweeps())}) or a YAML file, got {sweep_or_file!r}: check "
+            "the path"
+        )
+    tree = configuration.sections(text, sweep_or_file)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    below = _read(base)
+    merged = {**(below.get("settings") or {}), **(tree.get("settings") or {})}
+    return {**below, **tree, "settings": merged}
+
+
+def _check(sweep: Sweep) -> None:
+    """Refuse what contradicts itself, and try every configuration that is known beforehand."""
+    for names, what in ((sweep.labels, "objectives"), (sweep.seeds, "seeds")):
+        if len(set(names)) < len(names):
+            raise UserError(f"expected different {what}, got {list(names)}: name each once (the same twice in two files)")
+    for path in (*sweep.settings, *sweep.space):
+        if path.startswith("objectives.") and path.rpartition(".")[0].removeprefix("objectives.") not in sweep.labels:
+            raise UserError(f"expected objectives.<one of {', '.join(sweep.labels)}>.<field>, got {path!r}")
+        if path in ("seed", "budget") or path in sweep.settings and path in sweep.space:
+            raise UserError(f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space")
+    kinds = {dimension.kind for dimension in sweep.space.values()}
+    if sweep.trials > 1 and not kinds - {"grid"}:
+        raise UserError(f"expected something to draw in space with trials={sweep.trials}: they would all be the same")
+    if sweep.searcher == "optuna" and ("grid" in kinds or not kinds):
+        raise UserError("expected a space without grids with searcher=optuna: list values as choice")
+    if sweep.scheduler == "asha" and len(sweep.seeds) > 1:
+        raise UserError(
+            f"expected one seed with scheduler=asha, got {list(sweep.seeds)}: repetitions of one trial would be stopped apart; race "
+            "what it finds with more seeds afterwards"
+        )
+    for config in _known(sweep):
+        if (sweep.scheduler or sweep.searcher == "optuna") and config.prompts.held_out is None:
+            raise UserError("expected prompts.held_out with scheduler=asha or searcher=optuna, which go by its reward")
+
+
+def _known(sweep: Sweep) -> Iterator[RunConfig]:
+    for run in sweep.runs:
+        if run.seed == sweep.seeds[0]:
+            try:
+                yield sweep.config(run, sweep.drawn(run.objective, run.trial))
+            except UserError as error:
+                raise UserError(f"{run.objective}, trial {run.trial}: {error}") from error
