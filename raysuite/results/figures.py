@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 RUNS = [f"run{place}" for place in range(1, 9)]
 """Colours of runs side by side, from the first."""
@@ -88,6 +88,7 @@ def panel(
     whole: bool = True,
     size: tuple[float, float] = (4.6, 2.7),
     ticks: Sequence[str] = (),
+    log: bool = False,
 ) -> str:
     """One small plot for a page: lines with intervals are drawn as points and a band, those without as a faint line.
 
@@ -100,6 +101,7 @@ def panel(
         whole: whether x counts something.
         size: inches.
         ticks: names of x = 0, 1, ...
+        log: whether y, which is then above 0, spans orders of magnitude.
 
     Returns:
         An `<svg>` element.
@@ -107,7 +109,8 @@ def panel(
     # settings that no argument has: text as text, and identifiers that are the same every time
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained")
-        plot(figure.add_subplot(), lines, STAND_INS, xlabel=xlabel, reference=reference, whole=whole, ticks=ticks)
+        axes = figure.add_subplot()
+        plot(axes, lines, STAND_INS, xlabel=xlabel, reference=reference, whole=whole, ticks=ticks, log=log)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _page(buffer.getvalue(), name, describe)
@@ -122,6 +125,7 @@ def plot(
     reference: float | None = None,
     whole: bool = True,
     ticks: Sequence[str] = (),
+    log: bool = False,
 ) -> None:
     """Draw what `panel` shows, in given colours."""
     if reference is not None:
@@ -130,8 +134,16 @@ def plot(
     for line in lines:
         _draw(axes, line, shade, colours)
     _dress(axes, xlabel, colours, whole=whole)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     if ticks:
         axes.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
 
 
 def _draw(axes: matplotlib.axes.Axes, line: Line, shade: float, colours: Mapping[str, str]) -> None:
@@ -154,7 +166,6 @@ def _dress(axes: matplotlib.axes.Axes, xlabel: str, colours: Mapping[str, str], 
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=whole, min_n_ticks=1))
     if whole:
         axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.set_xlabel(xlabel, color=colours["ink"], fontsize=9)
     axes.yaxis.get_offset_text().set_color(colours["ink"])
 

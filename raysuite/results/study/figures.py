@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib
 import numpy as np
@@ -11,44 +13,44 @@ from matplotlib.figure import Figure
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.figures import MARKERS, PRINT, RUNS, Chart, Line
-from raysuite.results.study.read import Gain, Study
+from raysuite.results.study.read import Estimate, Gain, Study, read_study
 
-AGREEMENT = "cosine of expected directions"
 EVEN = {"parameters": "gradients", "adam": "gradients as Adam scales them", "prediction": "changes of predictions"}
 """What is compared in each space, in words."""
+APART = 0.05
+"""Lines by objective lie this far apart, as a share of the distance between places."""
+
+Place = TypeVar("Place", int, str)
+"""A rung's number, or the name of a part."""
 
 
 def heat_map(study: Study, quantity: str = "expected_cosine", *, space: str = "parameters", rung: int = 0) -> Figure:
-    """Agreement of every two objectives with its interval in each cell; a dash where there is no direction."""
-    labels = study.labels
-    side = len(labels)
-    values = np.full((side, side), np.nan)
-    figure = Figure(figsize=(1.6 + 1.15 * side, 1.0 + 0.85 * side), layout="constrained")
+    """Agreement of every two objectives with its interval in each cell; a dash where there is no direction.
+
+    Cells are as deep as their intervals support at least.
+    """
+    labels, side = study.labels, len(study.labels)
+    found = np.stack(study.matrix(quantity, space=space, rung=rung))
+    longest = max(map(len, labels))
+    size = (0.5 + 0.09 * longest + 1.15 * side, 0.7 + 0.04 * longest + 0.8 * side)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    for i, a in enumerate(labels):
-        for j, b in enumerate(labels):
-            found = study.one(quantity, a, b, space=space, rung=rung) if i != j else None
-            values[i, j] = 1.0 if i == j else (found.interval.estimate if found else np.nan)
-            dark = abs(values[i, j]) > 0.6
-            axes.text(
-                j,
-                i,
-                "" if i == j else cell(found.interval if found else None),
-                ha="center",
-                va="center",
-                fontsize=8.5,
-                color="white" if dark else PRINT["ink"],
-            )
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad="#f0f1f2")
-    axes.imshow(values, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    deep = np.array([[supported(Interval(*found[:, i, j])) for j in range(side)] for i in range(side)])
+    axes.imshow(deep, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    for i, j in np.ndindex(side, side):
+        if i != j:
+            colour = "white" if abs(deep[i, j]) > 0.6 else PRINT["ink"]
+            axes.text(j, i, cell(Interval(*found[:, i, j])), ha="center", va="center", fontsize=8.5, color=colour)
     axes.set_xticks(range(side), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(side), labels, fontsize=9)
     axes.tick_params(length=0, colors=PRINT["ink"])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{NAMES[quantity]}, {EVEN[space]}", fontsize=10, color=PRINT["ink"], loc="left")
+    figure.suptitle(f"{NAMES[quantity]}, {EVEN[space]}", fontsize=10, color=PRINT["ink"], x=0.01, ha="left")
     return figure
 
 
+COSINES = ("expected_cosine", "matched_cosine")
 NAMES = {
     "expected_cosine": "cosine of expected directions",
     "matched_cosine": "the same with timesteps weighted alike",
@@ -56,9 +58,16 @@ NAMES = {
 }
 
 
-def cell(found: Interval | None) -> str:
+def supported(found: Interval) -> float:
+    """How deep a cell is coloured: the limit next to zero, 0 where the interval spans it; the estimate without limits."""
+    if np.isnan(found.low):
+        return found.estimate
+    return max(found.low, 0.0) if found.estimate > 0 else min(found.high, 0.0)
+
+
+def cell(found: Interval) -> str:
     """An estimate over its limits, or a dash."""
-    if found is None or np.isnan(found.estimate):
+    if np.isnan(found.estimate):
         return "–"
     if np.isnan(found.low):
         return f"{found.estimate:.2f}"
@@ -67,49 +76,41 @@ def cell(found: Interval | None) -> str:
 
 def by_bin(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart:
     """Agreement with one objective by timestep."""
-    middles = [(first + last) / 2 for first, last in study.facts["bins"]]
-    places = [str(number) for number in range(len(middles))]
-    return _by_part(
-        study, "bin", places, middles, space, rung, base, title="by timestep", xlabel="timestep (noise to the right)"
-    )
+    places = {str(number): (first + last) / 2 for number, (first, last) in enumerate(study.facts["bins"])}
+    xlabel, apart = "timestep (noise to the right)", APART * np.ptp(study.facts["bins"][0])
+    return _by_part(study, "bin", places, space, rung, base, title="by timestep", xlabel=xlabel, apart=apart)
 
 
 def by_block(study: Study, *, space: str = "parameters", rung: int = 0, base: str | None = None) -> Chart:
     """Agreement with one objective by block of layers."""
-    blocks = list(study.facts["blocks"])
-    return _by_part(
-        study, "block", blocks, list(range(len(blocks))), space, rung, base, title="by layer", xlabel="", ticks=blocks
-    )
+    places = {block: float(number) for number, block in enumerate(study.blocks)}
+    return _by_part(study, "block", places, space, rung, base, title="by layer", xlabel="", ticks=study.blocks)
 
 
 def _by_part(
     study: Study,
     part: str,
-    places: Sequence[str],
-    x: Sequence[float],
+    places: Mapping[str, float],
     space: str,
     rung: int,
     base: str | None,
     *,
     title: str,
     xlabel: str,
+    apart: float = APART,
     ticks: Sequence[str] = (),
 ) -> Chart:
-    base = base or study.labels[0]
-    lines = {}
-    for place, label in enumerate(study.labels):
-        if label == base:
-            continue
-        found = [study.one("expected_cosine", base, label, space=space, rung=rung, part=part, where=w) for w in places]
-        line = _line([(x[i], f.interval) for i, f in enumerate(found) if f is not None], place, band=not ticks)
-        if line is not None:
-            lines[label] = line
+    against = base or study.base([study.rungs[rung]], space=space)
+
+    def at(where: str, label: str) -> Estimate | None:
+        return study.one("expected_cosine", against, label, space=space, rung=rung, part=part, where=where)
+
     return Chart(
         name=f"study-{part}-{space}-{rung}",
-        title=f"agreement with {base} {title}",
-        describe=f"{AGREEMENT} with {base} {title}, a line for each objective",
-        lines=lines,
-        options={"xlabel": xlabel, "reference": 0.0, "whole": False, "ticks": ticks},
+        title=f"agreement with {against} {title}",
+        describe=f"{NAMES['expected_cosine']} with {against} {title}, a line for each objective",
+        lines=_lines(study, against, places, at, apart=apart),
+        options={"xlabel": xlabel, "reference": 0.0, "whole": False, "ticks": list(map(_short, ticks))},
     )
 
 
@@ -117,32 +118,41 @@ def along(
     study: Study, path: str, quantity: str = "expected_cosine", *, space: str = "parameters", base: str | None = None
 ) -> Chart:
     """Agreement with one objective along a ladder; `checkpoint` is one, too."""
-    base = base or study.labels[0]
-    if path == "checkpoint":
-        rungs = [r for r in study.rungs if r.along == study.rungs[0].along and r.value == study.rungs[0].value]
-        x, ticks = [float(r.checkpoint) for r in rungs], []
-    else:
-        rungs = [r for r in study.rungs if r.along == path and r.checkpoint == study.rungs[0].checkpoint]
-        x, ticks = list(map(float, range(len(rungs)))), [_short(r.value) for r in rungs]
-    lines = {}
-    for place, label in enumerate(study.labels):
-        if label == base:
-            continue
-        found = [study.one(quantity, base, label, space=space, rung=rung.number) for rung in rungs]
-        line = _line([(at, f.interval) for at, f in zip(x, found, strict=True) if f is not None], place)
-        if line is not None:
-            lines[label] = line
+    rungs = study.ladder(path)
+    against = base or study.base(rungs, space=space)
+    ticks = [] if path == "checkpoint" else [_short(rung.at(path)) for rung in rungs]
+    places = {rung.number: float(place if ticks else rung.checkpoint) for place, rung in enumerate(rungs)}
+
+    def at(rung: int, label: str) -> Estimate | None:
+        return study.one(quantity, against, label, space=space, rung=rung)
+
     return Chart(
         name=f"study-along-{path.replace('.', '-')}-{quantity}-{space}",
-        title=f"agreement with {base} along {path}" + (", matched" if quantity == "matched_cosine" else ""),
-        describe=f"{NAMES[quantity]} with {base} along {path}, a line for each objective",
-        lines=lines,
+        title=f"agreement with {against} along {path}" + (", matched" if quantity == "matched_cosine" else ""),
+        describe=f"{NAMES[quantity]} with {against} along {path}, a line for each objective",
+        lines=_lines(study, against, places, at, apart=APART if ticks else 0.0),
         options={
             "xlabel": "updates" if path == "checkpoint" else path,
             "reference": 0.0,
             "whole": not ticks,
             "ticks": ticks,
         },
+    )
+
+
+def snr(study: Study, *, space: str = "parameters", rung: int = 0) -> Chart:
+    """Signal-to-noise of one unit, for the objectives that show a direction."""
+    lines = {}
+    for place, label in enumerate(study.labels):
+        found = study.one("snr", label, space=space, rung=rung)
+        if found is not None and study.shows_direction(label, space=space, rung=rung):
+            lines[label] = _line([(float(place), found.interval)], place)
+    return Chart(
+        name=f"study-snr-{space}-{rung}",
+        title="signal to noise of one unit",
+        describe="signal to noise of one unit, a point for each objective that shows a direction",
+        lines=lines,
+        options={"xlabel": "", "whole": False, "ticks": list(map(_short, study.labels)), "log": True},
     )
 
 
@@ -155,8 +165,8 @@ def gains(study: Study, *, rung: int = 0, split: str = "training") -> Chart:
             x, y = found.predicted, found.realised
             column = np.array([[x.estimate], [y.estimate], [y.low], [y.high]])
             lines[label] = Line(column[0], column[1], RUNS[place % 8], column[2], column[3], MARKERS[place % 8])
-            ends = np.array([x.low, x.high])
-            lines[f"{label}, predicted"] = Line(ends, np.full(2, y.estimate), RUNS[place % 8])
+            ends = np.array([x.low, x.high])  # of the prediction; what begins with _ has no place in a legend
+            lines[f"_{label}"] = Line(ends, np.full(2, y.estimate), RUNS[place % 8])
     if lines:
         reach = max(float(np.nanmax(np.abs(np.concatenate([line.x, line.y])))) for line in lines.values())
         lines = {"as predicted": Line(np.array([-reach, reach]), np.array([-reach, reach]), "rollouts"), **lines}
@@ -176,49 +186,64 @@ def trained_gains(study: Study, rung: int, split: str) -> list[Gain]:
 
 def charts(study: Study) -> Iterator[tuple[str, Chart]]:
     """All that the page shows, by section."""
-    found = [(f"parts-{space}", chart(study, space=space)) for space in study.spaces for chart in (by_bin, by_block)]
+    rungs = {space: study.first_rung(space).number for space in study.spaces}
+    found = [(f"snr-{space}", snr(study, space=space, rung=rung)) for space, rung in rungs.items()]
     found += [
-        ("ladder", along(study, path, quantity))
-        for path in ladders(study)
-        for quantity in ("expected_cosine", "matched_cosine")
+        (f"parts-{space}", chart(study, space=space, rung=rung))
+        for space, rung in rungs.items()
+        for chart in (by_bin, by_block)
     ]
+    found += [(f"ladder-{path}", along(study, path, quantity)) for path in study.ladders for quantity in COSINES]
     found += [
-        ("gains", gains(study, rung=rung.number, split=split))
+        (f"gains-{rung.number}", gains(study, rung=rung.number, split=split))
         for rung in study.rungs
-        for split in ("training", "held_out")
+        for split in ("held_out", "training")
     ]
     return ((section, chart) for section, chart in found if chart.lines)
 
 
-def ladders(study: Study) -> list[str]:
-    """Paths along which there is more than one rung."""
-    paths = list(dict.fromkeys(rung.along for rung in study.rungs if rung.along))
-    return paths + (["checkpoint"] if len({rung.checkpoint for rung in study.rungs}) > 1 else [])
+def write_figures(directory: Path) -> Path:
+    """Write every figure of a study as SVG into its `figures/`, and return that directory.
 
+    They are white like paper, so that they can be read on anything. The same study gives the same bytes.
 
-def write_figures(study: Study) -> Path:
-    """Write every figure as SVG into `figures/` of the study, and return that directory."""
-    folder = study.directory / "figures"
+    Raises:
+        UserError: the study is not finished, or a file of it is damaged.
+    """
+    study, folder = read_study(directory), directory / "figures"
     folder.mkdir(exist_ok=True)
     drawn = {chart.name.removeprefix("study-"): chart.figure() for _, chart in charts(study)}
     for space in study.spaces:
-        for quantity in ("expected_cosine", "matched_cosine") if space != "prediction" else ("expected_cosine",):
-            drawn[f"{quantity}-{space}"] = heat_map(study, quantity, space=space)
+        rung = study.first_rung(space).number
+        for quantity in COSINES:
+            if not np.isnan(study.matrix(quantity, space=space, rung=rung)[0]).all():
+                drawn[f"{quantity}-{space}"] = heat_map(study, quantity, space=space, rung=rung)
     for name, figure in drawn.items():
         with matplotlib.rc_context({"svg.hashsalt": name}):
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     return folder
 
 
-def _line(points: Sequence[tuple[float, Interval]], place: int, *, band: bool = True) -> Line | None:
-    """Points that are there; none where no estimate is."""
-    there = [(at, i.estimate, i.low, i.high) for at, i in points if not np.isnan(i.estimate)]
-    if not there:
-        return None
-    x, y, low, high = np.array(there).T
-    return Line(x, y, RUNS[place % 8], low, high, MARKERS[place % 8], band=band)
+def _lines(
+    study: Study, base: str, places: Mapping[Place, float], at: Callable[[Place, str], Estimate | None], *, apart: float
+) -> dict[str, Line]:
+    """A line for every objective but the base, through the places where there is an estimate.
+
+    Where places are ranges or names, lines lie `apart` from each other, so that none hides another; else a band joins them.
+    """
+    lines, middle = {}, (len(study.labels) - 1) / 2
+    for number, label in enumerate(study.labels):
+        found = [(x + apart * (number - middle), at(place, label)) for place, x in places.items() if label != base]
+        points = [(x, e.interval) for x, e in found if e is not None and not np.isnan(e.interval.estimate)]
+        if points:
+            lines[label] = _line(points, number, band=not apart)
+    return lines
 
 
-def _short(value: object) -> str:
-    text = str(value)
+def _line(points: Sequence[tuple[float, Interval]], number: int, *, band: bool = True) -> Line:
+    x, y, low, high = np.array([(at, *astuple(interval)) for at, interval in points]).T
+    return Line(x, y, RUNS[number % 8], low, high, MARKERS[number % 8], band=band)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 18 else f"…{text[-17:]}"

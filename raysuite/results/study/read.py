@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
 from raysuite.kernel.stats import Interval
+
+CONTENT = {
+    "study.json": ("run", "objectives", "units", "gain"),
+    "facts.json": ("objectives", "bins", "blocks", "projection_error", "rungs"),
+    "provenance.json": ("command",),
+    "estimates.parquet": ("rung", "space", "quantity", "a", "b", "part", "where", "estimate", "low", "high", "note"),
+    "gains.parquet": (
+        *("rung", "objective", "split", "reward"),
+        *(f"{name}{end}" for name in ("kl", "predicted", "realised") for end in ("", "_low", "_high")),
+    ),
+}
+"""What is read of every file."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,11 @@ class Rung:
         """What is particular to it."""
         words = [f"{self.along} = {json.dumps(self.value)}"] if self.along else []
         return ", ".join([*words, f"after {self.checkpoint} updates" if self.checkpoint else "the model as it came"])
+
+    def at(self, path: str) -> str:
+        """Where it stands on a ladder."""
+        value = self.checkpoint if path == "checkpoint" else self.value
+        return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,48 @@ class Study:
         found = self._index.get((quantity, space, rung, part, where), ())
         return next((e for e in found if (e.a, e.b) in keys), None)
 
+    def matrix(
+        self, quantity: str = "expected_cosine", *, space: str = "parameters", rung: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Estimates, lower and upper limits of every two objectives, (A, A) each in the order of `labels`.
+
+        NaN where there is none, and on the diagonal.
+        """
+        side = len(self.labels)
+        values = np.full((3, side, side), np.nan)
+        for (i, a), (j, b) in combinations(enumerate(self.labels), 2):
+            if (found := self.one(quantity, a, b, space=space, rung=rung)) is not None:
+                values[:, i, j] = values[:, j, i] = astuple(found.interval)
+        return values[0], values[1], values[2]
+
+    @property
+    def blocks(self) -> list[str]:
+        """Those of layers whose gradients were compared, in the order of the network."""
+        return list(dict.fromkeys(e.where for e in self.estimates if e.part == "block"))
+
+    @property
+    def ladders(self) -> list[str]:
+        """Paths along which there is more than one rung; `checkpoint` is one, too."""
+        paths = [*dict.fromkeys(rung.along for rung in self.rungs if rung.along), "checkpoint"]
+        return [path for path in paths if len(self.ladder(path)) > 1]
+
+    def ladder(self, path: str) -> list[Rung]:
+        """The rungs along a path, at the first checkpoint; of `checkpoint`, with the first value."""
+        first = self.rungs[0]
+        if path == "checkpoint":
+            return [rung for rung in self.rungs if (rung.along, rung.value) == (first.along, first.value)]
+        return [rung for rung in self.rungs if (rung.along, rung.checkpoint) == (path, first.checkpoint)]
+
+    def base(self, rungs: Sequence[Rung], *, space: str = "parameters") -> str:
+        """What others are compared with: the first objective that shows a direction at one of the rungs, if any does."""
+        shown = (a for a in self.labels if any(self.shows_direction(a, space=space, rung=r.number) for r in rungs))
+        return next(shown, self.labels[0])
+
+    def first_rung(self, space: str) -> Rung:
+        """The first that compared gradients in a space: at the model as it came there is no optimiser to scale them."""
+        measured = {e.rung for e in self.estimates if e.space == space}
+        return next(rung for rung in self.rungs if rung.number in measured)
+
     @cached_property
     def _index(self) -> dict[tuple[str, str, int, str, str], list[Estimate]]:
         index: dict[tuple[str, str, int, str, str], list[Estimate]] = {}
@@ -145,14 +205,14 @@ def read_study(directory: Path | str) -> Study:
         raise UserError(
             f"expected a finished study in {directory}, found no estimates.parquet: repeat the command that began it"
         )
-    gains = directory / "gains.parquet"
+    settings = _json(directory / "study.json")
     return Study(
         directory=directory,
-        settings=_json(directory / "study.json"),
+        settings=settings,
         facts=_json(directory / "facts.json"),
         provenance=_json(directory / "provenance.json"),
         estimates=tuple(_estimate(row) for row in _rows(directory / "estimates.parquet")),
-        gains=tuple(_gain(row) for row in _rows(gains)) if gains.is_file() else (),
+        gains=tuple(_gain(row) for row in _rows(directory / "gains.parquet")) if settings["gain"] else (),
     )
 
 
@@ -178,21 +238,32 @@ def _gain(row: Mapping[str, Any]) -> Gain:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(file, error) from error
-    return found
+    tree: dict[str, Any] = found if isinstance(found, dict) else {}
+    _check(file, tree)
+    return tree
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
+    _check(file, table.column_names)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def _check(file: Path, found: Collection[str]) -> None:
+    missing = [name for name in CONTENT[file.name] if name not in found]
+    if missing:
+        raise _damaged(file, f"it has no {', '.join(missing)}")
 
 
 def _damaged(file: Path, what: object) -> UserError:
     return UserError(
-        f"expected {file} as the study wrote it, it is missing or damaged ({what}): copy the whole directory again"
+        f"expected {file} as the study wrote it, it is missing or damaged ({what}): copy the whole directory again, or "
+        "repeat the command that began the study"
     )

@@ -13,16 +13,16 @@ from markupsafe import Markup
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import number, with_interval
 from raysuite.results.figures import RUNS
-from raysuite.results.page import duration, short, table, write_page
-from raysuite.results.run import flat
+from raysuite.results.page import duration, limits, short, table, write_page
+from raysuite.results.run import SPLITS, flat
 from raysuite.results.side_by_side.panels import GLYPHS
-from raysuite.results.study import figures
-from raysuite.results.study.read import Rung, Study, read_study
+from raysuite.results.study import figures, sentences
+from raysuite.results.study.read import Gain, Rung, Study, read_study
 
 QUANTITIES = {
     "expected_cosine": ("Expected directions", "what an update would do with infinitely many units"),
     "matched_cosine": ("Timesteps weighted alike", "the same after every range of timesteps was given equal size"),
-    "batch_cosine": ("These very batches", "what one update of this size does; shared noise makes it too large"),
+    "batch_cosine": ("These very batches", "what one update of this size does; noise that is shared makes it larger"),
 }
 SPACES = {
     "parameters": "In the space of parameters",
@@ -34,109 +34,89 @@ SPACES = {
 def write_study_report(directory: Path, out: Path | None = None) -> Path:
     """Write a study's page (`report.html` in it unless told otherwise) and its figures, and return the page's path.
 
+    The same directory gives the same bytes.
+
+    Raises:
+        UserError: the study is not finished, or a file of it is damaged.
+    """
+    page = write_page("study.html.jinja", _content(read_study(directory)), out or directory / "report.html")
+    figures.write_figures(directory)
+    return page
+
+
+def study_summary(directory: Path) -> str:
+    """Agreement and signal-to-noise of the first rung as tables for the terminal, after what they say in sentences.
+
     Raises:
         UserError: the study is not finished, or a file of it is damaged.
     """
     study = read_study(directory)
-    figures.write_figures(study)
-    return write_page("study.html.jinja", _content(study), out or directory / "report.html")
-
-
-def study_summary(directory: Path) -> str:
-    """Agreement and signal-to-noise of the first rung as a table for the terminal, after what they say in a sentence."""
-    study = read_study(directory)
-    rows = [["", "", "expected", "timesteps alike"]]
-    for a, b in study.pairs:
-        cells = [_inline(study, quantity, a, b) for quantity in ("expected_cosine", "matched_cosine")]
-        rows.append([a, b, *cells])
-    noise = [["", "signal to noise", "units for a direction"]]
-    noise += [[label, value, units] for label, value, units in _noise(study, "parameters", 0)]
-    return "\n".join([lead(study), "", *table(rows), "", *table(noise)])
-
-
-def lead(study: Study) -> str:
-    """What the first rung says, and nothing that its intervals do not."""
-    shown = [label for label in study.labels if study.shows_direction(label)]
-    units = study.settings["units"]
-    if not shown:
-        return f"With {units} units no objective shows a direction: its gradient cannot be told from noise at 95 %."
-    silent = [label for label in study.labels if label not in shown]
-    sentences = []
-    if silent:
-        verb = "shows" if len(silent) == 1 else "show"
-        sentences.append(f"With {units} units {listed(silent)} {verb} no direction that can be told from noise.")
-    if len(shown) > 1:
-        sentences.append(_agreements(study, shown, "expected_cosine", ""))
-        sentences.append(_agreements(study, shown, "matched_cosine", "With timesteps weighted alike, "))
-    return " ".join(filter(None, sentences))
-
-
-def _agreements(study: Study, labels: list[str], quantity: str, opening: str) -> str:
-    """Which pairs of objectives push the same way, in part, or against each other, as far as intervals tell."""
-    found = {pair: study.one(quantity, *pair) for pair in study.pairs if set(pair) <= set(labels)}
-    intervals = {pair: e.interval for pair, e in found.items() if e is not None and not math.isnan(e.interval.low)}
-    said = []
-    for words, test in (
-        ("push the same way (cosine above 0.9)", lambda i: i.low > 0.9),
-        ("push in part the same way", lambda i: i.low > 0 and i.high < 0.9),
-        ("push against each other", lambda i: i.high < 0),
-    ):
-        pairs = [pair for pair, interval in intervals.items() if test(interval)]
-        if len(pairs) == len(intervals) and len(labels) > 2 and pairs:
-            said.append(f"all {words}" if len(labels) == len(study.labels) else f"all others {words}")
-        elif pairs:
-            said.append(f"{listed([f'{a} with {b}' for a, b in pairs])} {words}")
-    if not said:
-        return "" if opening else "Of the others no agreement or disagreement can be told."
-    sentence = f"{opening}{'; '.join(said)}."
-    return sentence[0].upper() + sentence[1:] if said[0].startswith("all") else sentence
-
-
-def listed(names: list[str]) -> str:
-    """A, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    rows: list[tuple[str, ...]] = [("", "", "expected [95 %]", "timesteps alike [95 %]")]
+    rows += [(a, b, *(_inline(study, quantity, a, b) for quantity in figures.COSINES)) for a, b in study.pairs]
+    noise = [("", "signal to noise [95 %]", "units for a direction")]
+    noise += list(_noise(study, "parameters", study.rungs[0].number))
+    return "\n".join([*sentences.lead(study), "", *table(rows), "", *table(noise)]).replace("−", "-")
 
 
 def _content(study: Study) -> dict[str, Any]:
     drawn: dict[str, list[tuple[str, Markup]]] = {}
     for section, chart in figures.charts(study):
         drawn.setdefault(section, []).append((chart.title, Markup(chart.svg())))
+    provenance = dict(study.provenance)
+    command = provenance.pop("command")
+    lead, *more = sentences.lead(study)
+    several = len(study.rungs) > 1
+    first = {space: study.first_rung(space) for space in study.spaces}
+    names = {space: SPACES[space] + (f", {first[space].title}" if several else "") for space in study.spaces}
     return {
-        "title": study.directory.name,
+        "title": study.directory.resolve().name,
         "model": study.settings["run"]["model"]["path"],
         "units": study.settings["units"],
-        "lead": lead(study),
+        "lead": lead,
+        "more": more,
         "labels": [(label, RUNS[i % 8], GLYPHS[i % 8]) for i, label in enumerate(study.labels)],
-        "rungs": [(rung, list(_matrices(study, rung))) for rung in study.rungs],
-        "noise": [(SPACES[space], list(_noise(study, space, 0))) for space in study.spaces],
-        "by_part": [
-            (SPACES[space], drawn.get(f"parts-{space}", [])) for space in study.spaces if f"parts-{space}" in drawn
+        "rungs": [(rung, matrices) for rung in study.rungs if (matrices := dict(_matrices(study, rung)))],
+        "several": several,
+        "noise": [
+            (names[space], list(_noise(study, space, rung.number)), drawn.get(f"snr-{space}", []))
+            for space, rung in first.items()
         ],
-        "ladder": drawn.get("ladder", []),
-        "gains": drawn.get("gains", []),
-        "gain_rows": [g for g in study.gains if not math.isnan(g.predicted.estimate)],
-        "principal": [(SPACES[space], found) for space in study.spaces if (found := _principal(study, space))],
+        "by_part": [(names[space], found) for space in first if (found := drawn.get(f"parts-{space}"))],
+        "ladders": [
+            ([sentences.along(study, path, quantity) for quantity in figures.COSINES], found)
+            for path in study.ladders
+            if (found := drawn.get(f"ladder-{path}"))
+        ],
+        "gains": [(rung, *_gains(study, rung), drawn.get(f"gains-{rung.number}", [])) for rung in study.rungs]
+        if study.gains
+        else [],
+        "splits": SPLITS,
+        "principal": [
+            (names[space], *said) for space in first if (said := _principal(study, space, first[space].number))
+        ],
         "error": study.facts["projection_error"],
-        "bins": study.facts["bins"],
         "costs": [
             (rung.title, short(rung.facts["network_evaluations"]), duration(sum(rung.facts["seconds"].values())))
             for rung in study.rungs
         ],
         "objectives": study.settings["objectives"],
         "settings": list(flat(study.settings["run"])),
-        "provenance": study.provenance,
-        "command": shlex.join(study.provenance["command"]),
+        "command": shlex.join([Path(command[0]).name, *command[1:]]),
+        "dirty": study.provenance.get("dirty"),
+        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
     }
 
 
-def _matrices(study: Study, rung: Rung) -> Iterator[dict[str, Any]]:
+def _matrices(study: Study, rung: Rung) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Tables of cells by space."""
     for space in study.spaces:
-        if not study.select(space=space, rung=rung.number):
-            continue
+        found = []
         for quantity, (title, explanation) in QUANTITIES.items():
             rows = [[_cell(study, quantity, a, b, space, rung.number) for b in study.labels] for a in study.labels]
             if any(cell and cell["value"] != "–" for row in rows for cell in row):
-                yield {"space": SPACES[space], "title": title, "explanation": explanation, "rows": rows}
+                found.append({"title": title, "explanation": explanation, "rows": rows})
+        if found:
+            yield SPACES[space], found
 
 
 def _cell(study: Study, quantity: str, a: str, b: str, space: str, rung: int) -> dict[str, Any] | None:
@@ -145,23 +125,23 @@ def _cell(study: Study, quantity: str, a: str, b: str, space: str, rung: int) ->
         return None
     found = study.one(quantity, a, b, space=space, rung=rung)
     if found is None or math.isnan(found.interval.estimate):
-        return {"value": "–", "limits": "", "title": found.note if found else "", "share": 0, "colour": "good"}
+        return {"value": "–", "limits": "", "title": found.note if found else "", "share": 0, "colour": "held_out"}
     i = found.interval
-    limits = "" if math.isnan(i.low) else f"[{i.low:.2f}, {i.high:.2f}]"
+    exact = f"{number(i.estimate, 3)}{'' if math.isnan(i.low) else ' ' + limits(i, 3)}"
     return {
         "value": number(i.estimate, 2),
-        "limits": limits,
-        "title": f"{a} and {b}: {i.estimate:.3f} {limits} {found.note}".strip(),
-        "share": round(55 * abs(i.estimate)),
+        "limits": "" if math.isnan(i.low) else limits(i, 2),
+        "title": "\n".join(filter(None, [f"{a} and {b}: {exact}", found.note])),
+        "share": round(55 * abs(figures.supported(i))),
         "colour": "held_out" if i.estimate > 0 else "bad",
     }
 
 
 def _inline(study: Study, quantity: str, a: str, b: str) -> str:
-    found = study.one(quantity, a, b)
+    found = study.one(quantity, a, b, rung=study.rungs[0].number)
     if found is None or math.isnan(found.interval.estimate):
         return found.note if found else ""
-    return with_interval(found.interval)
+    return with_interval(found.interval, places=2)
 
 
 def _noise(study: Study, space: str, rung: int) -> Iterator[tuple[str, str, str]]:
@@ -178,16 +158,27 @@ def _noise(study: Study, space: str, rung: int) -> Iterator[tuple[str, str, str]
 
 def _figures(i: Interval) -> str:
     """Three significant digits: signal-to-noise spans orders of magnitude."""
-    return f"{i.estimate:.3g} [{i.low:.3g}, {i.high:.3g}]"
+    return f"{i.estimate:.3g} [{i.low:.3g}, {i.high:.3g}]".replace("-", "−")
 
 
-def _principal(study: Study, space: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Share of every direction that counts, and what it is made of."""
-    found = []
-    for share in study.select(quantity="principal_share", space=space, rung=0):
+def _gains(study: Study, rung: Rung) -> tuple[list[str], list[Gain], list[Gain]]:
+    """What steps did, in sentences; rows of the trained reward; rows of rewards that are only watched."""
+    trained = [figures.trained_gains(study, rung.number, split) for split in SPLITS]
+    rows = [gain for gains in trained for gain in gains]
+    watched = [g for g in study.gains if g.rung == rung.number and math.isnan(g.predicted.estimate)]
+    return [sentences.gained(gains) for gains in trained if gains], rows, watched
+
+
+def _principal(study: Study, space: str, rung: int) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]] | None:
+    """A sentence; share of every direction that counts, and what it is made of, its largest part positive."""
+    shares = study.select(quantity="principal_share", space=space, rung=rung)
+    made_of = [study.select(quantity="principal_loading", space=space, rung=rung, where=s.where) for s in shares]
+    if not shares:
+        return None
+    rows = []
+    for share, loadings in zip(shares, made_of, strict=True):
+        sign = math.copysign(1.0, max((e.interval.estimate for e in loadings), key=abs))
         if share.interval.estimate >= 0.01:
-            loadings = study.select(quantity="principal_loading", space=space, rung=0, where=share.where)
-            found.append(
-                (f"{100 * share.interval.estimate:.0f} %", [(e.a, number(e.interval.estimate, 2)) for e in loadings])
-            )
-    return found
+            parts = [(e.a, number(sign * e.interval.estimate, 2)) for e in loadings]
+            rows.append((f"{100 * share.interval.estimate:.0f} %", parts))
+    return sentences.principal([share.interval.estimate for share in shares], len(made_of[0])), rows
