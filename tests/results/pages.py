@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """What a page refers to, and whether its elements are nested rightly."""
 
-    void = frozenset({"meta", "img", "br", "path", "use", "rect", "link"})
+    void = frozenset({"meta", "img", "br", "path", "use", "rect", "link", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

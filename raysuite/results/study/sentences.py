@@ -88,14 +88,15 @@ def _words(sort: str, intervals: Sequence[Interval]) -> str:
 
 def _groups(pairs: Sequence[Pair]) -> list[list[str]]:
     """Few groups, each of objectives that are all paired with each other, so that every pair is in one."""
-    left, groups = dict.fromkeys(pairs), []
+    labels = list(dict.fromkeys(label for pair in pairs for label in pair))
+    left, groups = list(pairs), []
     while left:
-        group = list(next(iter(left)))
-        for label in dict.fromkeys(label for pair in pairs for label in pair):
+        group = list(left[0])
+        for label in labels:
             if label not in group and all((a, label) in pairs or (label, a) in pairs for a in group):
                 group.append(label)
-        left = {(a, b): None for a, b in left if a not in group or b not in group}
-        groups.append(group)
+        left = [pair for pair in left if not set(pair) <= set(group)]
+        groups.append(sorted(group, key=labels.index))
     return groups
 
 
