@@ -12,6 +12,7 @@ from raysuite.results import comparison
 from raysuite.results.figures import MARKERS, RUNS, Line, panel
 from raysuite.results.page import SPENT
 from raysuite.results.run import SPLITS, Run
+from raysuite.results.side_by_side.methods import best_so_far
 from raysuite.results.side_by_side.runs import SideBySide
 
 GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"]
@@ -43,6 +44,19 @@ def curves(together: SideBySide) -> Iterator[tuple[str, str, Markup]]:
                 lines.append(_line(look, c.network_evaluations, (c.mean, c.low, c.high)))
             describe = f"{reward} on {SPLITS[split]} prompts against {SPENT}, a line for each run"
             yield reward, split, Markup(panel(f"reward{i}-{split}", lines, describe=describe, xlabel=SPENT))
+
+
+def best_curve(together: SideBySide) -> Markup:
+    """The best evaluation so far on the headline reward against the budget, a line for each method: the mean of its runs."""
+    found = looks(together)
+    lines = []
+    for number, places in enumerate(together.methods):
+        spent, *best = best_so_far(together, number)
+        lines.append(_line(found[places[0]], spent, best))
+    describe = (
+        f"Best {together.headline} on {SPLITS[together.splits[0]]} prompts within a budget, a line for each method"
+    )
+    return Markup(panel("best", lines, describe=describe, xlabel=SPENT))
 
 
 def _line(look: Look, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:
