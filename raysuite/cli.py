@@ -65,7 +65,9 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Directory of the sweep; its runs lie in trials/.")],
     settings: Annotated[
         list[str],
-        typer.Option("--set", metavar="PATH=VALUE", help="A field of the sweep, or a setting of all its runs; repeatable."),
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="A field of the sweep, or a setting of all its runs; repeatable."
+        ),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Race objectives at an equal budget. The same command again goes on; what has ended is not repeated."""
@@ -82,6 +84,9 @@ def sweep(
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped: the same command goes on with what is left")
         raise typer.Exit(130) from None
+    ended = [trial for trial in book.trials.values() if trial.status == "done"]
+    if len(ended) > 1:
+        _compare([directory])
     failed = [trial for trial in book.trials.values() if trial.status == "failed"]
     if failed:
         raise UserError(
@@ -223,28 +228,51 @@ def directions(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The --out of each run, or of a study.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="The --out of a run, or of a study; several as compare.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
     ] = None,
 ) -> None:
-    """Write a page about one run, several side by side, or a study of directions."""
+    """Write a page about one run, or a study of directions."""
+    if len(runs) > 1 or (runs[0] / "sweep.json").exists():
+        _compare(runs, out)
+        return
+    (directory,) = runs
     from raysuite.results.report import summary, write_report
-    from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 
-    if len(runs) == 1 and (runs[0] / "study.json").exists():
+    if (directory / "study.json").exists():
         from raysuite.results.study.report import study_summary, write_study_report
 
-        console.print(study_summary(runs[0]), soft_wrap=True, markup=False, highlight=False)
-        path = write_study_report(runs[0], out)
-    elif len(runs) == 1:
-        console.print(summary(runs[0]))
-        path = write_report(runs[0], out)
+        console.print(study_summary(directory), soft_wrap=True, markup=False, highlight=False)
+        path = write_study_report(directory, out)
     else:
-        console.print(comparison_summary(runs), soft_wrap=True, markup=False)
-        path = write_comparison(runs, out)
+        console.print(summary(directory))
+        path = write_report(directory, out)
     console.print(f"report: {path}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR", help="The --out of each run, or of a sweep.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page \\[default: comparison.html beside the runs or in the sweep]; its numbers lie beside it."
+        ),
+    ] = None,
+) -> None:
+    """Compare runs, or the objectives of a sweep: tables with intervals over seeds and prompts, and a page."""
+    _compare(runs, out)
+
+
+def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
+    from raysuite.results.side_by_side.report import comparison_summary, write_comparison
+
+    console.print(comparison_summary(runs), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {write_comparison(runs, out)}", soft_wrap=True)
 
 
 @app.command()

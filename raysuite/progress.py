@@ -111,7 +111,9 @@ def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
             trials = _read(directory, "trials.json") or []
             ended = [t for t in trials if t["status"] in ("done", "stopped", "failed")]
             going = [t["name"] for t in trials if t["status"] == "running"]
-            progress.update(task, total=len(trials) or None, completed=len(ended), detail=_going(directory, going, trials))
+            progress.update(
+                task, total=len(trials) or None, completed=len(ended), detail=_going(directory, going, trials)
+            )
             for trial in trials:
                 if said.get(trial["name"], "waiting") != trial["status"]:
                     first = trial["name"] not in said

@@ -221,7 +221,9 @@ def load(sweep_or_file: str, overrides: Mapping[str, str] | None = None) -> Swee
             tree["settings"] = {**(tree.get("settings") or {}), path: value}
     for name in tree:
         if name not in Sweep.model_fields:
-            raise UserError(f"expected a field of a sweep ({configuration.one_of(name, Sweep.model_fields)}), got {name!r}")
+            raise UserError(
+                f"expected a field of a sweep ({configuration.one_of(name, Sweep.model_fields)}), got {name!r}"
+            )
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
@@ -257,12 +259,16 @@ def _check(sweep: Sweep) -> None:
     """Refuse what contradicts itself, and try every configuration that is known beforehand."""
     for names, what in ((sweep.labels, "objectives"), (sweep.seeds, "seeds")):
         if len(set(names)) < len(names):
-            raise UserError(f"expected different {what}, got {list(names)}: name each once (the same twice in two files)")
+            raise UserError(
+                f"expected different {what}, got {list(names)}: name each once (the same twice in two files)"
+            )
     for path in (*sweep.settings, *sweep.space):
         if path.startswith("objectives.") and path.rpartition(".")[0].removeprefix("objectives.") not in sweep.labels:
             raise UserError(f"expected objectives.<one of {', '.join(sweep.labels)}>.<field>, got {path!r}")
-        if path in ("seed", "budget") or path in sweep.settings and path in sweep.space:
-            raise UserError(f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space")
+        if path in ("seed", "budget") or (path in sweep.settings and path in sweep.space):
+            raise UserError(
+                f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space"
+            )
     kinds = {dimension.kind for dimension in sweep.space.values()}
     if sweep.trials > 1 and not kinds - {"grid"}:
         raise UserError(f"expected something to draw in space with trials={sweep.trials}: they would all be the same")

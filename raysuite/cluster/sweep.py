@@ -130,10 +130,12 @@ class Queue(Searcher):
         self._book, self._command, self._places = book, command, places
         self._going: dict[str, tuple[Planned, RunConfig]] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next run, None while there is no place for it, or that there are no more."""
         while waiting := self._book.waiting():
-            starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self._going.values())
+            starting = sum(
+                not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self._going.values()
+            )
             if not self._places.free(len(self._going), starting):
                 return None
             if (config := self._begin(waiting[0])) is not None:

@@ -1,11 +1,13 @@
 """Estimates with their intervals. Every draw comes from the generator that the caller passes.
 
-Axis legend: N values, G groups (prompts), B bootstrap resamples.
+Axis legend: N values, G groups (prompts), R and S runs (seeds) of two methods, B bootstrap resamples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +66,7 @@ def bootstrap_mean(
         return Interval(estimate, float("nan"), float("nan"))
     drawn_BG = rng.integers(len(sums_G), size=(resamples, len(sums_G)))
     means_B = sums_G[drawn_BG].sum(1) / counts_G[drawn_BG].sum(1)
-    low, high = np.quantile(means_B, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(estimate, float(low), float(high))
+    return _interval(estimate, means_B, confidence)
 
 
 def paired_difference(
@@ -96,6 +97,149 @@ def paired_difference(
         raise ValueError(f"expected pairs, got {len(before)} values before and {len(after)} after: keep what both have")
     difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     return bootstrap_mean(difference, groups, rng, resamples=resamples, confidence=confidence)
+
+
+def mean_over_runs(
+    values_RN: np.ndarray,
+    groups_N: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean over a method's runs and their pictures, with an interval over runs and prompts.
+
+    Every run has the same pictures, so runs and prompts are crossed: a resample draws R runs and, apart from them, G prompts, with
+    replacement. One run is `bootstrap_mean`: its interval is about other prompts, not about other seeds.
+
+    Source: the two-way ("pigeonhole") bootstrap, Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007. It
+    is on the safe side for the part of runs and prompts together; with few runs the part of runs is too narrow.
+
+    Args:
+        values_RN: finite numbers, a row a run, columns in the same order in every run.
+        groups_N: labels; equal labels belong to one prompt.
+        rng: drawn from.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: what `bootstrap_mean` refuses.
+    """
+    options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence}
+    if len(values_RN) == 1:
+        return bootstrap_mean(values_RN[0], groups_N, rng, **options)
+    sums_RG, counts_G = _by_run(values_RN, groups_N)
+    runs_BR, prompts_BG = (_drawn(rng, n, resamples) for n in sums_RG.shape)
+    means_B = _weighted(runs_BR, sums_RG, prompts_BG) / (prompts_BG @ counts_G)
+    return _interval(float(sums_RG.mean(0).sum() / counts_G.sum()), means_B, confidence)
+
+
+def difference_of_methods(
+    lower_RN: np.ndarray,
+    higher_SN: np.ndarray,
+    groups_N: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean of one method's runs minus that of another's, paired by picture, with an interval over runs and prompts.
+
+    Column i of both is the same prompt and noise, so a resample draws its prompts once for both methods, and the runs of each apart.
+    With one run each it is `paired_difference`.
+
+    Args:
+        lower_RN: what is subtracted; as `mean_over_runs`.
+        higher_SN: from what.
+        groups_N: labels; equal labels belong to one prompt.
+        rng: drawn from.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: what `paired_difference` refuses.
+    """
+    if len(lower_RN) == len(higher_SN) == 1:
+        options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence}
+        return paired_difference(lower_RN[0], higher_SN[0], groups_N, rng, **options)
+    lower_RG, counts_G = _by_run(lower_RN, groups_N)
+    higher_SG, _ = _by_run(higher_SN, groups_N)
+    prompts_BG = _drawn(rng, len(counts_G), resamples)
+    higher_B, lower_B = (
+        _weighted(_drawn(rng, len(sums), resamples), sums, prompts_BG) for sums in (higher_SG, lower_RG)
+    )
+    estimate = float((higher_SG.mean(0) - lower_RG.mean(0)).sum() / counts_G.sum())
+    return _interval(estimate, (higher_B - lower_B) / (prompts_BG @ counts_G), confidence)
+
+
+def improvement(
+    lower_RN: np.ndarray,
+    higher_SN: np.ndarray,
+    groups_N: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """The probability that a run of one method is better on a prompt than a run of another: P(X > Y) + P(X = Y) / 2.
+
+    On every prompt each run of one is compared with each of the other by the mean over the prompt's pictures; the mean over
+    prompts is the estimate, its interval resamples runs and prompts as `difference_of_methods`.
+
+    Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021, section 4.3, with
+    prompts for tasks.
+
+    Args:
+        lower_RN: Y; as `mean_over_runs`.
+        higher_SN: X.
+        groups_N: labels; equal labels belong to one prompt.
+        rng: drawn from.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        A number in [0, 1]; limits are NaN where there is only one prompt and one run of each.
+
+    Raises:
+        ValueError: what `mean_over_runs` refuses.
+
+    Example:
+        >>> improvement(np.array([[0.0, 1.0]]), np.array([[1.0, 1.0]]), np.arange(2), np.random.default_rng(0)).estimate
+        0.75
+    """
+    (lower_RG, counts_G), (higher_SG, _) = _by_run(lower_RN, groups_N), _by_run(higher_SN, groups_N)
+    x_SRG, y_SRG = (higher_SG / counts_G)[:, None], (lower_RG / counts_G)[None]
+    won_SRG = (x_SRG > y_SRG) + 0.5 * (x_SRG == y_SRG)
+    runs_S, runs_R, prompts = won_SRG.shape
+    if won_SRG.size == 1:
+        return Interval(float(won_SRG.mean()), float("nan"), float("nan"))
+    drawn_BG = _drawn(rng, prompts, resamples)
+    drawn_BS, drawn_BR = _drawn(rng, runs_S, resamples), _drawn(rng, runs_R, resamples)
+    wins_B = sum(
+        drawn_BS[:, s] * drawn_BR[:, r] * (drawn_BG @ won_SRG[s, r]) for s in range(runs_S) for r in range(runs_R)
+    )
+    return _interval(float(won_SRG.mean()), np.asarray(wins_B) / won_SRG.size, confidence)
+
+
+def _by_run(values_RN: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the values of every run and group, (R, G), and their number, (G,)."""
+    totals = [_totals(values_N, groups_N) for values_N in values_RN]
+    return np.stack([sums_G for sums_G, _ in totals]), totals[0][1]
+
+
+def _drawn(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
+    """How often each of n is drawn in each resample, (B, n)."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def _weighted(runs_BR: np.ndarray, sums_RG: np.ndarray, prompts_BG: np.ndarray) -> np.ndarray:
+    """Of every resample the sum over its prompts, as the mean over its runs, (B,)."""
+    return ((runs_BR @ sums_RG) * prompts_BG).sum(1) / len(sums_RG)
+
+
+def _interval(estimate: float, resampled_B: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(resampled_B, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high))
 
 
 def _totals(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

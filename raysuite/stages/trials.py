@@ -108,9 +108,7 @@ class Book:
 
     def settings(self, run: Planned) -> dict[str, Any]:
         """The settings of a run's trial: those that were drawn before, for any seed, or a new draw."""
-        drawn = (
-            t.settings for t in self.trials.values() if (t.objective, t.trial) == (run.objective, run.trial)
-        )
+        drawn = (t.settings for t in self.trials.values() if (t.objective, t.trial) == (run.objective, run.trial))
         found = next((settings for settings in drawn if settings is not None), None)
         if found is not None:
             return found
@@ -157,7 +155,9 @@ def outcomes(directory: Path, config: RunConfig) -> list[Outcome]:
     ]
 
 
-def suggestion(space: dict[str, Dimension], seen: Sequence[tuple[dict[str, Any], float]], *, seed: int) -> dict[str, Any]:
+def suggestion(
+    space: dict[str, Dimension], seen: Sequence[tuple[dict[str, Any], float]], *, seed: int
+) -> dict[str, Any]:
     """What Optuna's TPE tries next after these settings and their rewards.
 
     Nothing is kept between calls: a sweep that goes on tells it again what it knows.

@@ -12,9 +12,10 @@ from raysuite.cli import main
 from raysuite.errors import UserError
 from raysuite.results.figures import MARKERS, RUNS
 from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side.methods import contrasts, summarise
 from raysuite.results.side_by_side.panels import GLYPHS
 from raysuite.results.side_by_side.report import comparison_summary, write_comparison
-from raysuite.results.side_by_side.runs import SideBySide, contrasts, read_runs
+from raysuite.results.side_by_side.runs import SideBySide, read_runs
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
 from tests.results.pages import check_self_contained
@@ -53,7 +54,7 @@ def three(tmp_path: Path) -> list[Path]:
 
 
 def verdict(together: SideBySide) -> list[str]:
-    return sentences.verdict(together, contrasts(together))
+    return sentences.verdict(together, summarise(together), contrasts(together))
 
 
 def test_numbers_are_those_of_the_arithmetic(three: list[Path]):
@@ -220,9 +221,9 @@ def test_what_cannot_be_compared(tmp_path: Path, make: Any, words: str):
     assert not (tmp_path / "comparison.html").exists()
 
 
-@pytest.mark.parametrize("number", [1, 17])
+@pytest.mark.parametrize("number", [1, 41])
 def test_too_few_or_too_many(tmp_path: Path, number: int):
-    with pytest.raises(UserError, match=f"expected 2 to 16 runs to compare, got {number}"):
+    with pytest.raises(UserError, match=f"expected 2 to 40 runs to compare, got {number}"):
         read_runs([tmp_path / str(i) for i in range(number)])
 
 
@@ -280,7 +281,9 @@ def test_the_page_needs_nothing_but_itself(three: list[Path]):
     assert path == three[0].parent / "comparison.html"
     html = path.read_text(encoding="utf-8")
     page = check_self_contained(html)
-    assert page.tags.count("svg") == 2 * 2 + 2 + 1  # rewards by splits, rewards against the KL, the KL
+    assert (
+        page.tags.count("svg") == 2 * 2 + 2 + 1 + 1
+    )  # rewards by splits, rewards against the KL, the KL, the best so far
     assert page.tags.count("img") == 2 * 2 * (1 + 3)  # splits, prompts, the base and the runs
     assert [file.name for file in path.parent.glob("*.html")] == ["comparison.html"]
     assert all(sentence in html for sentence in verdict(read_runs(three)))
@@ -321,23 +324,37 @@ def test_names_stay_text(tmp_path: Path):
 def test_the_summary_has_a_row_for_each_run_and_pair(three: list[Path]):
     text = comparison_summary(three)
     assert text.startswith("On 12 held-out prompts the strict pass rate rose with ddpo and dspo")
-    assert re.search(r"^run +updates +spent +base +last +difference \[95 %\] +KL$", text, flags=re.MULTILINE)
     assert re.search(
-        r"^ddpo +10 +10,000 +0\.\d+ \[.*\] +0\.75\d* \[.*\] +\+0\.50?0? \[.*\] +1\.00 \[", text, flags=re.MULTILINE
+        r"^method +seeds +trials +last \[95 %\] +gained \[95 %\] +KL +spent +time$", text, flags=re.MULTILINE
     )
-    assert re.search(r"^higher +lower +difference \[95 % for all 3 at once\]$", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^ddpo +1 +- +0\.75\d* \[.*\] +\+0\.50?0? \[.*\] +1 +10,000 +6\.5 s$",
+        text.replace("–", "-"),
+        flags=re.MULTILINE,
+    )
+    assert re.search(
+        r"^higher +lower +difference \[95 % for all 3 at once\] +P\(improvement\) \[95 %\]$", text, flags=re.MULTILINE
+    )
     assert len(re.findall(r"^\w+ +\w+ +\+0\.", text, flags=re.MULTILINE)) == 3
 
 
-def test_the_command(three: list[Path], capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_the_command(command: str, three: list[Path], capsys: pytest.CaptureFixture[str]):
     out = three[0].parent / "page.html"
     with pytest.raises(SystemExit) as leave:
-        main(["report", *map(str, three), "--out", str(out)])
+        main([command, *map(str, three), "--out", str(out)])
     assert leave.value.code == 0
     printed = capsys.readouterr().out
     assert printed.startswith(comparison_summary(three))
     assert printed.rstrip().endswith(f"report: {out}")
     assert out.is_file() and not (three[0].parent / "comparison.html").exists()
+    numbers = fabricate.pq.read_table(out.with_suffix(".parquet")).to_pylist()
+    (ddpo,) = [r for r in numbers if (r["method"], r["quantity"]) == ("ddpo", "held_out/scenes_strict gained")]
+    assert ddpo["estimate"] == pytest.approx(0.5) and ddpo["low"] < 0.5 < ddpo["high"]
+    (between,) = [r for r in numbers if (r["method"], r["other"], r["quantity"]) == ("ddpo", "dspo", "improvement")]
+    assert between["estimate"] == pytest.approx(
+        (1 + 11 / 2) / 12
+    )  # better on one prompt of twelve, alike on the others
 
 
 def test_one_run_may_have_its_page_elsewhere(three: list[Path]):

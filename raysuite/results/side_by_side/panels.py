@@ -11,6 +11,7 @@ from raysuite.results import comparison
 from raysuite.results.figures import MARKERS, RUNS, Chart, Line
 from raysuite.results.page import SPENT
 from raysuite.results.run import SPLITS, Run
+from raysuite.results.side_by_side.methods import best_so_far
 from raysuite.results.side_by_side.runs import SideBySide
 
 GLYPHS = ["●", "■", "▲", "◆", "▼", "✚", "✖", "★"]
@@ -47,6 +48,17 @@ def curves(together: SideBySide) -> Iterator[tuple[str, str, Chart]]:
 
 def _each(together: SideBySide) -> Iterator[tuple[str, Look, Run]]:
     return zip(together.names, looks(together), together.runs, strict=True)
+
+
+def best_curve(together: SideBySide) -> Chart:
+    """The best evaluation so far on the headline reward against the budget, a line for each method: the mean of its runs."""
+    found = looks(together)
+    lines = {}
+    for number, places in enumerate(together.methods):
+        spent, *best = best_so_far(together, number)
+        lines[together.method_name(number)] = _line(found[places[0]], spent, best)
+    title = f"Best {together.headline} on {SPLITS[together.splits[0]]} prompts within a budget"
+    return Chart("best", title, f"{title}, a line for each method", lines, {"xlabel": SPENT})
 
 
 def _line(look: Look, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:

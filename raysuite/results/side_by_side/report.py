@@ -10,56 +10,83 @@ from typing import Any
 
 from markupsafe import Markup
 
-from raysuite.kernel.stats import RESAMPLES
+from raysuite.kernel.stats import RESAMPLES, Interval
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, decimals, number, with_interval
 from raysuite.results.figures import RUNS
 from raysuite.results.page import costs, duration, limits, picture_with_marks, short, table, write_page
 from raysuite.results.run import SPLITS, Run, flat
 from raysuite.results.side_by_side import panels, sentences
-from raysuite.results.side_by_side.runs import Contrast, SideBySide, contrasts, differing, listed, read_runs
+from raysuite.results.side_by_side.members import is_sweep
+from raysuite.results.side_by_side.methods import Contrast, Method, contrasts, summarise, write_numbers
+from raysuite.results.side_by_side.runs import SideBySide, differing, listed, read_runs
+
+MOST_COLUMNS = 8
+"""Above this many runs pictures are shown of the first run of each method."""
 
 
 def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of several runs and return its path. The same directories give the same bytes.
+    """Write the page of several runs, and its numbers as parquet beside it; return the page's path.
+
+    The same directories give the same bytes.
 
     Args:
-        directories: of the runs, in the order of columns and colours.
-        out: the file; `comparison.html` in the directory that holds them all unless told otherwise.
+        directories: of runs and sweeps, in the order of columns and colours.
+        out: the page; `comparison.html` in the directory that holds all runs (or is the sweep) unless told otherwise.
 
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
     """
     together = read_runs(directories)
-    common = Path(os.path.commonpath([directory.resolve().parent for directory in directories]))
-    return write_page("side_by_side.html.jinja", _content(together), out or common / "comparison.html")
+    methods, found = summarise(together), contrasts(together)
+    holders = [directory.resolve() if is_sweep(directory) else directory.resolve().parent for directory in directories]
+    page = out or Path(os.path.commonpath(holders)) / "comparison.html"
+    written = write_page("side_by_side.html.jinja", _content(together, methods, found), page)
+    write_numbers(together, methods, found, page.with_suffix(".parquet"))
+    return written
 
 
 def comparison_summary(directories: Sequence[Path]) -> str:
-    """The verdict, what is wrong, and tables of the runs and of their differences, as plain text.
+    """The verdict, what is wrong, and tables of the methods and of their differences, as plain text.
 
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
     """
     together = read_runs(directories)
-    found = contrasts(together)
-    lines = sentences.verdict(together, found)
+    methods, found = summarise(together), contrasts(together)
+    lines = sentences.verdict(together, methods, found)
     lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
     lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
-    lines += ["", *table([("run", "updates", "spent", "base", "last", "difference [95 %]", "KL"), *_rows(together)])]
+    lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)])]
     if found:
-        header = ("higher", "lower", f"difference {_level(found)}")
+        header = ("higher", "lower", f"difference {_level(found)}", "P(improvement) [95 %]")
         lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)])]
     return "\n".join(lines).replace("−", "-")
 
 
-def _rows(together: SideBySide) -> Iterator[tuple[str, ...]]:
-    gains = together.gains
-    places = _places(gains)
-    for name, run, gain, spent in zip(together.names, together.runs, gains, together.spent, strict=True):
-        base, last = (with_interval(interval, places=places) for interval in (gain.before, gain.after))
-        difference = with_interval(gain.difference, signed=True, places=places)
-        yield name, str(gain.last), f"{spent:,.0f}", base, last, difference, _kl(run, gain.last)
+def _header(methods: Sequence[Method]) -> tuple[str, ...]:
+    diversity = ("diversity",) if methods[0].diversity else ()
+    return "method", "seeds", "trials", "last [95 %]", "gained [95 %]", *diversity, "KL", "spent", "time"
+
+
+def _row(methods: Sequence[Method], method: Method) -> tuple[str, ...]:
+    places = min(decimals(m.gain) for m in methods)
+    diversity = (_estimate(method.diversity),) if methods[0].diversity else ()
+    return (
+        method.name,
+        str(len(method.runs)),
+        "–" if method.tried is None else str(method.tried),
+        with_interval(method.last, places=places),
+        with_interval(method.gain, signed=True, places=places),
+        *diversity,
+        _estimate(method.kl),
+        f"{method.network_evaluations:,.0f}",
+        duration(method.seconds),
+    )
+
+
+def _estimate(interval: Interval | None) -> str:
+    return f"{interval.estimate:.3g}" if interval else "–"
 
 
 def _places(gains: Sequence[Comparison]) -> int:
@@ -67,28 +94,22 @@ def _places(gains: Sequence[Comparison]) -> int:
     return min(decimals(gain.difference) for gain in gains)
 
 
-def _kl(run: Run, update: int) -> str:
-    kl = comparison.kl(run).get(update)
-    return with_interval(kl) if kl else "–"
-
-
 def _pair(together: SideBySide, contrast: Contrast) -> tuple[str, ...]:
     higher, lower = together.method_name(contrast.higher), together.method_name(contrast.lower)
-    return higher, lower, with_interval(contrast.difference, signed=True)
+    return higher, lower, with_interval(contrast.difference, signed=True), with_interval(contrast.improvement, places=2)
 
 
 def _level(found: Sequence[Contrast]) -> str:
     return "[95 %]" if len(found) == 1 else f"[95 % for all {len(found)} at once]"
 
 
-def _content(together: SideBySide) -> dict[str, Any]:
-    found = contrasts(together)
+def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast]) -> dict[str, Any]:
     trees = [
         {key: value for key, value in run.provenance.items() if key not in ("command", "date")} for run in together.runs
     ]
-    lead, *more = sentences.verdict(together, found)
+    lead, *more = sentences.verdict(together, methods, found)
     return {
-        "title": listed(together.names),
+        "title": listed([method.name for method in methods]),
         "together": together,
         "label": comparison.label(together.headline),
         "splits": SPLITS,
@@ -100,7 +121,11 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "more": more,
         "alarms": sentences.alarms(together),
         "cautions": sentences.cautions(together),
-        "tiles": list(_tiles(together)),
+        "tiles": list(_tiles(methods, together)),
+        "header": _header(methods),
+        "rows": [_row(methods, method) for method in methods],
+        "repeated": any(len(method.runs) > 1 for method in methods),
+        "best": Markup(panels.best_curve(together).svg()),
         "gains": list(_gains(together)),
         "contrasts": found,
         "level": _level(found),
@@ -108,6 +133,7 @@ def _content(together: SideBySide) -> dict[str, Any]:
         "kl": Markup(kl.svg()) if (kl := panels.kl_curves(together)) else None,
         "frontiers": [(reward, Markup(chart.svg())) for reward, chart in panels.frontiers(together)],
         "pictures": list(_pictures(together)),
+        "shown": _shown(together),
         "costs": list(_costs(together.runs)),
         "differing": differing([run.config for run in together.runs]),
         "same": _same(together.runs),
@@ -118,16 +144,15 @@ def _content(together: SideBySide) -> dict[str, Any]:
     }
 
 
-def _tiles(together: SideBySide) -> Iterator[tuple[str, str, int]]:
-    """Of every run the change of the headline reward, what stands below it, and whether it is good, bad or neither."""
-    gains = together.gains
-    places = _places(gains)
-    for run, gain, spent in zip(together.runs, gains, together.spent, strict=True):
-        was = f"{number(gain.before.estimate, places)} → {number(gain.after.estimate, places)}"
-        kl = comparison.kl(run).get(gain.last)
-        cost = f"{short(spent)} evaluations" + (f"\nKL {number(kl.estimate, decimals(kl))}" if kl else "")
-        below = f"{limits(gain.difference, places)}\n{was}\n{cost}"
-        yield number(gain.difference.estimate, places, signed=True), below, gain.direction
+def _tiles(methods: Sequence[Method], together: SideBySide) -> Iterator[tuple[str, str, int]]:
+    """Of every method the change of the headline reward, what stands below it, and whether it is good, bad or neither."""
+    places = min(decimals(method.gain) for method in methods)
+    for method in methods:
+        base = float(together.values(together.methods.index(list(method.runs)), first=True).mean())
+        was = f"{number(base, places)} → {number(method.last.estimate, places)}"
+        kl = f"\nKL {_estimate(method.kl)}" if method.kl else ""
+        below = f"{limits(method.gain, places)}\n{was}\n{short(method.network_evaluations)} evaluations{kl}"
+        yield number(method.gain.estimate, places, signed=True), below, method.direction
 
 
 def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
@@ -148,7 +173,7 @@ def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
 def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
     """Every prompt and sample that all runs kept, under the model as it came and every run's last evaluation."""
     kept = [{(p.update, p.split, p.index, p.sample): p for p in run.pictures} for run in together.runs]
-    columns = [(0, 0), *((place, run.evaluations[-1]) for place, run in enumerate(together.runs))]
+    columns = [(0, 0), *((place, together.runs[place].evaluations[-1]) for place in _shown(together))]
     for split in together.splits:
         for _, index, sample in sorted({key[1:] for key in kept[0] if key[1] == split}):
             row = [kept[place].get((update, split, index, sample)) for place, update in columns]
@@ -157,6 +182,13 @@ def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
                 places = [place for place, _ in columns]
                 marked = [picture_with_marks(together.runs[place], p) for place, p in zip(places, found, strict=True)]
                 yield {"split": split, "prompt": found[0].prompt, "pictures": marked}
+
+
+def _shown(together: SideBySide) -> list[int]:
+    """Places of the runs whose pictures are shown."""
+    if len(together.runs) <= MOST_COLUMNS:
+        return list(range(len(together.runs)))
+    return [places[0] for places in together.methods]
 
 
 def _costs(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:

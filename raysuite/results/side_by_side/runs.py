@@ -6,24 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raysuite.errors import UserError
-from raysuite.kernel.stats import RESAMPLES, Interval, paired_difference
 from raysuite.results import comparison
-from raysuite.results.comparison import (
-    Comparison,
-    by_prompt,
-    compare_one,
-    generator,
-)
+from raysuite.results.comparison import Comparison, compare_one
 from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
+from raysuite.results.side_by_side.members import Origin, choose
 
-MOST_RUNS = 16
+MOST_RUNS = 40
 """More cannot be told apart in one figure."""
 MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
@@ -46,6 +40,10 @@ class SideBySide:
     """Splits whose prompts are not the same in every run."""
     rewards: tuple[str, ...]
     """Rewards that every run has, the one that the verdict is about first."""
+    origins: tuple[Origin | None, ...]
+    """Of the runs that belong to a sweep."""
+    left_behind: tuple[str, ...]
+    """What is to be said of a sweep's other runs."""
 
     @cached_property
     def methods(self) -> list[list[int]]:
@@ -57,8 +55,22 @@ class SideBySide:
         return list(found.values())
 
     def method_name(self, method: int) -> str:
-        """The names of its runs."""
-        return " + ".join(self.names[place] for place in self.methods[method])
+        """Its objective's in a sweep, with its settings where there are others of that objective; else the names of its runs."""
+        origin = self.origins[self.methods[method][0]]
+        if origin is None or not self.named_by_origin:
+            return " + ".join(self.names[place] for place in self.methods[method])
+        trials = {o.trial for o in self.origins if o is not None and o.objective == origin.objective}
+        if len(trials) == 1:
+            return origin.objective
+        settings = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in origin.settings.items())
+        return f"{origin.objective} #{origin.trial:02d} ({settings})"
+
+    @cached_property
+    def named_by_origin(self) -> bool:
+        """Whether objective and trial tell the methods apart: they all come from one sweep, or from sweeps of other objectives."""
+        keys = [self.origins[places[0]] for places in self.methods]
+        named = [(origin.objective, origin.trial) for origin in keys if origin is not None]
+        return len(set(named)) == len(named)
 
     @property
     def headline(self) -> str:
@@ -75,10 +87,17 @@ class SideBySide:
         found = (compare_one(run, reward, split, 0, run.evaluations[-1]) for run in self.runs)
         return [gain for gain in found if gain is not None]
 
-    def last(self, run: int) -> Scores:
-        """The headline reward at a run's last evaluation."""
-        scores = self.runs[run].scores
-        return scores.where(reward=self.headline, split=self.splits[0], update=self.runs[run].evaluations[-1])
+    def values(self, method: int, *, first: bool = False) -> np.ndarray:
+        """The headline reward of a method's pictures, (runs, pictures), at the last evaluation or at the first.
+
+        After trimming all evaluations that count have the same pictures in the same order.
+        """
+        return np.array([self.last(place, first=first).value for place in self.methods[method]])
+
+    def last(self, run: int, *, first: bool = False) -> Scores:
+        """The headline reward at a run's last evaluation, or at its first."""
+        update = self.runs[run].evaluations[0 if first else -1]
+        return self.runs[run].scores.where(reward=self.headline, split=self.splits[0], update=update)
 
     @property
     def spent(self) -> list[float]:
@@ -86,32 +105,19 @@ class SideBySide:
         return [float(run.spent(run.evaluations[-1:])[0]) for run in self.runs]
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """How far the last evaluations of one method lie above those of another, both named by their place."""
-
-    higher: int
-    lower: int
-    difference: Interval
-
-    @property
-    def told(self) -> bool:
-        """Whether the difference can be told from none."""
-        return self.difference.low > 0
-
-
 def read_runs(directories: Sequence[Path]) -> SideBySide:
-    """Runs of the same base, evaluated on the same prompts and noise.
+    """Runs of the same base, evaluated on the same prompts and noise. A sweep stands for its best runs (`members.choose`).
 
     Raises:
         UserError: there is one run or too many, one has not been evaluated after training, or they cannot be compared.
     """
-    places = [directory.resolve() for directory in directories]
+    chosen = choose(directories)
+    places = [member.directory.resolve() for member in chosen.members]
     if not 2 <= len(places) <= MOST_RUNS:
         raise UserError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(places)}: name that many")
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise UserError(f"expected different runs, got {twice} twice: name it once")
-    runs = [read_run(directory) for directory in directories]
+    runs = [read_run(member.directory) for member in chosen.members]
     for run in runs:
         if run.evaluations[:1] != [0] or len(run.evaluations) < 2:
             raise UserError(
@@ -130,7 +136,8 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
         )
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
     left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
-    return SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names))
+    origins = tuple(member.origin for member in chosen.members)
+    return SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins, chosen.cautions)
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -190,26 +197,6 @@ def _rewards(runs: Sequence[Run], names: Sequence[str]) -> tuple[str, ...]:
         )
     headlines = [name for run in runs if (name := comparison.headline(run)) in shared]
     return tuple(dict.fromkeys([*headlines[:1], *shared]))
-
-
-def contrasts(together: SideBySide) -> list[Contrast]:
-    """Every pair of methods on the headline reward, paired by picture, the highest first.
-
-    The value of a picture is its mean over a method's repetitions. The intervals hold for all pairs at once with 95 %
-    (Bonferroni): with m pairs each has a confidence of 1 - 0.05 / m. They are about other prompts, not other seeds.
-    """
-    prompts = together.last(0).prompt
-    # after trimming every last evaluation has the same pictures in the same order
-    values = [np.mean([together.last(place).value for place in places], axis=0) for places in together.methods]
-    order = sorted(range(len(values)), key=lambda method: -float(values[method].mean()))
-    pairs = list(combinations(order, 2))
-
-    def difference(higher: int, lower: int) -> Interval:
-        confidence, resamples = 1 - 0.05 / len(pairs), RESAMPLES * len(pairs)
-        groups, rng = by_prompt(prompts), generator()
-        return paired_difference(values[lower], values[higher], groups, rng, confidence=confidence, resamples=resamples)
-
-    return [Contrast(higher, lower, difference(higher, lower)) for higher, lower in pairs]
 
 
 def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:

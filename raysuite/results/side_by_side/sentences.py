@@ -9,30 +9,33 @@ import numpy as np
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, count, number, with_interval
 from raysuite.results.run import SPLITS, Run, Scores
-from raysuite.results.side_by_side.runs import Contrast, SideBySide, differing, listed
+from raysuite.results.side_by_side.methods import Contrast, Method
+from raysuite.results.side_by_side.runs import SideBySide, differing, listed
 
 SAME_BUDGET = 1.1
 """Budgets whose ratio is at most this are called equal."""
 MOST_PAIRS = 3
 """Pairs that are named in the verdict; the others are in the table."""
+FEW_SEEDS = 5
+"""Below this many a bootstrap over seeds knows too little of their spread."""
 
 
-def verdict(together: SideBySide, found: Sequence[Contrast]) -> list[str]:
+def verdict(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast]) -> list[str]:
     """Sentences: what rose against the base, what can be told between the runs, and what seeds have to do with it."""
-    return [_against_the_base(together), _between(together, found), _seeds(together)]
+    return [_against_the_base(together, methods), _between(together, found), _seeds(together)]
 
 
-def _against_the_base(together: SideBySide) -> str:
-    gains = together.gains
+def _against_the_base(together: SideBySide, methods: Sequence[Method]) -> str:
+    what = "runs" if len(methods) == len(together.runs) else "methods"
     words = {1: "rose with", -1: "fell with", 0: "cannot be told from no change with"}
     clauses = []
     for direction, verb in words.items():
-        names = [name for name, gain in zip(together.names, gains, strict=True) if gain.direction == direction]
-        if len(names) == len(gains) > 2:
-            clauses.append(f"{verb} all {len(gains)} runs" if direction else f"{verb} any of the {len(gains)} runs")
+        names = [method.name for method in methods if method.direction == direction]
+        if len(names) == len(methods) > 2:
+            clauses.append(f"{verb} {'all' if direction else 'any of the'} {len(methods)} {what}")
         elif names:
             clauses.append(f"{verb} {listed(names)}")
-    where = count(gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
+    where = count(together.gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
     return f"On {where} the {comparison.label(together.headline)} {listed(clauses)}."
 
 
@@ -64,23 +67,32 @@ def _seeds(together: SideBySide) -> str:
     if not repeated:
         return "Every run is one seed of its settings: the intervals say nothing about another seed."
     ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
-    sentences = [_repetitions(together, places, ends) for places in repeated]
+    sentences = [_repetitions(together, method, ends) for method, p in enumerate(together.methods) if len(p) > 1]
     gap = max(max(ends[place] for place in places) - min(ends[place] for place in places) for places in repeated)
     sentences.append(
         f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be the "
         "seed's."
     )
+    if len(repeated) == len(together.methods) > 1:
+        sentences.append(
+            "The intervals are over prompts and seeds; with a few seeds they are still too narrow."
+            if min(map(len, repeated)) < FEW_SEEDS
+            else "The intervals are over prompts and seeds."
+        )
     if single := [together.names[places[0]] for places in together.methods if len(places) == 1]:
         each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
         sentences.append(f"{listed(single)} {each} settings.")
     return " ".join(sentences)
 
 
-def _repetitions(together: SideBySide, places: Sequence[int], ends: Sequence[float]) -> str:
+def _repetitions(together: SideBySide, method: int, ends: Sequence[float]) -> str:
+    places = together.methods[method]
+    reached = listed([number(ends[place], 3) for place in places])
+    if together.origins[places[0]] is not None and together.named_by_origin:
+        return f"{together.method_name(method)}, {len(places)} seeds, ended at {reached}."
     seeds = {together.runs[place].config["seed"] for place in places}
     what = "differ in their seed only" if len(seeds) == len(places) else "have the same settings, even the seed,"
-    names = listed([together.names[place] for place in places])
-    return f"{names} {what} and ended at {listed([number(ends[place], 3) for place in places])}."
+    return f"{listed([together.names[place] for place in places])} {what} and ended at {reached}."
 
 
 def alarms(together: SideBySide) -> list[str]:
@@ -90,8 +102,12 @@ def alarms(together: SideBySide) -> list[str]:
 
 def cautions(together: SideBySide) -> list[str]:
     """What limits the comparison, then what limits single runs."""
-    own = (_budgets, _samplers, _bases, _trained_rewards, _left_out, _unfinished)
-    return [*(caution for about in own for caution in about(together)), *_said(together, comparison.cautions)]
+    own = (_tuned, _budgets, _samplers, _bases, _trained_rewards, _left_out, _unfinished)
+    return [
+        *together.left_behind,
+        *(caution for about in own for caution in about(together)),
+        *_said(together, comparison.cautions),
+    ]
 
 
 def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], list[str]]) -> list[str]:
@@ -104,11 +120,36 @@ def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], lis
     return [text if len(names) == everyone else f"{listed(names)}: {text}" for text, names in said.items()]
 
 
+def _tuned(together: SideBySide) -> list[str]:
+    """Whether the methods were tuned equally hard, and what choosing the best does to their numbers."""
+    tried = {
+        together.method_name(number): origin.tried if (origin := together.origins[places[0]]) else None
+        for number, places in enumerate(together.methods)
+    }
+    if set(tried.values()) <= {1, None} and len(set(tried.values())) == 1:
+        return []
+    each = listed([f"{name} {'unknown' if n is None else n}" for name, n in tried.items()])
+    objectives = {origin.objective for origin in together.origins if origin}
+    found = []
+    if len(set(tried.values())) > 1:
+        found.append(
+            f"Not tuned equally hard: settings tried are {each}. More trials alone can put a method above another."
+        )
+    if any((n or 0) > 1 for n in tried.values()):
+        shown = "The settings of each objective are" if len(objectives) > 1 else "The settings at the top are"
+        found.append(
+            f"{shown} the best of those tried, chosen on the held-out prompts of this page: what they gained is partly luck. Run "
+            "them with other seeds before you rely on it."
+        )
+    return found
+
+
 def _budgets(together: SideBySide) -> list[str]:
     spent = together.spent
     if max(spent) <= SAME_BUDGET * min(spent):
         return []
-    each = listed([f"{name} {cost:,.0f}" for name, cost in zip(together.names, spent, strict=True)])
+    means = [float(np.mean([spent[place] for place in places])) for places in together.methods]
+    each = listed([f"{together.method_name(number)} {cost:,.0f}" for number, cost in enumerate(means)])
     return [
         f"The budgets differ: network evaluations spent on training until the last evaluation are {each}. Compare the "
         "curves where they have spent the same."

@@ -1,0 +1,119 @@
+"""Which runs are compared: those that are named, and of a sweep the best settings that each objective found."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raysuite.errors import UserError
+
+MOST_SETTINGS = 8
+"""Settings that are shown of a sweep of one objective, the best first: there are as many colours."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from, if that is a sweep."""
+
+    objective: str
+    trial: int
+    tried: int
+    """Settings that the sweep tried for this objective."""
+    settings: Mapping[str, Any]
+    """Those of this one, by path."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run that is compared."""
+
+    directory: Path
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """All that is compared, and what is to be said of what is not."""
+
+    members: tuple[Member, ...]
+    cautions: tuple[str, ...] = ()
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether it is the --out of a `raysuite sweep`."""
+    return (directory / "sweep.json").is_file()
+
+
+def choose(directories: Sequence[Path]) -> Chosen:
+    """The runs that directories stand for: a run for itself, a sweep for the best settings of each of its objectives.
+
+    The best settings are those with the highest mean held-out reward over most seeds. Of a sweep with one objective it is the
+    eight best.
+
+    Raises:
+        UserError: a sweep has nothing to compare yet, or its files are damaged.
+    """
+    members: list[Member] = []
+    cautions: list[str] = []
+    for directory in directories:
+        if is_sweep(directory):
+            rows = _rows(directory)
+            members += _best(directory, rows)
+            cautions += _left_out(directory, rows)
+        else:
+            members.append(Member(directory))
+    return Chosen(tuple(members), tuple(cautions))
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    file = directory / "trials.json"
+    try:
+        rows: list[dict[str, Any]] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"expected the runs of a sweep in {file}, it is missing or damaged: copy the whole directory, or repeat the command "
+            "that began the sweep"
+        ) from error
+    return rows
+
+
+def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
+    done: dict[str, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    tried: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        if row["status"] in ("done", "stopped"):
+            tried[row["objective"]].add(row["trial"])
+        if row["status"] == "done":
+            done[row["objective"]][row["trial"]].append(row)
+    if not done:
+        raise UserError(
+            f"expected finished runs in the sweep {directory}, found none: repeat the command that began it"
+        )
+    kept = 1 if len({row["objective"] for row in rows}) > 1 else MOST_SETTINGS
+    for objective, trials in done.items():
+        best = sorted(trials, key=lambda trial: (-len(trials[trial]), -_mean(trials[trial]), trial))
+        for trial in best[:kept]:
+            for row in sorted(trials[trial], key=lambda row: row["seed"]):
+                origin = Origin(objective, trial, len(tried[objective]), row["settings"] or {})
+                yield Member(directory / "trials" / row["name"], origin)
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Of the held-out reward; runs without held-out prompts are all alike."""
+    return sum(row["held_out"] or 0.0 for row in rows) / len(rows)
+
+
+def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    failed = [row for row in rows if row["status"] == "failed"]
+    left = sum(row["status"] in ("waiting", "running") for row in rows)
+    if failed:
+        yield (
+            f"{len(failed)} of {len(rows)} runs of {directory.name} failed and are left out; {failed[0]['name']}: "
+            f"{failed[0]['message']}"
+        )
+    if left:
+        yield f"{left} of {len(rows)} runs of {directory.name} have not ended and are left out."

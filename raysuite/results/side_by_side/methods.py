@@ -1,0 +1,182 @@
+"""Methods: runs with the same settings are the repetitions of one. What each reached, and how far they lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysuite.kernel.stats import RESAMPLES, Interval, difference_of_methods, improvement, mean_over_runs
+from raysuite.results import comparison
+from raysuite.results.comparison import by_prompt, generator
+from raysuite.results.run import EMPTY, Run
+from raysuite.results.side_by_side.runs import SideBySide
+
+DIVERSITY = ("evaluation/held_out/diversity", "evaluation/diversity")
+"""Metrics that may say how unlike the pictures of one prompt are; the first that all runs have is shown."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the runs of one method reached together."""
+
+    name: str
+    runs: tuple[int, ...]
+    """Their places."""
+    tried: int | None
+    """Settings that its objective was tuned over; None where nobody said."""
+    last: Interval
+    """The headline reward at the last evaluation."""
+    gain: Interval
+    """How far that lies above the model as it came."""
+    kl: Interval | None
+    """KL from the reference at the last evaluation, nats a trajectory: the mean of the runs. Several runs have their lowest
+    and highest for limits, one has its own interval."""
+    diversity: Interval | None
+    """The same of the diversity, where the runs measured it."""
+    network_evaluations: float
+    """Spent on training, mean of the runs."""
+    seconds: float
+    """Of wall time, with evaluation; mean of the runs."""
+
+    @property
+    def direction(self) -> int:
+        """+1 or -1 where the interval of the gain lies on one side of zero, else 0."""
+        return int(self.gain.low > 0) - int(self.gain.high < 0)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How far the last evaluations of one method lie above those of another, both named by their place."""
+
+    higher: int
+    lower: int
+    difference: Interval
+    improvement: Interval
+    """The probability that a run of `higher` is better on a prompt than one of `lower`."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the difference can be told from none."""
+        return self.difference.low > 0
+
+
+def summarise(together: SideBySide) -> list[Method]:
+    """Every method, in the order of its first run."""
+    return [_method(together, number) for number in range(len(together.methods))]
+
+
+def _method(together: SideBySide, number: int) -> Method:
+    places = together.methods[number]
+    runs = [together.runs[place] for place in places]
+    prompts = together.last(places[0]).prompt
+    first, last = together.values(number, first=True), together.values(number)
+    gain = (
+        together.gains[places[0]].difference
+        if len(places) == 1
+        else mean_over_runs(last - first, by_prompt(prompts), generator())
+    )
+    kls = [comparison.kl(run).get(run.evaluations[-1]) for run in runs]
+    origin = together.origins[places[0]]
+    return Method(
+        name=together.method_name(number),
+        runs=tuple(places),
+        tried=origin.tried if origin else None,
+        last=mean_over_runs(last, by_prompt(prompts), generator()),
+        gain=gain,
+        kl=_over_runs([kl for kl in kls if kl is not None]),
+        diversity=_diversity(together, runs),
+        network_evaluations=float(np.mean([together.spent[place] for place in places])),
+        seconds=float(np.mean([sum(run.ledger.get("seconds", {}).values()) for run in runs])),
+    )
+
+
+def _over_runs(found: Sequence[Interval]) -> Interval | None:
+    if len(found) < 2:
+        return found[0] if found else None
+    values = [interval.estimate for interval in found]
+    return Interval(float(np.mean(values)), min(values), max(values))
+
+
+def _diversity(together: SideBySide, runs: Sequence[Run]) -> Interval | None:
+    name = next((name for name in DIVERSITY if all(name in run.metrics for run in together.runs)), None)
+    if name is None:
+        return None
+    values = [run.metrics.get(name, EMPTY).values[-1] for run in runs]
+    return _over_runs([Interval(float(value), float("nan"), float("nan")) for value in values])
+
+
+def contrasts(together: SideBySide) -> list[Contrast]:
+    """Every pair of methods on the headline reward, paired by picture, the highest first.
+
+    The intervals of differences hold for all pairs at once with 95 % (Bonferroni): with m pairs each has a confidence of
+    1 - 0.05 / m. They are over prompts and over the runs of both methods; with one run each they say nothing about other seeds.
+    """
+    prompts = by_prompt(together.last(0).prompt)
+    values = [together.values(number) for number in range(len(together.methods))]
+    order = sorted(range(len(values)), key=lambda method: -float(values[method].mean()))
+    pairs = list(combinations(order, 2))
+
+    def contrast(higher: int, lower: int) -> Contrast:
+        two = values[lower], values[higher], prompts
+        confidence, resamples = 1 - 0.05 / len(pairs), RESAMPLES * len(pairs)
+        difference = difference_of_methods(*two, generator(), confidence=confidence, resamples=resamples)
+        return Contrast(higher, lower, difference, improvement(*two, generator()))
+
+    return [contrast(higher, lower) for higher, lower in pairs]
+
+
+def write_numbers(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast], path: Path) -> None:
+    """All numbers as a table, a row each: `quantity` of `method`, or of `method` against `other`."""
+    rows = [*_own(together, methods), *_between(together, found)]
+    columns = ("method", "other", "quantity", "estimate", "low", "high", "runs", "tried")
+    temporary = path.with_name(f".{path.name}")
+    try:
+        pq.write_table(pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _own(together: SideBySide, methods: Sequence[Method]) -> Iterator[tuple[object, ...]]:
+    nothing = float("nan")
+    for number, method in enumerate(methods):
+        reward = f"{together.splits[0]}/{together.headline}"
+        quantities = {
+            f"{reward} at the end": method.last,
+            f"{reward} gained": method.gain,
+            "KL from the reference, nats": method.kl,
+            "diversity": method.diversity,
+            "network evaluations": Interval(method.network_evaluations, nothing, nothing),
+            "seconds": Interval(method.seconds, nothing, nothing),
+        }
+        for quantity, interval in quantities.items():
+            if interval is not None:
+                limits = interval.estimate, interval.low, interval.high
+                yield method.name, None, quantity, *limits, len(method.runs), method.tried
+        for spent, best in zip(*best_so_far(together, number)[:2], strict=True):
+            quantity = f"best {reward} within {spent:.0f} network evaluations"
+            yield method.name, None, quantity, float(best), nothing, nothing, len(method.runs), method.tried
+
+
+def _between(together: SideBySide, found: Sequence[Contrast]) -> Iterator[tuple[object, ...]]:
+    for contrast in found:
+        names = together.method_name(contrast.higher), together.method_name(contrast.lower)
+        for quantity, i in {"difference": contrast.difference, "improvement": contrast.improvement}.items():
+            yield *names, quantity, i.estimate, i.low, i.high, len(together.methods[contrast.higher]), None
+
+
+def best_so_far(together: SideBySide, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Network evaluations, and what the best evaluation within them reached (headline reward): mean, lowest, highest run."""
+    tracks = []
+    for place in together.methods[number]:
+        curve = comparison.curve(together.runs[place], together.headline, together.splits[0])
+        tracks.append((curve.network_evaluations, np.maximum.accumulate(curve.mean)))
+    budgets = np.unique(np.concatenate([spent for spent, _ in tracks]))
+    best_RB = np.array([best[np.searchsorted(spent, budgets, side="right") - 1] for spent, best in tracks])
+    return budgets, best_RB.mean(0), best_RB.min(0), best_RB.max(0)

@@ -1,0 +1,145 @@
+"""Sweeps compared: which of their runs stand for them, and what is said of the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raysuite.errors import UserError
+from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side.methods import best_so_far, contrasts, summarise
+from raysuite.results.side_by_side.report import comparison_summary, write_comparison
+from raysuite.results.side_by_side.runs import SideBySide, read_runs
+from tests.results import fabricate
+from tests.results.fabricate import CONFIG, COST
+from tests.results.test_side_by_side import passing
+
+
+def fabricate_sweep(directory: Path, runs: list[tuple[str, int, int, int | str]]) -> Path:
+    """A sweep of (objective, trial, seed, prompts of 12 that pass strictly at the end, or another status)."""
+    rows: list[dict[str, Any]] = []
+    for objective, trial, seed, ended in runs:
+        name = f"{objective}-{trial:02d}-seed{seed}"
+        row = {"name": name, "objective": objective, "trial": trial, "seed": seed, "settings": {"learn.rate": trial}}
+        if isinstance(ended, int):
+            changes = {"objective": {"name": objective}, "learn": {"rate": trial}, "seed": seed}
+            fabricate.whole(directory / "trials" / name, passing(ended), config=CONFIG | changes)
+            row |= {"status": "done", "held_out": ended / 100, "message": None}
+        else:
+            row |= {"status": ended, "held_out": None, "message": "out of paint"}
+        rows.append(row)
+    (directory / "sweep.json").write_text("{}")
+    (directory / "trials.json").write_text(json.dumps(rows))
+    return directory
+
+
+@pytest.fixture
+def race(tmp_path: Path) -> Path:
+    """ddpo with three seeds that end at 6, 9 and 12 of 12, dspo with three that all end at 6; before, 3."""
+    ends = {"ddpo": (6, 9, 12), "dspo": (6, 6, 6)}
+    return fabricate_sweep(tmp_path, [(name, 0, seed, end) for name, e in ends.items() for seed, end in enumerate(e)])
+
+
+def verdict(together: SideBySide) -> list[str]:
+    return sentences.verdict(together, summarise(together), contrasts(together))
+
+
+def test_the_runs_of_a_sweep_are_methods_with_intervals_over_seeds_and_prompts(race: Path):
+    together = read_runs([race])
+    ddpo, dspo = summarise(together)
+    assert (ddpo.name, ddpo.runs, ddpo.tried) == ("ddpo", (0, 1, 2), 1)
+    assert ddpo.last.estimate == pytest.approx(0.75)
+    assert ddpo.gain.estimate == pytest.approx(0.5)
+    assert ddpo.gain.low <= 0.35 and ddpo.gain.high >= 0.65  # the seeds alone go from 0.25 to 0.75
+    assert dspo.gain.estimate == pytest.approx(0.25)
+    assert (ddpo.kl.estimate, ddpo.kl.low, ddpo.kl.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert (ddpo.network_evaluations, ddpo.seconds) == (10 * COST, 6.5)
+    (found,) = contrasts(together)
+    assert found.difference.estimate == pytest.approx(0.25) and found.difference.low <= 0.02
+    # of nine pairs of runs a third differ on no prompt, a third on 3 of 12, a third on 6 of 12
+    assert found.improvement.estimate == pytest.approx(0.5 + (0 + 3 + 6) / 3 / 12 / 2)
+    assert found.improvement.low < found.improvement.estimate < found.improvement.high
+    lead, _, seeds = verdict(together)
+    assert lead.endswith("rose with ddpo and cannot be told from no change with dspo.")
+    assert "ddpo, 3 seeds, ended at 0.500, 0.750 and 1.000." in seeds
+    assert seeds.endswith("with a few seeds they are still too narrow.")
+
+
+def test_the_best_so_far_never_falls(tmp_path: Path):
+    up_and_down = {0: 3, 5: 9, 10: 6}
+    for name in ("a", "b"):
+        fabricate.whole(tmp_path / name, lambda update, split, prompt, *_: float(prompt < up_and_down[update]))
+    spent, mean, low, high = best_so_far(read_runs([tmp_path / "a", tmp_path / "b"]), 0)
+    assert np.array_equal(spent, [0, 5 * COST, 10 * COST])
+    for track in (mean, low, high):
+        assert track == pytest.approx([0.25, 0.75, 0.75])
+
+
+def test_every_objective_is_shown_with_its_best_settings_and_unequal_tuning_is_said(tmp_path: Path):
+    runs = [
+        ("ddpo", 0, 0, 6),
+        ("ddpo", 1, 0, 9),
+        ("ddpo", 2, 0, "failed"),
+        ("dspo", 0, 0, 7),
+        ("dspo", 1, 0, "waiting"),
+    ]
+    together = read_runs([fabricate_sweep(tmp_path, runs)])
+    assert together.names == ("ddpo-01-seed0", "dspo-00-seed0")
+    assert [together.method_name(i) for i in range(2)] == ["ddpo", "dspo"]
+    said = " ".join(sentences.cautions(together))
+    assert "1 of 5 runs of" in said and "ddpo-02-seed0: out of paint" in said
+    assert "have not ended and are left out" in said
+    assert "Not tuned equally hard: settings tried are ddpo 2 and dspo 1." in said
+    assert "are the best of those tried, chosen on the held-out prompts of this page" in said
+
+
+def test_settings_that_more_seeds_have_go_before_better_ones(tmp_path: Path):
+    runs = [("ddpo", 0, 0, 6), ("ddpo", 0, 1, 6), ("ddpo", 1, 0, 12), ("ddpo", 1, 1, "failed"), ("dspo", 0, 0, 6)]
+    assert read_runs([fabricate_sweep(tmp_path, runs)]).names == ("ddpo-00-seed0", "ddpo-00-seed1", "dspo-00-seed0")
+
+
+def test_of_one_objective_the_settings_are_compared(tmp_path: Path):
+    together = read_runs([fabricate_sweep(tmp_path, [("ddpo", trial, 0, 3 + trial) for trial in range(10)])])
+    assert [method.name for method in summarise(together)][:2] == ["ddpo #09 (rate 9)", "ddpo #08 (rate 8)"]
+    assert len(together.runs) == 8
+    assert "The settings at the top are the best of those tried" in " ".join(sentences.cautions(together))
+
+
+def test_a_sweep_beside_a_run(race: Path, tmp_path: Path):
+    alone = fabricate.whole(tmp_path / "alone", passing(8), config=CONFIG | {"objective": {"name": "sft"}})
+    together = read_runs([race, alone])
+    assert [method.name for method in summarise(together)] == ["ddpo", "dspo", "alone"]
+    assert "Not tuned equally hard: settings tried are ddpo 1, dspo 1 and alone unknown." in " ".join(
+        sentences.cautions(together)
+    )
+
+
+def test_the_page_of_a_sweep_lies_in_it(race: Path):
+    page = write_comparison([race])
+    assert page == race / "comparison.html" and (race / "comparison.parquet").is_file()
+    html = page.read_text(encoding="utf-8")
+    assert "Best so far" in html and "over its seeds and the prompts" in html
+    assert comparison_summary([race]).count("ddpo, 3 seeds") == 1
+
+
+def test_diversity_is_shown_where_all_runs_have_it(race: Path):
+    assert "diversity" not in comparison_summary([race])
+    for place, directory in enumerate(sorted((race / "trials").iterdir())):
+        fabricate.log(directory, 10, {"evaluation/diversity": 0.1 * place})
+    ddpo, dspo = summarise(read_runs([race]))
+    assert ddpo.diversity is not None and dspo.diversity is not None
+    assert (ddpo.diversity.estimate, ddpo.diversity.low, ddpo.diversity.high) == pytest.approx((0.1, 0.0, 0.2))
+    assert dspo.diversity.estimate == pytest.approx(0.4)
+    assert "diversity" in comparison_summary([race])
+
+
+def test_a_sweep_without_anything_to_compare(tmp_path: Path):
+    with pytest.raises(UserError, match="expected finished runs in the sweep"):
+        read_runs([fabricate_sweep(tmp_path, [("ddpo", 0, 0, "waiting")])])
+    (tmp_path / "trials.json").write_text("[")
+    with pytest.raises(UserError, match="it is missing or damaged"):
+        read_runs([tmp_path])
