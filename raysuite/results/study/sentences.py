@@ -117,7 +117,8 @@ def along(study: Study, path: str, quantity: str) -> str:
             still.append(label)
     said = [f"agreement with {base} moves: {'; '.join(moved)}"] if moved else []
     said += [f"for {listed(still)} no change of agreement with {base} can be told"] if still else []
-    return "; ".join(said) and f"Along {path} {'; '.join(said)}."
+    opening = f"With timesteps weighted alike, along {path}" if quantity == "matched_cosine" else f"Along {path}"
+    return f"{opening} {'; '.join(said)}." if said else ""
 
 
 def gained(gains: Sequence[Gain]) -> str:
