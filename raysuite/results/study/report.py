@@ -22,7 +22,7 @@ from raysuite.results.study.read import Gain, Rung, Study, read_study
 QUANTITIES = {
     "expected_cosine": ("Expected directions", "what an update would do with infinitely many units"),
     "matched_cosine": ("Timesteps weighted alike", "the same after every range of timesteps was given equal size"),
-    "batch_cosine": ("These very batches", "what one update of this size does; noise that is shared makes it larger"),
+    "batch_cosine": ("These very batches", "what one update of this size does; shared noise moves it away from zero"),
 }
 SPACES = {
     "parameters": "In the space of parameters",
