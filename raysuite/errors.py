@@ -6,6 +6,9 @@ import signal
 class UserError(ValueError):
     """A sentence for the person who can mend it: what was expected, what came, what to do."""
 
+    status = 2
+    """The exit status of a command that ends with it."""
+
 
 class RewardHung(UserError):
     """A reward took longer than its limit. The thread that it runs in cannot be ended, only its process."""

@@ -142,8 +142,8 @@ class _Deal:
             self._results.put(error)
 
     def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block) -> None:
-        call: ray.ObjectRef = actor.rollout.remote(block, [self._weights], self._version)
-        self._flying[call] = (actor, number, block, self._lives.get(actor))
+        about = (actor, number, block, self._lives.get(actor))
+        self._flying[actor.rollout.remote(block, [self._weights], self._version)] = about
 
     def _take(self, done: ray.ObjectRef) -> None:
         """An answer; or, from an actor in which a reward hangs, a fresh process and the question again."""

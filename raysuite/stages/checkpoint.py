@@ -44,6 +44,7 @@ class State:
     redone_seconds: float = 0.0
     underway: Cost = field(default_factory=Cost)
     """Of the update or evaluation that is not finished, as far as the first worker knows."""
+    underway_seconds: float = 0.0
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has had all its updates, or spent its budget."""
@@ -67,18 +68,18 @@ class State:
             "evaluation": asdict(self.evaluation),
             "seconds": dict(self.seconds),
             "redone": {**asdict(self.redone), "seconds": self.redone_seconds},
-            "underway": asdict(self.underway),
+            "underway": {**asdict(self.underway), "seconds": self.underway_seconds},
         }
 
     def count_lost(self, ledger: Mapping[str, Any]) -> None:
         """Count as redone what the ledger of an attempt that ended knows beyond this state: it will be done again."""
         if not ledger:
             return
-        spent = sum((Cost(**ledger[side]) for side in ("training", "evaluation", "underway") if side in ledger), Cost())
-        before = dict(ledger.get("redone", {"seconds": 0.0}))
-        seconds = before.pop("seconds") + sum(ledger["seconds"].values()) - sum(self.seconds.values())
+        (before, underway), seconds = (dict(ledger.get(of, {})) for of in ("redone", "underway")), ledger["seconds"]
+        lost_seconds = sum(seconds.values()) - sum(self.seconds.values())
+        self.redone_seconds = before.pop("seconds", 0.0) + underway.pop("seconds", 0.0) + lost_seconds
+        spent = Cost(**ledger["training"]) + Cost(**ledger["evaluation"]) + Cost(**underway)
         self.redone = Cost(**before) + (spent - self.training - self.evaluation)
-        self.redone_seconds = max(0.0, seconds)
 
 
 def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:

@@ -87,6 +87,7 @@ class Training:
         self.learning: dict[int, dict[str, torch.Tensor]] | None = None
         """The optimiser's moments as they were before the update that is being learned."""
         self.started, self.started_at = time.monotonic(), 0
+        self.began = self.started
 
     @property
     def first(self) -> bool:
@@ -264,6 +265,7 @@ class Training:
     def arrived(self, done: Rollouts) -> None:
         """Put what a block cost into the ledger at once: should the run be killed, it was for nothing."""
         self.state.underway += done.cost + done.redone
+        self.state.underway_seconds = time.monotonic() - self.began
         if self.first:
             self.write_ledger()
 
@@ -348,6 +350,7 @@ class Training:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the seconds of a stage in the ledger."""
-        started = time.monotonic()
+        self.began = time.monotonic()
         yield
-        self.state.seconds[stage] += time.monotonic() - started
+        self.state.seconds[stage] += time.monotonic() - self.began
+        self.state.underway_seconds = 0.0
