@@ -49,12 +49,8 @@ def train(
     if launch.claim(config, directory, sys.argv):
         console.print(f"{directory} is finished already", soft_wrap=True)
     else:
-        try:
-            with watch(directory, console):
-                launch.train(config, directory)
-        except KeyboardInterrupt:
-            Console(stderr=True).print("stopped: the same command goes on from the last checkpoint")
-            raise typer.Exit(130) from None
+        with watch(directory, console):
+            launch.train(config, directory)
     console.print(summary(directory))
     console.print(f"report: {write_report(directory)}", soft_wrap=True)
 
@@ -299,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=list(arguments) if arguments is not None else None)
     except UserError as error:
         Console(stderr=True).print(f"raysuite: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(2)
+        sys.exit(error.status)
 
 
 if __name__ == "__main__":

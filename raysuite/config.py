@@ -95,6 +95,11 @@ class Reward(Section):
     name: str
     """A registered reward, or a function as `package.module:function`."""
     weight: float = 1.0
+    seconds: PositiveFloat = 600.0
+    """What it may take for the pictures of one block; then it has hung, and its process is replaced. Rewards that are only
+    watched have these defaults too."""
+    retries: NonNegativeInt = 1
+    """Times that it is asked again for the same pictures after it raised or hung; then the run ends."""
 
 
 class RolloutSettings(Section):
@@ -203,6 +208,31 @@ class Evaluation(Section):
     """Evaluation draws depend on this and never on the run's seed."""
 
 
+Reaction = Literal["warn", "stop", "ignore"]
+
+
+class Guards(Section):
+    """What is watched as a run goes on: each warns in terminal, metrics and report, or stops the run, at its last checkpoint.
+    A loss or gradient that is not finite always stops it.
+    """
+
+    held_out: Reaction = "warn"
+    """The trained reward rose on training prompts since the beginning, and fell on held-out ones (95 % interval below 0)."""
+    diversity: Reaction = "warn"
+    """Pictures of the same prompt have become alike."""
+    diversity_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the diversity at the beginning, below which it has collapsed."""
+    kl: Reaction = "warn"
+    """The KL from the model as it came is beyond `kl_limit`."""
+    kl_limit: PositiveFloat = 500.0
+    """Nats a trajectory. Runs of the bundled model that went well ended at 30 to 250, those that broke it above 800."""
+    ratio: Reaction = "warn"
+    """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
+    ratio_tolerance: PositiveFloat = 0.01
+    finite: Reaction = "warn"
+    """A metric is not a finite number."""
+
+
 class Cluster(Section):
     """Where work runs."""
 
@@ -249,6 +279,7 @@ class RunConfig(Section):
     reference: Reference = Reference()
     learn: Learn = Learn()
     evaluation: Evaluation = Evaluation()
+    guards: Guards = Guards()
     cluster: Cluster = Cluster()
     checkpoints: Checkpoints = Checkpoints()
 
@@ -273,6 +304,17 @@ class RunConfig(Section):
     def canonical(self) -> dict[str, Any]:
         """The resolved configuration as plain JSON values: what config.json holds."""
         return json.loads(self.model_dump_json())
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers: all but where it runs, what watches it, and how long it waits."""
+        tree = self.canonical()
+        for reward in tree["rewards"]:
+            del reward["seconds"], reward["retries"]
+        return {name: section for name, section in tree.items() if name not in ("cluster", "guards")}
+
+    def reward(self, name: str) -> Reward:
+        """The settings of a reward, trained or only watched."""
+        return next((reward for reward in self.rewards if reward.name == name), Reward(name=name))
 
 
 def _check_objective(config: RunConfig) -> None:

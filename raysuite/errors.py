@@ -1,5 +1,28 @@
 """Errors for the person who can mend them."""
 
+import signal
+
 
 class UserError(ValueError):
     """A sentence for the person who can mend it: what was expected, what came, what to do."""
+
+    status = 2
+    """The exit status of a command that ends with it."""
+
+
+class RewardHung(UserError):
+    """A reward took longer than its limit. The thread that it runs in cannot be ended, only its process."""
+
+    def __init__(self, message: str, retries: int = 0) -> None:
+        super().__init__(message)
+        self.retries = retries
+        """How often it may be asked again."""
+
+
+class Stopped(UserError):
+    """A run stopped because it was told to, by a signal."""
+
+    def __init__(self, message: str, signum: signal.Signals) -> None:
+        super().__init__(message)
+        self.status = 128 + signum
+        """The exit status that shells know: 130 after Ctrl-C, 143 after SIGTERM."""

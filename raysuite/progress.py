@@ -38,13 +38,31 @@ def watch(directory: Path, console: Console) -> Iterator[None]:
         thread.join()
 
 
+class _Warnings:
+    """Says every warning of the run's guards once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: set[str] = set()
+
+    def say(self, state: dict[str, Any]) -> None:
+        for warning in state.get("warnings", ()):
+            if warning not in self._said:
+                self._said.add(warning)
+                self._console.print(
+                    f"WARNING: {warning}", style="yellow", highlight=False, soft_wrap=True, markup=False
+                )
+
+
 def _bar(directory: Path, console: Console, stop: threading.Event) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+    warnings = _Warnings(console)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting Ray and loading the model", total=None, detail="")
         while not stop.wait(POLL_SECONDS):
             state = _read(directory)
             if state:
+                warnings.say(state)
                 total, images = state["updates"], state.get("images_total")
                 share = state.get("images", 0) / images if images and state["phase"] == "rollout" else 0.0
                 progress.update(
@@ -58,8 +76,11 @@ def _bar(directory: Path, console: Console, stop: threading.Event) -> None:
 
 def _lines(directory: Path, console: Console, stop: threading.Event) -> None:
     said: tuple[str, int] | None = None
+    warnings = _Warnings(console)
     while not stop.wait(POLL_SECONDS):
         state = _read(directory)
+        if state:
+            warnings.say(state)
         if state and (state["phase"], state["update"]) != said and state["phase"] in ("rollout", "evaluate"):
             said = (state["phase"], state["update"])
             console.print(f"{_place(state['update'], state['updates'])}: {_detail(state)}", highlight=False)

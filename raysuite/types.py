@@ -36,6 +36,9 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -112,6 +115,10 @@ class Rollouts:
     kl_N: np.ndarray | None
     """KL from the reference summed over the trajectory's steps, nats. None unless measured."""
     cost: Cost
+    thumbnails_N: np.ndarray | None = None
+    """uint8 (N, h, w, 3) of all pictures, as small as `kernel.diversity` compares them. None where nothing was drawn."""
+    redone: Cost = Cost()
+    """What was done in vain and again before: a process died, or a reward raised or hung. An upper bound."""
 
 
 @dataclass(frozen=True, kw_only=True)

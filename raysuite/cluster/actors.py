@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -12,7 +16,7 @@ import ray
 import torch
 
 from raysuite.config import Cluster, RunConfig
-from raysuite.errors import UserError
+from raysuite.errors import RewardHung, UserError
 from raysuite.families import open_policy
 from raysuite.stages.collect import Collector
 from raysuite.stages.rollout import sample, score
@@ -20,6 +24,8 @@ from raysuite.types import Block, Rollouts
 
 IN_FLIGHT = 2
 """Blocks an actor holds at once: one is scored while the next is drawn."""
+IDLE_SECONDS = 0.2
+"""How long a collector waits for a block before it lets the learner look up."""
 
 
 class RolloutActor:
@@ -31,13 +37,15 @@ class RolloutActor:
         self._policy = open_policy(config, torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu"))
         self._version = -1
         self._drawing, self._scoring = threading.Lock(), threading.Lock()
+        self._rewards = ThreadPool(1)
+        self._life = uuid.uuid4().hex
 
-    def ready(self) -> bool:
-        """Whether the model is loaded (an error of the constructor arrives here)."""
-        return True
+    def life(self) -> str:
+        """Which of the actor's lives this is: another one after a restart. An error of the constructor arrives here."""
+        return self._life
 
-    def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> Rollouts:
-        """Draw and score a block with the given version of the weights.
+    def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> tuple[str, Rollouts]:
+        """Draw and score a block with the given version of the weights; says too which of the actor's lives it was.
 
         The request carries the weights' reference, so that an actor that was restarted and lost its state answers
         with the right policy.
@@ -48,7 +56,7 @@ class RolloutActor:
                 self._version = version
             drawn = sample(self._policy, block, self._config, version=version)
         with self._scoring:
-            return score(drawn, self._config)
+            return self._life, score(drawn, self._config, thread=self._rewards)
 
 
 def start_actors(
@@ -70,43 +78,89 @@ def start_actors(
 class RayCollector(Collector):
     """Deals blocks to actors as they become free."""
 
-    def __init__(self, actors: Sequence[ray.actor.ActorHandle]) -> None:
+    def __init__(self, actors: Sequence[ray.actor.ActorHandle], *, idle: Callable[[], None] = lambda: None) -> None:
         self._actors = list(actors)
+        self._idle = idle
+        """Called now and then while there is nothing to hand out; what it raises ends the waiting."""
+        self._lives: dict[ray.actor.ActorHandle, str] = {}
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin at once, in a thread; the iterator yields blocks in the order in which they are done."""
-        results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()
-        reference = ray.put(weights)
-        threading.Thread(target=self._deal, args=(list(blocks), reference, version, results), daemon=True).start()
+        deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version)
+        threading.Thread(target=deal.run, daemon=True).start()
 
         def iterate() -> Iterator[Rollouts]:
             for _ in blocks:
-                done = results.get()
-                if isinstance(done, BaseException):
-                    raise done
+                while (done := deal.next(IDLE_SECONDS)) is None:
+                    self._idle()
                 yield done
 
         return iterate()
 
-    def _deal(
+
+class _Deal:
+    """Some blocks with one version of the weights, on their way to actors and back."""
+
+    def __init__(
         self,
-        blocks: list[Block],
+        actors: Sequence[ray.actor.ActorHandle],
+        lives: dict[ray.actor.ActorHandle, str],
+        blocks: Sequence[Block],
         weights: ray.ObjectRef,
         version: int,
-        results: queue.SimpleQueue[Rollouts | BaseException],
     ) -> None:
-        free = self._actors * IN_FLIGHT
-        flying: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
+        self._actors, self._lives = actors, lives
+        self._blocks, self._weights, self._version = list(enumerate(blocks)), weights, version
+        self._free = list(actors) * IN_FLIGHT
+        self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
+        self._hung: Counter[int] = Counter()
+        self._results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()
+
+    def next(self, seconds: float) -> Rollouts | None:
+        """The next block that is done, or None if there is none within so many seconds."""
         try:
-            while blocks or flying:
-                while blocks and free:
-                    actor = free.pop(0)
-                    flying[actor.rollout.remote(blocks.pop(0), [weights], version)] = actor
-                (done,), _ = ray.wait(list(flying), num_returns=1)
-                free.append(flying.pop(done))
-                results.put(ray.get(done))
+            done = self._results.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(done, BaseException):
+            raise done
+        return done
+
+    def run(self) -> None:
+        """Deal until everything is done or something is beyond repair."""
+        try:
+            unknown = [actor for actor in self._actors if actor not in self._lives]
+            self._lives.update(zip(unknown, ray.get([actor.life.remote() for actor in unknown]), strict=True))
+            while self._blocks or self._flying:
+                while self._blocks and self._free:
+                    self._submit(self._free.pop(0), *self._blocks.pop(0))
+                (done,), _ = ray.wait(list(self._flying), num_returns=1)
+                self._take(done)
         except ray.exceptions.RayTaskError as error:
             # a sentence for the user crosses processes as it was written
-            results.put(error.cause if isinstance(error.cause, UserError) else error)
+            self._results.put(error.cause if isinstance(error.cause, UserError) else error)
         except ray.exceptions.RayError as error:
-            results.put(error)
+            self._results.put(error)
+
+    def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block) -> None:
+        about = (actor, number, block, self._lives.get(actor))
+        self._flying[actor.rollout.remote(block, [self._weights], self._version)] = about
+
+    def _take(self, done: ray.ObjectRef) -> None:
+        """An answer; or, from an actor in which a reward hangs, a fresh process and the question again."""
+        actor, number, block, life_before = self._flying.pop(done)
+        self._free.append(actor)
+        try:
+            life, rollouts = ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, RewardHung) or self._hung[number] >= error.cause.retries:
+                raise
+            self._hung[number] += 1
+            ray.kill(actor, no_restart=False)
+            self._lives.pop(actor, None)
+            self._blocks.insert(0, (number, block))
+            return
+        self._lives[actor] = life
+        times = self._hung[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
+        redone = sum([rollouts.cost] * times, rollouts.redone)
+        self._results.put(dataclasses.replace(rollouts, redone=redone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,13 +20,15 @@ from ray.train.torch import TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.cluster.interrupt import Interruption
 from raysuite.config import Cluster, RunConfig, validate
-from raysuite.errors import UserError
+from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.stop import StopFile
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 
@@ -125,32 +128,38 @@ def train(config: RunConfig, directory: Path) -> None:
     """Run to the end, or go on with a run that was stopped.
 
     Raises:
+        Stopped: a signal came; the last completed update is in a checkpoint.
         UserError: something that the user can mend; the last checkpoint stands.
     """
-    connect()
-    check_resources(config.cluster, workers=config.cluster.workers)
     cluster, failure = config.cluster, directory / "failure.json"
     failure.unlink(missing_ok=True)
-    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
-    with running_actors(config) as actors:
-        TorchTrainer(
-            _learner,
-            train_loop_config={
-                "config": config.canonical(),
-                "directory": str(directory),
-                "actors": actors,
-                "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
-            },
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
-            ),
-            run_config=TrainRunConfig(
-                name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=cluster.max_failures)
-            ),
-        ).fit()
+    with Interruption(directory, failure) as interruption:
+        connect()
+        interruption.install()
+        check_resources(cluster, workers=cluster.workers)
+        resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
+        with running_actors(config) as actors:
+            trainer = TorchTrainer(
+                _learner,
+                train_loop_config={
+                    "config": config.canonical(),
+                    "directory": str(directory),
+                    "actors": actors,
+                    "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
+                },
+                scaling_config=ScalingConfig(
+                    num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+                ),
+                run_config=TrainRunConfig(
+                    name="ray",
+                    storage_path=str(directory),
+                    failure_config=FailureConfig(max_failures=cluster.max_failures),
+                ),
+            )
+            interruption.wait_for(trainer.fit)
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
-    if (sentence := failed(directory)) is not None:
-        raise UserError(sentence)
+    if (message := failed(directory)) is not None:
+        raise Stopped(message, interruption.signum) if interruption.signum else UserError(message)
 
 
 def failed(directory: Path) -> str | None:
@@ -169,13 +178,26 @@ def _learner(options: dict[str, Any]) -> None:
     accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
     rank, workers, actors = accelerator.process_index, accelerator.num_processes, options["actors"]
     mine = actors[rank::workers] or [actors[rank % len(actors)]]
+    # only the first worker looks for a request to stop: the others wait for it, and end with it
+    check = StopFile(directory).check if accelerator.is_main_process else lambda: None
     try:
         policy = open_policy(config, accelerator.device)
-        Training(config, directory, policy, RayCollector(mine), accelerator).train()
-    except UserError as error:
-        write_json(failure, {"message": str(error)})
+        Training(config, directory, policy, RayCollector(mine, idle=check), accelerator, check=check).train()
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        write_json(failure, {"message": _sentence(error, directory)})
         if workers > 1:  # the others wait for this one: let Ray Train end them all
             raise
+
+
+def _sentence(error: UserError | OSError, directory: Path) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return (
+        f"expected to write into {directory}, could not ({error}): the last checkpoint stands; make room there, and give the "
+        "same command again"
+    )
 
 
 def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> None:
@@ -222,4 +244,5 @@ def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
 def finished(config: RunConfig, directory: Path) -> bool:
     """Whether the last checkpoint in `directory` is the run's last."""
     found = checkpoint.completed(directory / "checkpoints")
-    return bool(found) and checkpoint.read_state(found[-1]).finished(config)
+    state = checkpoint.read_state(found[-1]) if found else None
+    return state is not None and state.finished(config) and RunDirectory(directory).evaluated(state.updates)

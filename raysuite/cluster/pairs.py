@@ -47,7 +47,7 @@ def make_pairs(
         )
     policy = open_policy(config, torch.device("cpu"))
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
-    canonical = config.canonical()
+    canonical = config.identity()
     identity = {
         "model": config.model.path,
         "latent_shape": policy.latent_shape,

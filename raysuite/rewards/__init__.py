@@ -7,19 +7,26 @@ metadata N mappings (what the prompt file says besides the prompt), and scores N
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raysuite.errors import UserError
+from raysuite.errors import RewardHung, UserError
 from raysuite.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
 from raysuite.rewards.redness import redness
 from raysuite.rewards.scenes import scenes, scenes_strict
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
+
+PAUSE_SECONDS = 1.0
+"""Between a call that raised and its repetition."""
 
 REWARDS: dict[str, RewardFunction] = {
     "jpeg_compressibility": jpeg_compressibility,
@@ -52,25 +59,68 @@ def resolve(name: str) -> RewardFunction:
     return function
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A reward's time, and the thread in which it is kept. Only a process that may be replaced can keep it: nothing ends
+    a thread.
+    """
+
+    seconds: float
+    thread: ThreadPool
+
+
 def score(
-    name: str, images_N: np.ndarray, prompts_N: Sequence[str], metadata_N: Sequence[Mapping[str, Any]]
+    name: str,
+    images_N: np.ndarray,
+    prompts_N: Sequence[str],
+    metadata_N: Sequence[Mapping[str, Any]],
+    *,
+    retries: int = 0,
+    limit: Limit | None = None,
+    told: Callable[[UserError], None] = lambda error: None,
 ) -> np.ndarray:
     """Scores of one reward, float64 (N,), checked.
 
+    Args:
+        name: of the reward.
+        images_N: uint8 (N, H, W, 3).
+        prompts_N: N sentences.
+        metadata_N: N mappings.
+        retries: how often it is asked again when it raises.
+        limit: of one call; None lets it take what it takes.
+        told: of every failure that was followed by another call.
+
     Raises:
-        UserError: the reward raised, returned another number of scores, or a score that is not a number.
+        RewardHung: it took longer than the limit.
+        UserError: it raised, returned another number of scores, or a score that is not a number.
     """
-    function = resolve(name)
-    try:
-        scores = np.asarray(function(images_N, list(prompts_N), list(metadata_N)), dtype=np.float64)
-    except Exception as error:  # whatever a user's function raises is reported with the prompts it was given
-        raise UserError(
-            f"the reward {name} raised {type(error).__name__}: {error}; the prompts were {_some(prompts_N)}"
-        ) from error
+    function, prompts = resolve(name), _some(prompts_N)
+    arguments = (images_N, list(prompts_N), list(metadata_N))
+    for attempt in range(retries + 1):
+        try:
+            answer = limit.thread.apply_async(function, arguments).get(limit.seconds) if limit else function(*arguments)
+            scores = np.asarray(answer, dtype=np.float64)
+            break
+        except multiprocessing.TimeoutError as error:
+            assert limit is not None
+            raise RewardHung(
+                f"expected the reward {name} to answer within {limit.seconds:g} seconds, it did not; the prompts were "
+                f"{prompts}: mend it, or give it more time (seconds in its entry of rewards)",
+                retries,
+            ) from error
+        except Exception as error:  # whatever a user's function raises is reported with the prompts it was given
+            times = f", {attempt + 1} times in a row" if attempt else ""
+            failure = UserError(
+                f"the reward {name} raised {type(error).__name__}: {error}; the prompts were {prompts}{times}"
+            )
+            if attempt == retries:
+                raise failure from error
+            told(failure)
+            time.sleep(PAUSE_SECONDS)
     if scores.shape != (len(prompts_N),):
         raise UserError(
             f"expected {len(prompts_N)} scores from the reward {name}, got an array of shape {scores.shape}; the prompts were "
-            f"{_some(prompts_N)}"
+            f"{prompts}"
         )
     bad = ~np.isfinite(scores)
     if bad.any():

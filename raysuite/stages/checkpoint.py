@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -37,6 +39,12 @@ class State:
     """Flat weights of the policy versions that rollouts may still be drawn from, by version."""
     reference: np.ndarray | None = None
     """Flat weights of the reference, where it is not the model as it came."""
+    redone: Cost = field(default_factory=Cost)
+    """What was done in vain and again; see `count_lost`."""
+    redone_seconds: float = 0.0
+    underway: Cost = field(default_factory=Cost)
+    """Of the update or evaluation that is not finished, as far as the first worker knows."""
+    underway_seconds: float = 0.0
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has had all its updates, or spent its budget."""
@@ -55,23 +63,61 @@ class State:
 
     def ledger(self) -> dict[str, Any]:
         """What ledger.json holds."""
-        return {"training": asdict(self.training), "evaluation": asdict(self.evaluation), "seconds": dict(self.seconds)}
+        return {
+            "training": asdict(self.training),
+            "evaluation": asdict(self.evaluation),
+            "seconds": dict(self.seconds),
+            "redone": {**asdict(self.redone), "seconds": self.redone_seconds},
+            "underway": {**asdict(self.underway), "seconds": self.underway_seconds},
+        }
+
+    def count_lost(self, ledger: Mapping[str, Any]) -> None:
+        """Count as redone what the ledger of an attempt that ended knows beyond this state: it will be done again."""
+        if not ledger:
+            return
+        (before, underway), seconds = (dict(ledger.get(of, {})) for of in ("redone", "underway")), ledger["seconds"]
+        lost_seconds = sum(seconds.values()) - sum(self.seconds.values())
+        self.redone_seconds = before.pop("seconds", 0.0) + underway.pop("seconds", 0.0) + lost_seconds
+        spent = Cost(**ledger["training"]) + Cost(**ledger["evaluation"]) + Cost(**underway)
+        self.redone = Cost(**before) + (spent - self.training - self.evaluation)
 
 
 def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
-    """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`."""
+    """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`.
+
+    Raises:
+        UserError: it could not be written (the disk is full, say); what was there before still is.
+    """
     final = directory / f"{state.updates:06d}"
     temporary = directory / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, policy, optimizer, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        before = completed(directory)
+        stands = f"{before[-1]} stands" if before else "there is none before it"
+        raise UserError(
+            f"expected to write the checkpoint {final}, could not ({error}): {stands}; make room there, and give the same "
+            "command again"
+        ) from error
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    for old in completed(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(temporary: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State) -> None:
     (temporary / "model").mkdir(parents=True)
     policy.save(temporary / "model")
     names = list(policy.trainable())
-    moments = {
+    named = {
         f"{names[index]}/{key}": torch.as_tensor(value).contiguous()
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    safetensors.torch.save_file(moments, temporary / "optimizer.safetensors")
+    safetensors.torch.save_file(named, temporary / "optimizer.safetensors")
     behaviour = {str(version): flat for version, flat in state.behaviour.items()}
     safetensors.numpy.save_file(behaviour, temporary / "behaviour.safetensors")
     if state.reference is not None:
@@ -84,11 +130,19 @@ def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, stat
         "sha256": {name: _digest(temporary / name) for name in files},
     }
     (temporary / "state.json").write_text(json.dumps(document))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
-    for old in completed(directory)[:-keep]:
-        shutil.rmtree(old)
-    return final
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
+    """A copy of what the optimiser remembers, on the CPU."""
+    return {
+        index: {key: torch.as_tensor(value).to("cpu", copy=True) for key, value in entry.items()}
+        for index, entry in optimizer.state_dict()["state"].items()
+    }
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, torch.Tensor]]) -> None:
+    """The inverse of `moments`."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
 
 
 def completed(directory: Path) -> list[Path]:
@@ -105,13 +159,13 @@ def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | No
     state = read_state(checkpoint)
     policy.load(checkpoint / "model")
     if optimizer is not None:
-        moments = safetensors.torch.load_file(checkpoint / "optimizer.safetensors")
+        named = safetensors.torch.load_file(checkpoint / "optimizer.safetensors")
         entries: dict[int, dict[str, torch.Tensor]] = {}
         for index, name in enumerate(policy.trainable()):
-            entry = {key.rpartition("/")[2]: value for key, value in moments.items() if key.rpartition("/")[0] == name}
+            entry = {key.rpartition("/")[2]: value for key, value in named.items() if key.rpartition("/")[0] == name}
             if entry:
                 entries[index] = entry
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+        restore_moments(optimizer, entries)
     behaviour = safetensors.numpy.load_file(checkpoint / "behaviour.safetensors")
     state.behaviour = {int(version): flat for version, flat in behaviour.items()}
     if (checkpoint / "reference.safetensors").exists():
@@ -140,12 +194,15 @@ def read_state(checkpoint: Path) -> State:
                 f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"
             )
     ledger = document["ledger"]
+    redone = ledger.get("redone", {})
     return State(
         updates=document["updates"],
         training=Cost(**ledger["training"]),
         evaluation=Cost(**ledger["evaluation"]),
         seconds=ledger["seconds"],
         tracker=document["tracker"],
+        redone=Cost(**{name: value for name, value in redone.items() if name != "seconds"}),
+        redone_seconds=redone.get("seconds", 0.0),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_mean
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, write_json
@@ -27,6 +28,7 @@ def record(run: RunDirectory, update: int, results: Sequence[tuple[str, Rollouts
     ordered = sorted(results, key=lambda pair: (pair[0], pair[1].block.first_sample, pair[1].block.index))
     rows: list[tuple[object, ...]] = []
     values: dict[str, list[float]] = defaultdict(list)
+    drawn: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     metrics = {}
     for split, rollouts in ordered:
         block = rollouts.block
@@ -42,6 +44,13 @@ def record(run: RunDirectory, update: int, results: Sequence[tuple[str, Rollouts
             metrics["evaluation/kl"] = kl.estimate
             if len(rollouts.kl_N) > 1:  # one trajectory has no interval
                 metrics |= {"evaluation/kl_low": kl.low, "evaluation/kl_high": kl.high}
+        if rollouts.thumbnails_N is not None:
+            for prompt, thumbnail in zip(block.prompts, rollouts.thumbnails_N, strict=True):
+                drawn[split, prompt].append(thumbnail)
+    for split in dict.fromkeys(split for split, _ in drawn):
+        alike = [np.stack(found) for (of, _), found in drawn.items() if of == split and len(found) > 1]
+        if alike:  # with one picture a prompt there is nothing to compare
+            metrics[f"evaluation/diversity/{split}"] = float(np.mean([pairwise_distance(found) for found in alike]))
     run.write_scores(update, dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
     _write_pictures(run, update, ordered)
     return {**{name: float(np.mean(numbers)) for name, numbers in values.items()}, **metrics}

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from raysuite.config import RunConfig
+from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
@@ -53,15 +53,16 @@ class RunDirectory:
     def claim(self, config: RunConfig, command: Sequence[str]) -> None:
         """Make the directory this configuration's, or find that it already is.
 
-        Where work runs (`cluster`) may change between the parts of a run; nothing else may.
+        Where work runs, what watches it and how long rewards may take may change between the parts of a run; nothing
+        else may. A setting that the run's version did not have is at its default there.
 
         Raises:
             UserError: the directory holds something else.
         """
-        file, wanted = self.path / "config.json", config.canonical()
+        file = self.path / "config.json"
         if file.exists():
-            found = json.loads(file.read_text())
-            differing = sorted(key for key in {*found, *wanted} - {"cluster"} if found.get(key) != wanted.get(key))
+            found, wanted = (each.identity() for each in (validate(json.loads(file.read_text())), config))
+            differing = sorted(key for key in wanted if found[key] != wanted[key])
             if differing:
                 raise UserError(
                     f"expected {self.path} to hold this run, got one that differs in {', '.join(differing)}: name another --out, "
@@ -71,7 +72,7 @@ class RunDirectory:
             raise UserError(
                 f"expected an empty or new directory, or one that holds this run, got {self.path}: name another --out"
             )
-        write_json(file, wanted)
+        write_json(file, config.canonical())
         known = self.path / "provenance.json"
         if known.exists():  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
             began = json.loads(known.read_text())
@@ -84,6 +85,27 @@ class RunDirectory:
         with (self.path / "metrics.jsonl").open("a") as file:
             for name, value in values.items():
                 file.write(json.dumps({"update": update, "name": name, "value": value}) + "\n")
+
+    def metrics(self) -> dict[str, dict[int, float]]:
+        """Every metric that was logged, by name and update. A line that was being written when a run was killed is none."""
+        found: dict[str, dict[int, float]] = {}
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text().splitlines() if file.exists() else ():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            found.setdefault(row["name"], {})[row["update"]] = row["value"]
+        return found
+
+    def ledger(self) -> dict[str, Any]:
+        """What the run has cost so far; empty before anything did."""
+        file = self.path / "ledger.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def evaluated(self, update: int) -> bool:
+        """Whether the policy after so many updates was evaluated to the end: its metrics are written last."""
+        return any(update in values for name, values in self.metrics().items() if name.startswith("evaluation/"))
 
     def rewind(self, updates: int) -> None:
         """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""

@@ -78,6 +78,7 @@ def gradient(
     *,
     microbatch: int,
     total: Callable[[int], int] = lambda units: units,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Metrics, Cost]:
     """Add the gradient of the objective's mean over all units of `batches` to the parameters' `grad`.
 
@@ -91,6 +92,7 @@ def gradient(
         microbatch: points through the network at once, at most.
         total: the number of units of a whole minibatch, from the number in these batches. Where workers hold parts of a
             minibatch, the sum of their gradients is its gradient, and so with their metrics.
+        check: called before every microbatch; what it raises ends the work.
 
     Returns:
         The objective's metrics, with `loss`, as means over all units (empty where there are none), and the cost.
@@ -104,6 +106,7 @@ def gradient(
         for group in range(0, len(whole), whole.together):
             width = max(1, min(microbatch // members, whole.together))
             for start in range(group, group + whole.together, width):
+                check()
                 chunk = whole.rows(start, min(start + width, group + whole.together)).to(policy.device)
                 loss, spent = _backward(objective, policy, chunk, microbatch=microbatch, scale=1 / units)
                 for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
@@ -158,11 +161,12 @@ def learn(
     *,
     update: int,
     accelerator: Accelerator,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Metrics, Cost]:
     """All optimiser steps of one update, from this worker's blocks by number.
 
     Gradients are summed over workers once per optimiser step. A minibatch without a unit (all its rankings were ties)
-    makes none.
+    makes none. `check` is called before every microbatch; what it raises leaves the update half done.
 
     Raises:
         UserError: a loss or gradient is not finite; the weights are then as they were before the step.
@@ -182,6 +186,7 @@ def learn(
                 batches,
                 microbatch=config.learn.microbatch,
                 total=lambda units: _total(units, accelerator),
+                check=check,
             )
             metrics = _reduce(parameters, metrics, accelerator)
             if not metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from raysuite import rewards
 from raysuite.config import Credit, Reward, RunConfig
+from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
 from raysuite.kernel.credit import preview_credit, terminal_credit
+from raysuite.kernel.diversity import thumbnails
 from raysuite.rng import Stage, torch_generator
 from raysuite.types import Block, Cost, Drawn, Rollouts
 
@@ -99,24 +102,43 @@ def _preview(
     return x0, len(levels) - 1
 
 
-def score(drawn: Drawn, config: RunConfig) -> Rollouts:
-    """Score a block: the trained reward of every preview, and at the end every reward that is watched."""
+def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) -> Rollouts:
+    """Score a block: the trained reward of every preview, and at the end every reward that is watched.
+
+    Rewards are held to their time only where there is a `thread` to run them in, of a process that may be replaced.
+
+    Raises:
+        RewardHung: a reward took longer than its limit.
+        UserError: a reward raised to the end, or gave no scores.
+    """
     block, evaluation = drawn.block, drawn.block.evaluation
-    final = {r.name: _scored(r.name, drawn.previews_JN[-1], block) for r in config.rewards}
+    failures: list[UserError] = []
+
+    def scored(name: str, images_N: np.ndarray) -> np.ndarray:
+        settings = config.reward(name)
+        return rewards.score(
+            name,
+            images_N,
+            block.prompt_of_N,
+            block.metadata_of_N,
+            retries=settings.retries,
+            limit=rewards.Limit(settings.seconds, thread) if thread else None,
+            told=failures.append,
+        )
+
+    final = {r.name: scored(r.name, drawn.previews_JN[-1]) for r in config.rewards}
     reward_N = _total(final, config.rewards)
     scores = dict(final)
     credit_NK = None
     if evaluation:
         scores |= {
-            name: _scored(name, drawn.previews_JN[-1], block)
-            for name in config.evaluation.rewards
-            if name not in scores
+            name: scored(name, drawn.previews_JN[-1]) for name in config.evaluation.rewards if name not in scores
         }
     elif config.credit.kind == "terminal":
         credit_NK = terminal_credit(reward_N, steps=config.sampler.steps)
     else:
         values = [
-            _total({r.name: _scored(r.name, images, block) for r in config.rewards}, config.rewards)
+            _total({r.name: scored(r.name, images) for r in config.rewards}, config.rewards)
             for images in drawn.previews_JN[:-1]
         ]
         at = [*config.credit.previews, config.sampler.steps]
@@ -130,8 +152,10 @@ def score(drawn: Drawn, config: RunConfig) -> Rollouts:
         reward_N=reward_N,
         credit_NK=credit_NK,
         pictures=_pictures(drawn, config),
+        thumbnails_N=thumbnails(drawn.previews_JN[-1]),
         kl_N=drawn.kl_N,
         cost=drawn.cost + Cost(images_scored=block.size * len(drawn.previews_JN)),
+        redone=Cost(images_scored=block.size * len(failures)),
     )
 
 
@@ -141,10 +165,6 @@ def _pictures(drawn: Drawn, config: RunConfig) -> np.ndarray | None:
     if not block.evaluation or block.index or block.first_sample:
         return None
     return drawn.previews_JN[-1][: config.evaluation.pictures]
-
-
-def _scored(name: str, images_N: np.ndarray, block: Block) -> np.ndarray:
-    return rewards.score(name, images_N, block.prompt_of_N, block.metadata_of_N)
 
 
 def _total(scores: dict[str, np.ndarray], terms: Sequence[Reward]) -> np.ndarray:

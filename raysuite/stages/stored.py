@@ -90,7 +90,7 @@ def check_replay(config: RunConfig) -> None:
 
 def _identity(config: RunConfig, *, credit: bool) -> dict[str, Any]:
     sizes = {name: getattr(config.rollouts, name) for name in ("prompts", "samples", "prompts_per_block")}
-    facts: dict[str, Any] = {name: getattr(config, name) for name in ("model", "sampler", "rewards")}
+    facts: dict[str, Any] = {name: config.identity()[name] for name in ("model", "sampler", "rewards")}
     facts["rollouts"] = sizes
     if credit:
         facts["credit"] = (config.credit.kind, config.credit.previews, config.credit.preview_steps)

@@ -11,16 +11,16 @@ Every learner worker runs this same function on its share of the blocks; only th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from raysuite.config import RunConfig
+from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
 from raysuite.stages import checkpoint, stored
@@ -28,11 +28,14 @@ from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import Collector
 from raysuite.stages.evaluate import record
 from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.stop import StopRequested
 from raysuite.stages.stored import ReplayCollector
+from raysuite.stages.summaries import reward_metrics, summary
 from raysuite.types import Block, Cost, Rollouts
 
 
@@ -40,10 +43,28 @@ class Training:
     """One worker's part of a run, between one update and the next."""
 
     def __init__(
-        self, config: RunConfig, directory: Path, policy: Policy, collector: Collector, accelerator: Accelerator
+        self,
+        config: RunConfig,
+        directory: Path,
+        policy: Policy,
+        collector: Collector,
+        accelerator: Accelerator,
+        *,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """Open a run.
+
+        Args:
+            config: of the run.
+            directory: of the run.
+            policy: as it came.
+            collector: draws rollouts.
+            accelerator: knows the other workers.
+            check: called now and then, where the work can be left; raises StopRequested to stop the run.
+        """
         self.config, self.policy, self.collector, self.accelerator = config, policy, collector, accelerator
-        self.run = RunDirectory(directory)
+        self.run, self.check = RunDirectory(directory), check
+        self.watch = Watch(config, self.run)
         replay, offline = config.rollouts.replay, config.preferences.source
         self.source = ReplayCollector(Path(replay)) if replay else collector
         self.set = PreferenceSet(Path(offline)) if offline else None
@@ -63,7 +84,10 @@ class Training:
         if config.reference.refresh:
             self.state.reference = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
+        self.learning: dict[int, dict[str, torch.Tensor]] | None = None
+        """The optimiser's moments as they were before the update that is being learned."""
         self.started, self.started_at = time.monotonic(), 0
+        self.began = self.started
 
     @property
     def first(self) -> bool:
@@ -71,19 +95,57 @@ class Training:
         return bool(self.accelerator.is_main_process)
 
     def train(self) -> None:
-        """Go on from the last checkpoint to the last update."""
-        self.resume()
-        if self.state.updates == 0:
-            self.evaluate()
-        while not self.state.finished(self.config):
-            self.update()
-            evaluate = self.state.finished(self.config) or self.state.updates % self.config.evaluation.every == 0
-            if evaluate:
+        """Go on from the last checkpoint to the last update.
+
+        Raises:
+            UserError: something that only the user can mend, or the run was told to stop.
+        """
+        try:
+            self.resume()
+            if self.evaluates and not self.run.evaluated(self.state.updates):
                 self.evaluate()
-            if evaluate or self.state.updates % self.config.checkpoints.every == 0:
-                self.save()
+                if self.state.updates:  # the run was stopped as this policy was evaluated
+                    self.save()
+            while not self.state.finished(self.config):
+                self.update()
+                if self.evaluates:
+                    self.evaluate()
+                if self.evaluates or self.state.updates % self.config.checkpoints.every == 0:
+                    self.save()
+        except StopRequested as request:
+            raise UserError(self.stop(str(request))) from request
         if self.first:
-            self.run.progress(phase="done", update=self.state.updates, updates=self.state.updates)
+            self.run.progress(
+                phase="done",
+                update=self.state.updates,
+                updates=self.state.updates,
+                warnings=list(self.watch.warnings.values()),
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the policy after this many updates is one that is evaluated."""
+        updates = self.state.updates
+        return updates == 0 or self.state.finished(self.config) or updates % self.config.evaluation.every == 0
+
+    def stop(self, who: str) -> str:
+        """Put the last completed update on disk, and return the sentence with which the run ends.
+
+        What the update that was under way did to weights and optimiser is undone. Other workers are not waited for.
+        """
+        updates = self.state.updates
+        if not updates:
+            return f"stopped by {who} before the first update was done: the same command begins the run again"
+        if self.learning is not None:
+            self.policy.set_weights(self.state.behaviour[updates])
+            checkpoint.restore_moments(self.optimizer, self.learning)
+        directory = self.run.path / "checkpoints"
+        if directory / f"{updates:06d}" not in checkpoint.completed(directory):
+            checkpoint.save(directory, self.policy, self.optimizer, self.state, keep=self.config.checkpoints.keep)
+        return (
+            f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
+            "last: the same command goes on from there"
+        )
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what was written after it."""
@@ -91,9 +153,10 @@ class Training:
         if found:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
             self.tracker.restore(self.state.tracker)
-        self.accelerator.wait_for_everyone()
+        self.state.count_lost(self.run.ledger())
         if self.first:
             self.run.rewind(self.state.updates if found else -1)
+        self.accelerator.wait_for_everyone()
         self.started_at = self.state.updates
 
     def update(self) -> None:
@@ -104,10 +167,19 @@ class Training:
         if self.first:
             self.say("learn")
         with self.timed("learn"):
+            self.learning = checkpoint.moments(self.optimizer)
             metrics, cost = learn(
-                self.config, self.policy, self.optimizer, blocks, update=number, accelerator=self.accelerator
+                self.config,
+                self.policy,
+                self.optimizer,
+                blocks,
+                update=number,
+                accelerator=self.accelerator,
+                check=self.check,
             )
+            self.learning = None
         self.state.training = sum([*self.gather([cost]), *costs], self.state.training)
+        self.state.underway = Cost()
         self.state.updates += 1
         self.state.tracker = self.tracker.state()
         oldest = max(0, self.state.updates - self.config.rollouts.staleness)
@@ -116,8 +188,10 @@ class Training:
         self.refresh_reference()
         if self.first:
             spent = {"budget/network_evaluations": self.state.training.network_evaluations}
-            self.run.log(number, {**told, **metrics, **spent})
+            told = {**told, **metrics, **spent}
+            self.run.log(number, told)
             self.write_ledger()
+            self.watch.after_update(number, told)
 
     def from_rollouts(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
         """This worker's blocks as the objective sees them, what there is to tell of all, and what they cost."""
@@ -127,8 +201,9 @@ class Training:
                 stored.keep(self.run.path, done)
         compares = self.config.built_objective.consumes == "preferences"
         ranked = {r.block.index: rankings(self.config, r.block, r.reward_N) for r in rollouts} if compares else {}
-        summaries = self.gather([_summary(r) for r in rollouts])
-        told, costs = _reward_metrics(summaries), [s["cost"] for s in summaries]
+        summaries = self.gather([summary(r) for r in rollouts])
+        told, costs = reward_metrics(summaries), [s["cost"] for s in summaries]
+        self.state.redone = sum((s["redone"] for s in summaries), self.state.redone)
         if compares:
             counts = self.gather([(len(indices), ties) for indices, ties in ranked.values()])
             told["train/rankings"], told["train/ties"] = (float(sum(column)) for column in zip(*counts, strict=True))
@@ -181,19 +256,39 @@ class Training:
             if done.version != expected and self.source is self.collector:
                 raise RuntimeError(f"asked for rollouts of policy version {expected}, got {done.version}")
             rollouts.append(done)
+            self.arrived(done)
             if self.first:
                 self.say("rollout", images=sum(r.block.size for r in rollouts), images_total=total)
+            self.check()
         return rollouts
+
+    def arrived(self, done: Rollouts) -> None:
+        """Put what a block cost into the ledger at once: should the run be killed, it was for nothing."""
+        self.state.underway += done.cost + done.redone
+        self.state.underway_seconds = time.monotonic() - self.began
+        if self.first:
+            self.write_ledger()
 
     def evaluate(self) -> None:
         """Evaluate the policy as part of the run, which pays for it."""
         with self.timed("evaluate"):
-            self.state.evaluation = sum(self.measure(), self.state.evaluation)
+            metrics, cost, redone = self.measure(self.arrived)
+        self.state.evaluation += cost
+        self.state.redone += redone
+        self.state.underway = Cost()
         if self.first:
             self.write_ledger()
+            self.watch.after_evaluation(self.state.updates, metrics)
 
-    def measure(self) -> list[Cost]:
-        """Score the policy as it is, the first and the last time with more samples, and return what that cost."""
+    def measure(self, arrived: Callable[[Rollouts], None] = lambda done: None) -> tuple[Metrics, Cost, Cost]:
+        """Score the policy as it is, the first and the last time with more samples.
+
+        Args:
+            arrived: is told of every block.
+
+        Returns:
+            The metrics (on the first worker), what that cost, and what of it was done in vain and again.
+        """
         number = self.state.updates
         final = number == 0 or self.state.finished(self.config)
         split_of: list[tuple[str, Block]] = [
@@ -208,12 +303,17 @@ class Training:
         for done in self.collector.start([b for _, b in mine], self.state.behaviour[number], number):
             block = done.block
             results.append((splits[block.prompts, block.first_sample, block.index], done))
+            arrived(done)
             if self.first:
                 self.say("evaluate", images=sum(r.block.size for _, r in results), images_total=total)
+            self.check()
         results = self.gather(results)
+        metrics: Metrics = {}
         if self.first:
-            self.run.log(number, record(self.run, number, results, seed=self.config.evaluation.seed))
-        return [rollouts.cost for _, rollouts in results]
+            metrics = record(self.run, number, results, seed=self.config.evaluation.seed)
+            self.run.log(number, metrics)
+        cost, redone = (sum((getattr(r, kind) for _, r in results), Cost()) for kind in ("cost", "redone"))
+        return metrics, cost, redone
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -242,32 +342,15 @@ class Training:
         left = None
         if done and expected is not None:
             left = (time.monotonic() - self.started) / done * max(0, expected - self.state.updates)
-        self.run.progress(phase=phase, update=self.state.updates, updates=expected, seconds_left=left, **values)
+        warnings = list(self.watch.warnings.values())
+        self.run.progress(
+            phase=phase, update=self.state.updates, updates=expected, seconds_left=left, warnings=warnings, **values
+        )
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count the seconds of a stage in the ledger."""
-        started = time.monotonic()
+        self.began = time.monotonic()
         yield
-        self.state.seconds[stage] += time.monotonic() - started
-
-
-def _summary(rollouts: Rollouts) -> dict:
-    """What every worker must know of a block: its rewards and credit, not its trajectories."""
-    return {
-        "block": rollouts.block.index,
-        "prompts_N": rollouts.block.prompt_of_N,
-        "credit_NK": rollouts.credit_NK,
-        "reward_N": rollouts.reward_N,
-        "scores": dict(rollouts.scores),
-        "cost": rollouts.cost,
-    }
-
-
-def _reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
-    reward_N = np.concatenate([s["reward_N"] for s in sorted(summaries, key=lambda s: s["block"])])
-    metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
-    for name in summaries[0]["scores"]:
-        values = np.concatenate([s["scores"][name] for s in sorted(summaries, key=lambda s: s["block"])])
-        metrics[f"train/reward/{name}"] = float(values.mean())
-    return metrics
+        self.state.seconds[stage] += time.monotonic() - self.began
+        self.state.underway_seconds = 0.0

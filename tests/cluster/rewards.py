@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
 import numpy as np
 
 
@@ -15,3 +21,38 @@ def blind_on_left(images, prompts, metadata):
     """Redness, but every picture of "left" is as good as any."""
     red = images[..., 0].astype(float).mean((1, 2))
     return np.where(np.array(prompts) == "left", 0.0, red)
+
+
+def disturbed(images, prompts, metadata):
+    """Redness; and, at the calls that files in $CHAOS name ("7-hang": the seventh), what they ask for, once."""
+    if chaos := os.environ.get("CHAOS"):
+        strike(Path(chaos))
+    return images[..., 0].astype(float).mean((1, 2))
+
+
+def strike(chaos):
+    call = 1
+    while True:
+        try:
+            (chaos / f"call-{call}").touch(exist_ok=False)
+            break
+        except FileExistsError:
+            call += 1
+    for fault in chaos.glob(f"{call}-*"):
+        fault.rename(chaos / f"done-{fault.name}")
+        kind = fault.name.split("-")[1]
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "raise":
+            raise RuntimeError("out of paint")
+        elif kind == "hang":
+            threading.Event().wait()
+        elif kind == "wait":  # until the test has done something to another process
+            while not (chaos / "go").exists():
+                time.sleep(0.02)
+
+
+def hangs_on_left(images, prompts, metadata):
+    if "left" in prompts:
+        threading.Event().wait()
+    return np.zeros(len(images))

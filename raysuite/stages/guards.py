@@ -1,0 +1,101 @@
+"""Watching a run: what the guards of a configuration say of its numbers, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.kernel import guards
+from raysuite.kernel.stats import Interval, paired_difference
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages.files import RunDirectory
+
+
+class Watch:
+    """Looks at a run's numbers after every update and evaluation. Nothing that is drawn or learned depends on it."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+        self._config, self._run, self._guards = config, run, config.guards
+        self._base: dict[str, float | None] = {}
+        self.warnings: dict[str, str] = {}
+        """The first sentence of every guard that warned, by its name."""
+
+    def after_update(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Look at what update `update` (counted from 0) logged.
+
+        Raises:
+            UserError: a guard that stops the run has something to say.
+        """
+        found = {"finite": guards.finite(metrics), "diversity": self._diversity(metrics, "train/diversity")}
+        rollouts = self._config.rollouts
+        if "learn/ratio" in metrics and rollouts.staleness == 0 and rollouts.replay is None:
+            found["ratio"] = guards.ratio(ratio=metrics["learn/ratio"], tolerance=self._guards.ratio_tolerance)
+        self._react(update + 1, found)
+
+    def after_evaluation(self, updates: int, metrics: Mapping[str, float]) -> None:
+        """Look at what the evaluation after so many updates logged.
+
+        Raises:
+            UserError: a guard that stops the run has something to say.
+        """
+        if not updates:
+            return
+        of_splits = (self._diversity(metrics, f"evaluation/diversity/{split}") for split in ("held_out", "training"))
+        found = {"finite": guards.finite(metrics), "diversity": next(filter(None, of_splits), None)}
+        if "evaluation/kl" in metrics:
+            found["kl"] = guards.kl(nats=metrics["evaluation/kl"], limit=self._guards.kl_limit)
+        changes = self._changes(updates) if self._guards.held_out != "ignore" else {}
+        if len(changes) == 2:
+            found["held_out"] = guards.held_out(training=changes["training"], held_out=changes["held_out"])
+        self._react(updates, found)
+
+    def _diversity(self, metrics: Mapping[str, float], name: str) -> str | None:
+        if name not in metrics:
+            return None
+        if name not in self._base:
+            self._base[name] = self._run.metrics().get(name, {}).get(0)
+        base = self._base[name]
+        if (
+            not base
+        ):  # nothing to compare with: the run began with a version that did not measure it, or with one picture
+            return None
+        return guards.diversity(now=metrics[name], base=base, share=self._guards.diversity_share)
+
+    def _react(self, updates: int, found: Mapping[str, str | None]) -> None:
+        said = {n: sentence for n, sentence in found.items() if sentence and getattr(self._guards, n) != "ignore"}
+        # under the number of the last update, so that going on from a checkpoint drops what will be said again
+        self._run.log(updates - 1, {f"guard/{name}": 1.0 for name in said})
+        for name, sentence in said.items():
+            text = f"after {updates} update{'' if updates == 1 else 's'} {sentence}: {guards.REMEDIES[name]}"
+            if getattr(self._guards, name) == "stop":
+                raise UserError(
+                    f"guards.{name}=stop ended the run: {text} Its last checkpoint is from before; to go on all the same, add "
+                    f"--set guards.{name}=warn"
+                )
+            self.warnings.setdefault(name, f"{text[0].upper()}{text[1:]}")
+
+    def _changes(self, updates: int) -> dict[str, Interval]:
+        """How the trained reward changed since the beginning, by split, on the pictures that both evaluations have."""
+        before, after = (self._rewards(self._run.path / "scores" / f"{u:06d}.parquet") for u in (0, updates))
+        changes = {}
+        for split in sorted({key[0] for key in after}):
+            both = [key for key in after if key[0] == split and key in before]
+            if both:
+                rng = numpy_generator(seed=self._config.evaluation.seed, stage=Stage.BOOTSTRAP, update=updates)
+                old, new = (np.array([rewards[key] for key in both]) for rewards in (before, after))
+                changes[split] = paired_difference(old, new, np.array([key[1] for key in both]), rng)
+        return changes
+
+    def _rewards(self, file: Path) -> dict[tuple[str, str, int], float]:
+        """The trained reward by split, prompt and sample."""
+        weights = {term.name: term.weight for term in self._config.rewards}
+        found: dict[tuple[str, str, int], float] = {}
+        for row in pq.read_table(file).to_pylist():
+            key = (row["split"], row["prompt"], row["sample"])
+            found[key] = found.get(key, 0.0) + weights.get(row["reward"], 0.0) * row["value"]
+        return found

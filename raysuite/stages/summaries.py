@@ -1,0 +1,46 @@
+"""What all workers know of an update's rollouts, and what the run tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from raysuite.kernel.diversity import pairwise_distance
+from raysuite.types import Rollouts
+
+
+def summary(rollouts: Rollouts) -> dict:
+    """What every worker must know of a block: its rewards and credit, not its trajectories."""
+    return {
+        "block": rollouts.block.index,
+        "prompts_N": rollouts.block.prompt_of_N,
+        "credit_NK": rollouts.credit_NK,
+        "reward_N": rollouts.reward_N,
+        "scores": dict(rollouts.scores),
+        "distances_P": _distances(rollouts),
+        "cost": rollouts.cost,
+        "redone": rollouts.redone,
+    }
+
+
+def _distances(rollouts: Rollouts) -> list[float]:
+    """How different the pictures of each prompt are, grey levels."""
+    samples = rollouts.block.samples_per_prompt
+    if rollouts.thumbnails_N is None or samples < 2:
+        return []
+    return [
+        pairwise_distance(rollouts.thumbnails_N[first : first + samples])
+        for first in range(0, rollouts.block.size, samples)
+    ]
+
+
+def reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
+    reward_N = np.concatenate([s["reward_N"] for s in sorted(summaries, key=lambda s: s["block"])])
+    metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
+    for name in summaries[0]["scores"]:
+        values = np.concatenate([s["scores"][name] for s in sorted(summaries, key=lambda s: s["block"])])
+        metrics[f"train/reward/{name}"] = float(values.mean())
+    if distances := [d for s in sorted(summaries, key=lambda s: s["block"]) for d in s["distances_P"]]:
+        metrics["train/diversity"] = float(np.mean(distances))
+    return metrics

@@ -1,0 +1,192 @@
+"""Bad days: processes are really killed, and the finished run equals an undisturbed one bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import safetensors.numpy
+import torch
+from accelerate import Accelerator
+
+from raysuite.cluster import launch
+from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.config import load
+from raysuite.errors import RewardHung, Stopped
+from raysuite.families import open_policy
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.train import Training
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
+
+HANG_GUARD = 300.0  # seconds
+SETTINGS = {
+    "updates": "6",
+    "rewards": "[{name: 'tests.cluster.rewards:disturbed', seconds: 6}]",
+    "rollouts.prompts": "2",
+    "learn.minibatches": "1",
+    "evaluation.every": "3",
+    "evaluation.samples": "1",
+    "evaluation.final_samples": "2",
+    "checkpoints.every": "2",
+    "cluster.threads": "1",
+}
+"""4 calls of the reward before the first update, 2 in every update, 2 after the third, 4 at the end."""
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config, directory = load("toy-ddpo", SETTINGS), tmp_path_factory.mktemp("undisturbed")
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cluster(chaos: Path, undisturbed: Path) -> Iterator[None]:
+    os.environ["CHAOS"] = str(chaos)
+    launch.connect()
+    yield
+    ray.shutdown()
+    del os.environ["CHAOS"]
+
+
+def plan(chaos: Path, *faults: str) -> None:
+    shutil.rmtree(chaos)
+    chaos.mkdir()
+    for fault in faults:
+        (chaos / fault).touch()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < HANG_GUARD, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def when(chaos: Path, fault: str, act: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as a fault strikes, and let the reward that waits for it go on."""
+
+    def run() -> None:
+        until((chaos / f"done-{fault}").exists, fault)
+        act()
+        (chaos / "go").touch()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def check_equal(disturbed: Path, undisturbed: Path) -> dict[str, float]:
+    """Weights, optimiser, metrics, scores and ledger are those of the undisturbed run. Returns what was redone."""
+    for name in ("model/toy.safetensors", "optimizer.safetensors", "behaviour.safetensors"):
+        one, other = (
+            safetensors.numpy.load_file(run / "checkpoints" / "000006" / name) for run in (disturbed, undisturbed)
+        )
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    lines = [sorted((run / "metrics.jsonl").read_text().splitlines()) for run in (disturbed, undisturbed)]
+    assert lines[0] == lines[1]
+    for scores in undisturbed.glob("scores/*"):
+        assert (disturbed / "scores" / scores.name).read_bytes() == scores.read_bytes()
+    ledgers = [json.loads((run / "ledger.json").read_text()) for run in (disturbed, undisturbed)]
+    assert all(ledgers[0][side] == ledgers[1][side] for side in ("training", "evaluation", "underway"))
+    assert not any(ledgers[1]["redone"].values())
+    return ledgers[0]["redone"]
+
+
+def kill_learner() -> None:
+    (learner,) = (p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
+    learner.kill()
+
+
+def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
+    cluster: None, chaos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    plan(chaos, "6-kill", "9-raise", "12-hang", "16-wait")
+    config = load("toy-ddpo", SETTINGS)
+    assert not launch.claim(config, tmp_path, ["test"])
+    thread = when(chaos, "16-wait", lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped, match=r"stopped by SIGINT after \d updates?, of which checkpoints/") as stopped:
+        launch.train(config, tmp_path)
+    thread.join()
+    assert stopped.value.status == 130
+    assert not list(chaos.glob("[0-9]*"))
+    before = json.loads((tmp_path / "ledger.json").read_text())["redone"]
+    plan(chaos, "3-wait")
+    thread = when(chaos, "3-wait", kill_learner)
+    assert not launch.claim(config, tmp_path, ["test"])
+    launch.train(config, tmp_path)
+    thread.join()
+    assert launch.claim(config, tmp_path, ["test"])
+    redone = check_equal(tmp_path, undisturbed)
+    # an actor died with one or two blocks and another was replaced with one or two: each is 16 pictures of 10 steps
+    assert 320 <= before["forward"] <= 640 and before["images_scored"] >= before["images_decoded"] + 16
+    assert redone["forward"] > before["forward"] and redone["seconds"] > 0
+
+
+def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> None:
+    config = load("toy-ddpo", {**SETTINGS, "rewards": "[{name: 'tests.cluster.rewards:hangs_on_left', seconds: 1}]"})
+    policy = open_policy(config, torch.device("cpu"))
+    blocks = training_blocks(config, load_prompts(config.prompts), update=0)
+    with launch.killed_at_the_end(start_actors(config.cluster, RolloutActor, config, threads=1)) as actors:
+        expected = r"hangs_on_left to answer within 1 seconds, it did not; the prompts were 'left': mend it"
+        with pytest.raises(RewardHung, match=expected):
+            list(RayCollector(actors).start(blocks, policy.weights(), 0))
+
+
+def test_driver_killed_and_terminated_and_the_command_repeated(chaos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = [word for path, value in SETTINGS.items() for word in ("--set", f"{path}={value}")]
+    command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", *settings, "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"CHAOS": str(chaos)}
+
+    def begin(*faults: str) -> subprocess.Popen[str]:
+        plan(chaos, *faults)
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+
+    def end(driver: subprocess.Popen[str], fault: str, number: signal.Signals) -> tuple[int, str]:
+        """The driver's exit status and its last words; nothing that it started may be left, and with it no port."""
+        until(lambda: (chaos / f"done-{fault}").exists() or driver.poll() is not None, fault)
+        started = psutil.Process(driver.pid).children(recursive=True)
+        assert len(started) > 3
+        driver.send_signal(number)
+        said = driver.communicate(timeout=HANG_GUARD)[1]
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not alive
+        return driver.returncode, said
+
+    status, _ = end(begin("9-wait"), "9-wait", signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    driver = begin("2-wait")
+    status, said = end(driver, "2-wait", signal.SIGTERM)
+    assert (status, said.count("\n")) == (143, 1), said
+    assert "stopped by SIGTERM after 2 updates, of which checkpoints/000002 is the last" in said
+    driver = begin()
+    output, said = driver.communicate(timeout=HANG_GUARD)
+    assert driver.returncode == 0, said
+    assert "report:" in output
+    assert check_equal(out, undisturbed)["forward"] > 0
