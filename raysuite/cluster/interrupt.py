@@ -55,12 +55,12 @@ class Interruption:
             signal.signal(number, handler)
         self._request.clear()
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's own answer, while it starts
-            raise self._stopped(signal.SIGTERM, "before it began") from None
+            raise self._stopped(signal.SIGTERM, "with no update under way") from None
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signal.Signals(number)
         if not self._learning or again:
-            raise self._stopped(self.signum, "at once" if again else "before it began")
+            raise self._stopped(self.signum, "at once" if again else "with no update under way")
         self._deadline = time.monotonic() + PATIENCE_SECONDS
         self._request.request(self.signum.name)
 
@@ -76,16 +76,19 @@ class Interruption:
         if not self._heeds:
             work()
             return
-        result = ThreadPool(1).apply_async(work)
-        self._learning = True
-        while not result.ready():
-            result.wait(POLL_SECONDS)
-            if self.signum and self._answer.exists():
-                self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
-            if time.monotonic() > self._deadline:
-                if self._answer.exists():
-                    return
+        with ThreadPool(1) as thread:
+            result = thread.apply_async(work)
+            self._learning = True
+            while not result.ready():
+                result.wait(POLL_SECONDS)
+                answered = self.signum is not None and self._answer.exists()
+                if answered:
+                    self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
+                if time.monotonic() > self._deadline:
+                    break
+            self._learning = False
+            if result.ready():
+                result.get()
+            elif not answered:
                 assert self.signum is not None
                 raise self._stopped(self.signum, f"without an answer of the learner for {PATIENCE_SECONDS:g} seconds")
-        self._learning = False
-        result.get()

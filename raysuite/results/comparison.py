@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysuite.kernel.guards import REMEDIES
 from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
 from raysuite.results.run import EMPTY, SPLITS, Run, Scores
 
 FEW_PROMPTS = 10
 """Below this many prompts an interval is too narrow to rely on."""
+WARNED = {
+    "held_out": "the trained reward had risen on training prompts and fallen on held-out ones",
+    "diversity": "pictures of one prompt had become alike",
+    "kl": "the KL was beyond its limit",
+    "ratio": "the first importance ratio was off 1",
+    "finite": "a metric was not a finite number",
+}
+"""What each guard saw when it warned."""
 LAST_UPDATES = 5
 """Updates over which a learner's metric is averaged to say where it ended: one update alone is noise."""
 
@@ -154,11 +163,12 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
 
 
 def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
-    """Signs that the reward is gamed or the prompts learned by heart: what must not be overlooked."""
+    """Signs that the reward is gamed or the prompts learned by heart, and what guards saw: what must not be overlooked."""
     by = {(c.reward, c.split): c for c in comparisons}
     found = []
     training, held_out = by.get((run.trained, "training")), by.get((run.trained, "held_out"))
-    if training and held_out and training.difference.estimate > 0 > held_out.direction:
+    memorised = training and held_out and training.difference.estimate > 0 > held_out.direction
+    if training and held_out and memorised:
         found.append(
             f"The trained reward rose on training prompts ({_change(training)}) and fell on held-out prompts "
             f"({_change(held_out)}): what was learned does not carry over. Prefer an earlier checkpoint."
@@ -172,7 +182,18 @@ def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
                     f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while "
                     f"{name}, which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
                 )
-    return found
+    return [*found, *_guard_alarms(run, said=("held_out",) if memorised else ())]
+
+
+def _guard_alarms(run: Run, *, said: Sequence[str]) -> list[str]:
+    """What the run's guards warned of, unless it is `said` of the run as a whole."""
+    warned = {name.removeprefix("guard/"): run.metrics[name].updates for name in run.metrics if name[:6] == "guard/"}
+    return [
+        f"Guard {name}: {WARNED[name]} after {count(int(updates[0]) + 1, 'update')}"
+        f"{f' and {len(updates) - 1} more times' if len(updates) > 1 else ''}; {REMEDIES[name]}"
+        for name, updates in warned.items()
+        if name not in said
+    ]
 
 
 def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:

@@ -94,6 +94,17 @@ def costs(ledger: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return [*found[:2], total, *found[2:]]
 
 
+def redone(ledger: Mapping[str, Any]) -> str | None:
+    """What was done in vain and again, if anything was."""
+    lost = ledger.get("redone", {})
+    if not any(lost.values()):
+        return None
+    evaluations = lost["forward"] + 2 * lost["backward"]
+    return (
+        f"{evaluations:,} network evaluations, {lost['images_scored']:,} pictures scored, {duration(lost['seconds'])}"
+    )
+
+
 def limits(interval: Interval, places: int | None = None) -> str:
     """The limits alone: [0.09, 0.19]."""
     if np.isnan(interval.low):

@@ -20,6 +20,7 @@ from raysuite.results.page import (
     duration,
     limits,
     picture_with_marks,
+    redone,
     short,
     table,
     write_page,
@@ -43,11 +44,12 @@ DIAGNOSTICS = {
     "rejected_log_ratio": ("Log-ratio of the rejected", "policy over reference, nats", 0.0),
     "goodness": ("Goodness", "mean chance that a rollout is good, from its advantage", 0.5),
     "loss": ("Loss", "of the objective; its level means little", None),
+    "diversity": ("Diversity", "how far pictures of one prompt lie apart: mean RMS distance, grey levels", None),
     "rankings": ("Rankings", "learned from in the update", None),
     "ties": ("Ties", "dropped because their rewards were equal", None),
 }
 """How learner metrics are called and explained, and the value that means "nothing happened"."""
-DATA = ("train/rankings", "train/ties")
+DATA = ("train/rankings", "train/ties", "train/diversity")
 """Metrics of what the learner was given."""
 
 
@@ -106,6 +108,7 @@ def _content(run: Run) -> dict[str, Any]:
         "diagnostics": list(_diagnostics(run)),
         "costs": costs(run.ledger),
         "seconds": run.ledger.get("seconds", {}),
+        "redone": redone(run.ledger),
         "settings": list(flat(run.config)),
         "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
         "origin": [(key, value) for key, value in flat(provenance) if value is not None],

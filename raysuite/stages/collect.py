@@ -22,7 +22,10 @@ class Collector(ABC):
 
 
 class LocalCollector(Collector):
-    """Draws in this process with the learner's own policy, which is as it came when the collector is made."""
+    """Draws in this process with the learner's own policy, which is as it came when the collector is made.
+
+    Rewards may take what they take here: one that hangs could only be ended with the process.
+    """
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         self._policy = policy

@@ -61,7 +61,10 @@ class RunDirectory:
         """
         file = self.path / "config.json"
         if file.exists():
-            found, wanted = (each.identity() for each in (validate(json.loads(file.read_text())), config))
+            try:
+                found, wanted = validate(json.loads(file.read_text())).identity(), config.identity()
+            except UserError as error:
+                raise UserError(f"expected {file} of a run, this version cannot read it: {error}") from error
             differing = sorted(key for key in wanted if found[key] != wanted[key])
             if differing:
                 raise UserError(

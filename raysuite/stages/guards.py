@@ -88,7 +88,9 @@ class Watch:
             if both:
                 rng = numpy_generator(seed=self._config.evaluation.seed, stage=Stage.BOOTSTRAP, update=updates)
                 old, new = (np.array([rewards[key] for key in both]) for rewards in (before, after))
-                changes[split] = paired_difference(old, new, np.array([key[1] for key in both]), rng)
+                prompts = np.array([key[1] for key in both])
+                groups = prompts if len(np.unique(prompts)) > 1 else np.arange(len(both))  # of one prompt: its pictures
+                changes[split] = paired_difference(old, new, groups, rng)
         return changes
 
     def _rewards(self, file: Path) -> dict[tuple[str, str, int], float]:

@@ -125,7 +125,7 @@ class Measurement:
             if config.built_objective.consumes != "preferences":
                 continue
             if label in self.sets:
-                rows = rows_of_set(config, len(self.sets[label]), update=block.update - FIRST_UPDATE, block=block.index)
+                rows = self._rows_of_set(config, len(self.sets[label]), block)
                 self.policy.remember(self.sets[label].texts(rows))
                 found[label] = self.sets[label].rows(rows)
             else:

@@ -110,16 +110,16 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
         "toy-ddpo", {"sampler.steps": "6", "credit": "null", "objective": "{name: sft}", "cluster.threads": "1"}
     )
     made = make_pairs(
-        config, tmp_path / "set", prompts=16, trajectories=False, command=[], counting=counting("pairs", "blocks")
+        config, tmp_path / "set", prompts=24, trajectories=False, command=[], counting=counting("pairs", "blocks")
     )
-    assert made["rankings"] >= 8
+    assert made["rankings"] >= 16
     settings = {"sampler.steps": "6", "cluster.threads": "1"}
     ladder = declare(
         "toy-ddpo",
         objectives=["ddpo", "sft", "dspo"],
         units=8,
         probes=0,
-        settings=settings,
+        settings={**settings, "preferences": "{choose: random, limit: 2}"},
         along={"preferences.source": f"[null, {tmp_path / 'set'}]"},
     )
     study(ladder, tmp_path / "study", ["test"], counting)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raysuite.errors import UserError
-from raysuite.rewards import REWARDS, resolve, score
+from raysuite import rewards
+from raysuite.errors import RewardHung, UserError
+from raysuite.rewards import REWARDS, Limit, resolve, score
 from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.render import render
 
@@ -180,3 +183,61 @@ def test_integers_and_lists_are_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ([1, 0, True], np.array([1, 0, 1], np.int8), (1.0, 0.0, 1.0)):
         monkeypatch.setitem(REWARDS, "good", returning(value))
         assert scored("good", noise(), noise(), noise(), prompts=PROMPTS).tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPool]:
+    with ThreadPool(1) as pool:
+        yield pool
+
+
+def failing(times: int) -> tuple[Callable[..., list[float]], list[int]]:
+    calls: list[int] = []
+
+    def reward(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+        calls.append(len(images))
+        if len(calls) <= times:
+            raise TimeoutError("the network is down")
+        return [1.0] * len(images)
+
+    return reward, calls
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize(("failures", "retries"), [(0, 1), (1, 1), (2, 2), (1, 0), (3, 1)])
+def test_a_reward_that_raised_is_asked_again_as_often_as_stated(
+    failures: int, retries: int, limited: bool, thread: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, calls = failing(failures)
+    monkeypatch.setitem(REWARDS, "shaky", function)
+    monkeypatch.setattr(rewards, "PAUSE_SECONDS", 0.0)
+    told: list[UserError] = []
+    limit = Limit(300.0, thread) if limited else None
+    arguments = ("shaky", np.stack([noise()]), PROMPTS[:1], [{}])
+    if failures <= retries:
+        scores = score(*arguments, retries=retries, limit=limit, told=told.append)
+        assert scores.tolist() == [1.0]
+        assert len(calls) == failures + 1
+    else:
+        with pytest.raises(
+            UserError, match="raised TimeoutError: the network is down; the prompts were 'three"
+        ) as error:
+            score(*arguments, retries=retries, limit=limit, told=told.append)
+        assert len(calls) == retries + 1
+        assert str(error.value).endswith(f", {retries + 1} times in a row" if retries else "circles'")
+    assert len(told) == min(failures, retries)
+    assert all("the network is down" in str(failure) for failure in told)
+
+
+def test_a_reward_that_hangs_is_named_with_its_prompts_and_its_time(
+    thread: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setitem(REWARDS, "asleep", lambda images, prompts, metadata: release.wait())
+    expected = (
+        "reward asleep to answer within 0.05 seconds, it did not; the prompts were 'three red circles', 'one blue"
+    )
+    with pytest.raises(RewardHung, match=expected) as error:
+        score("asleep", np.stack([noise()] * 3), PROMPTS, [{}] * 3, retries=4, limit=Limit(0.05, thread))
+    release.set()
+    assert error.value.retries == 4  # for who can replace the process

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from accelerate import Accelerator
 
@@ -16,7 +20,9 @@ from raysuite.families import open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
+from raysuite.types import Cost
 
 SMALL = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1"}
 
@@ -25,10 +31,10 @@ def toy(**settings: str) -> RunConfig:
     return load("toy-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
 
 
-def begin(config: RunConfig, directory: Path) -> Training:
+def begin(config: RunConfig, directory: Path, check: Callable[[], None] = lambda: None) -> Training:
     RunDirectory(directory).claim(config, ["test"])
     policy = open_policy(config, torch.device("cpu"))
-    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True), check=check)
 
 
 def numbers(directory: Path) -> list[str]:
@@ -59,7 +65,96 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "stopped")
     ledgers = [json.loads((tmp_path / run / "ledger.json").read_text()) for run in ("whole", "stopped")]
     assert ledgers[0]["training"] == ledgers[1]["training"]
+    lost = (
+        Cost(**ledgers[0]["training"]).network_evaluations / config.updates
+    )  # the one update that reached no checkpoint
+    redone = ledgers[1]["redone"]
+    assert redone["forward"] + 2 * redone["backward"] == lost and redone["seconds"] > 0
+    assert not any(ledgers[0]["redone"].values())
     assert not np.array_equal(whole.policy.weights(), open_policy(config, torch.device("cpu")).weights())
+
+
+class Stop:
+    """Asks for a stop at the n-th time that it is looked for."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise StopRequested("nobody")
+
+
+def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = toy(updates="3", evaluation__every="2", checkpoints__every="3", evaluation__final_samples="1")
+    counting = Stop(at=0)
+    whole = begin(config, tmp_path / "whole", counting)
+    whole.train()
+    looked, stopped_at = -counting.left, set()
+    for place in [*range(1, looked, 6), looked]:  # as the run draws, learns and evaluates
+        directory = tmp_path / str(place)
+        with pytest.raises(UserError, match=r"stopped by nobody (after|before the first)") as stopped:
+            begin(config, directory, Stop(at=place)).train()
+        found = [path.name for path in checkpoint.completed(directory / "checkpoints")]
+        stopped_at.add(found[-1] if found else None)
+        assert f"checkpoints/{found[-1]} is the last" in str(stopped.value) if found else "before" in str(stopped.value)
+        continued = begin(config, directory)
+        continued.train()
+        assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+        assert numbers(tmp_path / "whole") == numbers(directory)
+        ledgers = [json.loads((run / "ledger.json").read_text()) for run in (tmp_path / "whole", directory)]
+        assert all(ledgers[0][side] == ledgers[1][side] for side in ("training", "evaluation"))
+    assert stopped_at == {None, "000001", "000002", "000003"}
+
+
+def test_a_request_to_stop_is_a_file(tmp_path: Path) -> None:
+    asked, asking = StopFile(tmp_path), StopFile(tmp_path)
+    asked.check()
+    asking.request("SIGTERM")
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        StopFile(tmp_path).check()
+    asking.clear()
+    asking.clear()
+    StopFile(tmp_path).check()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["file too large", "no space"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = begin(toy(), tmp_path / "whole")
+    whole.train()
+    directory = tmp_path / "full"
+    training = begin(toy(), directory)
+    training.resume()
+    training.evaluate()
+    training.update()
+    training.save()
+    training.update()
+    before = sorted(path for path in directory.rglob("*") if path.is_file())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if how == "no space":
+
+        def full(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(safetensors.numpy, "save_file", full)  # the model and the moments are written by then
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes
+    try:
+        with pytest.raises(UserError, match=r"could not \(.*\): .*000001 stands; make room there") as failed:
+            training.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    assert ("No space left" if how == "no space" else "File too large") in str(failed.value)
+    assert sorted(path for path in directory.rglob("*") if path.is_file()) == before
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["000001"]
+    continued = begin(toy(), directory)
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
 
 
 def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
@@ -100,7 +195,22 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path)
     with pytest.raises(UserError, match=r"differs in learn"):
         run.claim(toy(learn__learning_rate="0.5"), ["test"])
     assert (tmp_path / "config.json").read_bytes() == before
-    run.claim(toy(cluster__actors="2"), ["test"])  # where work runs may change
+    run.claim(toy(cluster__actors="2"), ["test"])  # where work runs may change,
+    run.claim(toy(guards__kl="stop"), ["test"])  # and what watches it,
+    run.claim(toy(rewards="[{name: redness, seconds: 5, retries: 3}]"), ["test"])  # and how long rewards may take
+    with pytest.raises(UserError, match=r"differs in rewards"):
+        run.claim(toy(rewards="[{name: redness, weight: 2.0}]"), ["test"])
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.claim(toy(), ["test"])
+    older = json.loads((tmp_path / "config.json").read_text())
+    del older["guards"], older["rewards"][0]["seconds"], older["rewards"][0]["retries"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    run.claim(toy(), ["test"])
+    with pytest.raises(UserError, match=r"differs in seed"):
+        run.claim(toy(seed="1"), ["test"])
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

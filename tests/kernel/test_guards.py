@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from raysuite.kernel import guards
+from raysuite.kernel.stats import Interval
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "warns"),
+    [(0.2, (-0.1, -0.2, -0.01), True), (0.2, (-0.1, -0.2, 0.01), False), (-0.2, (-0.1, -0.2, -0.01), False)],
+    ids=["rose and fell", "cannot be told", "both fell"],
+)
+def test_held_out_needs_a_rise_and_a_fall_that_can_be_told(
+    training: float, held_out: tuple[float, float, float], warns: bool
+):
+    said = guards.held_out(training=Interval(training, training - 1, training + 1), held_out=Interval(*held_out))
+    assert (said is not None) is warns
+    if said:
+        assert "+0.2 on training prompts and by -0.1 [-0.2, -0.01]" in said
+
+
+def test_limits_are_where_they_are_said_to_be():
+    assert guards.diversity(now=5.0, base=10.0, share=0.5) is None
+    assert guards.diversity(now=4.9, base=10.0, share=0.5) == (
+        "pictures of one prompt differ by 4.9 grey levels, 49% of the 10 at the beginning"
+    )
+    assert guards.kl(nats=500.0, limit=500.0) is None
+    assert "500.1 nats a trajectory, more than 500" in str(guards.kl(nats=500.1, limit=500.0))
+    assert guards.ratio(ratio=1.0, tolerance=1e-9) is None
+    assert guards.ratio(ratio=1.009, tolerance=0.01) is None
+    for off in (0.98, 1.02):
+        assert f"ratio is {off}, not 1" in str(guards.ratio(ratio=off, tolerance=0.01))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_is_named(value: float):
+    assert guards.finite({"a": 1.0}) is None
+    assert guards.finite({"a": 1.0, "learn/ratio": value}) == f"learn/ratio is {value}"
+
+
+def test_a_nan_ratio_or_kl_is_left_to_the_guard_of_numbers():
+    assert guards.ratio(ratio=math.nan, tolerance=0.1) is None
+    assert guards.kl(nats=math.nan, limit=0.1) is None

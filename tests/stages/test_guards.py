@@ -1,0 +1,114 @@
+"""Guards of whole runs in one process: what they say, where, and what they leave alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysuite.errors import UserError
+from raysuite.results.report import summary, write_report
+from raysuite.stages import checkpoint
+from tests.stages.test_train import begin, numbers, toy
+
+SOON = {"updates": "3", "evaluation__every": "1"}
+RIGHT = "[{name: 'tests.stages.rewards:red_on_training_prompts'}]"
+"""Rewards red on the training prompts ("left", "right") and blue on the held-out one ("both"), which learns red with them."""
+
+
+def guard_lines(directory: Path) -> dict[tuple[str, int], float]:
+    rows = (json.loads(line) for line in numbers(directory))
+    return {(row["name"], row["update"]): row["value"] for row in rows if row["name"].startswith("guard/")}
+
+
+def test_a_guard_warns_in_metrics_progress_and_report_and_changes_nothing_else(tmp_path: Path) -> None:
+    runs = {}
+    for name, limit in (("quiet", "1e9"), ("loud", "1e-9")):
+        runs[name] = begin(toy(**SOON, guards__kl_limit=limit, guards__diversity="ignore"), tmp_path / name)
+        runs[name].train()
+    assert np.array_equal(runs["quiet"].policy.weights(), runs["loud"].policy.weights())
+    assert guard_lines(tmp_path / "quiet") == {}
+    assert guard_lines(tmp_path / "loud") == {("guard/kl", update): 1.0 for update in range(3)}
+    kept = [line for line in numbers(tmp_path / "loud") if "guard/" not in line]
+    assert kept == numbers(tmp_path / "quiet")
+    (warning,) = json.loads((tmp_path / "loud" / "progress.json").read_text())["warnings"]
+    assert warning.startswith("After 1 update the KL is ") and "more than 1e-09" in warning
+    assert "WARNING: Guard kl: the KL was beyond its limit after 1 update and 2 more times" in summary(
+        tmp_path / "loud"
+    )
+    assert "Guard kl" in write_report(tmp_path / "loud").read_text()
+    assert "Guard" not in summary(tmp_path / "quiet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"guards__kl": "stop", "guards__kl_limit": "1e-9"},
+            r"guards\.kl=stop ended the run: after 2 updates the KL is",
+        ),
+        (
+            {
+                "guards__diversity": "stop",
+                "guards__diversity_share": "0.98",
+                "learn__learning_rate": "0.5",
+                "guards__kl": "ignore",
+            },
+            r"guards\.diversity=stop ended the run: after \d updates pictures of one prompt differ by",
+        ),
+    ],
+    ids=["kl", "diversity"],
+)
+def test_a_guard_that_stops_leaves_the_last_good_checkpoint(
+    tmp_path: Path, settings: dict[str, str], sentence: str
+) -> None:
+    config = toy(updates="12", evaluation__every="2", **settings)
+    with pytest.raises(UserError, match=sentence) as stopped:
+        begin(config, tmp_path).train()
+    last = int(checkpoint.completed(tmp_path / "checkpoints")[-1].name)
+    (line,) = guard_lines(tmp_path)
+    assert last == line[1]  # the update before the one that the guard ended at
+    with pytest.raises(UserError) as again:  # the same command: the same end
+        begin(config, tmp_path).train()
+    assert str(again.value) == str(stopped.value)
+    assert len(guard_lines(tmp_path)) == 1
+    name = line[0].removeprefix("guard/")
+    begin(config.model_copy(update={"guards": config.guards.model_copy(update={name: "warn"})}), tmp_path).train()
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")][-1] == "000012"
+
+
+def test_held_out_prompts_that_get_worse_are_noticed(tmp_path: Path) -> None:
+    settings = {"learn__learning_rate": "0.05", "updates": "12", "evaluation__every": "4", "evaluation__samples": "8"}
+    config = toy(rewards=RIGHT, guards__held_out="stop", evaluation__final_samples="8", **settings)
+    with pytest.raises(UserError, match=r"guards\.held_out=stop.*does not carry over"):
+        begin(config, tmp_path).train()
+
+
+@pytest.mark.parametrize(("staleness", "says"), [("0", True), ("1", False)])
+def test_a_ratio_off_one_counts_only_for_rollouts_of_the_policy_itself(
+    tmp_path: Path, staleness: str, says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = begin(toy(**SOON, rollouts__staleness=staleness, guards__diversity="ignore"), tmp_path)
+    training.resume()
+    training.watch.after_update(1, {"learn/ratio": 1.02, "train/reward": 1.0})
+    assert (guard_lines(tmp_path) == {("guard/ratio", 1): 1.0}) is says
+    assert bool(training.watch.warnings) is says
+
+
+def test_every_guard_can_be_told_to_be_silent(tmp_path: Path) -> None:
+    ignored = {f"guards__{name}": "ignore" for name in ("held_out", "diversity", "kl", "ratio", "finite")}
+    training = begin(toy(**SOON, **ignored), tmp_path)
+    training.train()
+    training.watch.after_update(2, {"learn/ratio": float("nan"), "train/diversity": 0.0})
+    assert guard_lines(tmp_path) == {}
+
+
+def test_diversity_is_measured_where_a_prompt_has_several_pictures(tmp_path: Path) -> None:
+    training = begin(toy(**SOON, evaluation__samples="1"), tmp_path)
+    training.train()
+    found = training.run.metrics()
+    assert sorted(found["train/diversity"]) == [0, 1, 2]
+    assert sorted(found["evaluation/diversity/held_out"]) == sorted(found["evaluation/diversity/training"]) == [0, 3]
+    assert all(0 < value < 255 for value in found["train/diversity"].values())

@@ -1,0 +1,105 @@
+"""What a file from somebody else can make this code do: nothing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysuite import rewards
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.stages import checkpoint
+from raysuite.stages.stored import check_replay
+from tests.stages.test_train import begin, toy
+
+PACKAGE = Path(rewards.__file__).parents[1]
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def test_no_module_reads_pickles() -> None:
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            if {module.split(".")[0] for module in modules} & UNPICKLERS:
+                found.append((file.name, node.lineno))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+                found.append((file.name, node.lineno))
+    assert found == []
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_a_model_with_pickled_weights_is_refused_unread(
+    pipelines: dict[str, Path], run_config: Callable[..., RunConfig], tmp_path: Path, part: str
+) -> None:
+    model, trace = shutil.copytree(pipelines["epsilon"], tmp_path / "model"), tmp_path / "trace"
+    (model / f"{part}.safetensors").unlink()
+    pickled = "diffusion_pytorch_model.bin" if "diffusion" in part else "pytorch_model.bin"
+    torch.save(Bomb(trace), model / part.split("/")[0] / pickled)
+    config = run_config("epsilon-all-3", model={"path": str(model)})
+    with pytest.raises(UserError, match="expected a complete pipeline with safetensors weights"):
+        open_policy(config, torch.device("cpu"))
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Bomb(trace)))
+    assert trace.exists()  # it would have gone off
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The trace that a reward leaves when it is imported, by a name under which it would be found."""
+    (tmp_path / "hostile_rewards.py").write_text(
+        "import pathlib\npathlib.Path(__file__).with_name('trace').touch()\ndef reward(images, prompts, metadata): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "hostile_rewards", raising=False)
+    return tmp_path / "trace"
+
+
+HOSTILE = {"name": "hostile_rewards:reward", "weight": 1.0, "seconds": 1.0, "retries": 0}
+
+
+def test_a_reward_that_only_a_run_directory_names_is_not_imported(hostile: Path, tmp_path: Path) -> None:
+    config, run = toy(rollouts__keep="true", updates="1"), tmp_path / "run"
+    begin(config, run).train()
+    for file in (run / "config.json", *run.glob("checkpoints/*/state.json")):
+        tree = json.loads(file.read_text())
+        file.write_text(json.dumps({**tree, "rewards": [HOSTILE]}))
+    with pytest.raises(UserError, match="differs in rewards"):
+        begin(config, run)
+    with pytest.raises(UserError, match="drawn with another rewards"):
+        check_replay(toy(updates="1", rollouts__replay=str(run)))
+    state = checkpoint.load(run / "checkpoints" / "000001", open_policy(config, torch.device("cpu")))
+    assert state.updates == 1
+    assert not hostile.exists()
+    rewards.resolve(HOSTILE["name"])
+    assert hostile.exists()  # it would have been found
+
+
+def test_a_reward_beside_a_model_is_not_imported(
+    hostile: Path, pipelines: dict[str, Path], run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    model = shutil.copytree(pipelines["epsilon"], tmp_path / "model")
+    (model / "config.json").write_text(json.dumps({"rewards": [HOSTILE]}))
+    shutil.copy(tmp_path / "hostile_rewards.py", model / "jpeg_rewards.py")
+    open_policy(run_config("epsilon-all-3", model={"path": str(model)}), torch.device("cpu"))
+    assert not hostile.exists() and not (model / "trace").exists()
