@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import check_model, open_policy
@@ -59,7 +60,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": ENVIRONMENT})
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
         ray.init(
             address="local",
@@ -104,11 +105,19 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 
-def running_actors(config: RunConfig) -> AbstractContextManager[list[ray.actor.ActorHandle]]:
-    """The run's rollout actors, for the length of a `with`."""
+@contextmanager
+def running_actors(config: RunConfig, *, workers: int = 0) -> Iterator[list[ray.actor.ActorHandle]]:
+    """The run's rollout actors, for the length of a `with`, placed so that so many learners find their places too."""
     cluster = config.cluster
     threads = threads_of(config, cluster.actors, cluster.actor_cpus)
-    return killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+    with ExitStack() as stack:
+        with room_for_learners(cluster, workers) as shared:
+            actors = stack.enter_context(
+                killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+            )
+            if shared:
+                ray.get([actor.ready.remote() for actor in actors])
+        yield actors
 
 
 @contextmanager
@@ -131,8 +140,7 @@ def train(config: RunConfig, directory: Path) -> None:
     check_resources(config.cluster, workers=config.cluster.workers)
     cluster, failure = config.cluster, directory / "failure.json"
     failure.unlink(missing_ok=True)
-    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
-    with running_actors(config) as actors:
+    with running_actors(config, workers=cluster.workers) as actors:
         TorchTrainer(
             _learner,
             train_loop_config={
@@ -142,7 +150,9 @@ def train(config: RunConfig, directory: Path) -> None:
                 "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
             },
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+                num_workers=cluster.workers,
+                use_gpu=cluster.worker_gpus > 0,
+                resources_per_worker=worker_resources(cluster),
             ),
             run_config=TrainRunConfig(
                 name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=cluster.max_failures)
