@@ -242,8 +242,10 @@ class Cluster(Section):
     """Rollout processes."""
     worker_cpus: PositiveFloat = 1.0
     worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest: one GPU does both in turn."""
     actor_cpus: PositiveFloat = 1.0
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Of each actor; whole ones set actors apart from learners."""
     threads: PositiveInt | None = None
     """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
     max_failures: NonNegativeInt = 2
@@ -290,7 +292,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> RunConfig:
-        for check in (_check_objective, _check_rollouts, _check_credit, _check_preferences):
+        for check in (_check_objective, _check_rollouts, _check_credit, _check_preferences, _check_cluster):
             check(self)
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
@@ -422,6 +424,19 @@ def _check_preferences(config: RunConfig) -> None:
         )
     if preferences.choose == "random" and preferences.limit is None:
         raise UserError("expected preferences.limit with preferences.choose=random: say how many rankings a prompt")
+
+
+def _check_cluster(config: RunConfig) -> None:
+    cluster = config.cluster
+    if cluster.workers > 1 and 0 < cluster.worker_gpus <= 0.5:
+        raise UserError(
+            f"expected cluster.worker_gpus above 0.5 with several workers, got {cluster.worker_gpus:g}: two learners on one GPU "
+            "cannot sum their gradients; set for example cluster.worker_gpus=0.6 and cluster.actor_gpus=0.4"
+        )
+    for name in ("worker_gpus", "actor_gpus"):
+        gpus = getattr(cluster, name)
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"expected cluster.{name} of at most 1 or a whole number, got {gpus:g}: correct it")
 
 
 def _build_objective(fields: Mapping[str, Any]) -> Objective[Any]:

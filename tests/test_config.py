@@ -261,6 +261,11 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         ({"rewards": [{"name": "redness"}, {"name": "redness"}]}, "expected every reward once"),
         ({"prompts.training": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes"}, "with model.path=toy: it knows three prompts"),
+        (
+            {"cluster": {"workers": 2, "worker_gpus": 0.5}},
+            "expected cluster.worker_gpus above 0.5 with several workers",
+        ),
+        ({"cluster.actor_gpus": 1.5}, "expected cluster.actor_gpus of at most 1 or a whole number, got 1.5"),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: str) -> None:

@@ -36,9 +36,10 @@ def every(schema: Any) -> dict[str, Any]:
 QUANTITIES = {"type": "object", "additionalProperties": {"type": ["integer", "string"]}}
 CONTAINER = fields(
     "name",
-    "args command env envFrom imagePullPolicy lifecycle livenessProbe readinessProbe securityContext workingDir",
+    "args command envFrom imagePullPolicy lifecycle livenessProbe readinessProbe securityContext workingDir",
     name=TEXT,
     image=TEXT,
+    env=every(fields("name", "valueFrom", name=TEXT, value=TEXT)),
     ports=every(fields("containerPort", "hostIP hostPort protocol", name=TEXT, containerPort=NUMBER)),
     resources=fields(others="claims", limits=QUANTITIES, requests=QUANTITIES),
     volumeMounts=every(fields("name mountPath", "readOnly subPath", name=TEXT, mountPath=TEXT)),
@@ -188,7 +189,8 @@ def test_tokens_are_asked_for_and_runs_outlive_their_pods(name: str) -> None:
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert "persistentVolumeClaim" in volumes["runs"]
         assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == set(volumes)
-        assert spec["terminationGracePeriodSeconds"] > 30  # in which a run that is told to stop writes its checkpoint
+        assert spec["terminationGracePeriodSeconds"] > 30
+    assert int(containers(cluster)[0]["env"][0]["value"]) > 30  # a run that is told to stop has 30 s for its checkpoint
 
 
 def test_the_job_runs_a_script_of_the_image_with_settings_that_exist() -> None:

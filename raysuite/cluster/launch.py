@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
+from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, open_policy
@@ -62,7 +63,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": ENVIRONMENT})
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
         ray.init(
             address="local",
@@ -107,11 +108,19 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 
-def running_actors(config: RunConfig) -> AbstractContextManager[list[ray.actor.ActorHandle]]:
-    """The run's rollout actors, for the length of a `with`."""
+@contextmanager
+def running_actors(config: RunConfig, *, workers: int = 0) -> Iterator[list[ray.actor.ActorHandle]]:
+    """The run's rollout actors, for the length of a `with`, placed so that so many learners find their places too."""
     cluster = config.cluster
     threads = threads_of(config, cluster.actors, cluster.actor_cpus)
-    return killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+    with ExitStack() as stack:
+        with room_for_learners(cluster, workers) as shared:
+            actors = stack.enter_context(
+                killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+            )
+            if shared:
+                ray.get([actor.ready.remote() for actor in actors])
+        yield actors
 
 
 @contextmanager
@@ -137,8 +146,7 @@ def train(config: RunConfig, directory: Path) -> None:
         connect()
         interruption.install()
         check_resources(cluster, workers=cluster.workers)
-        resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
-        with running_actors(config) as actors:
+        with running_actors(config, workers=cluster.workers) as actors:
             trainer = TorchTrainer(
                 _learner,
                 train_loop_config={
@@ -148,7 +156,9 @@ def train(config: RunConfig, directory: Path) -> None:
                     "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
                 },
                 scaling_config=ScalingConfig(
-                    num_workers=cluster.workers, use_gpu=cluster.worker_gpus > 0, resources_per_worker=resources
+                    num_workers=cluster.workers,
+                    use_gpu=cluster.worker_gpus > 0,
+                    resources_per_worker=worker_resources(cluster),
                 ),
                 run_config=TrainRunConfig(
                     name="ray",

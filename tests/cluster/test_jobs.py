@@ -1,0 +1,141 @@
+"""`ray job submit` against a `ray start --head` that somebody started by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+ROOT = Path(__file__).parents[2]
+PLANTED = ("runs/old/checkpoint", ".venv/lib/torch", ".venv-peer/lib/torch")
+Submit = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody has in front of them: the code, old runs, environments."""
+    checkout = tmp_path_factory.mktemp("user") / "checkout"
+    checkout.mkdir()
+    for name in ("raysuite", "jobs"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".gitignore", checkout)
+    for path in PLANTED:
+        (checkout / path).parent.mkdir(parents=True)
+        (checkout / path).write_text("large")
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
+    """Ray's folder, and a way to run `ray job` against it. The cluster asks for a token of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: sockets lie in it
+    dashboard, ray = free_port(), str(Path(sys.executable).parent / "ray")
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"
+    }
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(),
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_agent_register_timeout_ms": "120000",  # a busy machine is slow, not broken
+    }
+    ports = {
+        "port": 0,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": 0,
+        "ray-client-server-port": free_port(),
+    }
+    started = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={folder}"]
+        + [f"--{name}={port}" for name, port in ports.items()],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+    def job(*words: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+        verb, *rest = words
+        return subprocess.run(
+            [ray, "job", verb, "--address", f"http://127.0.0.1:{dashboard}", *rest],
+            env=environment if token is None else environment | {"RAY_AUTH_TOKEN": token},
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    try:
+        deadline = time.monotonic() + 300
+        while job("list").returncode and time.monotonic() < deadline:
+            assert started.poll() is None
+            time.sleep(1)
+        yield folder, job
+    finally:
+        started.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def toy(out: Path, **settings: object) -> list[str]:
+    fixed = {"updates": 1, "evaluation.final_samples": 2, "rollouts.samples": 4, "learn.minibatches": 1}
+    changed = {name.replace("__", "."): value for name, value in settings.items()}
+    return ["toy-ddpo", "--out", str(out), *(f"--set={path}={value}" for path, value in {**fixed, **changed}.items())]
+
+
+def test_jobs_train_evaluate_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> None:
+    folder, job = head
+    assert job("list", token="another").returncode != 0
+
+    trained = job("submit", "--working-dir", ".", "--", "python", "jobs/train.py", *toy(tmp_path / "run"))
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "redness" in trained.stdout and "report: " in trained.stdout
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["phase"] == "done"
+    (uploaded,) = (p for p in folder.glob("session_latest/runtime_resources/working_dir_files/*") if p.is_dir())
+    assert (uploaded / "raysuite" / "cluster" / "launch.py").exists()
+    assert not [path for path in PLANTED if (uploaded / path).exists()]
+
+    evaluated = job("submit", "--working-dir", ".", "--", "python", "jobs/evaluate.py", str(tmp_path / "run"))
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    assert "redness" in evaluated.stdout
+
+    failed = job(
+        "submit", "--working-dir", ".", "--", "python", "jobs/train.py", *toy(tmp_path / "bad", cluster__workers=9)
+    )
+    assert failed.returncode != 0
+    assert "expected the 2 blocks of an update" in failed.stdout and "Traceback" not in failed.stdout
+
+    out = tmp_path / "long"
+    words = ("--working-dir", ".", "--no-wait", "--submission-id", "long", "--", "python", "jobs/train.py")
+    assert job("submit", *words, *toy(out, updates=100_000, checkpoints__every=20)).returncode == 0
+    deadline = time.monotonic() + 300
+    while not list(out.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    stopped = job("stop", "long")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "STOPPED" in job("status", "long").stdout.upper()
+    assert list(out.glob("checkpoints/[0-9]*"))

@@ -1,0 +1,136 @@
+"""A cluster of two nodes on this machine: work on both, one of them lost and replaced, and GPUs that are shared."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import safetensors.numpy
+import torch
+from accelerate import Accelerator
+from ray._private.authentication import authentication_token_setup as tokens
+from ray.cluster_utils import Cluster as Nodes
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raysuite.cluster import launch
+from raysuite.cluster.actors import start_actors
+from raysuite.cluster.placement import room_for_learners, worker_resources
+from raysuite.config import Cluster, RunConfig, load
+from raysuite.families import open_policy
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.train import Training
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
+
+SETTINGS = {
+    "updates": "40",
+    "learn.minibatches": "1",
+    "evaluation.every": "100",
+    "evaluation.samples": "1",
+    "evaluation.final_samples": "2",
+    "cluster.threads": "1",
+    # the first node has room for one of these, so that the second has a part of the run whatever Ray decides
+    "cluster.actors": "2",
+    "cluster.actor_cpus": "0.75",
+    "cluster.worker_cpus": "0.75",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    tokens.enable_token_auth_by_default()  # what ray.init does before it starts a node of its own
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
+    ray.shutdown()
+    nodes = Nodes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_agent_register_timeout_ms", "120000")  # a busy machine is slow, not broken
+        nodes.add_node(num_cpus=1, include_dashboard=False, dashboard_agent_listen_port=0)
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        nodes.add_node(num_cpus=2, num_gpus=2)
+        launch.connect()
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def in_one_process(config: RunConfig, directory: Path) -> np.ndarray:
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    return policy.weights()
+
+
+def test_a_run_outlives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> None:
+    config = load("toy-ddpo", SETTINGS)
+    metrics, over = tmp_path / "run" / "metrics.jsonl", threading.Event()
+
+    def replace_a_node() -> str:
+        while '"update": 7,' not in (metrics.read_text() if metrics.exists() else "") and not over.is_set():
+            time.sleep(0.02)
+        (second,) = nodes.worker_nodes
+        try:
+            nodes.remove_node(second, allow_graceful=False)
+            return json.loads((tmp_path / "run" / "progress.json").read_text())["phase"]
+        finally:
+            nodes.add_node(num_cpus=2, num_gpus=2)
+
+    launch.claim(config, tmp_path / "run", ["test"])
+    with ThreadPoolExecutor() as pool:
+        accident = pool.submit(replace_a_node)
+        try:
+            launch.train(config, tmp_path / "run")
+        finally:
+            over.set()
+        assert accident.result() != "done"
+    model = tmp_path / "run" / "checkpoints" / "000040" / "model" / "toy.safetensors"
+    expected = in_one_process(config, tmp_path / "one")
+    assert np.array_equal(safetensors.numpy.load_file(model)["perturbation"].ravel(), expected)
+    ledgers = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("run", "one")]
+    assert all(ledgers[0][what] == ledgers[1][what] for what in ("training", "evaluation"))
+
+
+class Resident:
+    """Knows which GPU it was given."""
+
+    def ready(self) -> bool:
+        return True
+
+    def gpu(self) -> int:
+        (number,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return int(number)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_learners_that_share_gpus_with_actors_have_one_each(nodes: Nodes, room: bool) -> None:
+    shares = Cluster(workers=2, actors=2, worker_cpus=0.1, actor_cpus=0.1, worker_gpus=0.6, actor_gpus=0.4)
+    with room_for_learners(shares, shares.workers if room else 0) as shared:
+        assert shared == room
+        actors = start_actors(shares, Resident)  # type: ignore[arg-type]
+        of_actors = sorted(ray.get([actor.gpu.remote() for actor in actors]))
+    if room:
+        assert of_actors == [0, 1]
+        places = placement_group([worker_resources(shares)] * 2, strategy="PACK")  # as Ray Train does
+        learners = [
+            ray.remote(Resident)
+            .options(
+                num_cpus=0.1,
+                num_gpus=0.6,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=n),
+            )
+            .remote()
+            for n in range(2)
+        ]
+        assert sorted(ray.get([learner.gpu.remote() for learner in learners])) == [0, 1]
+    else:  # the reason for all this: the second learner would wait forever
+        assert of_actors in ([0, 0], [1, 1])
+    for actor in [*actors, *(learners if room else [])]:
+        ray.kill(actor)
