@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -157,7 +158,30 @@ def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> 
             list(RayCollector(actors).start(blocks, policy.weights(), 0))
 
 
-def test_driver_killed_and_terminated_and_the_command_repeated(chaos: Path, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(RunDirectory, "log", full)
+    config = load("toy-ddpo", SETTINGS)
+    policy = open_policy(config, torch.device("cpu"))
+    monkeypatch.setattr(launch, "RayCollector", lambda actors, idle: LocalCollector(policy, config))
+    options = {"config": config.canonical(), "directory": str(tmp_path), "actors": [None], "threads": 1}
+    expected = contextlib.nullcontext() if number != errno.EACCES else pytest.raises(PermissionError)
+    with expected:
+        launch._learner(options)
+    failed = tmp_path / "failure.json"
+    assert failed.exists() is (number != errno.EACCES)
+    if failed.exists():
+        assert "the last checkpoint stands; make room there" in json.loads(failed.read_text())["message"]
+
+
+def test_driver_killed_and_terminated_and_the_command_repeated(
+    cluster: None, chaos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     settings = [word for path, value in SETTINGS.items() for word in ("--set", f"{path}={value}")]
     command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", *settings, "--out", str(out)]
@@ -188,8 +212,8 @@ def test_driver_killed_and_terminated_and_the_command_repeated(chaos: Path, undi
     said, left = end(driver, "2-wait", signal.SIGTERM)
     assert (driver.returncode, said.count("\n"), left) == (143, 1, []), said
     assert "stopped by SIGTERM after 2 updates, of which checkpoints/000002 is the last" in said
-    driver = begin()
-    output, said = driver.communicate(timeout=HANG_GUARD)
-    assert driver.returncode == 0, said
-    assert "report:" in output
+    plan(chaos)
+    config = load("toy-ddpo", SETTINGS)
+    assert not launch.claim(config, out, ["test"])
+    launch.train(config, out)
     assert check_equal(out, undisturbed)["forward"] > 0

@@ -49,7 +49,7 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     assert back.cost == Cost()
     for field in dataclasses.fields(first):
         there, here = getattr(first, field.name), getattr(back, field.name)
-        if isinstance(there, np.ndarray):
+        if isinstance(there, np.ndarray) and field.name != "thumbnails_N":  # pictures are not kept
             assert np.array_equal(there, here) and there.dtype == here.dtype, field.name
     assert {name: s.tolist() for name, s in back.scores.items()} == {n: s.tolist() for n, s in first.scores.items()}
 
