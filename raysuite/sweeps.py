@@ -165,8 +165,7 @@ class Sweep(Section):
         Raises:
             UserError: a setting is unknown, or they contradict each other.
         """
-        tree = self._tree(run.objective)
-        tree |= {"seed": run.seed, "budget": self.budget}
+        tree = {**deepcopy(self._trees[run.objective]), "seed": run.seed, "budget": self.budget}
         for path, value in {**self.settings, **drawn}.items():
             if path.startswith("objectives."):
                 label, _, field = path.removeprefix("objectives.").rpartition(".")
@@ -176,24 +175,30 @@ class Sweep(Section):
             configuration.put(tree, path, deepcopy(value))
         return configuration.validate(tree)
 
-    def _tree(self, label: str) -> dict[str, Any]:
-        entry, base = self.objectives[self.labels.index(label)], configuration.read(self.recipe)
-        if isinstance(entry, str):
-            own = configuration.read(entry)
-            tree = {name: section for name, section in base.items() if name not in METHOD}
-            tree |= {name: own[name] for name in METHOD if own.get(name) is not None}
-            every = {k: v for k, v in (own.get("evaluation") or {}).items() if k == "every"}
-            return tree | {"evaluation": {**(base.get("evaluation") or {}), **every}}
-        consumes = getattr(OBJECTIVES.get(label), "consumes", None)
-        dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(consumes))
-        kept = {name: section for name, section in base.items() if name not in (dropped, "reference")}
-        return kept | {"objective": dict(entry)}
+    @cached_property
+    def _trees(self) -> dict[str, dict[str, Any]]:
+        """Plain values of every objective's runs, before any setting."""
+        base = configuration.read(self.recipe)
+        return {label: _tree(entry, base) for label, entry in zip(self.labels, self.objectives, strict=True)}
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON values: what sweep.json holds."""
         space = {path: {d.kind: list(d.values)} for path, d in self.space.items()}
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return json.loads(json.dumps({**fields, "space": space}))
+
+
+def _tree(entry: str | dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(entry, str):
+        own = configuration.read(entry)
+        tree = {name: section for name, section in base.items() if name not in METHOD}
+        tree |= {name: own[name] for name in METHOD if own.get(name) is not None}
+        every = {k: v for k, v in (own.get("evaluation") or {}).items() if k == "every"}
+        return tree | {"evaluation": {**(base.get("evaluation") or {}), **every}}
+    consumes = getattr(OBJECTIVES.get(str(entry.get("name"))), "consumes", None)
+    dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(consumes))
+    kept = {name: section for name, section in base.items() if name not in (dropped, "reference")}
+    return kept | {"objective": dict(entry)}
 
 
 def sweeps() -> dict[str, str]:

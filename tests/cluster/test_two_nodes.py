@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,27 +70,18 @@ def in_one_process(config: RunConfig, directory: Path) -> np.ndarray:
 
 
 def test_a_run_outlives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> None:
+    settings = [f"--set={path}={value}" for path, value in SETTINGS.items()]
+    command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", "--out", str(tmp_path / "run"), *settings]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while run.poll() is None and '"update": 7,' not in (metrics.read_text() if metrics.exists() else ""):
+        time.sleep(0.02)
+    (second,) = nodes.worker_nodes
+    nodes.remove_node(second, allow_graceful=False)
+    assert run.poll() is None
+    nodes.add_node(num_cpus=2, num_gpus=2)
+    assert run.wait() == 0
     config = load("toy-ddpo", SETTINGS)
-    metrics, over = tmp_path / "run" / "metrics.jsonl", threading.Event()
-
-    def replace_a_node() -> str:
-        while '"update": 7,' not in (metrics.read_text() if metrics.exists() else "") and not over.is_set():
-            time.sleep(0.02)
-        (second,) = nodes.worker_nodes
-        try:
-            nodes.remove_node(second, allow_graceful=False)
-            return json.loads((tmp_path / "run" / "progress.json").read_text())["phase"]
-        finally:
-            nodes.add_node(num_cpus=2, num_gpus=2)
-
-    launch.claim(config, tmp_path / "run", ["test"])
-    with ThreadPoolExecutor() as pool:
-        accident = pool.submit(replace_a_node)
-        try:
-            launch.train(config, tmp_path / "run")
-        finally:
-            over.set()
-        assert accident.result() != "done"
     model = tmp_path / "run" / "checkpoints" / "000040" / "model" / "toy.safetensors"
     expected = in_one_process(config, tmp_path / "one")
     assert np.array_equal(safetensors.numpy.load_file(model)["perturbation"].ravel(), expected)

@@ -1,0 +1,158 @@
+"""Sweeps: what may run at once, who is stopped, and a real one that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import yaml
+from accelerate import Accelerator
+
+from raysuite.cluster.sweep import Halving, Places
+from raysuite.config import Cluster
+from raysuite.families import open_policy
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.train import Training
+from raysuite.stages.trials import Book
+from raysuite.sweeps import Sweep, load
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
+
+CPUS = {"worker_cpus": 1.0, "actor_cpus": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cluster", "sure", "most"),
+    [
+        ([{"CPU": 2}], CPUS, 1, 1),
+        ([{"CPU": 2}], {"worker_cpus": 0.5, "actor_cpus": 0.5}, 2, 2),
+        ([{"CPU": 1}], CPUS, 1, 1),  # one is always let in: Ray says what it lacks
+        ([{"CPU": 200}], CPUS, 100, 100),
+        ([{"CPU": 2}] * 100, CPUS, 100, 100),
+        # workers of 2 on nodes of 3: actors may lie so that only one of the two nodes has room left for a worker
+        ([{"CPU": 3}] * 2, {"worker_cpus": 2.0, "actor_cpus": 1.0}, 1, 2),
+        # the workers' GPUs are whole, actors' shares may lie on any
+        ([{"CPU": 64, "GPU": 8}], {**CPUS, "actors": 4, "worker_gpus": 1.0, "actor_gpus": 0.25}, 1, 4),
+        ([{"CPU": 16}, {"CPU": 8, "GPU": 2}], {**CPUS, "worker_gpus": 1.0, "actor_gpus": 1.0}, 1, 1),
+    ],
+)
+def test_runs_at_once_find_room_whatever_lies_where(nodes: list, cluster: dict, sure: int, most: int) -> None:
+    places = Places.among(nodes, Cluster(**cluster), wanted=None)
+    assert (places.sure, places.most) == (sure, most)
+    assert places.free(sure - 1, starting=sure - 1)
+    assert places.free(most - 1, starting=0)
+    assert not places.free(most, starting=0)
+    if most > sure:
+        assert not places.free(sure, starting=1)
+
+
+def test_the_user_may_want_fewer_or_more() -> None:
+    nodes, cluster = [{"CPU": 8}], Cluster(**CPUS)
+    assert [vars(Places.among(nodes, cluster, wanted=n)) for n in (2, 9)] == [
+        {"sure": 2, "most": 2},
+        {"sure": 4, "most": 9},
+    ]
+
+
+def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(
+        {
+            "recipe": "toy-ddpo",
+            "objectives": ["toy-ddpo", {"name": "sft"}],
+            "space": {"learn.learning_rate": {"uniform": [0.001, 0.01]}},
+            "trials": 4,
+            "budget": 900,
+            "scheduler": "asha",
+        }
+    )
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])
+    of_ddpo = [run for run in sweep.runs if run.objective == "toy-ddpo"]
+    for run, reward in zip(of_ddpo, (0.5, 0.9), strict=False):  # from before the sweep was stopped
+        directory = book.run_directory(run)
+        directory.mkdir(parents=True)
+        row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
+        spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
+        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
+        book.note(run, status="done")
+    halving = Halving(book)
+
+    def decide(name: str, objective: str, spent: float, reward: float) -> str:
+        trial: Any = SimpleNamespace(trial_id=name, config={"name": name, "objective": objective})
+        halving.on_trial_add(None, trial)
+        return halving.on_trial_result(None, trial, {"network_evaluations": spent, "held_out": reward})
+
+    third, fourth = (run.name for run in of_ddpo[2:])
+    assert decide(third, "toy-ddpo", 60, 0.1) == Halving.CONTINUE  # before the first rung, at 100
+    assert decide(third, "toy-ddpo", 110, 0.6) == Halving.STOP
+    assert book.trials[third].status == "stopped" and "after 110 network evaluations" in str(book.trials[third].message)
+    assert decide(fourth, "toy-ddpo", 110, 0.95) == Halving.CONTINUE
+    assert decide("sft-00-seed0", "sft", 110, 0.1) == Halving.CONTINUE  # others are no measure for it
+    assert decide(fourth, "toy-ddpo", 950, 0.1) == Halving.CONTINUE  # it ends by itself
+
+
+def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
+    run = next(run for run in sweep.runs if run.name == name)
+    config = sweep.config(run, sweep.drawn(run.objective, run.trial))
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    return policy.weights()
+
+
+def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path: Path) -> None:
+    out, file = tmp_path / "sweep", tmp_path / "sweep.yaml"
+    declared = {
+        "recipe": "toy-ddpo",
+        "objectives": ["toy-ddpo", {"name": "sft", "draws": 2}],
+        "seeds": [0, 1],
+        "budget": 1500,
+        "settings": {"updates": 2, "evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
+    }
+    file.write_text(yaml.safe_dump(declared))
+    blocked = out / "trials" / "sft-00-seed1"
+    command = [sys.executable, "-m", "raysuite.cli", "sweep", str(file), "--out", str(out)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def statuses() -> dict[str, str]:
+        told = out / "trials.json"
+        return {t["name"]: t["status"] for t in json.loads(told.read_text())} if told.exists() else {}
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as first:
+        while "done" not in statuses().values():
+            assert first.poll() is None
+            time.sleep(0.1)
+        blocked.mkdir(parents=True, exist_ok=True)
+        os.kill(first.pid, signal.SIGKILL)
+    done = [name for name, status in statuses().items() if status == "done"]
+    before = {name: (out / "trials" / name / "metrics.jsonl").stat() for name in done}
+    if not (blocked / "config.json").exists():  # a run that cannot begin is told of, and the others go on
+        (blocked / "something.txt").write_text("mine")
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if (blocked / "something.txt").exists():
+        assert second.returncode == 2
+        assert "1 of 4 runs failed (sft-00-seed1: expected an empty or new directory" in second.stderr
+        assert "1 of 4 runs of sweep failed and are left out" in second.stdout
+    else:
+        assert second.returncode == 0, second.stderr
+    assert list(statuses().values()).count("done") >= 3
+    for name, stat in before.items():
+        assert (out / "trials" / name / "metrics.jsonl").stat() == stat
+    sweep = load(str(file))
+    for name in ("toy-ddpo-00-seed1", "sft-00-seed0"):
+        (last,) = sorted((out / "trials" / name / "checkpoints").iterdir())[-1:]
+        weights = safetensors.numpy.load_file(last / "model" / "toy.safetensors")["perturbation"].ravel()
+        assert np.array_equal(weights, in_one_process(sweep, name, tmp_path / name))
+    assert (out / "comparison.html").exists() and (out / "comparison.parquet").exists()
+    assert not (out / "ray").exists()

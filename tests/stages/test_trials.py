@@ -1,0 +1,84 @@
+"""The book of a sweep: what it remembers, what comes next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raysuite.errors import UserError
+from raysuite.stages.trials import Book, Outcome, outcomes, suggestion
+from raysuite.sweeps import Dimension, Sweep
+
+SWEEP = Sweep.model_validate(
+    {
+        "recipe": "toy-ddpo",
+        "objectives": ["toy-ddpo"],
+        "space": {"learn.learning_rate": {"loguniform": [1e-4, 1e-2]}},
+        "trials": 2,
+        "seeds": [0, 1],
+        "budget": 1500,
+    }
+)
+
+
+def test_a_sweep_that_goes_on_tries_again_what_did_not_end(tmp_path: Path) -> None:
+    book = Book.open(SWEEP, tmp_path / "sweep", ["test"])
+    first, second, third, fourth = SWEEP.runs
+    assert book.waiting() == [first, second, third, fourth]
+    drawn = book.settings(first)
+    book.note(first, status="done", settings=drawn, held_out=0.5)
+    book.note(second, status="running", settings=drawn)
+    book.note(third, status="failed", message="out of paint")
+    again = Book.open(SWEEP, tmp_path / "sweep", ["test"])
+    assert again.waiting() == [second, third, fourth]
+    assert again.settings(second) == drawn != again.settings(third)
+    assert again.trials[third.name].message is None
+    assert json.loads((tmp_path / "sweep" / "trials.json").read_text())[0]["status"] == "done"
+
+
+def test_a_directory_belongs_to_one_sweep(tmp_path: Path) -> None:
+    Book.open(SWEEP, tmp_path / "sweep", ["test"])
+    Book.open(SWEEP.model_copy(update={"concurrent": 4}), tmp_path / "sweep", ["test"])
+    with pytest.raises(UserError, match="differs in budget, seeds: name another --out"):
+        Book.open(SWEEP.model_copy(update={"budget": 1, "seeds": (0,)}), tmp_path / "sweep", ["test"])
+    with pytest.raises(UserError, match="expected an empty or new directory"):
+        Book.open(SWEEP, tmp_path, ["test"])
+
+
+def test_outcomes_are_of_the_trained_reward_on_held_out_prompts(tmp_path: Path) -> None:
+    config = SWEEP.config(
+        SWEEP.runs[0], {"rewards": [{"name": "redness", "weight": 2.0}, {"name": "jpeg", "weight": -1.0}]}
+    )
+    assert outcomes(tmp_path, config) == []
+    rows = [(0, "evaluation/held_out/redness", 0.5), (0, "evaluation/held_out/jpeg", 0.25), (0, "train/reward", 9.0)]
+    rows += [(0, "budget/network_evaluations", 100.0), (1, "evaluation/held_out/redness", 1.0)]
+    rows += [(1, "evaluation/held_out/jpeg", 0.0), (1, "budget/network_evaluations", 200.0)]
+    lines = [json.dumps({"update": update, "name": name, "value": value}) for update, name, value in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"update": 2, "na')
+    assert outcomes(tmp_path, config) == [Outcome(0.0, 0.75), Outcome(100.0, 2.0)]
+
+
+def test_scores_wait_for_all_seeds_of_a_trial(tmp_path: Path) -> None:
+    book = Book.open(SWEEP, tmp_path / "sweep", ["test"])
+    first, second, *_ = SWEEP.runs
+    book.note(first, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.5)
+    assert book.scores("toy-ddpo") == []
+    book.note(second, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.7)
+    assert book.scores("toy-ddpo") == [({"learn.learning_rate": 1e-3}, pytest.approx(0.6))]
+
+
+def test_optuna_draws_where_rewards_were_high() -> None:
+    pytest.importorskip("optuna")
+    space = {
+        "a": Dimension("uniform", (0.0, 1.0)),
+        "b": Dimension("choice", ([1], [2])),
+        "c": Dimension("integers", (1, 9)),
+    }
+    seen = [({"a": i / 20, "b": [1 + i % 2], "c": 1 + i % 9}, -abs(i / 20 - 0.8)) for i in range(20)]
+    drawn = [suggestion(space, seen, seed=seed) for seed in range(8)]
+    assert drawn[0] == suggestion(space, seen, seed=0) != drawn[1]
+    assert sum(abs(d["a"] - 0.8) < 0.3 for d in drawn) >= 6
+    assert all(d["b"] in ([1], [2]) and 1 <= d["c"] <= 9 for d in drawn)
+    assert sum(suggestion(space, [], seed=seed)["a"] < 0.5 for seed in range(8)) >= 1

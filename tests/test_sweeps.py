@@ -1,0 +1,135 @@
+"""Sweeps, declared: what a file may say, what its runs are, and that draws are reproducible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from raysuite.config import load as load_run
+from raysuite.errors import UserError
+from raysuite.sweeps import Sweep, load, sweeps
+
+TOY: dict[str, Any] = {
+    "recipe": "toy-ddpo",
+    "objectives": ["toy-ddpo", {"name": "sft", "draws": 2}],
+    "budget": 1500,
+}
+
+
+def declare(directory: Path, **fields: Any) -> Sweep:
+    file = directory / "sweep.yaml"
+    file.write_text(yaml.safe_dump({**TOY, **fields}))
+    return load(str(file))
+
+
+@pytest.mark.parametrize("name", sweeps())
+def test_shipped_sweeps_are_valid(name: str) -> None:
+    sweep = load(name)
+    assert {config.budget for run in sweep.runs if (config := sweep.config(run, {}))} == {sweep.budget}
+
+
+def test_the_race_is_of_the_recipes_own_methods_on_common_ground() -> None:
+    sweep = load("scenes-race")
+    assert len(sweep.runs) == 5 * 3 and [run.objective for run in sweep.runs[:5]] == list(sweep.labels)
+    for run in sweep.runs:
+        config, recipe = sweep.config(run, {}), load_run(run.objective)
+        assert config.model_copy(update={"seed": 0}) == recipe  # of the scenes recipes, which share all else
+
+
+def test_a_small_race_overrides_what_it_names() -> None:
+    small, race = load("scenes-race-small"), load("scenes-race")
+    assert small.labels == race.labels and small.seeds == race.seeds and small.budget < race.budget
+    assert {small.config(run, {}).evaluation.every for run in small.runs} == {small.settings["evaluation.every"]}
+
+
+def test_an_objective_drops_what_only_others_know(tmp_path: Path) -> None:
+    sweep = declare(tmp_path)
+    configs = {run.objective: sweep.config(run, {}) for run in sweep.runs}
+    assert configs["toy-ddpo"].credit.normalise == "group"
+    assert configs["sft"].objective == {"name": "sft", "draws": 2}
+    assert configs["sft"].rollouts == configs["toy-ddpo"].rollouts
+
+
+def test_draws_are_a_function_of_seed_and_number_alone(tmp_path: Path) -> None:
+    space = {
+        "learn.learning_rate": {"loguniform": [1e-5, 1e-2]},
+        "sampler.eta": {"uniform": [0.5, 1.0]},
+        "rollouts.samples": {"integers": [4, 6]},
+        "objectives.sft.draws": {"choice": [1, 2]},
+    }
+    sweep = declare(tmp_path, space=space, trials=40)
+    drawn = [sweep.drawn("sft", number) for number in range(40)]
+    assert drawn == [sweep.drawn("sft", number) for number in range(40)]
+    assert drawn[:3] == [declare(tmp_path, space=space, trials=3).drawn("sft", number) for number in range(3)]
+    assert drawn[0] != declare(tmp_path, space=space, trials=3, seed=1).drawn("sft", 0)
+    # every objective tries the same values of what they have in common
+    common = [{path: value for path, value in d.items() if not path.startswith("objectives.")} for d in drawn]
+    assert common == [sweep.drawn("toy-ddpo", number) for number in range(40)]
+    rates = np.log10([d["learn.learning_rate"] for d in drawn])
+    assert rates.min() >= -5 and rates.max() <= -2 and abs(rates.mean() + 3.5) < 4 * np.sqrt(9 / 12 / 40)
+    assert {d["rollouts.samples"] for d in drawn} == {4, 5, 6} and {d["objectives.sft.draws"] for d in drawn} == {1, 2}
+    config = sweep.config(sweep.runs[1], drawn[0])
+    assert config.objective["draws"] == drawn[0]["objectives.sft.draws"]
+    assert config.learn.learning_rate == drawn[0]["learn.learning_rate"]
+
+
+def test_every_point_of_a_grid_meets_every_draw(tmp_path: Path) -> None:
+    space = {
+        "learn.epochs": {"grid": [1, 2]},
+        "objectives.sft.draws": {"grid": [1, 2, 4]},
+        "learn.learning_rate": {"uniform": [0.1, 0.2]},
+    }
+    sweep = declare(tmp_path, space=space, trials=2)
+    assert (sweep.trials_of("toy-ddpo"), sweep.trials_of("sft")) == (4, 12)
+    assert len(sweep.runs) == 16 and len({run.name for run in sweep.runs}) == 16
+    drawn = [sweep.drawn("sft", number) for number in range(12)]
+    assert len({tuple(d.values()) for d in drawn}) == 12
+    assert len({d["learn.learning_rate"] for d in drawn}) == 2
+
+
+def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) -> None:
+    declare(tmp_path)
+    sweep = load(str(tmp_path / "sweep.yaml"), {"seeds": "[3, 4]", "learn.learning_rate": "3e-5"})
+    assert [run.seed for run in sweep.runs] == [3, 3, 4, 4]
+    assert sweep.config(sweep.runs[0], {}).learn.learning_rate == 3e-5
+    assert Sweep.model_validate(sweep.canonical()) == sweep
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"trails": 3}, "did you mean trials?"),
+        ({"objectives": []}, "objectives"),
+        ({"objectives": ["toy-dpo"]}, "did you mean toy-ddpo?"),
+        ({"objectives": [{"name": "sftt"}]}, "did you mean sft?"),
+        ({"objectives": ["toy-ddpo", "toy-ddpo"]}, "expected different objectives"),
+        ({"seeds": [1, 1]}, "expected different seeds"),
+        ({"budget": 0}, "expected budget to be greater than 0"),
+        ({"space": {"learn.rate": {"choice": [1, 2]}}}, "expected a setting's path"),
+        ({"space": {"learn.epochs": [1, 2]}}, "expected one of choice, grid, uniform, loguniform, integers"),
+        ({"space": {"learn.epochs": {"choice": [1]}}}, "at least two values for choice"),
+        ({"space": {"learn.epochs": {"integers": [1, 2.5]}}}, "two whole numbers"),
+        ({"space": {"learn.epochs": {"uniform": [2, 1]}}}, "expected uniform: [lowest, highest]"),
+        ({"space": {"learn.learning_rate": {"loguniform": [0, 1]}}}, "begin above 0"),
+        ({"space": {"objectives.dspo.beta": {"choice": [1, 2]}}}, "expected objectives.<one of toy-ddpo, sft>.<field>"),
+        ({"space": {"seed": {"choice": [1, 2]}}}, "expected seed in one place only"),
+        ({"space": {"sampler.eta": {"choice": [0.0, 1.0]}}, "trials": 9}, "toy-ddpo, trial"),
+        ({"trials": 2}, "they would all be the same"),
+        ({"searcher": "optuna"}, "expected a space without grids"),
+        ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
+        ({"scheduler": "asha", "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
+    ],
+)
+def test_what_a_sweep_may_not_say(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        declare(tmp_path, **fields)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="did you mean scenes-race"):
+        load("scene-race")
