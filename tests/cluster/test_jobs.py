@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+
+from raysuite import cli
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -93,12 +95,21 @@ def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
             time.sleep(1)
         yield folder, job
     finally:
-        started.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(60)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
+        started.kill()  # told to stop, it would wait half a minute for its processes
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(folder) in word for word in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        started.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "directions"])
+def test_a_job_is_the_command_of_its_name(name: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    words = [sys.executable, f"jobs/{name}.py", "--help"]
+    shown = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert getattr(cli, name).__doc__.splitlines()[0] in shown
 
 
 def toy(out: Path, **settings: object) -> list[str]:
@@ -107,7 +118,7 @@ def toy(out: Path, **settings: object) -> list[str]:
     return ["toy-ddpo", "--out", str(out), *(f"--set={path}={value}" for path, value in {**fixed, **changed}.items())]
 
 
-def test_jobs_train_evaluate_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> None:
+def test_jobs_train_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> None:
     folder, job = head
     assert job("list", token="another").returncode != 0
 
@@ -118,10 +129,6 @@ def test_jobs_train_evaluate_fail_and_stop(head: tuple[Path, Submit], tmp_path: 
     (uploaded,) = (p for p in folder.glob("session_latest/runtime_resources/working_dir_files/*") if p.is_dir())
     assert (uploaded / "raysuite" / "cluster" / "launch.py").exists()
     assert not [path for path in PLANTED if (uploaded / path).exists()]
-
-    evaluated = job("submit", "--working-dir", ".", "--", "python", "jobs/evaluate.py", str(tmp_path / "run"))
-    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-    assert "redness" in evaluated.stdout
 
     failed = job(
         "submit", "--working-dir", ".", "--", "python", "jobs/train.py", *toy(tmp_path / "bad", cluster__workers=9)
