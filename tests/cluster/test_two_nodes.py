@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from ray._private.authentication import authentication_token_setup as tokens
 from ray.cluster_utils import Cluster as Nodes
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysuite.cluster import launch
@@ -100,28 +100,24 @@ class Resident:
         return int(number)
 
 
-@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("room", [False, True])
 def test_learners_that_share_gpus_with_actors_have_one_each(nodes: Nodes, room: bool) -> None:
     shares = Cluster(workers=2, actors=2, worker_cpus=0.1, actor_cpus=0.1, worker_gpus=0.6, actor_gpus=0.4)
     with room_for_learners(shares, shares.workers if room else 0) as shared:
         assert shared == room
         actors = start_actors(shares, Resident)  # type: ignore[arg-type]
         of_actors = sorted(ray.get([actor.gpu.remote() for actor in actors]))
+    learners = []
     if room:
         assert of_actors == [0, 1]
         places = placement_group([worker_resources(shares)] * 2, strategy="PACK")  # as Ray Train does
-        learners = [
-            ray.remote(Resident)
-            .options(
-                num_cpus=0.1,
-                num_gpus=0.6,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=n),
-            )
-            .remote()
-            for n in range(2)
-        ]
+        options: dict[str, float] = {"num_cpus": 0.1, "num_gpus": 0.6}
+        for number in range(2):
+            place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=number)
+            learners.append(ray.remote(Resident).options(**options, scheduling_strategy=place).remote())
         assert sorted(ray.get([learner.gpu.remote() for learner in learners])) == [0, 1]
+        remove_placement_group(places)
     else:  # the reason for all this: the second learner would wait forever
         assert of_actors in ([0, 0], [1, 1])
-    for actor in [*actors, *(learners if room else [])]:
-        ray.kill(actor)
+    for resident in (*actors, *learners):
+        ray.kill(resident)
