@@ -31,9 +31,9 @@ demo: setup ## align the bundled model three ways at an equal budget, and see wh
 	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
-test: setup ## all tests: first those in one process each, on all cores, then those that start Ray
+test: setup ## all tests on all cores: first those in one process each, then those that start Ray
 	$(BIN)/python -m pytest -n auto -m "not ray"
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ray
 
 check: setup ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
