@@ -104,7 +104,7 @@ def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "directions"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "directions", "sweep"])
 def test_a_job_is_the_command_of_its_name(name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     words = [sys.executable, f"jobs/{name}.py", "--help"]
