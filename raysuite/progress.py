@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,23 @@ DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evalua
 def watch(directory: Path, console: Console) -> Iterator[None]:
     """Show the progress that a run writes to `directory` until the block ends."""
     (directory / "progress.json").unlink(missing_ok=True)
+    with _meanwhile(_bar if console.is_terminal else _lines, directory, console):
+        yield
+
+
+@contextmanager
+def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
+    """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far."""
+    with _meanwhile(_sweep, directory, console):
+        yield
+
+
+@contextmanager
+def _meanwhile(
+    show: Callable[[Path, Console, threading.Event], None], directory: Path, console: Console
+) -> Iterator[None]:
+    """Call `show` in a thread, and set its event when the block ends."""
     stop = threading.Event()
-    show = _bar if console.is_terminal else _lines
     thread = threading.Thread(target=show, args=(directory, console, stop), daemon=True)
     thread.start()
     try:
@@ -106,19 +121,6 @@ def _read(directory: Path, name: str = "progress.json") -> Any:
         return json.loads((directory / name).read_text())
     except (OSError, json.JSONDecodeError):  # not there yet
         return None
-
-
-@contextmanager
-def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
-    """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_sweep, args=(directory, console, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:

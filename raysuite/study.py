@@ -55,7 +55,7 @@ class Rung:
     rankings: int
     """Rankings of a set that make a unit: `preferences.limit`, or 1."""
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
         """What all of them have in common: model, sampler, prompts, rewards, rollouts."""
         drawing = [c for c in self.configs.values() if c.preferences.source is None] or list(self.configs.values())

@@ -30,14 +30,16 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.sketch import Sketch
 from raysuite.progress import Counting
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.directions import bin_ranges
 from raysuite.stages.estimates import estimates, predicted_gain
-from raysuite.stages.files import provenance, replacing, write_json
+from raysuite.stages.files import is_held, provenance, replacing, write_json
 from raysuite.stages.gains import Scored, measured_kl, realised, step_of_kl, trained_reward
 from raysuite.stages.measure import (
     REWARD,
+    SPACES,
     Advantages,
     Measurement,
     adam_scale,
@@ -117,27 +119,18 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
     Raises:
         UserError: it belongs to another study, or to something else.
     """
-    file, wanted = directory / "study.json", declared.canonical()
-    if file.exists():
-        found = json.loads(file.read_text())
-        differing = sorted(key for key in wanted if _settled(found.get(key)) != _settled(wanted[key]))
-        if differing:
-            raise UserError(
-                f"expected {directory} to hold this study, got one that differs in {', '.join(differing)}: name another --out, "
-                "or repeat the command that began it"
-            )
+    wanted = declared.canonical()
+    if is_held(directory, "study.json", _settled(wanted), "study", _settled):
         for unfinished in directory.rglob(".*"):  # what a killed process was writing
             unfinished.unlink()
         return
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"expected an empty or new directory, got {directory}: name another --out")
-    write_json(file, wanted)
+    write_json(directory / "study.json", wanted)
     write_json(directory / "provenance.json", provenance(command))
 
 
-def _settled(value: Any) -> Any:
+def _settled(study: dict[str, Any]) -> dict[str, Any]:
     """Where work runs may change between the parts of a study."""
-    return {k: v for k, v in value.items() if k != "cluster"} if isinstance(value, dict) else value
+    return {**study, "run": {name: section for name, section in study["run"].items() if name != "cluster"}}
 
 
 def _preflight(declared: Study) -> None:
@@ -212,9 +205,17 @@ def _measure_rung(declared: Study, rung: Rung, directory: Path, progress: Progre
         drawn = time.monotonic()
         _measure(declared, rung, directory, blocks, actors, progress(f"{of}measuring", "blocks"))
     measured = time.monotonic()
-    rows = list(_estimates(declared, rung, directory, policy))
+    sketch = study_sketch(declared, rung.config.seed, policy)
+    rows = list(_estimates(declared, rung, directory, sketch))
     seconds = {"draw": drawn - started, "measure": measured - drawn, "estimate": time.monotonic() - measured}
-    write_json(directory / "facts.json", _facts(declared, rung, directory, blocks, seconds))
+    of_study = {
+        "bins": bin_ranges(policy, declared.bins),
+        "blocks": sketch.coordinates,
+        "exact": sketch.error == 0,
+        "projection_error": sketch.error,
+    }
+    of_rung = _facts(declared, rung, directory, seconds)
+    write_json(directory / "facts.json", {**of_study, "objectives": list(declared.objectives), "rungs": [of_rung]})
     with replacing(directory / "estimates.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     (directory / "drawn.json").unlink(missing_ok=True)
@@ -231,14 +232,15 @@ def _draw(
     counting: Counting,
 ) -> None:
     known = directory / "drawn.json"
-    costs: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
-    missing = [b for b in blocks if str(block_number(rung.config, b)) not in costs]
+    drawn: dict[str, Any] = json.loads(known.read_text()) if known.exists() else {}
+    missing = [b for b in blocks if str(block_number(rung.config, b)) not in drawn]
     with counting:
         counting.begin(len(blocks), done=len(blocks) - len(missing))
         for rollouts in RayCollector(actors).start(missing, weights, 0):
             stored.keep(directory, rollouts)
-            costs[str(block_number(rung.config, rollouts.block))] = vars(rollouts.cost)
-            write_json(known, costs)
+            facts = {"cost": vars(rollouts.cost), "reward": float(rollouts.reward_N.mean())}
+            drawn[str(block_number(rung.config, rollouts.block))] = facts
+            write_json(known, drawn)
             counting.advance()
 
 
@@ -316,13 +318,11 @@ class _Totals:
                 (self._directory / "sums" / f"{number:06d}.safetensors").unlink()
 
 
-def _estimates(declared: Study, rung: Rung, directory: Path, policy: Policy) -> Iterator[dict[str, Any]]:
-    labels, sketch = list(rung.configs), study_sketch(declared, rung.config.seed, policy)
+def _estimates(declared: Study, rung: Rung, directory: Path, sketch: Sketch) -> Iterator[dict[str, Any]]:
+    labels = list(rung.configs)
     with safetensors.safe_open(next(iter(sorted((directory / "units").glob("[0-9]*")))), framework="numpy") as stored:
         spaces = list(dict.fromkeys(name.split("/")[0] for name in stored.keys()))  # noqa: SIM118 - not a mapping
-    for space in ("parameters", "adam", "prediction"):
-        if space not in spaces:
-            continue
+    for space in (space for space in SPACES if space in spaces):
         whole = space == "prediction"
         spans = {"": slice(None)} if whole else sketch.spans
         measured = [*labels, REWARD] if declared.gain and space == "parameters" else labels
@@ -347,24 +347,21 @@ def _place(rung: Rung) -> dict[str, Any]:
     }
 
 
-def _facts(
-    declared: Study, rung: Rung, directory: Path, blocks: Sequence[Block], seconds: Mapping[str, float]
-) -> dict[str, Any]:
+def _facts(declared: Study, rung: Rung, directory: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
     cost, ranked = Cost(), 0
     for file in sorted((directory / "units").glob("[0-9]*.safetensors")):
         with safetensors.safe_open(file, framework="numpy") as measured:
             metadata = measured.metadata()
         cost += Cost(**json.loads(metadata["cost"]))
         ranked += json.loads(metadata["counts"])["rankings"]
-    known, reward = directory / "drawn.json", None
-    if known.exists():
-        cost = sum((Cost(**c) for c in json.loads(known.read_text()).values()), cost)
-        reward = float(np.mean([_stored(rung, directory, block).reward_N.mean() for block in blocks]))
+    known = directory / "drawn.json"
+    drawn = json.loads(known.read_text()) if known.exists() else {}
+    cost = sum((Cost(**block["cost"]) for block in drawn.values()), cost)
     return {
         **_place(rung),
         "units": declared.units,
         "rankings": ranked,
-        "reward": reward,
+        "reward": float(np.mean([drawn[number]["reward"] for number in sorted(drawn, key=int)])) if drawn else None,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "network_evaluations": cost.network_evaluations,
     }
@@ -389,9 +386,7 @@ def _gains(declared: Study, rung: Rung, directory: Path, progress: Progress) -> 
         collector, versions = RayCollector(actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
-            splits = {(b.prompts, b.first_sample, b.index): split for split, b in of}
-            found = collector.start([b for _, b in of], flat, next(versions))
-            return [(splits[r.block.prompts, r.block.first_sample, r.block.index], r) for r in found]
+            return list(collector.by_split(of, flat, next(versions)))
 
         counting.begin(len(labels), done=0)
         before = scored(blocks, weights)
@@ -434,18 +429,8 @@ def _reward_products(directory: Path, labels: Sequence[str]) -> dict[tuple[str, 
 
 def _collect(declared: Study, directory: Path) -> None:
     """Put the rungs together in one table each."""
-    policy = open_policy(declared.rungs[0].config, torch.device("cpu"))
-    sketch = study_sketch(declared, declared.rungs[0].config.seed, policy)
-    rungs = [json.loads((directory / rung.name / "facts.json").read_text()) for rung in declared.rungs]
-    facts = {
-        "objectives": list(declared.objectives),
-        "bins": bin_ranges(policy, declared.bins),
-        "blocks": sketch.coordinates,
-        "exact": sketch.error == 0,
-        "projection_error": sketch.error,
-        "rungs": rungs,
-    }
-    write_json(directory / "facts.json", facts)
+    facts = [json.loads((directory / rung.name / "facts.json").read_text()) for rung in declared.rungs]
+    write_json(directory / "facts.json", {**facts[0], "rungs": [rung for found in facts for rung in found["rungs"]]})
     for name in ("estimates", "gains") if declared.gain else ("estimates",):
         tables = [pq.read_table(directory / rung.name / f"{name}.parquet") for rung in declared.rungs]
         with replacing(directory / f"{name}.parquet") as temporary:

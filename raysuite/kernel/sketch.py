@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Sketch:
         width: int,
         generator: Callable[[int], torch.Generator],
     ) -> None:
-        """Draw places and signs.
+        """Lay out the blocks; places and signs are drawn when first needed.
 
         Args:
             sizes: number of coordinates of every parameter, in their fixed order.
@@ -53,26 +54,31 @@ class Sketch:
             self.size += min(count, width)
         self.error = (2 / width) ** 0.5 if max(coordinates.values()) > width else 0.0
         """Standard error of an inner product as a share of the product of norms, at most."""
-        self._places, self._signs = {}, {}
-        kept = {block: span.start for block, span in self.spans.items()}
-        for number, (name, size) in enumerate(sizes.items()):
-            block = block_of[name]
-            if coordinates[block] <= width:
-                self._places[name] = torch.arange(kept[block], kept[block] + size)
-                kept[block] += size
+        self._sizes, self._block_of, self._width, self._generator = sizes, block_of, width, generator
+
+    @cached_property
+    def _drawn(self) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """The place of every coordinate of a parameter, and its sign where places are shared."""
+        drawn: dict[str, tuple[Tensor, Tensor | None]] = {}
+        next_place = {block: span.start for block, span in self.spans.items()}
+        for number, (name, size) in enumerate(self._sizes.items()):
+            block = self._block_of[name]
+            if self.coordinates[block] <= self._width:
+                drawn[name] = torch.arange(next_place[block], next_place[block] + size), None
+                next_place[block] += size
             else:
-                drawn = generator(number)
-                self._places[name] = self.spans[block].start + torch.randint(width, (size,), generator=drawn)
-                self._signs[name] = torch.randint(2, (size,), generator=drawn, dtype=torch.int8) * 2 - 1
+                rng = self._generator(number)
+                places = self.spans[block].start + torch.randint(self._width, (size,), generator=rng)
+                drawn[name] = places, torch.randint(2, (size,), generator=rng, dtype=torch.int8) * 2 - 1
+        return drawn
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The sketch of all blocks, (size,) float32 on the CPU. Linear: sketches of sums are sums of sketches."""
         out = torch.zeros(self.size)
         for name, gradient in gradients.items():
             flat = gradient.detach().flatten().float().cpu()
-            if name in self._signs:
-                flat = flat * self._signs[name]
-            out.index_add_(0, self._places[name], flat)
+            places, signs = self._drawn[name]
+            out.index_add_(0, places, flat if signs is None else flat * signs)
         return out
 
 

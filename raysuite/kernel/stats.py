@@ -23,6 +23,11 @@ class Interval:
     high: float
 
 
+def by_prompt(prompts: np.ndarray) -> np.ndarray:
+    """What is resampled: prompts, or where there is only one its pictures: the interval is then about that prompt."""
+    return prompts if len(np.unique(prompts)) > 1 else np.arange(len(prompts))
+
+
 def bootstrap_mean(
     values: np.ndarray,
     groups: np.ndarray,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysuite.kernel.guards import REMEDIES
-from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+from raysuite.kernel.stats import Interval, bootstrap_mean, by_prompt, paired_difference
 from raysuite.results.run import EMPTY, SPLITS, Run, Scores
 
 FEW_PROMPTS = 10
@@ -104,11 +104,6 @@ def curve(run: Run, reward: str, split: str) -> Curve:
 def mean(scores: Scores) -> Interval:
     """The mean of one reward at one evaluation."""
     return bootstrap_mean(scores.value, by_prompt(scores.prompt), generator())
-
-
-def by_prompt(prompts: np.ndarray) -> np.ndarray:
-    """What is resampled: prompts, or where there is only one its pictures: the interval is then about that prompt."""
-    return prompts if len(np.unique(prompts)) > 1 else np.arange(len(prompts))
 
 
 def generator() -> np.random.Generator:

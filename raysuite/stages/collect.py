@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import final
 
 import numpy as np
 
@@ -19,6 +20,15 @@ class Collector(ABC):
     @abstractmethod
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin, if the collector can work while the caller does; the iterator yields blocks as they are done."""
+
+    @final
+    def by_split(
+        self, blocks: Sequence[tuple[str, Block]], weights: np.ndarray, version: int
+    ) -> Iterator[tuple[str, Rollouts]]:
+        """`start` with evaluation blocks, each with the name of its split, which goes with it."""
+        splits = {(b.prompts, b.first_sample, b.index): split for split, b in blocks}
+        for done in self.start([block for _, block in blocks], weights, version):
+            yield splits[done.block.prompts, done.block.first_sample, done.block.index], done
 
 
 class LocalCollector(Collector):

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,42 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def is_held(
+    directory: Path,
+    name: str,
+    wanted: Mapping[str, Any],
+    what: str,
+    settled: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda found: found,
+) -> bool:
+    """Whether a directory already belongs to what is about to be put there; False where it is new or empty.
+
+    Args:
+        directory: where to.
+        name: of the JSON file that says whose it is.
+        wanted: what decides the content.
+        what: it is, in a word.
+        settled: that part of what the file says.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    file = directory / name
+    if file.exists():
+        found = settled(json.loads(file.read_text()))
+        differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if differing:
+            raise UserError(
+                f"expected {directory} to hold this {what}, got one that differs in {', '.join(differing)}: name another --out, "
+                "or repeat the command that began it"
+            )
+        return True
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(
+            f"expected an empty or new directory, or one that holds this {what}, got {directory}: name another --out"
+        )
+    return False
+
+
 class RunDirectory:
     """The files of one run. Opening it checks that it belongs to the configuration."""
 
@@ -60,21 +96,14 @@ class RunDirectory:
             UserError: the directory holds something else.
         """
         file = self.path / "config.json"
-        if file.exists():
+
+        def identity(found: dict[str, Any]) -> dict[str, Any]:
             try:
-                found, wanted = validate(json.loads(file.read_text())).identity(), config.identity()
+                return validate(found).identity()
             except UserError as error:
                 raise UserError(f"expected {file} of a run, this version cannot read it: {error}") from error
-            differing = sorted(key for key in wanted if found[key] != wanted[key])
-            if differing:
-                raise UserError(
-                    f"expected {self.path} to hold this run, got one that differs in {', '.join(differing)}: name another --out, "
-                    "or repeat the command that began it"
-                )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError(
-                f"expected an empty or new directory, or one that holds this run, got {self.path}: name another --out"
-            )
+
+        is_held(self.path, file.name, config.identity(), "run", identity)
         write_json(file, config.canonical())
         known = self.path / "provenance.json"
         if known.exists():  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
@@ -92,14 +121,18 @@ class RunDirectory:
     def metrics(self) -> dict[str, dict[int, float]]:
         """Every metric that was logged, by name and update. A line that was being written when a run was killed is none."""
         found: dict[str, dict[int, float]] = {}
+        for _, row in self._logged():
+            found.setdefault(row["name"], {})[row["update"]] = row["value"]
+        return found
+
+    def _logged(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Lines of metrics.jsonl, and what they say."""
         file = self.path / "metrics.jsonl"
         for line in file.read_text().splitlines() if file.exists() else ():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                yield line, json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written when the run was killed
                 continue
-            found.setdefault(row["name"], {})[row["update"]] = row["value"]
-        return found
 
     def ledger(self) -> dict[str, Any]:
         """What the run has cost so far; empty before anything did."""
@@ -114,14 +147,11 @@ class RunDirectory:
         """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""
         file = self.path / "metrics.jsonl"
         if file.exists():
-            kept = []
-            for line in file.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:  # the line that was being written when the run was killed
-                    continue
-                if row["update"] < updates or (row["update"] == updates and row["name"].startswith("evaluation/")):
-                    kept.append(line)
+            kept = [
+                line
+                for line, row in self._logged()
+                if row["update"] < updates or (row["update"] == updates and row["name"].startswith("evaluation/"))
+            ]
             with replacing(file) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept))
         for score in self.path.glob("scores/*.parquet"):

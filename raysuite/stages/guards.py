@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.kernel import guards
-from raysuite.kernel.stats import Interval, paired_difference
+from raysuite.kernel.stats import Interval, by_prompt, paired_difference
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory
 
@@ -89,8 +89,7 @@ class Watch:
                 rng = numpy_generator(seed=self._config.evaluation.seed, stage=Stage.BOOTSTRAP, update=updates)
                 old, new = (np.array([rewards[key] for key in both]) for rewards in (before, after))
                 prompts = np.array([key[1] for key in both])
-                groups = prompts if len(np.unique(prompts)) > 1 else np.arange(len(both))  # of one prompt: its pictures
-                changes[split] = paired_difference(old, new, groups, rng)
+                changes[split] = paired_difference(old, new, by_prompt(prompts), rng)
         return changes
 
     def _rewards(self, file: Path) -> dict[tuple[str, str, int], float]:

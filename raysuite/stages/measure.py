@@ -90,11 +90,11 @@ class Measurement:
         }
         if study.gain:
             self.objectives[REWARD] = Ddpo(clip=None, advantage_clip=float("inf"), per_dimension=False)
-        self.sets = {
-            label: PreferenceSet(Path(c.preferences.source))
-            for label, c in rung.configs.items()
-            if c.preferences.source
-        }
+        comparing = [c for c in rung.configs.values() if c.built_objective.consumes == "preferences"]
+        self.comparing = comparing[0] if comparing else None
+        """A run that learns from preferences: all of a rung's compare the same, in the same way."""
+        source = self.comparing.preferences.source if self.comparing else None
+        self.set = PreferenceSet(Path(source)) if source else None
         self.sketch = study_sketch(study, rung.config.seed, policy)
         self.probes = Probes(policy, rung.config, study.probes) if study.probes else None
 
@@ -103,9 +103,10 @@ class Measurement:
         arrays: dict[str, list[Tensor]] = defaultdict(list)
         sums: dict[str, Tensor] = {}
         cost, counts = Cost(), {"rankings": 0}
-        pairs = self._pairs(block, rollouts)
+        seen = self._seen(block, rollouts, advantage)
         for place in range(len(block.prompts)):
-            batches = self._unit(block, place, rollouts, advantage, pairs)
+            shares = {label: self._share(batch, block, place) for label, batch in seen.items()}
+            batches = {label: share for label, share in shares.items() if share is not None}
             counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
             cost += self._gradients(block, place, batches, arrays, sums)
         number = block_number(self.rung.config, block)
@@ -118,21 +119,32 @@ class Measurement:
                 {name: torch.stack(units) for name, units in arrays.items()}, temporary, metadata=metadata
             )
 
-    def _pairs(self, block: Block, rollouts: Rollouts | None) -> dict[str, Preferences]:
-        """Rankings of a block by label; those of a set have their prompts' text states with them."""
-        found = {}
-        for label, config in self.rung.configs.items():
-            if config.built_objective.consumes != "preferences":
-                continue
-            if label in self.sets:
-                rows = self._rows_of_set(config, len(self.sets[label]), block)
-                self.policy.remember(self.sets[label].texts(rows))
-                found[label] = self.sets[label].rows(rows)
-            else:
-                assert rollouts is not None
-                indices_RM, _ = rankings(config, block, rollouts.reward_N)
-                found[label] = compared(rollouts, indices_RM)
-        return found
+    def _seen(self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None) -> dict[str, Batch]:
+        """A block as each objective sees it."""
+        preferences, trained, reward = None, None, None
+        if self.comparing is not None:
+            preferences = self._preferences(self.comparing, block, rollouts)
+        if rollouts is not None and advantage is not None:
+            steps = int(self.policy.schedule.stochastic_K.sum())
+            trained = transitions(rollouts, advantage["trained"])
+            # an objective's mean is over steps, where the policy gradient sums over them
+            reward = transitions(rollouts, steps * advantage["reward"])
+        seen: dict[str, Batch] = {}
+        for label, objective in self.objectives.items():
+            batch = preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
+            assert batch is not None
+            seen[label] = batch
+        return seen
+
+    def _preferences(self, config: RunConfig, block: Block, rollouts: Rollouts | None) -> Preferences:
+        """Rankings of a block; those of a set have their prompts' text states with them."""
+        if self.set is not None:
+            rows = self._rows_of_set(config, len(self.set), block)
+            self.policy.remember(self.set.texts(rows))
+            return self.set.rows(rows)
+        assert rollouts is not None
+        indices_RM, _ = rankings(config, block, rollouts.reward_N)
+        return compared(rollouts, indices_RM)
 
     def _rows_of_set(self, config: RunConfig, size: int, block: Block) -> list[int]:
         """A block's rankings: one for each of its units, then another for each, and so on."""
@@ -141,41 +153,23 @@ class Measurement:
         updates = range(first, first + per_unit)
         return [row for u in updates for row in rows_of_set(config, size, update=u, block=block.index)]
 
-    def _unit(
-        self,
-        block: Block,
-        place: int,
-        rollouts: Rollouts | None,
-        advantage: Advantages | None,
-        pairs: Mapping[str, Preferences],
-    ) -> dict[str, Batch]:
-        """One prompt's share of a block, as each objective sees it; no batch where there is nothing to learn from."""
-        out: dict[str, Batch] = {}
-        samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
-        for label, objective in self.objectives.items():
-            if objective.consumes == "advantages":
-                assert rollouts is not None and advantage is not None
-                of_steps = advantage["trained"]
-                if label == REWARD:  # an objective's mean is over steps, where the policy gradient sums over them
-                    of_steps = int(self.policy.schedule.stochastic_K.sum()) * advantage["reward"]
-                whole = transitions(rollouts, of_steps)
-                out[label] = Transitions(
-                    latents_NK=whole.latents_NK[samples],
-                    logp_NK=whole.logp_NK[samples],
-                    advantage_NK=whole.advantage_NK[samples],
-                    prompts_N=whole.prompts_N[samples],
-                )
-                continue
-            ranked = pairs[label]
-            if label in self.sets:
-                rows = list(range(place, len(ranked), len(block.prompts)))
-            else:
-                rows = [r for r, prompt in enumerate(ranked.prompts_R) if prompt == block.prompts[place]]
-            if rows:
-                out[label] = Preferences(
-                    latents_RMK=ranked.latents_RMK[rows], prompts_R=tuple(ranked.prompts_R[r] for r in rows)
-                )
-        return out
+    def _share(self, batch: Batch, block: Block, place: int) -> Batch | None:
+        """One prompt's share of a block; None where there is nothing to learn from."""
+        if isinstance(batch, Transitions):
+            samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
+            return Transitions(
+                latents_NK=batch.latents_NK[samples],
+                logp_NK=batch.logp_NK[samples],
+                advantage_NK=batch.advantage_NK[samples],
+                prompts_N=batch.prompts_N[samples],
+            )
+        if self.set is not None:
+            rows = list(range(place, len(batch), len(block.prompts)))
+        else:
+            rows = [r for r, prompt in enumerate(batch.prompts_R) if prompt == block.prompts[place]]
+        if not rows:
+            return None
+        return Preferences(latents_RMK=batch.latents_RMK[rows], prompts_R=tuple(batch.prompts_R[r] for r in rows))
 
     def _gradients(
         self,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
-from raysuite.stages.files import provenance, replacing, write_json
+from raysuite.stages.files import is_held, provenance, replacing, write_json
 from raysuite.types import Preferences
 
 FORMAT = 1
@@ -42,21 +42,16 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
     Raises:
         UserError: the directory holds something else.
     """
-    file, wanted = directory / "manifest.json", {"format": FORMAT, **json.loads(json.dumps(identity))}
-    if file.exists():
-        found = json.loads(file.read_text())
-        differing = sorted(key for key in {*found, *wanted} - {"provenance"} if found.get(key) != wanted.get(key))
-        if differing:
-            raise UserError(
-                f"expected {directory} to hold this preference set, got one that differs in {', '.join(differing)}: name "
-                "another --out, or repeat the command that began it"
-            )
+    wanted = {"format": FORMAT, **json.loads(json.dumps(identity))}
+    if is_held(directory, "manifest.json", wanted, "preference set", _identity):
         for unfinished in directory.glob("*/.*"):  # what a killed process was writing
             unfinished.unlink()
         return
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"expected an empty or new directory, got {directory}: name another --out")
-    write_json(file, {**wanted, "provenance": provenance(command)})
+    write_json(directory / "manifest.json", {**wanted, "provenance": provenance(command)})
+
+
+def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name != "provenance"}
 
 
 def finished_blocks(directory: Path) -> set[int]:

@@ -297,12 +297,10 @@ class Training:
             for block in blocks
         ]
         mine = split_of[self.accelerator.process_index :: self.accelerator.num_processes]
-        splits = {(b.prompts, b.first_sample, b.index): split for split, b in mine}
         results: list[tuple[str, Rollouts]] = []
         total = sum(block.size for _, block in mine)
-        for done in self.collector.start([b for _, b in mine], self.state.behaviour[number], number):
-            block = done.block
-            results.append((splits[block.prompts, block.first_sample, block.index], done))
+        for split, done in self.collector.by_split(mine, self.state.behaviour[number], number):
+            results.append((split, done))
             arrived(done)
             if self.first:
                 self.say("evaluate", images=sum(r.block.size for _, r in results), images_total=total)

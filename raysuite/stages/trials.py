@@ -11,7 +11,7 @@ from typing import Any, Literal
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages.files import provenance, write_json
+from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
 from raysuite.sweeps import Dimension, Planned, Sweep
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -47,6 +47,10 @@ class Trial:
     """Why it failed or was stopped."""
 
 
+def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sweep.items() if name not in UNCHANGED}
+
+
 @dataclass
 class Book:
     """All runs of a sweep by name; trials.json is written at every change."""
@@ -62,21 +66,9 @@ class Book:
         Raises:
             UserError: the directory holds something else.
         """
-        file, wanted = directory / "sweep.json", sweep.canonical()
-        if file.exists():
-            found = json.loads(file.read_text())
-            known = {*found, *wanted}.difference(UNCHANGED)
-            if differing := sorted(key for key in known if found.get(key) != wanted.get(key)):
-                raise UserError(
-                    f"expected {directory} to hold this sweep, got one that differs in {', '.join(differing)}: name another --out, "
-                    "or repeat the command that began it"
-                )
-        elif directory.exists() and any(directory.iterdir()):
-            raise UserError(
-                f"expected an empty or new directory, or one that holds this sweep, got {directory}: name another --out"
-            )
-        else:
-            write_json(file, wanted)
+        wanted = sweep.canonical()
+        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", _settled):
+            write_json(directory / "sweep.json", wanted)
             write_json(directory / "provenance.json", provenance(command))
         told = directory / "trials.json"
         rows = {row["name"]: Trial(**row) for row in json.loads(told.read_text())} if told.exists() else {}
@@ -135,23 +127,15 @@ class Book:
 
 def outcomes(directory: Path, config: RunConfig) -> list[Outcome]:
     """A run's evaluations so far: what training had cost, and the trained reward on held-out prompts."""
-    file = directory / "metrics.jsonl"
-    if not file.exists():
-        return []
-    *lines, _ = file.read_text().split("\n")  # what follows the last line break is still being written
-    found: dict[tuple[str, int], float] = {}
-    for line in lines:
-        row = json.loads(line)
-        found[row["name"], row["update"]] = row["value"]
+    found = RunDirectory(directory).metrics()
     terms = {f"evaluation/held_out/{reward.name}": reward.weight for reward in config.rewards}
-    updates = sorted(update for name, update in found if name == next(iter(terms)))
+    spent = found.get("budget/network_evaluations", {})
+    updates = sorted(set.intersection(*(set(found.get(name, ())) for name in terms)))
     return [
         Outcome(
-            found["budget/network_evaluations", update - 1] if update else 0.0,
-            sum(weight * found[name, update] for name, weight in terms.items()),
+            spent[update - 1] if update else 0.0, sum(weight * found[name][update] for name, weight in terms.items())
         )
         for update in updates
-        if all((name, update) in found for name in terms)
     ]
 
 

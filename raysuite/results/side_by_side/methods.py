@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysuite.kernel.stats import RESAMPLES, Interval, difference_of_methods, improvement, mean_over_runs
+from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, difference_of_methods, improvement, mean_over_runs
 from raysuite.results import comparison
-from raysuite.results.comparison import by_prompt, generator
+from raysuite.results.comparison import generator
 from raysuite.results.run import EMPTY, Run
 from raysuite.results.side_by_side.runs import SideBySide
 
