@@ -251,6 +251,26 @@ def report(
 
 
 @app.command()
+def track(
+    run: Run,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="PATH=VALUE", help="A setting under trackers; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Tell trackers of a run that went on without them. What they have been told before is not repeated."""
+    from raysuite import trackers
+    from raysuite.stages.files import RunDirectory
+
+    directory = run.absolute()
+    tree = RunDirectory(directory).config().canonical()
+    for path, value in map(_split, settings):
+        if not path.startswith("trackers."):
+            raise UserError(f"expected a setting under trackers, got {path}: a run that exists keeps all others")
+        configuration.put(tree, path, configuration.parse(path, value))
+    trackers.tell(configuration.validate(tree), directory)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="DIR", help="The --out of each run, or of a sweep.")],
     out: Annotated[

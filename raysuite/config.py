@@ -260,6 +260,37 @@ class Checkpoints(Section):
     """Most recent checkpoints that stay on disk."""
 
 
+class Wandb(Section):
+    """Weights & Biases."""
+
+    project: str | None = None
+    """Where runs go; naming it turns the tracker on."""
+    entity: str | None = None
+    """The user or team; the logged-in user's own by default."""
+    group: str | None = None
+    """Shown together: a sweep's name, say."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes files, which `wandb sync` sends later."""
+
+
+class Mlflow(Section):
+    """MLflow."""
+
+    experiment: str | None = None
+    """Where runs go; naming it turns the tracker on."""
+    uri: str | None = None
+    """A tracking server or a directory; by default MLFLOW_TRACKING_URI, or trackers/mlflow in the run directory."""
+
+
+class Trackers(Section):
+    """Where numbers and pictures go besides the run directory."""
+
+    tensorboard: bool = False
+    """Event files in trackers/tensorboard of the run directory."""
+    wandb: Wandb = Wandb()
+    mlflow: Mlflow = Mlflow()
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -284,6 +315,7 @@ class RunConfig(Section):
     guards: Guards = Guards()
     cluster: Cluster = Cluster()
     checkpoints: Checkpoints = Checkpoints()
+    trackers: Trackers = Trackers()
 
     @cached_property
     def built_objective(self) -> Objective[Any]:
@@ -312,7 +344,7 @@ class RunConfig(Section):
         tree = self.canonical()
         for reward in tree["rewards"]:
             del reward["seconds"], reward["retries"]
-        return {name: section for name, section in tree.items() if name not in ("cluster", "guards")}
+        return {name: section for name, section in tree.items() if name not in ("cluster", "guards", "trackers")}
 
     def reward(self, name: str) -> Reward:
         """The settings of a reward, trained or only watched."""

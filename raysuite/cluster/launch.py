@@ -32,6 +32,7 @@ from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.stop import StopFile
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
+from raysuite.trackers import following, preflight as preflight_of_trackers
 
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: other processes need the cores
@@ -55,6 +56,7 @@ def preflight(config: RunConfig) -> None:
         check_replay(config)
     if config.preferences.source is not None:
         PreferenceSet(Path(config.preferences.source)).check(config)
+    preflight_of_trackers(config.trackers)
 
 
 def connect() -> None:
@@ -146,7 +148,7 @@ def train(config: RunConfig, directory: Path) -> None:
         connect()
         interruption.install()
         check_resources(cluster, workers=cluster.workers)
-        with running_actors(config, workers=cluster.workers) as actors:
+        with following(config, directory), running_actors(config, workers=cluster.workers) as actors:
             trainer = TorchTrainer(
                 _learner,
                 train_loop_config={
@@ -216,10 +218,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     Raises:
         UserError: there is no such run or checkpoint.
     """
-    file = directory / "config.json"
-    if not file.exists():
-        raise UserError(f"expected a run in {directory}, found no config.json: name the --out of a `raysuite train`")
-    config = validate(json.loads(file.read_text()))
+    config = RunDirectory(directory).config()
     if samples:
         evaluation = config.evaluation.model_copy(update={"samples": samples, "final_samples": samples})
         config = config.model_copy(update={"evaluation": evaluation})

@@ -112,6 +112,19 @@ class RunDirectory:
         else:
             write_json(known, provenance(command))
 
+    def config(self) -> RunConfig:
+        """What the run in the directory was declared as.
+
+        Raises:
+            UserError: there is none.
+        """
+        file = self.path / "config.json"
+        if not file.exists():
+            raise UserError(
+                f"expected a run in {self.path}, found no config.json: name the --out of a `raysuite train`"
+            )
+        return validate(json.loads(file.read_text()))
+
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics."""
         with (self.path / "metrics.jsonl").open("a") as file:

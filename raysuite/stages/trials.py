@@ -161,8 +161,8 @@ def suggestion(
         elif dimension.kind == "integers":
             distributions[path] = optuna.distributions.IntDistribution(*dimension.values)
         else:
-            log = dimension.kind == "loguniform"
-            distributions[path] = optuna.distributions.FloatDistribution(*dimension.values, log=log)
+            low, high = dimension.values
+            distributions[path] = optuna.distributions.FloatDistribution(low, high, log=dimension.kind == "loguniform")
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     for settings, value in seen:
         places = {

@@ -157,11 +157,13 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -
     def run(words: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
-    first = run(train)
+    first = run([*train, "--set", "trackers.tensorboard=true"])
     assert first.returncode == 0, first.stderr
     assert (out / "report.html").exists()
     assert "redness" in first.stdout
     assert json.loads((out / "progress.json").read_text())["phase"] == "done"
+    told = json.loads((out / "trackers" / "told-tensorboard.json").read_text())
+    assert told == {name: max(values) for name, values in RunDirectory(out).metrics().items()} | {"(pictures)": 3}
     again = run(train)
     assert again.returncode == 0
     assert "finished already" in again.stdout

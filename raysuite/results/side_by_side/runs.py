@@ -21,7 +21,7 @@ MOST_RUNS = 40
 """More cannot be told apart in one figure."""
 MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
-WITHOUT_EFFECT = ("seed", "cluster", "checkpoints")
+WITHOUT_EFFECT = ("seed", "cluster", "checkpoints", "guards", "trackers")
 """Sections that do not say what is learned: runs that differ in these alone are repetitions."""
 
 Picture = tuple[str, str, int]

@@ -1,0 +1,164 @@
+"""From a run directory to its trackers: what has been written since they were last told."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from raysuite.config import RunConfig, Trackers
+from raysuite.errors import UserError
+from raysuite.stages.files import RunDirectory, write_json
+from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
+
+POLL_SECONDS = 2.0
+PICTURES = "(pictures)"
+"""Stands for the pictures among the names of metrics."""
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+def wanted(trackers: Trackers) -> list[str]:
+    """Names of the trackers that are on."""
+    on = {
+        "tensorboard": trackers.tensorboard,
+        "wandb": trackers.wandb.project is not None,
+        "mlflow": trackers.mlflow.experiment is not None,
+    }
+    return [name for name, is_on in on.items() if is_on]
+
+
+def preflight(trackers: Trackers) -> None:
+    """Find in a second whether a tracker's package is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name in wanted(trackers):
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(
+                f"expected the package {PACKAGES[name]} for trackers.{name}, which is not installed: pip install "
+                f"'raysuite[{name}]', or leave trackers.{name} out"
+            )
+
+
+def open_tracker(name: str, run: TrackedRun) -> Tracker:
+    """A tracker by its name; only then is its library imported.
+
+    Raises:
+        UserError: it does not take the run.
+    """
+    if name == "tensorboard":
+        from raysuite.trackers.tensorboard import TensorBoard
+
+        return TensorBoard(run)
+    if name == "wandb":
+        from raysuite.trackers.wandb import WeightsAndBiases
+
+        return WeightsAndBiases(run)
+    from raysuite.trackers.mlflow import Mlflow
+
+    return Mlflow(run)
+
+
+@contextmanager
+def following(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Tell a run's trackers what it writes, until the block ends; they never hold it up.
+
+    Raises:
+        UserError: a tracker does not take the run.
+    """
+    run = TrackedRun(directory, config)
+    with ExitStack() as stack:
+        for name in wanted(config.trackers):
+            stack.enter_context(_Told(name, run))
+        yield
+
+
+def tell(config: RunConfig, directory: Path) -> None:
+    """Tell the trackers of a configuration what a run has written and they do not have yet.
+
+    Raises:
+        UserError: none is on, or one does not take the run.
+    """
+    if not wanted(config.trackers):
+        raise UserError(
+            "expected a tracker, got none: --set trackers.tensorboard=true, trackers.wandb.project=<name> or "
+            "trackers.mlflow.experiment=<name>"
+        )
+    preflight(config.trackers)
+    with following(config, directory):
+        pass
+
+
+class _Told:
+    """One tracker, and how far it has been told: trackers/told-<name>.json has the last update of every metric."""
+
+    def __init__(self, name: str, run: TrackedRun) -> None:
+        self._name, self._run, self._file = name, run, run.place / f"told-{name}.json"
+        self._tracker = open_tracker(name, run)
+        self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._trouble: Exception | None = None
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._try()
+        try:
+            self._tracker.close(completed=kind is None)
+        except self._tracker.errors as trouble:
+            self._trouble = trouble
+        if self._trouble is not None:
+            logging.getLogger("raysuite").warning(
+                "WARNING: the tracker %s could not be told everything: %s. The run is not harmed: `raysuite track %s` with the "
+                "same settings tells it the rest.",
+                self._name,
+                " ".join(str(self._trouble).split()),
+                self._run.directory,
+            )
+
+    def _follow(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self._try()
+
+    def _try(self) -> None:
+        """Tell what is new; what cannot be told now remains new."""
+        known: tuple[type[Exception], ...] = (OSError, *self._tracker.errors)
+        try:
+            self._tell()
+            self._trouble = None
+        except known as trouble:
+            self._trouble = trouble
+
+    def _tell(self) -> None:
+        by_update: dict[int, dict[str, float]] = {}
+        for name, values in RunDirectory(self._run.directory).metrics().items():
+            for update, value in values.items():
+                if update > self._last.get(name, -1):
+                    by_update.setdefault(update, {})[name] = value
+        for update in sorted(by_update):
+            self._tracker.scalars(update, by_update[update])
+            evaluated = any(name.startswith("evaluation/") for name in by_update[update])
+            if evaluated and update > self._last.get(PICTURES, -1) and (pictures := self._pictures(update)):
+                self._tracker.pictures(update, pictures)
+                self._last[PICTURES] = update
+            self._last |= dict.fromkeys(by_update[update], update)
+            write_json(self._file, self._last)
+
+    def _pictures(self, update: int) -> Sequence[Picture]:
+        images = self._run.directory / "images"
+        prompts: dict[str, str] = json.loads((images / "prompts.json").read_text()) if images.is_dir() else {}
+        files = {place: images / f"{update:06d}" / f"{place}-0.png" for place in prompts}
+        return [
+            Picture("/".join(place.rsplit("-", 1)), prompts[place], file)
+            for place, file in files.items()
+            if file.exists()
+        ]
