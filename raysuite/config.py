@@ -246,6 +246,8 @@ class Cluster(Section):
     actor_cpus: PositiveFloat = 1.0
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each actor; whole ones set actors apart from learners."""
+    shard: bool = False
+    """Spread the network, its gradients and moments over the workers (FSDP2), in place of a copy in each: all weights only."""
     threads: PositiveInt | None = None
     """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
     max_failures: NonNegativeInt = 2
@@ -464,6 +466,11 @@ def _check_cluster(config: RunConfig) -> None:
         raise UserError(
             f"expected cluster.worker_gpus above 0.5 with several workers, got {cluster.worker_gpus:g}: two learners on one GPU "
             "cannot sum their gradients; set for example cluster.worker_gpus=0.6 and cluster.actor_gpus=0.4"
+        )
+    if cluster.shard and (config.parameters.kind != "all" or cluster.workers == 1):
+        raise UserError(
+            f"expected parameters.kind=all and several cluster.workers with cluster.shard, got {config.parameters.kind} and "
+            f"{cluster.workers}: a LoRA is small, and one worker has nobody to share with; leave it out"
         )
     for name in ("worker_gpus", "actor_gpus"):
         gpus = getattr(cluster, name)

@@ -174,7 +174,7 @@ def declare(
             "model and parameters as they are, or study --checkpoint 0"
         )
     tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
-    tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1}
+    tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1, "shard": False}
     fields = {
         "run": tree,
         "directory": str(run.absolute()) if run and any(checkpoints) else None,

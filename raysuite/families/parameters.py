@@ -10,9 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.config import Parameters
 from raysuite.errors import UserError
+from raysuite.families.sharding import shard, share_of
 from raysuite.rng import Stage, torch_generator
 
 
@@ -97,6 +99,7 @@ class AllWeights(Trained):
         self.network = network.requires_grad_(True)
         self._reload = reload
         self._reference: UNet2DConditionModel | None = None
+        self._mesh: DeviceMesh | None = None
 
     def named(self) -> dict[str, nn.Parameter]:
         """All parameters."""
@@ -111,9 +114,16 @@ class AllWeights(Trained):
         """Other values for the frozen copy."""
         with torch.no_grad():
             for name, parameter in self._copy().named_parameters():
-                parameter.copy_(values[name])
+                parameter.copy_(share_of(values[name], parameter))
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the network over the mesh, and its frozen copy when there is one."""
+        shard(self.network, mesh)
+        self._mesh = mesh
 
     def _copy(self) -> UNet2DConditionModel:
         if self._reference is None:
             self._reference = self._reload().requires_grad_(False)
+            if self._mesh is not None:
+                shard(self._reference, self._mesh)
         return self._reference

@@ -10,8 +10,10 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.errors import UserError
+from raysuite.families.sharding import share_of, whole
 from raysuite.kernel.schedule import Schedule
 
 
@@ -68,17 +70,28 @@ class Policy(ABC):
         """Make these values, by name as in `trainable`, the reference's parameters."""
 
     @abstractmethod
-    def save(self, directory: Path) -> None:
-        """Write the trained parameters in the form that users of this family load."""
+    def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
+        """Write values of the trained parameters, by name as in `trainable`, in the form that users of this family load."""
 
     @abstractmethod
     def load(self, directory: Path) -> None:
         """Read what `save` wrote, bit for bit."""
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the trained network over processes; `weights`, `predict` and its gradients are then asked of all of them.
+
+        Raises:
+            UserError: the family, or what is trained of it, cannot be.
+        """
+        raise UserError(
+            "expected all weights of a diffusers pipeline with cluster.shard, got another model: leave it out"
+        )
+
     @final
     def weights(self) -> np.ndarray:
         """All trained parameters as one flat float32 array: the form in which they travel."""
-        return np.concatenate([p.detach().float().cpu().numpy().ravel() for p in self.trainable().values()])
+        parameters = (whole(p.detach()) for p in self.trainable().values())
+        return np.concatenate([p.float().cpu().numpy().ravel() for p in parameters])
 
     @final
     @torch.no_grad()
@@ -90,7 +103,16 @@ class Policy(ABC):
         """
         parameters = self.trainable()
         for name, value in self._named(flat).items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(share_of(value, parameters[name]))
+
+    @final
+    def save(self, directory: Path, flat: np.ndarray) -> None:
+        """Write weights, as `weights` gives them, in the form that users of this family load.
+
+        Raises:
+            UserError: the array has another length.
+        """
+        self.write(directory, self._named(flat))
 
     @final
     def set_reference(self, flat: np.ndarray) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -16,11 +17,13 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.config import Model, Parameters, Sampler
 from raysuite.errors import UserError
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
+from raysuite.families.sharding import share_of
 from raysuite.kernel.schedule import ddim_schedule
 
 REMEMBERED_PROMPTS = 4_096
@@ -135,13 +138,20 @@ class StableDiffusionPolicy(Policy):
         """The U-Net's adapters or weights."""
         return self.trained.named()
 
-    def save(self, directory: Path) -> None:
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the U-Net and its frozen copy; text encoder and VAE stay whole."""
+        if not isinstance(self.trained, AllWeights):
+            super().shard(mesh)  # refuses
+        else:
+            self.trained.shard(mesh)
+
+    def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
         """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`."""
         if isinstance(self.trained, Lora):
             lora = self.trained.network.peft_config["default"]
             StableDiffusionPipeline.save_lora_weights(
                 directory,
-                unet_lora_layers=get_peft_model_state_dict(self.trained.network),
+                unet_lora_layers=get_peft_model_state_dict(self.trained.network, dict(values)),
                 safe_serialization=True,
                 # without it readers take alpha to be the rank; sorted, since a set's order differs between processes
                 unet_lora_adapter_metadata={
@@ -151,7 +161,8 @@ class StableDiffusionPolicy(Policy):
                 },
             )
         else:
-            self.pipeline.save_pretrained(directory, safe_serialization=True)
+            with _replaced(self.pipeline, _network_of(self.trained.network, values)) as pipeline:
+                pipeline.save_pretrained(directory, safe_serialization=True)
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""
@@ -167,7 +178,8 @@ class StableDiffusionPolicy(Policy):
                 )
         else:
             state = safetensors.torch.load_file(directory / "unet" / "diffusion_pytorch_model.safetensors")
-            network.load_state_dict(state)
+            own = dict(network.named_parameters())
+            network.load_state_dict({n: share_of(value, own[n]) if n in own else value for n, value in state.items()})
 
 
 def pipeline_class(path: str) -> str:
@@ -200,6 +212,25 @@ def _stored(network: UNet2DConditionModel, dtype: torch.dtype) -> UNet2DConditio
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)
     return network
+
+
+def _network_of(like: UNet2DConditionModel, values: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """A network with these weights and no others, on the CPU: `like` may have only a share of its own."""
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(like.config)
+    network.load_state_dict({name: value.clone() for name, value in values.items()}, assign=True)
+    return network
+
+
+@contextmanager
+def _replaced(pipeline: StableDiffusionPipeline, network: UNet2DConditionModel) -> Iterator[StableDiffusionPipeline]:
+    """The pipeline with another U-Net, for the length of a `with`."""
+    own = pipeline.unet
+    pipeline.unet = network
+    try:
+        yield pipeline
+    finally:
+        pipeline.unet = own
 
 
 def _load_pipeline(model: Model) -> StableDiffusionPipeline:

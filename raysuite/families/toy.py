@@ -100,9 +100,9 @@ class ToyPolicy(Policy):
         """The perturbation."""
         return {"perturbation": self.perturbation}
 
-    def save(self, directory: Path) -> None:
+    def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
         """One safetensors file."""
-        safetensors.torch.save_file({"perturbation": self.perturbation.detach()}, directory / "toy.safetensors")
+        safetensors.torch.save_file(dict(values), directory / "toy.safetensors")
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
+from raysuite.families.sharding import share_of, whole
 from raysuite.types import Cost
 
 
@@ -82,8 +83,19 @@ class State:
         self.redone = Cost(**before) + (spent - self.training - self.evaluation)
 
 
-def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State, *, keep: int) -> Path:
+Moments = dict[int, dict[str, torch.Tensor]]
+"""What an optimiser remembers of each parameter, by its number: whole tensors."""
+
+
+def save(directory: Path, policy: Policy, remembered: Moments, state: State, *, keep: int) -> Path:
     """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`.
+
+    Args:
+        directory: of a run's checkpoints.
+        policy: whose weights `state.behaviour` has.
+        remembered: `moments` of the optimiser.
+        state: of the run.
+        keep: at least 1.
 
     Raises:
         UserError: it could not be written (the disk is full, say); what was there before still is.
@@ -92,7 +104,7 @@ def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, stat
     temporary = directory / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, policy, optimizer, state)
+        _write(temporary, policy, remembered, state)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
@@ -108,13 +120,13 @@ def save(directory: Path, policy: Policy, optimizer: torch.optim.Optimizer, stat
     return final
 
 
-def _write(temporary: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: State) -> None:
+def _write(temporary: Path, policy: Policy, remembered: Moments, state: State) -> None:
     (temporary / "model").mkdir(parents=True)
-    policy.save(temporary / "model")
+    policy.save(temporary / "model", state.behaviour[state.updates])
     names = list(policy.trainable())
     named = {
-        f"{names[index]}/{key}": torch.as_tensor(value).contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
+        f"{names[index]}/{key}": value.contiguous()
+        for index, entry in remembered.items()
         for key, value in entry.items()
     }
     safetensors.torch.save_file(named, temporary / "optimizer.safetensors")
@@ -132,17 +144,24 @@ def _write(temporary: Path, policy: Policy, optimizer: torch.optim.Optimizer, st
     (temporary / "state.json").write_text(json.dumps(document))
 
 
-def moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    """A copy of what the optimiser remembers, on the CPU."""
+def moments(optimizer: torch.optim.Optimizer) -> Moments:
+    """A copy of what the optimiser remembers, whole and on the CPU. Where that is spread, every process has to ask."""
     return {
-        index: {key: torch.as_tensor(value).to("cpu", copy=True) for key, value in entry.items()}
+        index: {key: whole(torch.as_tensor(value)).to("cpu", copy=True) for key, value in entry.items()}
         for index, entry in optimizer.state_dict()["state"].items()
     }
 
 
-def restore_moments(optimizer: torch.optim.Optimizer, entries: dict[int, dict[str, torch.Tensor]]) -> None:
+def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> None:
     """The inverse of `moments`."""
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shares = {
+        index: {
+            k: share_of(v, parameters[index]) if v.shape == parameters[index].shape else v for k, v in entry.items()
+        }
+        for index, entry in remembered.items()
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": shares})
 
 
 def completed(directory: Path) -> list[Path]:

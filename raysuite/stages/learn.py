@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
+from raysuite.families.sharding import whole
 from raysuite.kernel.credit import (
     PromptTracker,
     discount_weights,
@@ -78,6 +81,7 @@ def gradient(
     *,
     microbatch: int,
     total: Callable[[int], int] = lambda units: units,
+    most: Callable[[int], int] = lambda rounds: rounds,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Metrics, Cost]:
     """Add the gradient of the objective's mean over all units of `batches` to the parameters' `grad`.
@@ -92,6 +96,8 @@ def gradient(
         microbatch: points through the network at once, at most.
         total: the number of units of a whole minibatch, from the number in these batches. Where workers hold parts of a
             minibatch, the sum of their gradients is its gradient, and so with their metrics.
+        most: the largest of such a number among those who share the network, as it is spread over them: a layer is gathered
+            by all at once, so that who has fewer microbatches goes through the network as often, for nothing.
         check: called before every microbatch; what it raises ends the work.
 
     Returns:
@@ -100,19 +106,27 @@ def gradient(
     queries = [objective.queries(batch, policy.schedule, generator) for batch, generator in batches if len(batch)]
     units = total(sum(map(len, queries)))
     sums: dict[str, float] = defaultdict(float)
-    cost = Cost()
-    for whole in queries:
-        members = whole.t_UM.shape[1]
-        for group in range(0, len(whole), whole.together):
-            width = max(1, min(microbatch // members, whole.together))
-            for start in range(group, group + whole.together, width):
-                check()
-                chunk = whole.rows(start, min(start + width, group + whole.together)).to(policy.device)
-                loss, spent = _backward(objective, policy, chunk, microbatch=microbatch, scale=1 / units)
-                for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
-                    sums[name] += float(values.double().sum())
-                cost += spent
+    cost, spans = Cost(), [(asked, *span) for asked in queries for span in _spans(asked, microbatch)]
+    missing = most(len(spans)) - len(spans)
+    pieces = most(max((math.ceil(asked.t_UM.shape[1] / microbatch) for asked in queries), default=0))
+    for asked, start, stop in spans:
+        check()
+        chunk = asked.rows(start, stop)
+        loss, spent = _backward(objective, policy, chunk.to(policy.device), microbatch=microbatch, scale=1 / units)
+        for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
+            sums[name] += float(values.double().sum())
+        cost += spent
+    for _ in range(missing):
+        _keep_company(objective, policy, pieces=pieces)
     return {name: total_of / units for name, total_of in sums.items()}, cost
+
+
+def _spans(asked: Queries, microbatch: int) -> Iterator[tuple[int, int]]:
+    """First and last unit of what goes through the network at once, or of one unit that has more points than that."""
+    for group in range(0, len(asked), asked.together):
+        width = max(1, min(microbatch // asked.t_UM.shape[1], asked.together))
+        for start in range(group, group + asked.together, width):
+            yield start, min(start + width, group + asked.together)
 
 
 def _backward(
@@ -153,6 +167,22 @@ def _backward(
     return loss, Cost(forward=points * passes, backward=points)
 
 
+def _keep_company(objective: Objective[Any], policy: Policy, *, pieces: int) -> None:
+    """Go through the network as often and in the order that `_backward` does, and add nothing."""
+    x = torch.zeros(1, *policy.latent_shape, device=policy.device)
+    t = policy.schedule.timesteps_K[:1]
+
+    def predict(*, reference: bool = False) -> Tensor:
+        return policy.predict(x, t, [""], reference=reference)
+
+    with torch.set_grad_enabled(pieces == 1):
+        predictions = [predict() for _ in range(pieces)]
+    for _ in range(pieces if objective.needs_reference else 0):
+        predict(reference=True)
+    for prediction in predictions:
+        ((prediction if pieces == 1 else predict()) * 0).sum().backward()
+
+
 def learn(
     config: RunConfig,
     policy: Policy,
@@ -172,6 +202,7 @@ def learn(
         UserError: a loss or gradient is not finite; the weights are then as they were before the step.
     """
     parameters = list(policy.trainable().values())
+    sharded = isinstance(parameters[0], DTensor)
     rank, workers = accelerator.process_index, accelerator.num_processes
     history: list[Metrics] = []
     cost = Cost()
@@ -186,12 +217,13 @@ def learn(
                 batches,
                 microbatch=config.learn.microbatch,
                 total=lambda units: _total(units, accelerator),
+                most=lambda rounds: _most(rounds, accelerator) if sharded else rounds,
                 check=check,
             )
             metrics = _reduce(parameters, metrics, accelerator)
             if not metrics:
                 continue
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.learn.max_grad_norm))
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, config.learn.max_grad_norm)))
             if not np.isfinite([norm, metrics["loss"]]).all():
                 raise UserError(
                     f"expected a finite loss and gradient in update {update}, minibatch {number}, got loss {metrics['loss']} and "
@@ -220,10 +252,16 @@ def _total(units: int, accelerator: Accelerator) -> int:
     return int(accelerator.reduce(torch.tensor(units, device=accelerator.device), reduction="sum"))
 
 
+def _most(rounds: int, accelerator: Accelerator) -> int:
+    """The largest over all workers."""
+    return max(gather_object([rounds]))
+
+
 def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelerator: Accelerator) -> Metrics:
     """Sum gradients and metrics over workers, once per optimiser step. A worker without units adds zeros.
 
-    Accelerate's own wrapper would send gradients after every microbatch, and wrap the network that rollouts share.
+    Gradients of a network that is spread over the workers are sums already. Accelerate's own wrapper would send gradients after
+    every microbatch, and wrap the network that rollouts share.
     """
     if accelerator.num_processes == 1:
         return metrics
@@ -236,10 +274,11 @@ def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelera
         for p, somewhere in zip(parameters, map(any, zip(*(has for _, has in facts), strict=True)), strict=True)
         if somewhere
     ]
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
-    pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
-    for p, piece in zip(learned, pieces, strict=True):
-        p.grad = piece.view_as(p)
+    if not isinstance(parameters[0], DTensor):
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
+        pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
+        for p, piece in zip(learned, pieces, strict=True):
+            p.grad = piece.view_as(p)
     values = torch.tensor([metrics.get(n, 0.0) for n in names], dtype=torch.float64, device=accelerator.device)
     return dict(zip(names, accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 

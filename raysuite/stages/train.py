@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.distributed.device_mesh import init_device_mesh
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -70,6 +71,9 @@ class Training:
         self.set = PreferenceSet(Path(offline)) if offline else None
         if self.set:
             self.set.check(config, policy.latent_shape)
+        self.sharded = config.cluster.shard and accelerator.num_processes > 1
+        if self.sharded:
+            policy.shard(init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
         self.optimizer = torch.optim.AdamW(
@@ -136,12 +140,16 @@ class Training:
         updates = self.state.updates
         if not updates:
             return f"stopped by {who} before the first update was done: the same command begins the run again"
+        directory = self.run.path / "checkpoints"
+        if self.sharded:  # what the first worker has is a share, and the others are not waited for
+            last = next((f"checkpoints/{path.name}" for path in checkpoint.completed(directory)[::-1]), "its beginning")
+            return f"stopped by {who} after {updates} updates: the same command goes on from {last}"
         if self.learning is not None:
             self.policy.set_weights(self.state.behaviour[updates])
             checkpoint.restore_moments(self.optimizer, self.learning)
-        directory = self.run.path / "checkpoints"
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
-            checkpoint.save(directory, self.policy, self.optimizer, self.state, keep=self.config.checkpoints.keep)
+            remembered = checkpoint.moments(self.optimizer)
+            checkpoint.save(directory, self.policy, remembered, self.state, keep=self.config.checkpoints.keep)
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
             "last: the same command goes on from there"
@@ -167,7 +175,8 @@ class Training:
         if self.first:
             self.say("learn")
         with self.timed("learn"):
-            self.learning = checkpoint.moments(self.optimizer)
+            if not self.sharded:
+                self.learning = checkpoint.moments(self.optimizer)
             metrics, cost = learn(
                 self.config,
                 self.policy,
@@ -315,15 +324,11 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        directory, keep = self.run.path / "checkpoints", self.config.checkpoints.keep
         with self.timed("checkpoint"):
+            remembered = checkpoint.moments(self.optimizer) if self.first or self.sharded else {}
             if self.first:
-                checkpoint.save(
-                    self.run.path / "checkpoints",
-                    self.policy,
-                    self.optimizer,
-                    self.state,
-                    keep=self.config.checkpoints.keep,
-                )
+                checkpoint.save(directory, self.policy, remembered, self.state, keep=keep)
             self.accelerator.wait_for_everyone()
 
     def write_ledger(self) -> None:

@@ -386,7 +386,7 @@ def test_weights_travel(policy_name: str, policy_of: Opener) -> None:
 def test_saved_weights_come_back_bit_for_bit(policy_name: str, policy_of: Opener, tmp_path: Path) -> None:
     policy, config = policy_of(policy_name)
     nudge(policy)
-    policy.save(tmp_path)
+    policy.save(tmp_path, policy.weights())
     other, _ = policy_of(policy_name, seed=1)
     other.load(tmp_path)
     assert np.array_equal(other.weights(), policy.weights())
@@ -399,7 +399,7 @@ def test_saved_weights_come_back_bit_for_bit(policy_name: str, policy_of: Opener
 
 def test_another_adapter_is_refused(policy_of: Opener, tmp_path: Path) -> None:
     policy, _ = policy_of("epsilon-lora-1")
-    policy.save(tmp_path)
+    policy.save(tmp_path, policy.weights())
     other, _ = policy_of("epsilon-lora-1", parameters={"targets": ["to_q"]})
     with pytest.raises(UserError, match="expected the adapter of this configuration"):
         other.load(tmp_path)
@@ -412,7 +412,7 @@ def test_an_adapter_loads_in_plain_diffusers(
 ) -> None:
     policy, _ = policy_of(f"{prediction}-lora-1", parameters={"alpha": alpha})
     nudge(policy)
-    policy.save(tmp_path)
+    policy.save(tmp_path, policy.weights())
     plain = StableDiffusionPipeline.from_pretrained(pipelines[prediction], safety_checker=None)
     same_prediction(policy, plain, expected=False)
     plain.load_lora_weights(tmp_path)
@@ -423,7 +423,7 @@ def test_an_adapter_loads_in_plain_diffusers(
 def test_all_weights_load_in_plain_diffusers(prediction: str, policy_of: Opener, tmp_path: Path) -> None:
     policy, _ = policy_of(f"{prediction}-all-1")
     nudge(policy)
-    policy.save(tmp_path)
+    policy.save(tmp_path, policy.weights())
     plain = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     assert plain.scheduler.config.prediction_type == prediction
     same_prediction(policy, plain, expected=True)

@@ -142,7 +142,9 @@ def test_adam_scales_as_the_optimiser_does(tmp_path: Path) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=draw)
         optimizer.step()
     assert adam_scale(tmp_path, policy, config) is None
-    saved = checkpoint.save(tmp_path, policy, optimizer, State(updates=5, behaviour={5: policy.weights()}), keep=1)
+    saved = checkpoint.save(
+        tmp_path, policy, checkpoint.moments(optimizer), State(updates=5, behaviour={5: policy.weights()}), keep=1
+    )
     scale = adam_scale(saved, policy, config)
     assert scale is not None
     state = optimizer.state[parameter]

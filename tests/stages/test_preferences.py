@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import training_blocks
 from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
+from tests.stages.worker import train_with_two
 
 DPO = "{name: diffusion_dpo, beta: 100.0, draws: 2}"
 DENSE = "{name: trajectory_dpo, strength: 5.0, discount: 0.9}"
@@ -242,28 +239,10 @@ def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -
         learn__minibatches="1",
         cluster__workers="2",
     )
-    (tmp_path / "config.json").write_text(json.dumps(config.canonical()))
     RunDirectory(tmp_path / "two").claim(config, ["test"])
     one = begin(config, tmp_path / "one")
     one.train()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = Path(__file__).parents[2]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(root)}
-    workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(root / "tests/stages/worker.py"),
-                str(tmp_path / "config.json"),
-                str(tmp_path / "two"),
-            ],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    train_with_two(tmp_path / "two")
     two = [np.load(tmp_path / "two" / f"weights{rank}.npy") for rank in range(2)]
     assert np.array_equal(*two)
     np.testing.assert_allclose(two[0], one.policy.weights(), rtol=1e-4, atol=1e-6)

@@ -1,8 +1,13 @@
-"""One learner worker of several, without Ray: `RANK=0 WORLD_SIZE=2 ... python tests/stages/worker.py CONFIG.json DIRECTORY`."""
+"""Learner workers without Ray. As a script it is one of several: `RANK=0 WORLD_SIZE=2 ... worker.py DIRECTORY [DIRECTORY ...]`.
+
+Each directory has been claimed by a run, which is gone on with to its end.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,19 +15,40 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from raysuite.config import validate
 from raysuite.families import open_policy
 from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
 from tests.cluster import rewards  # noqa: F401 - the configuration names a reward in it
 
+ROOT = Path(__file__).parents[2]
 
-def main(config_file: str, directory: str) -> None:
+
+def main(*directories: str) -> None:
     torch.set_num_threads(1)
-    config = validate(json.loads(Path(config_file).read_text()))
-    policy, accelerator = open_policy(config, torch.device("cpu")), Accelerator(cpu=True)
-    Training(config, Path(directory), policy, LocalCollector(policy, config), accelerator).train()
-    np.save(Path(directory) / f"weights{accelerator.process_index}.npy", policy.weights())
+    for directory in map(Path, directories):
+        config = RunDirectory(directory).config()
+        policy, accelerator = open_policy(config, torch.device("cpu")), Accelerator(cpu=True)
+        drawing = open_policy(
+            config, torch.device("cpu")
+        )  # a policy that is spread over workers cannot draw for one of them
+        Training(config, directory, policy, LocalCollector(drawing, config), accelerator).train()
+        np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
+    torch.distributed.destroy_process_group()
+
+
+def train_with_two(*directories: Path) -> None:
+    """Go on with runs, one after the other, in two processes of this script."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests/stages/worker.py"), *map(str, directories)]
+    workers = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
 
 
 if __name__ == "__main__":
