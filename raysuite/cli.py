@@ -74,12 +74,8 @@ def sweep(
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
 
-    try:
-        with watch_sweep(directory, console):
-            book = sweeping.sweep(declared, directory, sys.argv)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped: the same command goes on with what is left")
-        raise typer.Exit(130) from None
+    with watch_sweep(directory, console):
+        book = sweeping.sweep(declared, directory, sys.argv)
     ended = [trial for trial in book.trials.values() if trial.status == "done"]
     if len(ended) > 1:
         _compare([directory])

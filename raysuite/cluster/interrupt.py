@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from raysuite.errors import Stopped
-from raysuite.stages.stop import POLL_SECONDS, StopFile
+from raysuite.stages.stop import POLL_SECONDS
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_SECONDS = 20.0
@@ -27,8 +26,14 @@ class Interruption:
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
 
-    def __init__(self, directory: Path, answer: Path) -> None:
-        self._request, self._answer = StopFile(directory), answer
+    def __init__(self, request: Callable[[str], None], answered: Callable[[], bool]) -> None:
+        """Prepare.
+
+        Args:
+            request: asks what is going on to stop, by the name of a signal.
+            answered: whether it has.
+        """
+        self._request, self._answered = request, answered
         self._heeds = threading.current_thread() is threading.main_thread()
         self._learning = False
         self._deadline = float("inf")
@@ -37,7 +42,6 @@ class Interruption:
         """The signal that came, if one did."""
 
     def __enter__(self) -> Self:
-        self._request.clear()
         if self._heeds:
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
@@ -53,7 +57,6 @@ class Interruption:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._request.clear()
         if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's own answer, while it starts
             raise self._stopped(signal.SIGTERM, "with no update under way") from None
 
@@ -62,7 +65,7 @@ class Interruption:
         if not self._learning or again:
             raise self._stopped(self.signum, "at once" if again else "with no update under way")
         self._deadline = time.monotonic() + PATIENCE_SECONDS
-        self._request.request(self.signum.name)
+        self._request(self.signum.name)
 
     def _stopped(self, number: signal.Signals, how: str) -> Stopped:
         return Stopped(f"stopped by {number.name} {how}: the same command goes on from the last checkpoint", number)
@@ -81,7 +84,7 @@ class Interruption:
             self._learning = True
             while not result.ready():
                 result.wait(POLL_SECONDS)
-                answered = self.signum is not None and self._answer.exists()
+                answered = self.signum is not None and self._answered()
                 if answered:
                     self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
                 if time.monotonic() > self._deadline:

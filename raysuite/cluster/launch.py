@@ -144,7 +144,7 @@ def train(config: RunConfig, directory: Path) -> None:
     """
     cluster, failure = config.cluster, directory / "failure.json"
     failure.unlink(missing_ok=True)
-    with Interruption(directory, failure) as interruption:
+    with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
         connect()
         interruption.install()
         check_resources(cluster, workers=cluster.workers)

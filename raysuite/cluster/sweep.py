@@ -22,10 +22,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from raysuite.cluster import launch
+from raysuite.cluster.interrupt import Interruption
 from raysuite.config import Cluster, RunConfig, validate
-from raysuite.errors import UserError
+from raysuite.errors import Stopped, UserError
 from raysuite.stages.files import write_json
-from raysuite.stages.trials import Book, Outcome, outcomes
+from raysuite.stages.stop import StopFile
+from raysuite.stages.trials import ENDED, Book, Outcome, outcomes
 from raysuite.sweeps import Planned, Sweep
 
 REDUCTION, RUNGS = 3, 2
@@ -42,6 +44,7 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     """Run all runs of a sweep, or those that are left, and return what became of them.
 
     Raises:
+        Stopped: a signal came; runs that were going on have their last update in a checkpoint.
         UserError: the directory holds another sweep, or a run could never start.
     """
     _preflight(declared)
@@ -49,27 +52,42 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     if not book.waiting():
         return book
     os.environ.update(SILENT)
+    queue = Queue(book, command)
+    with Interruption(queue.stop, lambda: not queue.going) as interruption:
+        _fit(declared, directory, book, queue, interruption)
+        if interruption.signum:
+            done = sum(trial.status in ENDED for trial in book.trials.values())
+            raise Stopped(
+                f"stopped by {interruption.signum.name} after {done} of {len(book.trials)} runs: the same command goes on with what "
+                "is left",
+                interruption.signum,
+            )
+    return book
+
+
+def _fit(declared: Sweep, directory: Path, book: Book, queue: Queue, interruption: Interruption) -> None:
     launch.connect()
+    interruption.install()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told as sentences
     config = declared.config(declared.runs[0], book.settings(declared.runs[0]))
     launch.check_resources(config.cluster, workers=config.cluster.workers)
     notes = directory / "ray"
     shutil.rmtree(notes, ignore_errors=True)
-    queue = Queue(book, command, Places.of(config.cluster, wanted=declared.concurrent))
+    queue.places = Places.of(config.cluster, wanted=declared.concurrent)
+    tuner = tune.Tuner(
+        tune.with_resources(_run, _reserved(config.cluster)),
+        tune_config=tune.TuneConfig(
+            search_alg=queue,
+            scheduler=Halving(book) if declared.scheduler == "asha" else None,
+            num_samples=-1,  # until the queue says that it is empty
+            trial_dirname_creator=lambda trial: trial.config["name"],
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=str(notes), verbose=0),
+    )
     try:
-        tune.Tuner(
-            tune.with_resources(_run, _reserved(config.cluster)),
-            tune_config=tune.TuneConfig(
-                search_alg=queue,
-                scheduler=Halving(book) if declared.scheduler == "asha" else None,
-                num_samples=-1,  # until the queue says that it is empty
-                trial_dirname_creator=lambda trial: trial.config["name"],
-            ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(notes), verbose=0),
-        ).fit()
+        interruption.wait_for(tuner.fit)
     finally:
         shutil.rmtree(notes, ignore_errors=True)
-    return book
 
 
 def _preflight(declared: Sweep) -> None:
@@ -125,21 +143,29 @@ class Places:
 class Queue(Searcher):
     """What Ray Tune asks for the next run, and tells when one has ended."""
 
-    def __init__(self, book: Book, command: Sequence[str], places: Places) -> None:
+    places = Places(sure=1, most=1)
+
+    def __init__(self, book: Book, command: Sequence[str]) -> None:
         super().__init__()
-        self._book, self._command, self._places = book, command, places
-        self._going: dict[str, tuple[Planned, RunConfig]] = {}
+        self._book, self._command = book, command
+        self.going: dict[str, tuple[Planned, RunConfig]] = {}
+        """Runs that were begun and have not ended, by what Ray Tune calls them."""
+        self._stopping = False
+
+    def stop(self, who: str) -> None:
+        """Begin nothing more, and ask the runs that go on to stop."""
+        self._stopping = True
+        for run, _ in list(self.going.values()):
+            StopFile(self._book.run_directory(run)).request(who)
 
     def suggest(self, trial_id: str) -> Any:
         """The next run, None while there is no place for it, or that there are no more."""
-        while waiting := self._book.waiting():
-            starting = sum(
-                not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self._going.values()
-            )
-            if not self._places.free(len(self._going), starting):
+        while (waiting := self._book.waiting()) and not self._stopping:
+            starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self.going.values())
+            if not self.places.free(len(self.going), starting):
                 return None
             if (config := self._begin(waiting[0])) is not None:
-                self._going[trial_id] = waiting[0], config
+                self.going[trial_id] = waiting[0], config
                 directory = self._book.run_directory(waiting[0])
                 named = {"name": waiting[0].name, "objective": waiting[0].objective}
                 return {**named, "directory": str(directory), "config": config.canonical()}
@@ -147,7 +173,7 @@ class Queue(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Note how a run ended."""
-        run, config = self._going.pop(trial_id)
+        run, config = self.going.pop(trial_id)
         directory = self._book.run_directory(run)
         sentence = launch.failed(directory)
         if self._book.trials[run.name].status == "stopped":
@@ -156,6 +182,9 @@ class Queue(Searcher):
             log = self._book.directory / "ray" / "tune" / run.name / "error.txt"
             lines = log.read_text().strip().splitlines() if log.exists() else []
             sentence = f"its process died: {lines[-1] if lines else 'nothing more is known'}"
+        if sentence is not None and self._stopping:  # it goes on with the sweep
+            self._book.note(run, status="waiting")
+            return
         status = "done" if sentence is None else "failed"
         self._book.note(run, status=status, message=sentence, **self._book.outcome(run, config))
 
@@ -167,7 +196,7 @@ class Queue(Searcher):
         directory = self._book.run_directory(run)
         try:
             settings = self._book.settings(run)
-            config = _placed(self._book.sweep.config(run, settings), at_once=self._places.most)
+            config = _placed(self._book.sweep.config(run, settings), at_once=self.places.most)
             self._book.note(run, settings=settings)  # before the directory is made: another draw would not fit it
             finished = launch.claim(config, directory, self._command)
         except UserError as error:

@@ -10,7 +10,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.config import Parameters
 from raysuite.errors import UserError
@@ -99,7 +98,7 @@ class AllWeights(Trained):
         self.network = network.requires_grad_(True)
         self._reload = reload
         self._reference: UNet2DConditionModel | None = None
-        self._mesh: DeviceMesh | None = None
+        self._sharded = False
 
     def named(self) -> dict[str, nn.Parameter]:
         """All parameters."""
@@ -116,14 +115,14 @@ class AllWeights(Trained):
             for name, parameter in self._copy().named_parameters():
                 parameter.copy_(share_of(values[name], parameter))
 
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Spread the network over the mesh, and its frozen copy when there is one."""
-        shard(self.network, mesh)
-        self._mesh = mesh
+    def shard(self) -> None:
+        """Spread the network over the learners, and its frozen copy when there is one."""
+        shard(self.network)
+        self._sharded = True
 
     def _copy(self) -> UNet2DConditionModel:
         if self._reference is None:
             self._reference = self._reload().requires_grad_(False)
-            if self._mesh is not None:
-                shard(self._reference, self._mesh)
+            if self._sharded:
+                shard(self._reference)
         return self._reference

@@ -10,7 +10,6 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.errors import UserError
 from raysuite.families.sharding import share_of, whole
@@ -77,8 +76,8 @@ class Policy(ABC):
     def load(self, directory: Path) -> None:
         """Read what `save` wrote, bit for bit."""
 
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Spread the trained network over processes; `weights`, `predict` and its gradients are then asked of all of them.
+    def shard(self) -> None:
+        """Spread the trained network over the learners; `weights`, `predict` and its gradients are then asked of all of them.
 
         Raises:
             UserError: the family, or what is trained of it, cannot be.

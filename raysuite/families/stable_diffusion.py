@@ -17,7 +17,6 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from raysuite.config import Model, Parameters, Sampler
 from raysuite.errors import UserError
@@ -138,12 +137,12 @@ class StableDiffusionPolicy(Policy):
         """The U-Net's adapters or weights."""
         return self.trained.named()
 
-    def shard(self, mesh: DeviceMesh) -> None:
+    def shard(self) -> None:
         """Spread the U-Net and its frozen copy; text encoder and VAE stay whole."""
         if not isinstance(self.trained, AllWeights):
-            super().shard(mesh)  # refuses
+            super().shard()  # refuses
         else:
-            self.trained.shard(mesh)
+            self.trained.shard()
 
     def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
         """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`."""

@@ -12,12 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
-from raysuite.families.sharding import whole
+from raysuite.families.sharding import is_share, whole
 from raysuite.kernel.credit import (
     PromptTracker,
     discount_weights,
@@ -202,7 +201,7 @@ def learn(
         UserError: a loss or gradient is not finite; the weights are then as they were before the step.
     """
     parameters = list(policy.trainable().values())
-    sharded = isinstance(parameters[0], DTensor)
+    sharded = is_share(parameters[0])
     rank, workers = accelerator.process_index, accelerator.num_processes
     history: list[Metrics] = []
     cost = Cost()
@@ -274,7 +273,7 @@ def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelera
         for p, somewhere in zip(parameters, map(any, zip(*(has for _, has in facts), strict=True)), strict=True)
         if somewhere
     ]
-    if not isinstance(parameters[0], DTensor):
+    if not is_share(parameters[0]):
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
         pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
         for p, piece in zip(learned, pieces, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Self
 
 from raysuite.stages.files import replacing
 
@@ -16,7 +17,7 @@ class StopRequested(Exception):
 
 
 class StopFile:
-    """Looks for the request a few times a second."""
+    """Looks for the request a few times a second. As a `with`, it forgets requests of before, and those of meanwhile at the end."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / FILE
@@ -27,8 +28,11 @@ class StopFile:
         with replacing(self._file) as temporary:
             temporary.write_text(who)
 
-    def clear(self) -> None:
-        """Forget a request of an earlier attempt."""
+    def __enter__(self) -> Self:
+        self._file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._file.unlink(missing_ok=True)
 
     def check(self) -> None:

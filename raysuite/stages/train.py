@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.distributed.device_mesh import init_device_mesh
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -73,7 +72,7 @@ class Training:
             self.set.check(config, policy.latent_shape)
         self.sharded = config.cluster.shard and accelerator.num_processes > 1
         if self.sharded:
-            policy.shard(init_device_mesh(accelerator.device.type, (accelerator.num_processes,)))
+            policy.shard()
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
         self.optimizer = torch.optim.AdamW(

@@ -15,6 +15,7 @@ from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
 from raysuite.sweeps import Dimension, Planned, Sweep
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
+ENDED: tuple[Status, ...] = ("done", "stopped", "failed")
 UNCHANGED = ("concurrent",)
 """Fields of a sweep that may change between its parts."""
 

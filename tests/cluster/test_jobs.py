@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 from raysuite import cli
+from raysuite.stages.checkpoint import completed
+from raysuite.stages.files import RunDirectory
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -138,11 +140,14 @@ def test_jobs_train_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> 
 
     out = tmp_path / "long"
     words = ("--working-dir", ".", "--no-wait", "--submission-id", "long", "--", "python", "jobs/train.py")
-    assert job("submit", *words, *toy(out, updates=100_000, checkpoints__every=20)).returncode == 0
+    rarely = {"checkpoints__every": 1_000_000, "evaluation__every": 1_000_000}
+    assert job("submit", *words, *toy(out, updates=100_000, **rarely)).returncode == 0
     deadline = time.monotonic() + 300
-    while not list(out.glob("checkpoints/[0-9]*")) and time.monotonic() < deadline:
+    while len(RunDirectory(out).metrics().get("train/reward", ())) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     stopped = job("stop", "long")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "STOPPED" in job("status", "long").stdout.upper()
-    assert list(out.glob("checkpoints/[0-9]*"))
+    (checkpoint,) = completed(out / "checkpoints")  # the run had no reason of its own to write one
+    said = json.loads((out / "failure.json").read_text())["message"]
+    assert said.startswith("stopped by SIGTERM") and f"checkpoints/{checkpoint.name} is the last" in said

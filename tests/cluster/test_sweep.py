@@ -135,6 +135,20 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
             time.sleep(0.1)
         blocked.mkdir(parents=True, exist_ok=True)
         os.kill(first.pid, signal.SIGKILL)
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as stopped:
+        learned = "not yet"
+        while learned == "not yet":
+            assert stopped.poll() is None
+            time.sleep(0.02)
+            going = (name for name, status in statuses().items() if status == "running")
+            learned = next((n for n in going if RunDirectory(out / "trials" / n).metrics().get("learn/loss")), learned)
+        os.kill(stopped.pid, signal.SIGTERM)
+        _, said = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143 and "stopped by SIGTERM after" in said
+    assert statuses()[learned] in ("waiting", "done") and "running" not in statuses().values()
+    assert list((out / "trials" / learned / "checkpoints").glob("[0-9]*"))
     done = [name for name, status in statuses().items() if status == "done"]
     before = {name: (out / "trials" / name / "metrics.jsonl").stat() for name in done}
     if not (blocked / "config.json").exists():  # a run that cannot begin is told of, and the others go on

@@ -109,13 +109,12 @@ def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bi
 
 
 def test_a_request_to_stop_is_a_file(tmp_path: Path) -> None:
-    asked, asking = StopFile(tmp_path), StopFile(tmp_path)
-    asked.check()
-    asking.request("SIGTERM")
-    with pytest.raises(StopRequested, match="SIGTERM"):
+    StopFile(tmp_path).request("SIGTERM")  # of an earlier attempt
+    with StopFile(tmp_path) as asking:
         StopFile(tmp_path).check()
-    asking.clear()
-    asking.clear()
+        asking.request("SIGTERM")
+        with pytest.raises(StopRequested, match="SIGTERM"):
+            StopFile(tmp_path).check()
     StopFile(tmp_path).check()
     assert not any(tmp_path.iterdir())
 
