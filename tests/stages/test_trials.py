@@ -70,7 +70,6 @@ def test_scores_wait_for_all_seeds_of_a_trial(tmp_path: Path) -> None:
 
 
 def test_optuna_draws_where_rewards_were_high() -> None:
-    pytest.importorskip("optuna")
     space = {
         "a": Dimension("uniform", (0.0, 1.0)),
         "b": Dimension("choice", ([1], [2])),
