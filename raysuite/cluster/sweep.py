@@ -55,7 +55,7 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     queue = Queue(book, command)
     with Interruption(queue.stop, lambda: not queue.going) as interruption:
         _fit(declared, directory, book, queue, interruption)
-        if interruption.signum:
+        if interruption.signum and book.waiting():
             done = sum(trial.status in ENDED for trial in book.trials.values())
             raise Stopped(
                 f"stopped by {interruption.signum.name} after {done} of {len(book.trials)} runs: the same command goes on with what "
