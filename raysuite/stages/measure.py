@@ -124,7 +124,8 @@ class Measurement:
         preferences, trained, reward = None, None, None
         if self.comparing is not None:
             preferences = self._preferences(self.comparing, block, rollouts)
-        if rollouts is not None and advantage is not None:
+        if any(objective.consumes == "advantages" for objective in self.objectives.values()):
+            assert rollouts is not None and advantage is not None
             steps = int(self.policy.schedule.stochastic_K.sum())
             trained = transitions(rollouts, advantage["trained"])
             # an objective's mean is over steps, where the policy gradient sums over them
