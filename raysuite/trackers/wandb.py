@@ -33,8 +33,8 @@ class WeightsAndBiases(Tracker):
             )
         except wandb.errors.Error as error:
             raise UserError(
-                f"expected Weights & Biases to take the run, got: {error} Log in with `wandb login`, or set "
-                "trackers.wandb.mode=offline"
+                f"expected Weights & Biases to take the run, got: {' '.join(str(error).split()).rstrip('.')}: log in with "
+                "`wandb login`, or set trackers.wandb.mode=offline"
             ) from error
         self._run.define_metric("*", step_metric="update")
 
