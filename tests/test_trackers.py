@@ -109,7 +109,7 @@ def told_mlflow(run: Path) -> tuple[Told, list[str]]:
     numbers = Told()
     for name in found.data.metrics:
         for metric in client.get_metric_history(found.info.run_id, name):
-            numbers.setdefault((name, metric.step), []).append(metric.value)
+            numbers.setdefault((name.replace(".", "/"), metric.step), []).append(metric.value)
     prompts = {n.removeprefix("prompt/"): v for n, v in found.data.tags.items() if n.startswith("prompt/")}
     images = (file.path for file in client.list_artifacts(found.info.run_id, "images"))
     kept = [path.removeprefix("images/").split("+")[0].replace("~", "/") for path in images if path.endswith(".png")]
@@ -130,7 +130,7 @@ def test_every_number_and_picture_is_told_once_though_the_run_is_stopped_and_rep
     run = begin(tracker, tmp_path / "run")
     with trackers.following(config(tracker), run.path):
         evaluate(run, 0)
-        run.log(0, {"train/reward": 0.25, "learn/loss": 1.0})
+        run.log(0, {"train/reward": 0.25, "train/reward/redness": 0.25, "learn/loss": 1.0})
         run.log(1, {"train/reward": 0.5, "learn/loss": 2.0})
     run.rewind(1)  # update 1 was after the last checkpoint, and is done again
     with trackers.following(config(tracker), run.path):
@@ -141,6 +141,7 @@ def test_every_number_and_picture_is_told_once_though_the_run_is_stopped_and_rep
     assert numbers == {
         ("evaluation/held_out/toy", 0): [0.0],
         ("train/reward", 0): [0.25],
+        ("train/reward/redness", 0): [0.25],
         ("learn/loss", 0): [1.0],
         ("train/reward", 1): [0.5],
         ("learn/loss", 1): [2.0],

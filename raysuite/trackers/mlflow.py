@@ -20,6 +20,11 @@ MOST_PARAMETERS = 100
 """That MLflow takes at once."""
 
 
+def _name(metric: str) -> str:
+    group, _, rest = metric.partition("/")
+    return f"{group}/{rest.replace('/', '.')}"
+
+
 class Mlflow(Tracker):
     """An MLflow run. Without an address it is in the run's trackers/mlflow."""
 
@@ -53,8 +58,12 @@ class Mlflow(Tracker):
         return str(begun.info.run_id)
 
     def scalars(self, update: int, values: Mapping[str, float]) -> None:
-        """Take metrics, by name."""
-        self._client.log_batch(self._id, metrics=[Metric(n, v, timestamp=0, step=update) for n, v in values.items()])
+        """Take metrics: `train/reward/redness` is called `train/reward.redness`.
+
+        In a directory every slash is a folder, and `train/reward` is a file.
+        """
+        named = {_name(name): value for name, value in values.items()}
+        self._client.log_batch(self._id, metrics=[Metric(n, v, timestamp=0, step=update) for n, v in named.items()])
 
     def pictures(self, update: int, pictures: Sequence[Picture]) -> None:
         """Take an evaluation's pictures; their prompts are the run's tags."""
