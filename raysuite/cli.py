@@ -249,11 +249,9 @@ def report(
 @app.command()
 def track(
     run: Run,
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="PATH=VALUE", help="A setting under trackers; repeatable.")
-    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
-    """Tell trackers of a run that went on without them. What they have been told before is not repeated."""
+    """Tell trackers (--set trackers.<name>...) of a run that went on without them. What they have been told before is not repeated."""
     from raysuite import trackers
     from raysuite.stages.files import RunDirectory
 

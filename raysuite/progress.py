@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from raysuite.background import meanwhile
+from raysuite.stages.trials import ENDED
+
 POLL_SECONDS = 0.3
 DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating"}
 
@@ -27,30 +30,16 @@ DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evalua
 def watch(directory: Path, console: Console) -> Iterator[None]:
     """Show the progress that a run writes to `directory` until the block ends."""
     (directory / "progress.json").unlink(missing_ok=True)
-    with _meanwhile(_bar if console.is_terminal else _lines, directory, console):
+    show = _bar if console.is_terminal else _lines
+    with meanwhile(lambda stop: show(directory, console, stop)):
         yield
 
 
 @contextmanager
 def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
     """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far."""
-    with _meanwhile(_sweep, directory, console):
+    with meanwhile(lambda stop: _sweep(directory, console, stop)):
         yield
-
-
-@contextmanager
-def _meanwhile(
-    show: Callable[[Path, Console, threading.Event], None], directory: Path, console: Console
-) -> Iterator[None]:
-    """Call `show` in a thread, and set its event when the block ends."""
-    stop = threading.Event()
-    thread = threading.Thread(target=show, args=(directory, console, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class _Warnings:
@@ -132,7 +121,7 @@ def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
         while not ending:
             ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
             trials = _read(directory, "trials.json") or []
-            ended = [t for t in trials if t["status"] in ("done", "stopped", "failed")]
+            ended = [t for t in trials if t["status"] in ENDED]
             going = [t["name"] for t in trials if t["status"] == "running"]
             progress.update(
                 task, total=len(trials) or None, completed=len(ended), detail=_going(directory, going, trials)

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
+from raysuite.background import meanwhile
 from raysuite.cluster import launch
 from raysuite.cluster.interrupt import Interruption
 from raysuite.config import Cluster, RunConfig, validate
@@ -52,9 +54,10 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     if not book.waiting():
         return book
     os.environ.update(SILENT)
-    queue = Queue(book, command)
+    cluster = declared.config(declared.runs[0], book.settings(declared.runs[0])).cluster
+    queue = Queue(book, command, cluster)
     with Interruption(queue.stop, lambda: not queue.going) as interruption:
-        _fit(declared, directory, book, queue, interruption)
+        _fit(book, queue, cluster, interruption)
         if interruption.signum and book.waiting():
             done = sum(trial.status in ENDED for trial in book.trials.values())
             raise Stopped(
@@ -65,20 +68,18 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     return book
 
 
-def _fit(declared: Sweep, directory: Path, book: Book, queue: Queue, interruption: Interruption) -> None:
+def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption) -> None:
     launch.connect()
     interruption.install()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told as sentences
-    config = declared.config(declared.runs[0], book.settings(declared.runs[0]))
-    launch.check_resources(config.cluster, workers=config.cluster.workers)
-    notes = directory / "ray"
+    launch.check_resources(cluster, workers=cluster.workers)
+    notes = book.directory / "ray"
     shutil.rmtree(notes, ignore_errors=True)
-    queue.places = Places.of(config.cluster, wanted=declared.concurrent)
     tuner = tune.Tuner(
-        tune.with_resources(_run, _reserved(config.cluster)),
+        tune.with_resources(_run, _reserved(cluster)),
         tune_config=tune.TuneConfig(
             search_alg=queue,
-            scheduler=Halving(book) if declared.scheduler == "asha" else None,
+            scheduler=Halving(book) if book.sweep.scheduler == "asha" else None,
             num_samples=-1,  # until the queue says that it is empty
             trial_dirname_creator=lambda trial: trial.config["name"],
         ),
@@ -143,14 +144,17 @@ class Places:
 class Queue(Searcher):
     """What Ray Tune asks for the next run, and tells when one has ended."""
 
-    places = Places(sure=1, most=1)
-
-    def __init__(self, book: Book, command: Sequence[str]) -> None:
+    def __init__(self, book: Book, command: Sequence[str], cluster: Cluster) -> None:
         super().__init__()
-        self._book, self._command = book, command
+        self._book, self._command, self._cluster = book, command, cluster
         self.going: dict[str, tuple[Planned, RunConfig]] = {}
         """Runs that were begun and have not ended, by what Ray Tune calls them."""
         self._stopping = False
+
+    @cached_property
+    def _places(self) -> Places:
+        """Where runs find room, on the nodes that are there when the first one is asked for."""
+        return Places.of(self._cluster, wanted=self._book.sweep.concurrent)
 
     def stop(self, who: str) -> None:
         """Begin nothing more, and ask the runs that go on to stop."""
@@ -162,7 +166,7 @@ class Queue(Searcher):
         """The next run, None while there is no place for it, or that there are no more."""
         while (waiting := self._book.waiting()) and not self._stopping:
             starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self.going.values())
-            if not self.places.free(len(self.going), starting):
+            if not self._places.free(len(self.going), starting):
                 return None
             if (config := self._begin(waiting[0])) is not None:
                 self.going[trial_id] = waiting[0], config
@@ -196,7 +200,7 @@ class Queue(Searcher):
         directory = self._book.run_directory(run)
         try:
             settings = self._book.settings(run)
-            config = _placed(self._book.sweep.config(run, settings), at_once=self.places.most)
+            config = _placed(self._book.sweep.config(run, settings), at_once=self._places.most)
             self._book.note(run, settings=settings)  # before the directory is made: another draw would not fit it
             finished = launch.claim(config, directory, self._command)
         except UserError as error:
@@ -281,22 +285,16 @@ def _run(options: dict[str, Any]) -> None:
 @contextmanager
 def _reported(config: RunConfig, directory: Path) -> Iterator[None]:
     """Tell Ray Tune of every evaluation that the run writes, until the block ends."""
-    ended = threading.Event()
 
-    def report() -> None:
+    def report(ended: threading.Event) -> None:
         told = 0
         while not ended.wait(POLL_SECONDS):
             for outcome in outcomes(directory, config)[told:]:
                 tune.report(_result(outcome))
                 told += 1
 
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
+    with meanwhile(report):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

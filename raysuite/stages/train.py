@@ -87,7 +87,7 @@ class Training:
         if config.reference.refresh:
             self.state.reference = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
-        self.learning: dict[int, dict[str, torch.Tensor]] | None = None
+        self.learning: checkpoint.Moments | None = None
         """The optimiser's moments as they were before the update that is being learned."""
         self.started, self.started_at = time.monotonic(), 0
         self.began = self.started
@@ -134,7 +134,7 @@ class Training:
     def stop(self, who: str) -> str:
         """Put the last completed update on disk, and return the sentence with which the run ends.
 
-        What the update that was under way did to weights and optimiser is undone. Other workers are not waited for.
+        Of the update that was under way nothing is kept. Other workers are not waited for.
         """
         updates = self.state.updates
         if not updates:
@@ -143,11 +143,8 @@ class Training:
         if self.sharded:  # what the first worker has is a share, and the others are not waited for
             last = next((f"checkpoints/{path.name}" for path in checkpoint.completed(directory)[::-1]), "its beginning")
             return f"stopped by {who} after {updates} updates: the same command goes on from {last}"
-        if self.learning is not None:
-            self.policy.set_weights(self.state.behaviour[updates])
-            checkpoint.restore_moments(self.optimizer, self.learning)
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
-            remembered = checkpoint.moments(self.optimizer)
+            remembered = checkpoint.moments(self.optimizer) if self.learning is None else self.learning
             checkpoint.save(directory, self.policy, remembered, self.state, keep=self.config.checkpoints.keep)
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from raysuite.background import meanwhile
 from raysuite.config import RunConfig, Trackers
 from raysuite.errors import UserError
 from raysuite.stages.files import RunDirectory, write_json
@@ -74,7 +75,7 @@ def following(config: RunConfig, directory: Path) -> Iterator[None]:
     run = TrackedRun(directory, config)
     with ExitStack() as stack:
         for name in wanted(config.trackers):
-            stack.enter_context(_Told(name, run))
+            stack.enter_context(_told(name, run))
         yield
 
 
@@ -94,6 +95,18 @@ def tell(config: RunConfig, directory: Path) -> None:
         pass
 
 
+@contextmanager
+def _told(name: str, run: TrackedRun) -> Iterator[None]:
+    """One tracker hears of the run until the block ends."""
+    told, completed = _Told(name, run), False
+    try:
+        with meanwhile(told.follow):
+            yield
+        completed = True
+    finally:
+        told.end(completed=completed)
+
+
 class _Told:
     """One tracker, and how far it has been told: trackers/told-<name>.json has the last update of every metric."""
 
@@ -101,19 +114,18 @@ class _Told:
         self._name, self._run, self._file = name, run, run.place / f"told-{name}.json"
         self._tracker = open_tracker(name, run)
         self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._trouble: Exception | None = None
 
-    def __enter__(self) -> None:
-        self._thread.start()
+    def follow(self, ended: threading.Event) -> None:
+        """Tell what is new every now and then."""
+        while not ended.wait(POLL_SECONDS):
+            self._try()
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._ended.set()
-        self._thread.join()
+    def end(self, *, completed: bool) -> None:
+        """Tell the rest, and warn of what could not be told."""
         self._try()
         try:
-            self._tracker.close(completed=kind is None)
+            self._tracker.close(completed=completed)
         except self._tracker.errors as trouble:
             self._trouble = trouble
         if self._trouble is not None:
@@ -124,10 +136,6 @@ class _Told:
                 " ".join(str(self._trouble).split()),
                 self._run.directory,
             )
-
-    def _follow(self) -> None:
-        while not self._ended.wait(POLL_SECONDS):
-            self._try()
 
     def _try(self) -> None:
         """Tell what is new; what cannot be told now remains new."""

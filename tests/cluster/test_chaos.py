@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,10 +31,10 @@ from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.train import Training
+from tests.cluster.waiting import HANG_GUARD, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
 
-HANG_GUARD = 300.0  # seconds
 SETTINGS = {
     "updates": "6",
     "rewards": "[{name: 'tests.cluster.rewards:disturbed', seconds: 6}]",
@@ -78,13 +77,6 @@ def plan(chaos: Path, *faults: str) -> None:
     chaos.mkdir()
     for fault in faults:
         (chaos / fault).touch()
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < HANG_GUARD, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def when(chaos: Path, fault: str, act: Callable[[], None]) -> threading.Thread:

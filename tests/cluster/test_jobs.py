@@ -21,6 +21,7 @@ import pytest
 from raysuite import cli
 from raysuite.stages.checkpoint import completed
 from raysuite.stages.files import RunDirectory
+from tests.cluster.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -142,9 +143,7 @@ def test_jobs_train_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> 
     words = ("--working-dir", ".", "--no-wait", "--submission-id", "long", "--", "python", "jobs/train.py")
     rarely = {"checkpoints__every": 1_000_000, "evaluation__every": 1_000_000}
     assert job("submit", *words, *toy(out, updates=100_000, **rarely)).returncode == 0
-    deadline = time.monotonic() + 300
-    while len(RunDirectory(out).metrics().get("train/reward", ())) < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
+    until(lambda: len(RunDirectory(out).metrics().get("train/reward", ())) >= 2, "two updates")
     stopped = job("stop", "long")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert "STOPPED" in job("status", "long").stdout.upper()

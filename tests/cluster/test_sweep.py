@@ -15,18 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 import yaml
-from accelerate import Accelerator
 
 from raysuite.cluster.sweep import Halving, Places
 from raysuite.config import Cluster
-from raysuite.families import open_policy
-from raysuite.stages.collect import LocalCollector
-from raysuite.stages.files import RunDirectory
-from raysuite.stages.train import Training
 from raysuite.stages.trials import Book
 from raysuite.sweeps import Sweep, load
+from tests.cluster.waiting import until
+from tests.stages.worker import begin
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -105,10 +101,9 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
     run = next(run for run in sweep.runs if run.name == name)
     config = sweep.config(run, sweep.drawn(run.objective, run.trial))
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
-    return policy.weights()
+    whole = begin(config, directory)
+    whole.train()
+    return whole.policy.weights()
 
 
 def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path: Path) -> None:
@@ -129,30 +124,39 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
         told = out / "trials.json"
         return {t["name"]: t["status"] for t in json.loads(told.read_text())} if told.exists() else {}
 
+    def learned(since: float) -> list[str]:
+        """Runs that were begun or gone on with since then, and have made an update."""
+        found = []
+        for run in out.glob("trials/*"):
+            files = [run / "provenance.json", run / "progress.json"]
+            if all(file.exists() for file in files) and json.loads(files[1].read_text())["update"]:
+                begun, told = (file.stat().st_mtime for file in files)
+                found += [run.name] if since < begun < told else []
+        return found
+
+    def goes_on(sweep: subprocess.Popen) -> bool:
+        assert sweep.poll() is None
+        return True
+
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as first:
-        while "done" not in statuses().values():
-            assert first.poll() is None
-            time.sleep(0.1)
+        until(lambda: goes_on(first) and "done" in statuses().values(), "a run to end")
         blocked.mkdir(parents=True, exist_ok=True)
         os.kill(first.pid, signal.SIGKILL)
+    if not (blocked / "config.json").exists():  # a run that cannot begin is told of, and the others go on
+        (blocked / "something.txt").write_text("mine")
+    again = time.time()
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as stopped:
-        learned = "not yet"
-        while learned == "not yet":
-            assert stopped.poll() is None
-            time.sleep(0.02)
-            going = (name for name, status in statuses().items() if status == "running")
-            learned = next((n for n in going if RunDirectory(out / "trials" / n).metrics().get("learn/loss")), learned)
+        until(lambda: goes_on(stopped) and learned(since=again), "a run to learn")
+        name = learned(since=again)[0]
         os.kill(stopped.pid, signal.SIGTERM)
         _, said = stopped.communicate(timeout=120)
     assert stopped.returncode == 143 and "stopped by SIGTERM after" in said
-    assert statuses()[learned] in ("waiting", "done") and "running" not in statuses().values()
-    assert list((out / "trials" / learned / "checkpoints").glob("[0-9]*"))
+    assert statuses()[name] in ("waiting", "done") and "running" not in statuses().values()
+    assert list((out / "trials" / name / "checkpoints").glob("[0-9]*"))
     done = [name for name, status in statuses().items() if status == "done"]
     before = {name: (out / "trials" / name / "metrics.jsonl").stat() for name in done}
-    if not (blocked / "config.json").exists():  # a run that cannot begin is told of, and the others go on
-        (blocked / "something.txt").write_text("mine")
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if (blocked / "something.txt").exists():
         assert second.returncode == 2

@@ -10,23 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given, settings, strategies as st
 
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
-from raysuite.families import open_policy
 from raysuite.rewards import REWARDS
 from raysuite.stages import preference_set
 from raysuite.stages.checkpoint import State
-from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import training_blocks
-from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
-from tests.stages.worker import train_with_two
+from tests.stages.worker import begin, train_with_two
 
 DPO = "{name: diffusion_dpo, beta: 100.0, draws: 2}"
 DENSE = "{name: trajectory_dpo, strength: 5.0, discount: 0.9}"
@@ -126,12 +122,6 @@ def test_a_set_is_gone_through_whole_before_it_begins_again() -> None:
     epochs = [seen[:10], seen[10:20], seen[20:]]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-
-
-def begin(config: RunConfig, directory: Path) -> Training:
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
 
 
 def metrics(directory: Path) -> dict[str, list[float]]:

@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import open_policy
-from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
-from tests.stages.worker import train_with_two
+from tests.stages.worker import begin, train_with_two
 
 SMALL: dict[str, Any] = {
     "updates": 2,
@@ -51,9 +49,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def train_whole(config: RunConfig, directory: Path) -> Training:
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    whole = Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+    whole = begin(config, directory)
     whole.train()
     return whole
 

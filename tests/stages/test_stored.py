@@ -7,29 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
-from raysuite.families import open_policy
 from raysuite.stages import stored
-from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
-from raysuite.stages.train import Training
 from raysuite.types import Cost
+from tests.stages.worker import begin
 
 SMALL = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1"}
 
 
 def toy(**settings: str) -> RunConfig:
     return load("toy-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
-
-
-def begin(config: RunConfig, directory: Path) -> Training:
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True))
 
 
 def kept(directory: Path, **settings: str) -> Path:

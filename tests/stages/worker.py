@@ -9,12 +9,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from raysuite.config import RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
@@ -24,14 +26,20 @@ from tests.cluster import rewards  # noqa: F401 - the configuration names a rewa
 ROOT = Path(__file__).parents[2]
 
 
+def begin(config: RunConfig, directory: Path, check: Callable[[], None] = lambda: None) -> Training:
+    """A run in this process, alone."""
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True), check=check)
+
+
 def main(*directories: str) -> None:
     torch.set_num_threads(1)
     for directory in map(Path, directories):
         config = RunDirectory(directory).config()
-        policy, accelerator = open_policy(config, torch.device("cpu")), Accelerator(cpu=True)
-        drawing = open_policy(
-            config, torch.device("cpu")
-        )  # a policy that is spread over workers cannot draw for one of them
+        # a policy that is spread over workers cannot draw for one of them
+        policy, drawing = (open_policy(config, torch.device("cpu")) for _ in range(2))
+        accelerator = Accelerator(cpu=True)
         Training(config, directory, policy, LocalCollector(drawing, config), accelerator).train()
         np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
     torch.distributed.destroy_process_group()
