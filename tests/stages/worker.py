@@ -43,6 +43,9 @@ def main(*directories: str) -> None:
         Training(config, directory, policy, LocalCollector(drawing, config), accelerator).train()
         np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
     torch.distributed.destroy_process_group()
+    # Gloo's threads outlive the group while a device mesh knows it, and one that lets go of a tensor when the interpreter is
+    # half gone aborts the process.
+    os._exit(0)
 
 
 def train_with_two(*directories: Path) -> None:
