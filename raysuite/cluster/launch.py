@@ -67,6 +67,7 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away with a notice
         ray.init(
             address="local",
             num_cpus=os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Rewards, one file each. To add one: write the file, and give it a line in `REWARDS`.
+"""Rewards, one file each, imported when a run names it. To add one: write the file, and give it a line in `REWARDS`.
 
 A reward is a function `(images, prompts, metadata) -> scores`: images are uint8 (N, H, W, 3), prompts N sentences,
 metadata N mappings (what the prompt file says besides the prompt), and scores N numbers, higher is better.
@@ -19,21 +19,18 @@ from typing import Any
 import numpy as np
 
 from raysuite.errors import RewardHung, UserError
-from raysuite.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
-from raysuite.rewards.redness import redness
-from raysuite.rewards.scenes import scenes, scenes_strict
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
 
 PAUSE_SECONDS = 1.0
 """Between a call that raised and its repetition."""
 
-REWARDS: dict[str, RewardFunction] = {
-    "jpeg_compressibility": jpeg_compressibility,
-    "jpeg_incompressibility": jpeg_incompressibility,
-    "redness": redness,
-    "scenes": scenes,
-    "scenes_strict": scenes_strict,
+REWARDS = {
+    "jpeg_compressibility": "raysuite.rewards.jpeg:jpeg_compressibility",
+    "jpeg_incompressibility": "raysuite.rewards.jpeg:jpeg_incompressibility",
+    "redness": "raysuite.rewards.redness:redness",
+    "scenes": "raysuite.rewards.scenes:scenes",
+    "scenes_strict": "raysuite.rewards.scenes:scenes_strict",
 }
 
 
@@ -43,9 +40,7 @@ def resolve(name: str) -> RewardFunction:
     Raises:
         UserError: there is none.
     """
-    if name in REWARDS:
-        return REWARDS[name]
-    module, _, attribute = name.partition(":")
+    module, _, attribute = REWARDS.get(name, name).partition(":")
     if not attribute:
         raise UserError(f"expected a reward ({', '.join(REWARDS)}) or package.module:function, got {name!r}")
     if str(Path.cwd()) not in sys.path:

@@ -165,7 +165,7 @@ def raising(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mappi
 def test_rewards_that_fail_name_the_prompts(
     function: Any, mentions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(REWARDS, "bad", function)
+    monkeypatch.setattr(rewards, "resolve", {"bad": function}.__getitem__)
     with pytest.raises(UserError) as error:
         scored("bad", noise(), noise(), noise(), prompts=PROMPTS)
     assert all(mention in str(error.value) for mention in ["bad", *mentions])
@@ -173,7 +173,7 @@ def test_rewards_that_fail_name_the_prompts(
 
 
 def test_many_prompts_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REWARDS, "bad", raising)
+    monkeypatch.setattr(rewards, "resolve", {"bad": raising}.__getitem__)
     prompts = [f"prompt {i}" for i in range(50)]
     with pytest.raises(UserError, match=r"'prompt 0', 'prompt 1', 'prompt 2', \.\.\.$"):
         scored("bad", *[noise()] * 50, prompts=prompts)
@@ -181,7 +181,7 @@ def test_many_prompts_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_integers_and_lists_are_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ([1, 0, True], np.array([1, 0, 1], np.int8), (1.0, 0.0, 1.0)):
-        monkeypatch.setitem(REWARDS, "good", returning(value))
+        monkeypatch.setattr(rewards, "resolve", {"good": returning(value)}.__getitem__)
         assert scored("good", noise(), noise(), noise(), prompts=PROMPTS).tolist() == [1.0, 0.0, 1.0]
 
 
@@ -209,7 +209,7 @@ def test_a_reward_that_raised_is_asked_again_as_often_as_stated(
     failures: int, retries: int, limited: bool, thread: ThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function, calls = failing(failures)
-    monkeypatch.setitem(REWARDS, "shaky", function)
+    monkeypatch.setattr(rewards, "resolve", {"shaky": function}.__getitem__)
     monkeypatch.setattr(rewards, "PAUSE_SECONDS", 0.0)
     told: list[UserError] = []
     limit = Limit(300.0, thread) if limited else None
@@ -233,7 +233,7 @@ def test_a_reward_that_hangs_is_named_with_its_prompts_and_its_time(
     thread: ThreadPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setitem(REWARDS, "asleep", lambda images, prompts, metadata: release.wait())
+    monkeypatch.setattr(rewards, "resolve", {"asleep": lambda images, prompts, metadata: release.wait()}.__getitem__)
     expected = (
         "reward asleep to answer within 0.05 seconds, it did not; the prompts were 'three red circles', 'one blue"
     )

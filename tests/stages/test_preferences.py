@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from raysuite import rewards
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
-from raysuite.rewards import REWARDS
 from raysuite.stages import preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.files import RunDirectory
@@ -185,7 +185,7 @@ def test_the_kl_is_from_the_model_as_it_came(tmp_path: Path) -> None:
 
 def test_an_update_without_a_preference_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that cannot tell pictures apart: every pair is a tie, and is counted as one."""
-    monkeypatch.setitem(REWARDS, "indifferent", lambda images, prompts, metadata: np.zeros(len(images)))
+    monkeypatch.setattr(rewards, "resolve", lambda name: lambda images, prompts, metadata: np.zeros(len(images)))
     run = begin(toy(rewards="[{name: indifferent}]"), tmp_path)
     before = run.policy.weights()
     run.update()
