@@ -34,7 +34,6 @@ def begin(config: RunConfig, directory: Path, check: Callable[[], None] = lambda
 
 
 def main(*directories: str) -> None:
-    torch.set_num_threads(1)
     for directory in map(Path, directories):
         config = RunDirectory(directory).config()
         # a policy that is spread over workers cannot draw for one of them
@@ -54,6 +53,7 @@ def train_with_two(*directories: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    shared["OMP_NUM_THREADS"] = "1"  # or threads of autograd and gloo, which go by their own number, spin in each other's way
     command = [sys.executable, str(ROOT / "tests/stages/worker.py"), *map(str, directories)]
     workers = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
