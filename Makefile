@@ -31,9 +31,8 @@ demo: setup ## align the bundled model three ways at an equal budget, and see wh
 	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
-test: setup ## all tests on all cores: first those in one process each, then those that start Ray
-	$(BIN)/python -m pytest -n auto -m "not ray"
-	$(BIN)/python -m pytest -n auto --dist worksteal -m ray
+test: setup ## all tests on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup ## lint, format and types, changing nothing
 	$(BIN)/ruff check .
