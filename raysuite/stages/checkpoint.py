@@ -23,6 +23,9 @@ from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of, whole
 from raysuite.types import Cost
 
+Moments = dict[int, dict[str, torch.Tensor]]
+"""What an optimiser remembers of each parameter, by its number: whole tensors."""
+
 
 @dataclass
 class State:
@@ -40,6 +43,9 @@ class State:
     """Flat weights of the policy versions that rollouts may still be drawn from, by version."""
     reference: np.ndarray | None = None
     """Flat weights of the reference, where it is not the model as it came."""
+    moments: Moments = field(default_factory=dict)
+    """A copy of what the optimiser remembers, in the process that writes checkpoints: a stop in the middle of an update has it,
+    though the optimiser has gone on and the other workers are not asked."""
     redone: Cost = field(default_factory=Cost)
     """What was done in vain and again; see `count_lost`."""
     redone_seconds: float = 0.0
@@ -83,17 +89,12 @@ class State:
         self.redone = Cost(**before) + (spent - self.training - self.evaluation)
 
 
-Moments = dict[int, dict[str, torch.Tensor]]
-"""What an optimiser remembers of each parameter, by its number: whole tensors."""
-
-
-def save(directory: Path, policy: Policy, remembered: Moments, state: State, *, keep: int) -> Path:
+def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
     """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`.
 
     Args:
         directory: of a run's checkpoints.
         policy: whose weights `state.behaviour` has.
-        remembered: `moments` of the optimiser.
         state: of the run.
         keep: at least 1.
 
@@ -104,7 +105,7 @@ def save(directory: Path, policy: Policy, remembered: Moments, state: State, *, 
     temporary = directory / f".{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, policy, remembered, state)
+        _write(temporary, policy, state)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
@@ -120,13 +121,13 @@ def save(directory: Path, policy: Policy, remembered: Moments, state: State, *, 
     return final
 
 
-def _write(temporary: Path, policy: Policy, remembered: Moments, state: State) -> None:
+def _write(temporary: Path, policy: Policy, state: State) -> None:
     (temporary / "model").mkdir(parents=True)
     policy.save(temporary / "model", state.behaviour[state.updates])
     names = list(policy.trainable())
     named = {
         f"{names[index]}/{key}": value.contiguous()
-        for index, entry in remembered.items()
+        for index, entry in state.moments.items()
         for key, value in entry.items()
     }
     safetensors.torch.save_file(named, temporary / "optimizer.safetensors")
@@ -144,12 +145,19 @@ def _write(temporary: Path, policy: Policy, remembered: Moments, state: State) -
     (temporary / "state.json").write_text(json.dumps(document))
 
 
-def moments(optimizer: torch.optim.Optimizer) -> Moments:
-    """A copy of what the optimiser remembers, whole and on the CPU. Where that is spread, every process has to ask."""
-    return {
-        index: {key: whole(torch.as_tensor(value)).to("cpu", copy=True) for key, value in entry.items()}
-        for index, entry in optimizer.state_dict()["state"].items()
-    }
+def moments(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> Moments:
+    """A copy of what the optimiser remembers, whole and on the CPU.
+
+    Args:
+        optimizer: whose memory may be spread over processes: then all of them have to ask.
+        keep: whether this process wants it; one that does not gets nothing.
+    """
+    remembered: Moments = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        wholes = {key: whole(torch.as_tensor(value)) for key, value in entry.items()}
+        if keep:
+            remembered[index] = {key: value.to("cpu", copy=True) for key, value in wholes.items()}
+    return remembered
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> None:
@@ -170,7 +178,7 @@ def completed(directory: Path) -> list[Path]:
 
 
 def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | None = None) -> State:
-    """Put a checkpoint's parameters into the policy (and its moments into the optimiser), and return the state.
+    """Put a checkpoint's parameters into the policy (and its moments into the optimiser), and return the rest of the state.
 
     Raises:
         UserError: a file is missing or is not as it was written.

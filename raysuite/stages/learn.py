@@ -116,6 +116,7 @@ def gradient(
             sums[name] += float(values.double().sum())
         cost += spent
     for _ in range(missing):
+        check()
         _keep_company(objective, policy, pieces=pieces)
     return {name: total_of / units for name, total_of in sums.items()}, cost
 

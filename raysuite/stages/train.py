@@ -70,8 +70,7 @@ class Training:
         self.set = PreferenceSet(Path(offline)) if offline else None
         if self.set:
             self.set.check(config, policy.latent_shape)
-        self.sharded = config.cluster.shard and accelerator.num_processes > 1
-        if self.sharded:
+        if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
@@ -87,8 +86,6 @@ class Training:
         if config.reference.refresh:
             self.state.reference = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
-        self.learning: checkpoint.Moments | None = None
-        """The optimiser's moments as they were before the update that is being learned."""
         self.started, self.started_at = time.monotonic(), 0
         self.began = self.started
 
@@ -140,12 +137,8 @@ class Training:
         if not updates:
             return f"stopped by {who} before the first update was done: the same command begins the run again"
         directory = self.run.path / "checkpoints"
-        if self.sharded:  # what the first worker has is a share, and the others are not waited for
-            last = next((f"checkpoints/{path.name}" for path in checkpoint.completed(directory)[::-1]), "its beginning")
-            return f"stopped by {who} after {updates} updates: the same command goes on from {last}"
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
-            remembered = checkpoint.moments(self.optimizer) if self.learning is None else self.learning
-            checkpoint.save(directory, self.policy, remembered, self.state, keep=self.config.checkpoints.keep)
+            checkpoint.save(directory, self.policy, self.state, keep=self.config.checkpoints.keep)
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
             "last: the same command goes on from there"
@@ -156,6 +149,7 @@ class Training:
         found = checkpoint.completed(self.run.path / "checkpoints")
         if found:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
+            self.state.moments = checkpoint.moments(self.optimizer, keep=self.first)
             self.tracker.restore(self.state.tracker)
         self.state.count_lost(self.run.ledger())
         if self.first:
@@ -171,8 +165,6 @@ class Training:
         if self.first:
             self.say("learn")
         with self.timed("learn"):
-            if not self.sharded:
-                self.learning = checkpoint.moments(self.optimizer)
             metrics, cost = learn(
                 self.config,
                 self.policy,
@@ -182,7 +174,7 @@ class Training:
                 accelerator=self.accelerator,
                 check=self.check,
             )
-            self.learning = None
+            self.state.moments = checkpoint.moments(self.optimizer, keep=self.first)
         self.state.training = sum([*self.gather([cost]), *costs], self.state.training)
         self.state.underway = Cost()
         self.state.updates += 1
@@ -322,9 +314,8 @@ class Training:
         """Write a checkpoint."""
         directory, keep = self.run.path / "checkpoints", self.config.checkpoints.keep
         with self.timed("checkpoint"):
-            remembered = checkpoint.moments(self.optimizer) if self.first or self.sharded else {}
             if self.first:
-                checkpoint.save(directory, self.policy, remembered, self.state, keep=keep)
+                checkpoint.save(directory, self.policy, self.state, keep=keep)
             self.accelerator.wait_for_everyone()
 
     def write_ledger(self) -> None:

@@ -143,7 +143,10 @@ def test_adam_scales_as_the_optimiser_does(tmp_path: Path) -> None:
         optimizer.step()
     assert adam_scale(tmp_path, policy, config) is None
     saved = checkpoint.save(
-        tmp_path, policy, checkpoint.moments(optimizer), State(updates=5, behaviour={5: policy.weights()}), keep=1
+        tmp_path,
+        policy,
+        State(updates=5, behaviour={5: policy.weights()}, moments=checkpoint.moments(optimizer)),
+        keep=1,
     )
     scale = adam_scale(saved, policy, config)
     assert scale is not None

@@ -17,9 +17,10 @@ from diffusers import StableDiffusionPipeline
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import open_policy
+from raysuite.stages.checkpoint import completed
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
-from tests.stages.worker import begin, train_with_two
+from tests.stages.worker import begin, stop_with_two, train_with_two
 
 SMALL: dict[str, Any] = {
     "updates": 2,
@@ -38,7 +39,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "trajectory_dpo": {
         "objective": {"name": "trajectory_dpo", "strength": 5.0, "discount": 0.9},
         "reference": {"refresh": 1},
-        "learn": SMOOTH | {"microbatch": 3},
+        "learn": SMOOTH | {"microbatch": 3, "epochs": 2},
     },
     "diffusion_dpo": {
         "objective": {"name": "diffusion_dpo", "beta": 50.0, "draws": 2},
@@ -85,15 +86,21 @@ def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunCon
     StableDiffusionPipeline.from_pretrained(sharded / "model", safety_checker=None)
     moments = [safetensors.torch.load_file(path / "optimizer.safetensors") for path in (sharded, plain)]
     assert {k: v.shape for k, v in moments[0].items()} == {k: v.shape for k, v in moments[1].items()}
-    again = tmp_path / "trajectory_dpo-again"
-    shutil.copytree(tmp_path / "trajectory_dpo", again, ignore=shutil.ignore_patterns("000002*", "weights*"))
-    train_with_two(again)
-    assert np.array_equal(np.load(again / "weights0.npy"), np.load(tmp_path / "trajectory_dpo" / "weights0.npy"))
     shutil.rmtree(tmp_path / "ddpo" / "checkpoints" / "000002")
     provenance = json.loads((tmp_path / "ddpo" / "provenance.json").read_text())
     resumed = train_whole(alone, tmp_path / "ddpo")
     assert json.loads((tmp_path / "ddpo" / "provenance.json").read_text()) != provenance
     assert apart(resumed.policy.weights(), expected, came) < 1e-3
+
+    # the first learner, stopped between the two steps of the second update, writes what the first update left
+    stopped = tmp_path / "stopped"
+    config = configs["trajectory_dpo"]
+    config = config.model_copy(update={"checkpoints": config.checkpoints.model_copy(update={"every": 10})})
+    RunDirectory(stopped).claim(config, ["test"])
+    stop_with_two(stopped, step=3)
+    assert [path.name for path in completed(stopped / "checkpoints")] == ["000001"]
+    train_with_two(stopped)
+    assert np.array_equal(np.load(stopped / "weights0.npy"), np.load(tmp_path / "trajectory_dpo" / "weights0.npy"))
 
 
 def test_what_cannot_be_spread_is_refused(run_config: Callable[..., RunConfig]) -> None:

@@ -1,6 +1,6 @@
 """Learner workers without Ray. As a script it is one of several: `RANK=0 WORLD_SIZE=2 ... worker.py DIRECTORY [DIRECTORY ...]`.
 
-Each directory has been claimed by a run, which is gone on with to its end.
+Each directory has been claimed by a run, which is gone on with to its end, or to the middle of the update that makes step STOP_AT.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from raysuite.config import RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.stop import StopRequested
 from raysuite.stages.train import Training
 from tests.cluster import rewards  # noqa: F401 - the configuration names a reward in it
 
@@ -39,7 +40,10 @@ def main(*directories: str) -> None:
         # a policy that is spread over workers cannot draw for one of them
         policy, drawing = (open_policy(config, torch.device("cpu")) for _ in range(2))
         accelerator = Accelerator(cpu=True)
-        Training(config, directory, policy, LocalCollector(drawing, config), accelerator).train()
+        training = Training(config, directory, policy, LocalCollector(drawing, config), accelerator)
+        if accelerator.is_main_process and "STOP_AT" in os.environ:
+            training.check = lambda optimizer=training.optimizer: stop_at(optimizer, int(os.environ["STOP_AT"]))
+        training.train()
         np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
     torch.distributed.destroy_process_group()
     # Gloo's threads outlive the group while a device mesh knows it, and one that lets go of a tensor when the interpreter is
@@ -47,19 +51,36 @@ def main(*directories: str) -> None:
     os._exit(0)
 
 
-def train_with_two(*directories: Path) -> None:
-    """Go on with runs, one after the other, in two processes of this script."""
+def stop_at(optimizer: torch.optim.Optimizer, step: int) -> None:
+    if any(entry["step"] == step for entry in optimizer.state.values()):
+        raise StopRequested("the test")
+
+
+def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
+    """Two processes of this script that go on with runs, one after the other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    shared["OMP_NUM_THREADS"] = "1"  # or threads of autograd and gloo, which go by their own number, spin in each other's way
+    shared["OMP_NUM_THREADS"] = "1"  # or the threads of autograd and gloo spin in each other's way
     command = [sys.executable, str(ROOT / "tests/stages/worker.py"), *map(str, directories)]
-    workers = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    return [
+        subprocess.Popen(command, env=os.environ | shared | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+
+
+def train_with_two(*directories: Path) -> None:
+    """Go on with runs to their ends."""
+    assert [worker.wait(timeout=300) for worker in start_two(*directories)] == [0, 0]
+
+
+def stop_with_two(directory: Path, step: int) -> None:
+    """Go on with a run until the first worker is told to stop; the other waits for it, and is then killed, as by Ray Train."""
+    first, second = start_two(directory, STOP_AT=str(step))
+    assert first.wait(timeout=300) != 0
+    second.kill()
+    second.wait()
 
 
 if __name__ == "__main__":
