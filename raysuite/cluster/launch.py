@@ -35,7 +35,9 @@ from raysuite.stages.train import Training
 from raysuite.trackers import following, preflight as preflight_of_trackers
 
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: other processes need the cores
+    # threads that wait soon sleep: other processes need the cores (docs/log.md, 2026-11-24, says why 300 spins and not 0)
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "300",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a configuration mean the same in the learner as at the command line
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default makes every report and the end of a run wait 2 seconds
