@@ -1,9 +1,11 @@
 """A rung of a study on disk: rollouts and units as they come, and in the end the estimates that take their place.
 
-drawn.json, rollouts/   what was drawn                       removed at the end: they can be drawn and
-units/, sums/           what was measured, block by block    measured again
-totals.safetensors      sums over blocks, until steps along them were taken
-estimates.parquet, facts.json, inner_products-<space>.safetensors, gains.parquet
+    drawn.json, rollouts/   what was drawn
+    units/, sums/           what was measured, block by block
+    totals.safetensors      sums over all blocks
+    estimates.parquet, facts.json, inner_products-<space>.safetensors, gains.parquet
+
+The first two are removed when there are estimates, since they can be had again; totals when steps along them were taken.
 """
 
 from __future__ import annotations
