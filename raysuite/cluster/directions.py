@@ -85,7 +85,7 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
         _measure_rung(held, progress)
     if declared.gain:
         for held in rungs:
-            if not (held.path / "gains.parquet").exists():
+            if not held.stepped:
                 launch.connect()
                 _gains(held, progress)
     collect(rungs, directory)

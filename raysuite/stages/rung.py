@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class RungDirectory:
         return (self.path / "estimates.parquet").exists()
 
     @property
+    def stepped(self) -> bool:
+        """Whether steps along what was found have been taken."""
+        return (self.path / "gains.parquet").exists()
+
+    @property
     def place(self) -> dict[str, Any]:
         """What tells its rows from those of other rungs."""
         rung = self.rung
@@ -86,7 +92,7 @@ class RungDirectory:
 
     # what was drawn
 
-    @property
+    @cached_property
     def drawn(self) -> dict[str, Any]:
         """Cost and mean reward of every block that was drawn, by its number."""
         known = self.path / "drawn.json"
@@ -94,14 +100,14 @@ class RungDirectory:
 
     def undrawn(self, blocks: Sequence[Block]) -> list[Block]:
         """Those that are still to be drawn."""
-        drawn = self.drawn
-        return [block for block in blocks if str(block_number(self.rung.config, block)) not in drawn]
+        return [block for block in blocks if str(block_number(self.rung.config, block)) not in self.drawn]
 
     def keep(self, rollouts: Rollouts) -> None:
         """A block was drawn."""
         stored.keep(self.path, rollouts)
         facts = {"cost": vars(rollouts.cost), "reward": float(rollouts.reward_N.mean())}
-        write_json(self.path / "drawn.json", {**self.drawn, str(block_number(self.rung.config, rollouts.block)): facts})
+        self.drawn[str(block_number(self.rung.config, rollouts.block))] = facts
+        write_json(self.path / "drawn.json", self.drawn)
 
     def rollouts(self, block: Block) -> Rollouts:
         """Of a block that was drawn, here or by the run that is replayed."""

@@ -20,7 +20,6 @@ import pytest
 import ray
 import safetensors.numpy
 import torch
-from accelerate import Accelerator
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
@@ -30,8 +29,8 @@ from raysuite.families import open_policy
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
-from raysuite.stages.train import Training
-from tests.cluster.waiting import HANG_GUARD, until
+from tests.processes import HANG_GUARD, until
+from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
 
@@ -57,9 +56,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, directory = load("toy-ddpo", SETTINGS), tmp_path_factory.mktemp("undisturbed")
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    train_alone(config, directory)
     return directory
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from raysuite.stages.preference_set import PreferenceSet, finished_blocks
+from tests.processes import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -42,9 +43,7 @@ def made_source(directory: Path) -> Path:
 def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     source, out = made_source(tmp_path), tmp_path / "set"
     began = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while len(finished_blocks(out)) < 3 and began.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    until(lambda: len(finished_blocks(out)) >= 3 or began.poll() is not None, "three blocks", every=0.005)
     os.killpg(began.pid, signal.SIGKILL)
     began.wait()
     time.sleep(2)  # what Ray's own processes still had in hand

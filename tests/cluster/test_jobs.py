@@ -7,11 +7,9 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,19 +19,13 @@ import pytest
 from raysuite import cli
 from raysuite.stages.checkpoint import completed
 from raysuite.stages.files import RunDirectory
-from tests.cluster.waiting import until
+from tests.processes import free_port, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
 PLANTED = ("runs/old/checkpoint", ".venv/lib/torch", ".venv-peer/lib/torch")
 Submit = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +84,8 @@ def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
         )
 
     try:
-        deadline = time.monotonic() + 300
-        while job("list").returncode and time.monotonic() < deadline:
-            assert started.poll() is None
-            time.sleep(1)
+        until(lambda: started.poll() is not None or not job("list").returncode, "the head", every=1)
+        assert started.poll() is None
         yield folder, job
     finally:
         started.kill()  # told to stop, it would wait half a minute for its processes

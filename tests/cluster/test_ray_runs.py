@@ -14,7 +14,6 @@ import pytest
 import ray
 import safetensors.numpy
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 
 from raysuite.cluster import launch
@@ -29,7 +28,7 @@ from raysuite.stages.files import RunDirectory
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
-from raysuite.stages.train import Training
+from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -55,10 +54,7 @@ def cluster() -> Iterator[None]:
 
 
 def in_one_process(config: RunConfig, directory: Path) -> np.ndarray:
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
-    return policy.weights()
+    return train_alone(config, directory).policy.weights()
 
 
 def through_ray(config: RunConfig, directory: Path) -> np.ndarray:

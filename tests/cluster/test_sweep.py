@@ -21,8 +21,8 @@ from raysuite.cluster.sweep import Halving, Places
 from raysuite.config import Cluster
 from raysuite.stages.trials import Book
 from raysuite.sweeps import Sweep, load
-from tests.cluster.waiting import until
-from tests.stages.worker import begin
+from tests.processes import until
+from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -101,9 +101,7 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
     run = next(run for run in sweep.runs if run.name == name)
     config = sweep.config(run, sweep.drawn(run.objective, run.trial))
-    whole = begin(config, directory)
-    whole.train()
-    return whole.policy.weights()
+    return train_alone(config, directory).policy.weights()
 
 
 def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import ray
 import safetensors.numpy
-import torch
-from accelerate import Accelerator
 from ray._private.authentication import authentication_token_setup as tokens
 from ray.cluster_utils import Cluster as Nodes
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -23,11 +20,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raysuite.cluster import launch
 from raysuite.cluster.actors import start_actors
 from raysuite.cluster.placement import room_for_learners, worker_resources
-from raysuite.config import Cluster, RunConfig, load
-from raysuite.families import open_policy
-from raysuite.stages.collect import LocalCollector
-from raysuite.stages.files import RunDirectory
-from raysuite.stages.train import Training
+from raysuite.config import Cluster, load
+from tests.processes import until
+from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
 
@@ -62,20 +57,16 @@ def nodes() -> Iterator[Nodes]:
         nodes.shutdown()
 
 
-def in_one_process(config: RunConfig, directory: Path) -> np.ndarray:
-    RunDirectory(directory).claim(config, ["test"])
-    policy = open_policy(config, torch.device("cpu"))
-    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
-    return policy.weights()
-
-
 def test_a_run_outlives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> None:
     settings = [f"--set={path}={value}" for path, value in SETTINGS.items()]
     command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", "--out", str(tmp_path / "run"), *settings]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while run.poll() is None and '"update": 7,' not in (metrics.read_text() if metrics.exists() else ""):
-        time.sleep(0.02)
+    until(
+        lambda: run.poll() is not None or '"update": 7,' in (metrics.read_text() if metrics.exists() else ""),
+        "eight updates",
+        every=0.02,
+    )
     (second,) = nodes.worker_nodes
     nodes.remove_node(second, allow_graceful=False)
     assert run.poll() is None
@@ -83,7 +74,7 @@ def test_a_run_outlives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> None
     assert run.wait() == 0
     config = load("toy-ddpo", SETTINGS)
     model = tmp_path / "run" / "checkpoints" / "000040" / "model" / "toy.safetensors"
-    expected = in_one_process(config, tmp_path / "one")
+    expected = train_alone(config, tmp_path / "one").policy.weights()
     assert np.array_equal(safetensors.numpy.load_file(model)["perturbation"].ravel(), expected)
     ledgers = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("run", "one")]
     assert all(ledgers[0][what] == ledgers[1][what] for what in ("training", "evaluation"))

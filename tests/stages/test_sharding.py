@@ -19,8 +19,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.stages.checkpoint import completed
 from raysuite.stages.files import RunDirectory
-from raysuite.stages.train import Training
-from tests.stages.worker import begin, stop_with_two, train_with_two
+from tests.stages.worker import stop_with_two, train_alone, train_with_two
 
 SMALL: dict[str, Any] = {
     "updates": 2,
@@ -49,12 +48,6 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_whole(config: RunConfig, directory: Path) -> Training:
-    whole = begin(config, directory)
-    whole.train()
-    return whole
-
-
 def apart(one: np.ndarray, other: np.ndarray, came: np.ndarray) -> float:
     """Distance between two results of training as a share of the way there: sums in another order round differently."""
     return float(np.linalg.norm(one - other) / np.linalg.norm(other - came))
@@ -68,7 +61,7 @@ def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunCon
     train_with_two(*(tmp_path / name for name in configs))
     for name, config in configs.items():
         alone = config.model_copy(update={"cluster": config.cluster.model_copy(update={"workers": 1, "shard": False})})
-        whole = train_whole(alone, tmp_path / f"{name}-whole")
+        whole = train_alone(alone, tmp_path / f"{name}-whole")
         zero, one = (np.load(tmp_path / name / f"weights{rank}.npy") for rank in range(2))
         expected = whole.policy.weights()
         came = open_policy(alone, torch.device("cpu")).weights()
@@ -88,7 +81,7 @@ def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunCon
     assert {k: v.shape for k, v in moments[0].items()} == {k: v.shape for k, v in moments[1].items()}
     shutil.rmtree(tmp_path / "ddpo" / "checkpoints" / "000002")
     provenance = json.loads((tmp_path / "ddpo" / "provenance.json").read_text())
-    resumed = train_whole(alone, tmp_path / "ddpo")
+    resumed = train_alone(alone, tmp_path / "ddpo")
     assert json.loads((tmp_path / "ddpo" / "provenance.json").read_text()) != provenance
     assert apart(resumed.policy.weights(), expected, came) < 1e-3
 

@@ -6,7 +6,6 @@ Each directory has been claimed by a run, which is gone on with to its end, or t
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from raysuite.stages.files import RunDirectory
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.train import Training
 from tests.cluster import rewards  # noqa: F401 - the configuration names a reward in it
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +32,13 @@ def begin(config: RunConfig, directory: Path, check: Callable[[], None] = lambda
     RunDirectory(directory).claim(config, ["test"])
     policy = open_policy(config, torch.device("cpu"))
     return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True), check=check)
+
+
+def train_alone(config: RunConfig, directory: Path) -> Training:
+    """The same to its end: what several processes are compared with."""
+    run = begin(config, directory)
+    run.train()
+    return run
 
 
 def main(*directories: str) -> None:
@@ -58,10 +65,7 @@ def stop_at(optimizer: torch.optim.Optimizer, step: int) -> None:
 
 def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
     """Two processes of this script that go on with runs, one after the other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     shared["OMP_NUM_THREADS"] = "1"  # or the threads of autograd and gloo spin in each other's way
     command = [sys.executable, str(ROOT / "tests/stages/worker.py"), *map(str, directories)]
     return [
