@@ -33,13 +33,13 @@ from raysuite.families import open_policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
 from raysuite.kernel.credit import PromptTracker
 from raysuite.kernel.objectives import OBJECTIVES, Objective
-from raysuite.stages.directions import unit_gradients
 from raysuite.stages.learn import Batch, advantages, learn, transitions
-from raysuite.stages.measure import study_sketch
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
-from raysuite.study import STANDARD, Study
+from raysuite.study.declared import STANDARD, Study
+from raysuite.study.gradients import unit_gradients
+from raysuite.study.measure import study_sketch
 from raysuite.types import Block, Preferences, Rollouts
 
 Work = Callable[[int], object]

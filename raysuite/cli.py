@@ -67,7 +67,7 @@ def sweep(
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Race objectives at an equal budget. The same command again goes on; what has ended is not repeated."""
-    from raysuite import sweeps
+    from raysuite.sweeps import declared as sweeps
 
     declared = sweeps.load(sweep, dict(_split(setting) for setting in settings))
     directory = out.absolute()
@@ -126,7 +126,7 @@ def encode(
     actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
 ) -> None:
     """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
-    from raysuite.stages.sources import open_source
+    from raysuite.datasets.sources import open_source
 
     opened = open_source(source, layout=layout, split=split)
     from raysuite.cluster import encode as encoding
@@ -193,7 +193,7 @@ def directions(
     settings: Settings = [],  # noqa: B006
 ) -> None:
     """Measure how far objectives push the same way. The same command again goes on with a study that was stopped."""
-    from raysuite.study import declare
+    from raysuite.study.declared import declare
 
     study = declare(
         source,
@@ -288,7 +288,7 @@ def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the runs and sweeps that ship with the package."""
-    from raysuite.sweeps import sweeps
+    from raysuite.sweeps.declared import sweeps
 
     for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
         console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from raysuite.background import meanwhile
-from raysuite.stages.trials import ENDED
+from raysuite.sweeps.trials import ENDED
 
 POLL_SECONDS = 0.3
 DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating"}

@@ -23,15 +23,15 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.progress import Counting
-from raysuite.stages.estimates import predicted_gain
 from raysuite.stages.files import is_held, provenance, write_json
-from raysuite.stages.gains import Scored, measured_kl, realised, step_of_kl, trained_reward
-from raysuite.stages.measure import Advantages, Measurement, block_number, study_blocks
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.prompts import evaluation_blocks, load_prompts
-from raysuite.stages.rung import RungDirectory, Totals, collect
 from raysuite.stages.stored import check_replay
-from raysuite.study import Rung, Study
+from raysuite.study.declared import Rung, Study
+from raysuite.study.estimates import predicted_gain
+from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward
+from raysuite.study.measure import Advantages, Measurement, block_number, study_blocks
+from raysuite.study.rung import RungDirectory, Totals, collect
 from raysuite.types import Block
 
 Progress = Callable[[str, str], Counting]

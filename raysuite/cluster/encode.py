@@ -15,12 +15,12 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.config import Model
+from raysuite.datasets.encode import encode_block
+from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
 from raysuite.families import open_model
 from raysuite.progress import Counting
 from raysuite.stages import preference_set
-from raysuite.stages.encode import encode_block
-from raysuite.stages.sources import LAYOUTS, Part, Source, as_items
 
 
 class Encoder:

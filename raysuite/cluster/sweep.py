@@ -1,6 +1,6 @@
 """Many runs at once: a Ray Tune experiment whose trials are whole runs, each with its actors and learners.
 
-Ray Tune starts, watches and ends them. What a sweep knows lies in its own files (`stages.trials`) and in the runs' directories;
+Ray Tune starts, watches and ends them. What a sweep knows lies in its own files (`sweeps.trials`) and in the runs' directories;
 what Ray Tune writes is never read again. So a sweep that goes on begins a new experiment with what is left.
 """
 
@@ -29,8 +29,8 @@ from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.stages.files import write_json
 from raysuite.stages.stop import StopFile
-from raysuite.stages.trials import ENDED, Book, Outcome, outcomes
-from raysuite.sweeps import Planned, Sweep
+from raysuite.sweeps.declared import Planned, Sweep
+from raysuite.sweeps.trials import ENDED, Book, Outcome, outcomes
 
 REDUCTION, RUNGS = 3, 2
 """ASHA lets a third of an objective's runs past each of two rungs, at a ninth and a third of the budget."""

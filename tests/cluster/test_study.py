@@ -18,7 +18,7 @@ from raysuite.cluster import launch
 from raysuite.cluster.directions import study
 from raysuite.errors import UserError
 from raysuite.progress import Counting
-from raysuite.study import Study, declare
+from raysuite.study.declared import Study, declare
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 

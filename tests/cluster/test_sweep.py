@@ -19,8 +19,8 @@ import yaml
 
 from raysuite.cluster.sweep import Halving, Places
 from raysuite.config import Cluster
-from raysuite.stages.trials import Book
-from raysuite.sweeps import Sweep, load
+from raysuite.sweeps.declared import Sweep, load
+from raysuite.sweeps.trials import Book
 from tests.processes import until
 from tests.stages.worker import train_alone
 

@@ -29,10 +29,11 @@ from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
 from raysuite.kernel.sketch import Sketch
 from raysuite.stages import checkpoint, stored
-from raysuite.stages.directions import bin_ranges
-from raysuite.stages.estimates import Products, estimates
 from raysuite.stages.files import replacing, write_json
-from raysuite.stages.measure import (
+from raysuite.study.declared import Rung, Study
+from raysuite.study.estimates import Products, estimates
+from raysuite.study.gradients import bin_ranges
+from raysuite.study.measure import (
     REWARD,
     SPACES,
     Advantages,
@@ -42,7 +43,6 @@ from raysuite.stages.measure import (
     inner_products,
     study_sketch,
 )
-from raysuite.study import Rung, Study
 from raysuite.types import Block, Cost, Rollouts
 
 

@@ -20,7 +20,7 @@ from raysuite.kernel.directions import (
     squared_norm,
 )
 from raysuite.kernel.stats import Interval
-from raysuite.stages.measure import REWARD
+from raysuite.study.measure import REWARD
 
 Products = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 """K by bin (n, T, n, T) and by block (L, n, n) of every pair of objectives."""

@@ -11,7 +11,7 @@ import yaml
 
 from raysuite.config import load as load_run
 from raysuite.errors import UserError
-from raysuite.sweeps import Sweep, load, sweeps
+from raysuite.sweeps.declared import Sweep, load, sweeps
 
 TOY: dict[str, Any] = {
     "recipe": "toy-ddpo",

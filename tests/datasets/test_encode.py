@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from raysuite.config import RunConfig
+from raysuite.datasets.encode import encode_block
+from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
 from raysuite.stages import preference_set
-from raysuite.stages.encode import encode_block
 from raysuite.stages.learn import gradient
 from raysuite.stages.preference_set import PreferenceSet
-from raysuite.stages.sources import open_source
 from raysuite.types import Preferences
 
 Opener = Callable[..., tuple[Policy, RunConfig]]

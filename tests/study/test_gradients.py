@@ -20,8 +20,8 @@ from raysuite.kernel.objectives.forward_rl import ForwardRl
 from raysuite.kernel.objectives.sft import Sft
 from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
-from raysuite.stages.directions import bin_ranges, sharing, unit_gradients
 from raysuite.stages.learn import Batch, gradient
+from raysuite.study.gradients import bin_ranges, sharing, unit_gradients
 from raysuite.types import Cost, Preferences, Transitions
 
 Opener = Callable[..., tuple[Policy, RunConfig]]

@@ -12,7 +12,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
-from raysuite.sweeps import Dimension, Planned, Sweep
+from raysuite.sweeps.declared import Dimension, Planned, Sweep
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("done", "stopped", "failed")

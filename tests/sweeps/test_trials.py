@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raysuite.errors import UserError
-from raysuite.stages.trials import Book, Outcome, outcomes, suggestion
-from raysuite.sweeps import Dimension, Sweep
+from raysuite.sweeps.declared import Dimension, Sweep
+from raysuite.sweeps.trials import Book, Outcome, outcomes, suggestion
 
 SWEEP = Sweep.model_validate(
     {

@@ -186,7 +186,7 @@ def declare(
     try:
         study = Study.model_validate(fields)
     except ValidationError as error:
-        raise UserError(configuration.sentence(error)) from error
+        raise UserError(configuration.sentence(error, Study.model_fields)) from error
     _check_units(study)
     return study
 

@@ -10,7 +10,7 @@ import pytest
 
 from raysuite.config import load
 from raysuite.errors import UserError
-from raysuite.study import STANDARD, declare
+from raysuite.study.declared import STANDARD, declare
 
 
 def test_objectives_come_from_the_run_a_recipe_or_the_standard() -> None:

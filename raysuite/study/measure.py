@@ -28,14 +28,14 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
 from raysuite.rng import Stage, torch_generator
-from raysuite.stages.directions import unit_gradients
 from raysuite.stages.files import replacing
 from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample
-from raysuite.study import Rung, Study
+from raysuite.study.declared import Rung, Study
+from raysuite.study.gradients import unit_gradients
 from raysuite.types import Block, Cost, Preferences, Rollouts, Transitions
 
 FIRST_UPDATE = 1_000_000

@@ -16,9 +16,11 @@ from raysuite.kernel.credit import PromptTracker
 from raysuite.rng import Stage, torch_generator
 from raysuite.stages import checkpoint
 from raysuite.stages.checkpoint import State
-from raysuite.stages.gains import step_of_kl
 from raysuite.stages.learn import gradient, transitions
-from raysuite.stages.measure import (
+from raysuite.stages.rollout import sample, score
+from raysuite.study.declared import Study, declare
+from raysuite.study.gains import step_of_kl
+from raysuite.study.measure import (
     REWARD,
     Measurement,
     Probes,
@@ -28,8 +30,6 @@ from raysuite.stages.measure import (
     inner_products,
     study_blocks,
 )
-from raysuite.stages.rollout import sample, score
-from raysuite.study import Study, declare
 from raysuite.types import Block, Rollouts
 
 OBJECTIVES = ["ddpo", "dspo", "forward_rl"]

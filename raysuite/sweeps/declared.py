@@ -232,7 +232,7 @@ def load(sweep_or_file: str, overrides: Mapping[str, str] | None = None) -> Swee
     try:
         sweep = Sweep.model_validate(tree)
     except ValidationError as error:
-        raise UserError(configuration.sentence(error)) from error
+        raise UserError(configuration.sentence(error, Sweep.model_fields)) from error
     _check(sweep)
     return sweep
 
@@ -251,7 +251,7 @@ def _read(sweep_or_file: str) -> dict[str, Any]:
             f"expected a sweep ({configuration.one_of(sweep_or_file, sweeps())}) or a YAML file, got {sweep_or_file!r}: check "
             "the path"
         )
-    tree = configuration.sections(text, sweep_or_file)
+    tree = configuration.document(text, sweep_or_file)
     base = tree.pop("extends", None)
     if base is None:
         return tree

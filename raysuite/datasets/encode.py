@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from raysuite.datasets.sources import Part, Source, Unusable
 from raysuite.families.policy import Policy
 from raysuite.stages import preference_set
 from raysuite.stages.preference_set import Reject
-from raysuite.stages.sources import Part, Source, Unusable
 from raysuite.types import Preferences
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -1,0 +1,60 @@
+"""A run, declared: frozen sections, checked across, read from YAML, overridable by path.
+
+>>> config = load("scenes-ddpo", {"learn.learning_rate": "3e-5"})
+>>> config.learn.learning_rate
+3e-05
+"""
+
+from raysuite.config.reading import document, load, number, parse, put, read, recipes, validate
+from raysuite.config.run import RunConfig
+from raysuite.config.sections import (
+    Checkpoints,
+    Cluster,
+    Credit,
+    Evaluation,
+    Guards,
+    Learn,
+    Model,
+    NonNegativeInt,
+    Parameters,
+    Preferences,
+    Prompts,
+    Reference,
+    Reward,
+    RolloutSettings,
+    Sampler,
+    Section,
+    Trackers,
+)
+from raysuite.config.words import one_of, sentence
+
+__all__ = [
+    "Checkpoints",
+    "Cluster",
+    "Credit",
+    "Evaluation",
+    "Guards",
+    "Learn",
+    "Model",
+    "NonNegativeInt",
+    "Parameters",
+    "Preferences",
+    "Prompts",
+    "Reference",
+    "Reward",
+    "RolloutSettings",
+    "RunConfig",
+    "Sampler",
+    "Section",
+    "Trackers",
+    "document",
+    "load",
+    "number",
+    "one_of",
+    "parse",
+    "put",
+    "read",
+    "recipes",
+    "sentence",
+    "validate",
+]

@@ -1,0 +1,151 @@
+"""What sections must agree on. Each check is a sentence about settings that contradict each other."""
+
+from __future__ import annotations
+
+from raysuite.config.sections import Credit, Preferences, Reference, Run
+from raysuite.errors import UserError
+
+
+def check(run: Run) -> None:
+    """All checks.
+
+    Raises:
+        UserError: sections contradict each other.
+    """
+    for agree in (_check_objective, _check_rollouts, _check_credit, _check_preferences, _check_rewards, _check_cluster):
+        agree(run)
+
+
+def _check_objective(run: Run) -> None:
+    objective, name = run.built_objective, run.objective["name"]
+    if objective.process == "reverse" and run.sampler.eta == 0:
+        raise UserError(
+            f"expected sampler.eta above 0 for {name}, got 0: it scores noisy steps, and a deterministic sampler has none; "
+            "set sampler.eta=1"
+        )
+    if run.reference != Reference() and not objective.needs_reference:
+        raise UserError(f"expected no reference settings with {name}, which compares with none: leave reference out")
+    if run.reference.decay > 0 and not run.reference.refresh:
+        raise UserError(
+            "expected reference.refresh above 0 with reference.decay, got 0: set how often the reference follows"
+        )
+
+
+def _check_rollouts(run: Run) -> None:
+    rollouts, shares = run.rollouts, run.learn.minibatches * run.cluster.workers
+    if rollouts.prompts % rollouts.prompts_per_block:
+        raise UserError(
+            f"expected rollouts.prompts to be a multiple of rollouts.prompts_per_block, got {rollouts.prompts} and "
+            f"{rollouts.prompts_per_block}: change one of them"
+        )
+    if rollouts.blocks % shares:
+        raise UserError(
+            f"expected the {rollouts.blocks} blocks of an update (rollouts.prompts / rollouts.prompts_per_block) to divide "
+            f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
+        )
+    drawn = rollouts.replay is None and run.preferences.source is None
+    if not drawn and (rollouts.keep or rollouts.staleness):
+        raise UserError(
+            "expected rollouts to keep or to be stale, got a run that draws none (rollouts.replay or preferences.source is "
+            "set): leave rollouts.keep and rollouts.staleness out"
+        )
+
+
+def _check_credit(run: Run) -> None:
+    rollouts, credit, name = run.rollouts, run.credit, run.objective["name"]
+    if run.built_objective.consumes != "advantages":
+        if credit != Credit():
+            raise UserError(
+                f"expected no credit settings with {name}, which learns from preferences: leave credit out "
+                "(trajectory_dpo has objective.discount)"
+            )
+        return
+    if credit.normalise == "group" and rollouts.samples < 2:
+        raise UserError(
+            "expected rollouts.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
+        )
+    if credit.kind == "previews":
+        if not credit.previews or any(k >= run.sampler.steps for k in credit.previews):
+            raise UserError(
+                f"expected credit.previews to name numbers of steps below sampler.steps={run.sampler.steps}, got "
+                f"{list(credit.previews)}: set for example credit.previews=[{max(1, run.sampler.steps // 2)}]"
+            )
+        if list(credit.previews) != sorted(set(credit.previews)):
+            raise UserError(f"expected credit.previews in ascending order, got {list(credit.previews)}")
+        if credit.normalise == "tracked":
+            raise UserError(
+                "expected credit.normalise of group or global with credit.kind=previews, got tracked: running statistics "
+                "are of whole rewards, not of steps"
+            )
+    elif credit.previews:
+        raise UserError(
+            "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
+        )
+    if credit.normalise == "tracked" and credit.tracker_minimum > credit.tracker_size:
+        raise UserError(
+            f"expected credit.tracker_minimum of at most credit.tracker_size, got {credit.tracker_minimum} and "
+            f"{credit.tracker_size}: a prompt's own statistics would never count"
+        )
+
+
+def _check_preferences(run: Run) -> None:
+    preferences, name, process = run.preferences, run.objective["name"], run.built_objective.process
+    if run.built_objective.consumes != "preferences":
+        if preferences != Preferences():
+            raise UserError(
+                f"expected no preferences settings with {name}, which learns from rewards: leave preferences out"
+            )
+        return
+    if preferences.source is not None:
+        if run.rollouts.replay is not None:
+            raise UserError("expected preferences.source or rollouts.replay, got both: leave one out")
+        if preferences != Preferences(source=preferences.source, members=preferences.members):
+            raise UserError(
+                "expected no settings of preferences besides source and members, got others: in a set it is settled who "
+                "is compared and who is preferred"
+            )
+    elif preferences.members > run.rollouts.samples:
+        raise UserError(
+            f"expected preferences.members of at most rollouts.samples, got {preferences.members} and "
+            f"{run.rollouts.samples}: a ranking compares samples of one prompt"
+        )
+    if preferences.members > 2 and process == "forward":
+        raise UserError(
+            f"expected preferences.members=2 with {name}, got {preferences.members}: rankings are for trajectory_dpo"
+        )
+    spread = preferences.choose == "spread"
+    if spread and not preferences.members <= preferences.kept <= run.rollouts.samples:
+        raise UserError(
+            f"expected preferences.kept from preferences.members={preferences.members} to rollouts.samples="
+            f"{run.rollouts.samples}, got {preferences.kept}: correct it"
+        )
+    if preferences.choose == "random" and preferences.limit is None:
+        raise UserError("expected preferences.limit with preferences.choose=random: say how many rankings a prompt")
+
+
+def _check_rewards(run: Run) -> None:
+    names = [reward.name for reward in run.rewards]
+    if len(set(names)) < len(names):
+        raise UserError(f"expected every reward once, got {names}: add the weights up")
+    if run.model.path == "toy" and "scenes" in (run.prompts.training, run.prompts.held_out):
+        raise UserError(
+            "expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts"
+        )
+
+
+def _check_cluster(run: Run) -> None:
+    cluster = run.cluster
+    if cluster.workers > 1 and 0 < cluster.worker_gpus <= 0.5:
+        raise UserError(
+            f"expected cluster.worker_gpus above 0.5 with several workers, got {cluster.worker_gpus:g}: two learners on one GPU "
+            "cannot sum their gradients; set for example cluster.worker_gpus=0.6 and cluster.actor_gpus=0.4"
+        )
+    if cluster.shard and (run.parameters.kind != "all" or cluster.workers == 1):
+        raise UserError(
+            f"expected parameters.kind=all and several cluster.workers with cluster.shard, got {run.parameters.kind} and "
+            f"{cluster.workers}: a LoRA is small, and one worker has nobody to share with; leave it out"
+        )
+    for name in ("worker_gpus", "actor_gpus"):
+        gpus = getattr(cluster, name)
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"expected cluster.{name} of at most 1 or a whole number, got {gpus:g}: correct it")

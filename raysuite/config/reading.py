@@ -1,0 +1,143 @@
+"""Runs from recipes and YAML files, with settings overridden by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from raysuite.config.objective import settings_of
+from raysuite.config.run import RunConfig
+from raysuite.config.sections import Run, paths
+from raysuite.config.words import one_of, sentence
+from raysuite.errors import UserError
+
+
+def recipes() -> dict[str, str]:
+    """Name and first comment line of every recipe that ships with the package."""
+    files = resources.files("raysuite.recipes").iterdir()
+    first_lines = {
+        file.name.removesuffix(".yaml"): file.read_text().splitlines()[0].lstrip("# ")
+        for file in files
+        if file.name.endswith(".yaml")
+    }
+    return dict(sorted(first_lines.items()))
+
+
+def load(recipe_or_file: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
+    """A run from a recipe's name or a YAML file, with overrides by dotted path (values are YAML).
+
+    Raises:
+        UserError: anything unknown, mistyped, out of range or contradictory.
+    """
+    tree = read(recipe_or_file)
+    for path, value in (overrides or {}).items():
+        put(tree, path, parse(path, value))
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> RunConfig:
+    """A run from plain values.
+
+    Raises:
+        UserError: one sentence about the first thing that is wrong.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(sentence(error, set(paths()))) from error
+
+
+def read(recipe_or_file: str) -> dict[str, Any]:
+    """A recipe's or a YAML file's plain values, on top of those of the recipe that it extends.
+
+    Raises:
+        UserError: there is no such recipe or file, or it holds something else.
+    """
+    if recipe_or_file in recipes():
+        text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_bytes()
+    elif Path(recipe_or_file).is_file():
+        text = Path(recipe_or_file).read_bytes()
+    elif recipe_or_file.endswith((".yaml", ".yml")):
+        raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")
+    else:
+        raise UserError(
+            f"expected a recipe ({one_of(recipe_or_file, recipes())}) or a YAML file, got {recipe_or_file!r}: "
+            "`raysuite recipes` lists them"
+        )
+    tree = document(text, recipe_or_file)
+    base = tree.pop("extends", None)
+    return _over(read(base), tree) if base else tree
+
+
+def document(text: bytes, where: str) -> dict[str, Any]:
+    """A YAML document that has named sections.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected YAML in {where}, got something else: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"expected sections such as `model:` in {where}, got {type(tree).__name__}: see a recipe")
+    return tree
+
+
+def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A base with changes: sections merge, but objectives are replaced whole, and a section that is null has its defaults."""
+    merged = {**base, **changes}
+    for name, section in changes.items():
+        if section is None:
+            del merged[name]
+        elif name != "objective" and isinstance(section, dict) and isinstance(base.get(name), dict):
+            merged[name] = base[name] | section
+    return merged
+
+
+def put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set one value of a tree by its dotted path; null for a whole section gives it its defaults.
+
+    Raises:
+        UserError: there is no such setting.
+    """
+    settings = set(paths()) | {
+        f"objective.{name}" for name in ("name", *settings_of((tree.get("objective") or {}).get("name")))
+    }
+    sections = {name for name in Run.model_fields if any(known.startswith(f"{name}.") for known in settings)}
+    known = settings | sections
+    if path not in known:
+        raise UserError(f"expected a setting's path ({one_of(path, known)}), got {path!r}")
+    if path in sections and value is None:
+        tree.pop(path, None)
+        return
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[leaf] = value
+
+
+def parse(path: str, text: str) -> Any:
+    """The value that a text at the command line stands for: YAML.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"expected a YAML value for {path}, got {text!r}") from error
+    return number(value) if isinstance(value, str) else value
+
+
+def number(text: str) -> float | str:
+    """YAML 1.1 reads 3e-5 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,35 @@
+"""A whole run: its sections, which agree."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import model_validator
+
+from raysuite.config.checks import check
+from raysuite.config.sections import Reward, Run
+
+
+class RunConfig(Run):
+    """A run that contradicts itself nowhere."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunConfig:
+        check(self)
+        return self
+
+    def canonical(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON values: what config.json holds."""
+        return json.loads(self.model_dump_json())
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers: all but where it runs, what watches it, and how long it waits."""
+        tree = self.canonical()
+        for reward in tree["rewards"]:
+            del reward["seconds"], reward["retries"]
+        return {name: section for name, section in tree.items() if name not in ("cluster", "guards", "trackers")}
+
+    def reward(self, name: str) -> Reward:
+        """The settings of a reward, trained or only watched."""
+        return next((reward for reward in self.rewards if reward.name == name), Reward(name=name))

@@ -1,0 +1,320 @@
+"""The sections of a run: small frozen groups of settings, a line and a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from raysuite.config.objective import build
+from raysuite.kernel.objectives import Objective
+from raysuite.kernel.preferences import Choice, Label
+from raysuite.kernel.schedule import Spacing
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """What is aligned."""
+
+    path: str
+    """`scenes` (bundled), `toy`, a diffusers pipeline directory, or a hub id."""
+    variant: str | None = None
+    """Weight variant of a hub model, such as fp16."""
+    size: PositiveInt | None = None
+    """Pixels on a side; the model's own by default."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks run in. Trained parameters, densities and losses are float32 in any case."""
+
+
+class Sampler(Section):
+    """How pictures are drawn, in rollouts, learning and evaluation alike."""
+
+    steps: PositiveInt = 50
+    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1 is ancestral (DDPM) sampling, 0 deterministic DDIM."""
+    guidance: Annotated[float, Field(ge=1)] = 1.0
+    """Classifier-free guidance scale; 1 is none, and halves the cost."""
+    spacing: Spacing | None = None
+    """Spacing of timesteps; the model's own by default."""
+
+
+class Parameters(Section):
+    """What is trained."""
+
+    kind: Literal["lora", "all"] = "lora"
+    rank: PositiveInt = 16
+    """LoRA rank."""
+    alpha: PositiveFloat | None = None
+    """LoRA scale numerator; the rank by default, which makes the scale 1."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the layers that get an adapter."""
+
+
+class Prompts(Section):
+    """Where prompts come from."""
+
+    training: str = "scenes"
+    """`scenes`, `toy`, or a file: .txt with a prompt a line, or .jsonl with `prompt` and any metadata."""
+    held_out: str | None = "scenes"
+    """The same, for prompts that are only evaluated."""
+
+
+class Reward(Section):
+    """One term of the reward."""
+
+    name: str
+    """A registered reward, or a function as `package.module:function`."""
+    weight: float = 1.0
+    seconds: PositiveFloat = 600.0
+    """What it may take for the pictures of one block; then it has hung, and its process is replaced. Rewards that are only
+    watched have these defaults too."""
+    retries: NonNegativeInt = 1
+    """Times that it is asked again for the same pictures after it raised or hung; then the run ends."""
+
+
+class RolloutSettings(Section):
+    """What one update samples."""
+
+    prompts: PositiveInt = 16
+    samples: PositiveInt = 8
+    """Pictures a prompt: a group."""
+    prompts_per_block: PositiveInt = 4
+    """Prompts that go through the network in one batch. Part of the result: see docs/architecture.md."""
+    staleness: Annotated[int, Field(ge=0, le=4)] = 0
+    """How many updates the sampling policy may be behind: 0 is exactly on-policy, 1 lets sampling overlap learning."""
+    keep: bool = False
+    """Store every update's rollouts under rollouts/, so that another run can learn from the same (`--keep-rollouts`)."""
+    replay: str | None = None
+    """Learn from the rollouts that the run in this directory kept, in place of drawing any."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks an update."""
+        return self.prompts // self.prompts_per_block
+
+
+class Credit(Section):
+    """How the reward of a picture becomes an advantage of every step."""
+
+    kind: Literal["terminal", "previews"] = "terminal"
+    """`previews` scores the image that the model predicts at some steps and pays each stretch of steps its gain."""
+    previews: tuple[PositiveInt, ...] = ()
+    """After how many steps previews are taken (the final picture is always the last)."""
+    preview_steps: NonNegativeInt = 0
+    """Deterministic steps taken before a preview is decoded; 0 decodes the predicted clean latent at once."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """1: a step is answerable for all later gains; below 1: less for those of later steps."""
+    discount: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps."""
+    normalise: Literal["global", "group", "tracked"] = "group"
+    """Over the batch, per prompt group (as GRPO), or by each prompt's running statistics (as DDPO)."""
+    tracker_size: PositiveInt = 32
+    tracker_minimum: PositiveInt = 16
+
+
+class Preferences(Section):
+    """Which pictures are compared and who is preferred, for objectives that learn from preferences."""
+
+    source: str | None = None
+    """A preference set (`raysuite encode`, `raysuite pairs`) to learn from; null compares the run's own rollouts. From a set,
+    an update takes rollouts.prompts rankings, whatever rollouts.samples."""
+    choose: Choice = "best_worst"
+    """Of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
+    members: Annotated[int, Field(ge=2)] = 2
+    """Pictures in a ranking; more than two (Plackett-Luce) with trajectory_dpo."""
+    kept: PositiveInt = 5
+    """Samples that `choose: spread` keeps."""
+    limit: PositiveInt | None = None
+    """Rankings a prompt, at most, drawn at random; null for all that `choose` gives."""
+    label: Label = "argmax"
+    """`argmax` of the reward, or drawn from `bradley_terry` at `temperature`."""
+    temperature: PositiveFloat = 1.0
+    """Of bradley_terry, in units of reward."""
+    noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a ranking is turned round."""
+
+
+class Reference(Section):
+    """What preference objectives and KL terms compare with: the model as it came, unless it is refreshed."""
+
+    refresh: NonNegativeInt = 0
+    """Every how many updates the reference follows the policy; 0 is never."""
+    decay: Decay = 0.0
+    """Share of the old reference that a refresh keeps: 0 copies the policy, more is a running mean."""
+
+
+class Learn(Section):
+    """How an update learns from its rollouts. AdamW."""
+
+    learning_rate: PositiveFloat = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+    minibatches: PositiveInt = 1
+    """Optimiser steps per pass over the rollouts."""
+    epochs: PositiveInt = 1
+    microbatch: PositiveInt = 32
+    """Points through the network at once. With the size of a block, the first ratio is exactly 1."""
+
+
+class Evaluation(Section):
+    """Fixed prompts and seeds, before the first update, every few updates, and after the last."""
+
+    every: PositiveInt = 10
+    prompts: PositiveInt = 96
+    """Prompts of each split."""
+    samples: PositiveInt = 1
+    """Pictures a prompt along the way."""
+    final_samples: PositiveInt = 2
+    """Pictures a prompt before the first update and after the last."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that are only watched."""
+    kl: bool = True
+    """Measure the KL from the reference on one block."""
+    pictures: NonNegativeInt = 8
+    """Prompts of each split whose first picture is kept."""
+    seed: NonNegativeInt = 0
+    """Evaluation draws depend on this and never on the run's seed."""
+
+
+Reaction = Literal["warn", "stop", "ignore"]
+
+
+class Guards(Section):
+    """What is watched as a run goes on: each warns in terminal, metrics and report, or stops the run, at its last checkpoint.
+    A loss or gradient that is not finite always stops it.
+    """
+
+    held_out: Reaction = "warn"
+    """The trained reward rose on training prompts since the beginning, and fell on held-out ones (95 % interval below 0)."""
+    diversity: Reaction = "warn"
+    """Pictures of the same prompt have become alike."""
+    diversity_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the diversity at the beginning, below which it has collapsed."""
+    kl: Reaction = "warn"
+    """The KL from the model as it came is beyond `kl_limit`."""
+    kl_limit: PositiveFloat = 500.0
+    """Nats a trajectory. Runs of the bundled model that went well ended at 30 to 250, those that broke it above 800."""
+    ratio: Reaction = "warn"
+    """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
+    ratio_tolerance: PositiveFloat = 0.01
+    finite: Reaction = "warn"
+    """A metric is not a finite number."""
+
+
+class Cluster(Section):
+    """Where work runs."""
+
+    workers: PositiveInt = 1
+    """Learner processes (Ray Train workers)."""
+    actors: PositiveInt = 1
+    """Rollout processes."""
+    worker_cpus: PositiveFloat = 1.0
+    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest: one GPU does both in turn."""
+    actor_cpus: PositiveFloat = 1.0
+    actor_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Of each actor; whole ones set actors apart from learners."""
+    shard: bool = False
+    """Spread the network, its gradients and moments over the workers (FSDP2), in place of a copy in each: all weights only."""
+    threads: PositiveInt | None = None
+    """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
+    max_failures: NonNegativeInt = 2
+    """Times a learner may be lost and restarted from its last checkpoint."""
+
+
+class Checkpoints(Section):
+    """What is kept."""
+
+    every: PositiveInt = 10
+    keep: PositiveInt = 2
+    """Most recent checkpoints that stay on disk."""
+
+
+class Wandb(Section):
+    """Weights & Biases."""
+
+    project: str | None = None
+    """Where runs go; naming it turns the tracker on."""
+    entity: str | None = None
+    """The user or team; the logged-in user's own by default."""
+    group: str | None = None
+    """Shown together: a sweep's name, say."""
+    mode: Literal["online", "offline"] = "online"
+    """`offline` writes files, which `wandb sync` sends later."""
+
+
+class Mlflow(Section):
+    """MLflow."""
+
+    experiment: str | None = None
+    """Where runs go; naming it turns the tracker on."""
+    uri: str | None = None
+    """A tracking server or a directory; by default MLFLOW_TRACKING_URI, or trackers/mlflow in the run directory."""
+
+
+class Trackers(Section):
+    """Where numbers and pictures go besides the run directory."""
+
+    tensorboard: bool = False
+    """Event files in trackers/tensorboard of the run directory."""
+    wandb: Wandb = Wandb()
+    mlflow: Mlflow = Mlflow()
+
+
+class Run(Section):
+    """All sections side by side, whether they agree or not: `RunConfig` is a run whose sections do."""
+
+    seed: NonNegativeInt = 0
+    updates: PositiveInt
+    """Updates after which the run ends."""
+    budget: PositiveInt | None = None
+    """Network evaluations of training: the run ends with the update that reaches it, if `updates` does not end it before."""
+    model: Model
+    sampler: Sampler = Sampler()
+    parameters: Parameters = Parameters()
+    prompts: Prompts = Prompts()
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    rollouts: RolloutSettings = RolloutSettings()
+    credit: Credit = Credit()
+    preferences: Preferences = Preferences()
+    objective: dict[str, Any]
+    """`name` of a registered objective, and its fields."""
+    reference: Reference = Reference()
+    learn: Learn = Learn()
+    evaluation: Evaluation = Evaluation()
+    guards: Guards = Guards()
+    cluster: Cluster = Cluster()
+    checkpoints: Checkpoints = Checkpoints()
+    trackers: Trackers = Trackers()
+
+    @cached_property
+    def built_objective(self) -> Objective[Any]:
+        """The objective as a value."""
+        return build(self.objective)
+
+
+def paths(section: type[BaseModel] = Run, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all settings, but for the objective's own."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from paths(field.annotation, f"{prefix}{name}.")
+        elif name != "objective":
+            yield prefix + name

@@ -1,0 +1,41 @@
+"""What a wrong setting is told: the nearest name, and one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from pydantic import ValidationError
+
+from raysuite.errors import UserError
+
+
+def one_of(given: object, known: Iterable[str]) -> str:
+    """`known` in words: the nearest if there is one, all of them otherwise."""
+    names = sorted(known)
+    meant = nearest(given, names)
+    if meant:
+        return f"did you mean {meant}?"
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ..."
+
+
+def nearest(given: object, names: Sequence[str]) -> str | None:
+    """What was probably meant: a like name, or the right leaf under another section."""
+    leaf = str(given).rsplit(".", 1)[-1]
+    likely = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
+    return next((name for name in (*likely, *names) if name in likely or name.rsplit(".", 1)[-1] == leaf), None)
+
+
+def sentence(error: ValidationError, known: Iterable[str] = (), prefix: str = "") -> str:
+    """The first thing that is wrong, for the person who can mend it; `known` are the names that are right."""
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return str(cause)
+    path = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"expected a value for {path}, found none: add it"
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"expected a setting's path ({one_of(path, known)}), got {path!r}"
+    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"expected {path} to be {message}, got {first['input']!r}: correct it"

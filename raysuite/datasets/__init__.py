@@ -1,0 +1,1 @@
+"""Published preference data: where it comes from, and its pictures as latents."""

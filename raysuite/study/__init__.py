@@ -1,0 +1,1 @@
+"""Directions: whose gradients are compared, how they are measured, and what comes of it."""

@@ -1,0 +1,1 @@
+"""Sweeps: what is raced, and how far each run has come."""
