@@ -77,6 +77,22 @@ class Schedule:
     """(T,) squared signal level at every training timestep: where the forward process can be asked for noisy latents."""
     prediction: PredictionType
 
+    def __post_init__(self) -> None:
+        steps, levels_noises = len(self.timesteps_K), [len(c) for c in (self.alpha_K1, self.sigma_K1, self.noise_K)]
+        if not steps or levels_noises != [steps + 1, steps + 1, steps]:
+            raise ValueError(f"expected K timesteps, K + 1 levels and K noises, got {steps} and {levels_noises}")
+        if self.timesteps_K[-1] < 0 or not bool((self.timesteps_K.diff() < 0).all()):
+            raise UserError(
+                f"expected timesteps that fall from step to step, the last at least 0, got {self.timesteps_K.tolist()}: set "
+                "sampler.steps or sampler.spacing otherwise"
+            )
+        finite = self.alpha_K1.isfinite().all()
+        if not bool(finite and (self.sigma_K1.diff() <= 0).all() and (self.noise_K >= 0).all()):
+            raise UserError(
+                "expected a finite level of noise at every step, never above the one before, got "
+                f"{self.sigma_K1.tolist()}: correct the scheduler's configuration"
+            )
+
     @property
     def steps(self) -> int:
         """K."""
@@ -107,22 +123,37 @@ class Schedule:
 def spaced_timesteps(training_steps: int, steps: int, *, spacing: Spacing, offset: int = 0) -> np.ndarray:
     """The timesteps of a sampler, descending, as diffusers' DDIM scheduler spaces them.
 
+    For some K (61 of 1000, say) diffusers' rounding gives `trailing` a timestep more, -1: here it has K, whatever K is.
+
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2024, table 2.
 
     Args:
-        training_steps: timesteps the model was trained on, 1000 for Stable Diffusion.
-        steps: K, at most `training_steps`.
+        training_steps: T, timesteps the model was trained on, 1000 for Stable Diffusion.
+        steps: K, at most T.
         spacing: `leading` counts up from 0, `trailing` counts down from the last, `linspace` includes both ends.
         offset: added with `leading` only (1 for Stable Diffusion).
+
+    Returns:
+        (K,) int64, each below the one before, in [0, T - 1].
+
+    Raises:
+        UserError: K is out of range, or the offset leads beyond the last timestep (K = T with an offset of 1).
     """
     if not 1 <= steps <= training_steps:
         raise UserError(f"expected 1 to {training_steps} sampling steps, got {steps}: set sampler.steps in that range")
     if spacing == "linspace":
         return np.linspace(0, training_steps - 1, steps).round()[::-1].astype(np.int64)
     if spacing == "leading":
-        return (np.arange(steps) * (training_steps // steps))[::-1].astype(np.int64) + offset
+        timesteps_K = (np.arange(steps) * (training_steps // steps))[::-1].astype(np.int64) + offset
+        if timesteps_K[0] >= training_steps:
+            raise UserError(
+                f"expected timesteps up to {training_steps - 1}, {steps} steps with spacing leading and the model's offset of "
+                f"{offset} begin at {timesteps_K[0]}: set fewer sampler.steps, or sampler.spacing=trailing"
+            )
+        return timesteps_K
     if spacing == "trailing":
-        return np.round(np.arange(training_steps, 0, -training_steps / steps)).astype(np.int64) - 1
+        # not T (1 - k / K): which way a half is rounded depends on how it was computed, and models know diffusers' way
+        return np.round(np.arange(training_steps, 0, -training_steps / steps)[:steps]).astype(np.int64) - 1
     raise UserError(f"expected a spacing of {', '.join(get_args(Spacing))}, got {spacing!r}: set sampler.spacing")
 
 
@@ -154,7 +185,6 @@ def ddim_schedule(
     if not 0 <= eta <= 1:
         raise UserError(f"expected eta between 0 and 1, got {eta}: set sampler.eta in that range")
     timesteps_K = torch.from_numpy(spaced_timesteps(len(alpha_bar_T), steps, spacing=spacing, offset=offset).copy())
-    timesteps_K = timesteps_K.clamp(max=len(alpha_bar_T) - 1)
     next_K = torch.cat([timesteps_K[1:], torch.zeros(1, dtype=torch.int64)])
     if prediction == "epsilon" and alpha_bar_T[timesteps_K[0]] <= 0:
         raise UserError(
@@ -162,6 +192,12 @@ def ddim_schedule(
             "signal-to-noise ratio: such models predict v; correct prediction_type in the scheduler's configuration"
         )
     abar_t, abar_p = alpha_bar_T[timesteps_K], alpha_bar_T[next_K]
+    if abar_t[0] > 0.5:
+        raise UserError(
+            f"expected a sampler that begins where there is more noise than signal, got {steps} steps with spacing {spacing} "
+            f"from timestep {timesteps_K[0]}: what it draws would be the noise that it begins with; set more sampler.steps, "
+            "or sampler.spacing=trailing"
+        )
     variance_K = eta**2 * (1 - abar_p) / (1 - abar_t) * (1 - abar_t / abar_p)
     abar_K1 = torch.cat([abar_t, abar_p[-1:]])
     return Schedule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -97,13 +98,35 @@ def test_conversions_agree_with_diffusers(prediction: Any) -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [1, 4, 7, 20, 30, 50, 999, 1000])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_timesteps_are_those_of_diffusers(spacing: Any, steps: int, offset: int) -> None:
+def test_timesteps_are_those_of_diffusers_wherever_those_are_right(spacing: Any, offset: int) -> None:
+    """For every K: exactly K that fall, none below 0; diffusers gives one more than asked for 62 numbers of steps."""
     scheduler = DDIMScheduler(**SD, timestep_spacing=spacing, steps_offset=offset)
-    scheduler.set_timesteps(steps)
-    ours = spaced_timesteps(1000, steps, spacing=spacing, offset=offset)
-    assert ours.tolist() == scheduler.timesteps.tolist()
+    mended = []
+    for steps in range(1, 1001 if (spacing, offset) != ("leading", 1) else 1000):
+        ours = spaced_timesteps(1000, steps, spacing=spacing, offset=offset).tolist()
+        assert len(ours) == steps and ours[-1] >= 0 and ours[0] <= 999 and ours == sorted(set(ours), reverse=True)
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.tolist()
+        mended += [] if len(theirs) == steps else [steps]
+        assert ours == theirs[:steps]
+    assert len(mended) == (62 if spacing == "trailing" else 0) and mended[:5] in ([], [61, 103, 121, 122, 201])
+
+
+@pytest.mark.parametrize("training_steps", [1, 2, 50, 100, 999, 4000])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_timesteps_of_other_training_schedules(spacing: Any, training_steps: int) -> None:
+    for steps in range(1, training_steps + 1):
+        ours = spaced_timesteps(training_steps, steps, spacing=spacing)
+        assert len(ours) == steps and ours[-1] >= 0 and ours[0] < training_steps and (np.diff(ours) < 0).all()
+
+
+def test_an_offset_does_not_lead_beyond_the_last_timestep() -> None:
+    """With offset 1, a thousand steps would begin at 1000, which no model knows."""
+    with pytest.raises(
+        UserError, match=r"up to 999, 1000 steps.*offset of 1 begin at 1000: .*sampler\.spacing=trailing"
+    ):
+        spaced_timesteps(1000, 1000, spacing="leading", offset=1)
 
 
 def test_timesteps_by_hand() -> None:
@@ -157,7 +180,7 @@ def test_numbers_of_stable_diffusion(k: int, timestep: int, sigma: float, kappa:
     assert float(ours**2 / (2 * schedule.noise_K[k] ** 2)) == pytest.approx(weight, rel=1e-3)
 
 
-@pytest.mark.parametrize("steps", [1, 7, 20, 50, 1000])
+@pytest.mark.parametrize("steps", [2, 7, 20, 50, 1000])
 def test_last_step_of_stable_diffusion_adds_noise(steps: int) -> None:
     schedule = sd(steps=steps, steps_offset=0 if steps == 1000 else 1)
     expected = [True] * steps if steps < 1000 else [True] * 999 + [False]
@@ -181,6 +204,41 @@ def test_a_last_step_from_timestep_0_is_not_scored(changes: dict[str, Any]) -> N
         transition.log_density(schedule, k, mean, mean)
     with pytest.raises(UserError, match="density"):
         transition.log_density(schedule, torch.tensor([0, 9, 1]), mean, mean)
+
+
+@pytest.mark.parametrize(("spacing", "offset", "first"), [("leading", 1, 1), ("linspace", 0, 0)])
+def test_a_sampler_begins_with_noise(spacing: Any, offset: int, first: int) -> None:
+    """One step from timestep 0 or 1 would return the noise as it was drawn; one from 999 is a picture."""
+    with pytest.raises(
+        UserError, match=rf"more noise than signal, got 1 steps with spacing {spacing} from timestep {first}"
+    ):
+        sd(steps=1, timestep_spacing=spacing, steps_offset=offset)
+    assert sd(steps=1, timestep_spacing="trailing").timesteps_K.tolist() == [999]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"timesteps_K": [3, 1, -1]}, r"the last at least 0, got \[3, 1, -1\]: set sampler\.steps"),
+        ({"timesteps_K": [3, 3, 1]}, r"fall from step to step.*\[3, 3, 1\]"),
+        ({"sigma_K1": [0.9, 0.5, 0.6, 0.1]}, "never above the one before"),
+        ({"alpha_K1": [0.1, 0.5, math.nan, 1.0]}, "finite"),
+        ({"noise_K": [0.1, -0.1, 0.0]}, "level of noise"),
+    ],
+)
+def test_a_table_that_is_no_sampler_cannot_be_made(changes: dict[str, list[float]], said: str) -> None:
+    """The first is what rounding made of `trailing`: a step too many, which led a run to learn from noise."""
+    table = {"timesteps_K": [3, 2, 1], "alpha_K1": [0.1, 0.5, 0.8, 1.0], "sigma_K1": [0.9, 0.8, 0.6, 0.0]}
+    table |= {"noise_K": [0.1, 0.1, 0.0], "alpha_bar_T": [1.0, 0.5]}
+    tensors: dict[str, Any] = {name: torch.tensor(values) for name, values in {**table, **changes}.items()}
+    with pytest.raises(UserError, match=said):
+        Schedule(**tensors, prediction="epsilon")
+
+
+def test_a_table_has_as_many_levels_as_its_steps_need() -> None:
+    one, two = torch.tensor([1.0]), torch.tensor([1.0, 0.5])
+    with pytest.raises(ValueError, match=r"K \+ 1 levels"):
+        Schedule(timesteps_K=one, alpha_K1=two, sigma_K1=one, noise_K=one, alpha_bar_T=two, prediction="epsilon")
 
 
 def test_zero_terminal_signal_needs_v() -> None:
