@@ -110,7 +110,7 @@ class Suite:
         with self.autocast():
             prompts, options = (
                 list(block.prompt_of_N),
-                {"guidance_scale": of.guidance, "eta": of.eta, "output_type": "np"},
+                {"guidance_scale": of.guidance, "eta": of.noise.level, "output_type": "np"},
             )
             return self.pipeline(prompts, num_inference_steps=of.steps, **options).images
 

@@ -72,7 +72,7 @@ def trl_settings(config: RunConfig) -> dict[str, Any]:
         "accelerator_kwargs": {"cpu": True},
         "save_freq": 10**9,
         "sample_num_steps": config.sampler.steps,
-        "sample_eta": config.sampler.eta,
+        "sample_eta": config.sampler.noise.level,
         "sample_guidance_scale": config.sampler.guidance,
         "sample_batch_size": block,
         "sample_num_batches_per_epoch": rollouts.blocks,

@@ -162,7 +162,7 @@ class Queries:
     x_UM: Tensor
     """(U, M, ...) noisy latents. A unit of several trajectories has a member for each step of each."""
     t_UM: Tensor
-    """(U, M) the network's timesteps, int64."""
+    """(U, M) the network's timesteps, int64 or float32 as its schedule has them."""
     prompts_U: tuple[str, ...]
     together: int
     """Units 0 to together - 1 form one group, the next `together` another, ...: a microbatch never crosses groups.

@@ -24,7 +24,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["toy-ddpo", "--set", "learn.rate=1"], "learn.rate"),
         (["toy-ddpo", "--set", "updates"], "expected --set path=value"),
         (["toy-ddpo", "--set", "updates=none"], "expected updates to be a valid integer"),
-        (["toy-ddpo", "--set", "sampler.eta=0"], "expected sampler.eta above 0"),
+        (["toy-ddpo", "--set", "sampler.eta=0"], "expected sampler.noise.level above 0"),
         (["toy-ddpo", "--set", "model.path=/nowhere"], "there is no such directory"),
         (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
         (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),

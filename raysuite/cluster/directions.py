@@ -19,6 +19,7 @@ from ray.util import ActorPool
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
@@ -108,7 +109,8 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
 
 def _settled(study: dict[str, Any]) -> dict[str, Any]:
     """Where work runs may change between the parts of a study."""
-    return {**study, "run": {name: section for name, section in study["run"].items() if name != "cluster"}}
+    run = {name: section for name, section in study["run"].items() if name != "cluster"}
+    return {**study, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
 
 
 def _preflight(declared: Study) -> None:
@@ -133,10 +135,10 @@ def _preflight(declared: Study) -> None:
 
 
 def _require_rewards(rung: Rung) -> None:
-    if rung.config.sampler.eta == 0 or rung.config.built_objective.consumes != "advantages":
+    if rung.config.sampler.noise.level == 0 or rung.config.built_objective.consumes != "advantages":
         raise UserError(
-            "expected --gain-kl with ddpo or forward_rl among the objectives and sampler.eta above 0: gains are predicted by the "
-            "policy gradient of the reward"
+            "expected --gain-kl with ddpo or forward_rl among the objectives and sampler.noise.level above 0: gains are predicted "
+            "by the policy gradient of the reward"
         )
 
 

@@ -15,6 +15,7 @@ from raysuite.config.sections import (
     Guards,
     Learn,
     Model,
+    Noise,
     NonNegativeInt,
     Parameters,
     Preferences,
@@ -25,6 +26,7 @@ from raysuite.config.sections import (
     Sampler,
     Section,
     Trackers,
+    spelled_out,
 )
 from raysuite.config.words import one_of, sentence
 
@@ -36,6 +38,7 @@ __all__ = [
     "Guards",
     "Learn",
     "Model",
+    "Noise",
     "NonNegativeInt",
     "Parameters",
     "Preferences",
@@ -56,5 +59,6 @@ __all__ = [
     "read",
     "recipes",
     "sentence",
+    "spelled_out",
     "validate",
 ]

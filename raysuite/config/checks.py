@@ -18,10 +18,10 @@ def check(run: Run) -> None:
 
 def _check_objective(run: Run) -> None:
     objective, name = run.built_objective, run.objective["name"]
-    if objective.process == "reverse" and run.sampler.eta == 0:
+    if objective.process == "reverse" and run.sampler.noise.level == 0:
         raise UserError(
-            f"expected sampler.eta above 0 for {name}, got 0: it scores noisy steps, and a deterministic sampler has none; "
-            "set sampler.eta=1"
+            f"expected sampler.noise.level above 0 for {name}, got 0: it scores noisy steps, and a deterministic sampler has none; "
+            "set sampler.noise.level=1"
         )
     if run.reference != Reference() and not objective.needs_reference:
         raise UserError(f"expected no reference settings with {name}, which compares with none: leave reference out")

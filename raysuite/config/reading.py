@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
-from raysuite.config.sections import Run, paths
+from raysuite.config.sections import Run, paths, spelled_out
 from raysuite.config.words import one_of, sentence
 from raysuite.errors import UserError
 
@@ -70,6 +70,8 @@ def read(recipe_or_file: str) -> dict[str, Any]:
             "`raysuite recipes` lists them"
         )
     tree = document(text, recipe_or_file)
+    if isinstance(tree.get("sampler"), dict):  # before it meets another's: noise replaces noise, whichever form it has
+        tree["sampler"] = spelled_out(tree["sampler"])
     base = tree.pop("extends", None)
     return _over(read(base), tree) if base else tree
 
@@ -110,9 +112,11 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
         f"objective.{name}" for name in ("name", *settings_of((tree.get("objective") or {}).get("name")))
     }
     sections = {name for name in Run.model_fields if any(known.startswith(f"{name}.") for known in settings)}
-    known = settings | sections
+    known = settings | sections | {"sampler.eta"}
     if path not in known:
         raise UserError(f"expected a setting's path ({one_of(path, known)}), got {path!r}")
+    if path == "sampler.eta":
+        path, value = "sampler.noise", {"kind": "ddim", "level": value}
     if path in sections and value is None:
         tree.pop(path, None)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,14 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from raysuite.config.objective import build
+from raysuite.errors import UserError
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
-from raysuite.kernel.schedule import Spacing
+from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -42,16 +44,50 @@ class Model(Section):
     """What the networks run in. Trained parameters, densities and losses are float32 in any case."""
 
 
+class Noise(Section):
+    """The noise that steps add: what a policy explores with, and what gives its steps a density."""
+
+    kind: NoiseKind = "ddim"
+    """`ddim` and `cps` for any model, `flow_sde` (Flow-GRPO) and `dance` (DanceGRPO) for flow models."""
+    level: float = 1.0
+    """How much. 0 is deterministic. ddim: eta, 1 is ancestral (DDPM) sampling. Published: cps 0.8, flow_sde 0.7, dance 0.3."""
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """No noise in steps that end at this sigma or below; by default 0.03 for flow models and 0 for others."""
+
+    @model_validator(mode="after")
+    def _level_in_range(self) -> Noise:
+        check_level(self.kind, self.level)
+        return self
+
+
 class Sampler(Section):
-    """How pictures are drawn, in rollouts, learning and evaluation alike."""
+    """How pictures are drawn, in rollouts, learning and evaluation alike. `eta: 0.5` is short for noise of kind ddim and level 0.5."""
 
     steps: PositiveInt = 50
-    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """1 is ancestral (DDPM) sampling, 0 deterministic DDIM."""
+    noise: Noise = Noise()
     guidance: Annotated[float, Field(ge=1)] = 1.0
     """Classifier-free guidance scale; 1 is none, and halves the cost."""
     spacing: Spacing | None = None
     """Spacing of timesteps; the model's own by default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, given: Any) -> Any:
+        return spelled_out(given) if isinstance(given, Mapping) else given
+
+
+def spelled_out(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's settings with `eta` as the noise that it is short for.
+
+    Raises:
+        UserError: both are there.
+    """
+    rest = {name: value for name, value in sampler.items() if name != "eta"}
+    if "eta" not in sampler:
+        return rest
+    if "noise" in rest:
+        raise UserError("expected sampler.noise or its short form sampler.eta, got both: leave sampler.eta out")
+    return {**rest, "noise": {"kind": "ddim", "level": sampler["eta"]}}
 
 
 class Parameters(Section):

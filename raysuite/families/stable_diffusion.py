@@ -23,7 +23,7 @@ from raysuite.errors import UserError
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of
-from raysuite.kernel.schedule import ddim_schedule
+from raysuite.kernel.schedule import variance_preserving_schedule
 
 REMEMBERED_PROMPTS = 4_096
 """Prompt embeddings kept per process (about 1 GB for SD 1.5 at most)."""
@@ -63,14 +63,15 @@ class StableDiffusionPolicy(Policy):
         self.latent_shape = (unet.config.in_channels, height, width)
         self.image_size = (height * factor, width * factor)
         scheduler = self.pipeline.scheduler
-        self.schedule = ddim_schedule(
+        self.schedule = variance_preserving_schedule(
             scheduler.alphas_cumprod.double(),
             steps=sampler.steps,
-            eta=sampler.eta,
             spacing=sampler.spacing or scheduler.config.get("timestep_spacing", "leading"),
             offset=scheduler.config.get("steps_offset", 0),
             prediction=scheduler.config.prediction_type,
-        ).to(device, torch.float32)
+            dtype=torch.float32,
+            **sampler.noise.model_dump(),
+        ).to(device)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
 
     def predict(

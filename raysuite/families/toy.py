@@ -13,7 +13,7 @@ from torch import Tensor
 from raysuite.config import Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
-from raysuite.kernel.schedule import Schedule, ddim_schedule
+from raysuite.kernel.schedule import Schedule, variance_preserving_schedule
 
 TRAINING_STEPS = 1_000
 PROMPTS = ("left", "right", "both")
@@ -112,15 +112,16 @@ class ToyPolicy(Policy):
 
 def open_toy(sampler: Sampler, dtype: torch.dtype = torch.float32) -> ToyPolicy:
     """The toy model with a sampler."""
-    schedule = ddim_schedule(
+    schedule = variance_preserving_schedule(
         alpha_bar(),
         steps=sampler.steps,
-        eta=sampler.eta,
         spacing=sampler.spacing or "leading",
         offset=1,
         prediction="epsilon",
+        dtype=dtype,
+        **sampler.noise.model_dump(),
     )
-    return ToyPolicy(schedule=schedule.to("cpu", dtype), dtype=dtype)
+    return ToyPolicy(schedule=schedule, dtype=dtype)
 
 
 def _mode_weights(prompt: str) -> tuple[float, float]:

@@ -12,10 +12,10 @@ from raysuite.kernel.schedule import Schedule, denoised, expand
 
 
 def mean(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> Tensor:
-    """Mean = alpha_next x0 + sqrt(sigma_next^2 - noise^2) eps, with (x0, eps) from the network's output.
+    """Mean = alpha_next x0 + direction eps, with (x0, eps) from the network's output.
 
-    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 12. With eta = 1 it is the mean of
-    DDPM's posterior q(x_next | x, x0).
+    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 12, for direction^2 = sigma_next^2 - noise^2; with
+    `ddim` noise of level 1 it is the mean of DDPM's posterior q(x_next | x, x0). `noisy_schedule` has the other samplers.
 
     Args:
         schedule: the sampler.
@@ -24,8 +24,7 @@ def mean(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> Tensor:
         output: (N, ...) the network's output at (x, timesteps_K[k]).
     """
     x0, eps = predicted(schedule, k, x, output)
-    direction = (schedule.sigma_K1[k + 1] ** 2 - schedule.noise_K[k] ** 2).clamp(min=0).sqrt()
-    return expand(schedule.alpha_K1[k + 1], x) * x0 + expand(direction, x) * eps
+    return expand(schedule.alpha_K1[k + 1], x) * x0 + expand(schedule.direction_K[k], x) * eps
 
 
 def predicted(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,14 +32,12 @@ def predicted(schedule: Schedule, k: Tensor, x: Tensor, output: Tensor) -> tuple
     return denoised(schedule.prediction, output, x, schedule.alpha_K1[k], schedule.sigma_K1[k])
 
 
-def kappa(schedule: Schedule) -> Tensor:
-    """D mean / d eps of every step, (K,), negative: what turns noise predictions into means."""
-    a, s = schedule.alpha_K1, schedule.sigma_K1
-    return -a[1:] * s[:-1] / a[:-1] + (s[1:] ** 2 - schedule.noise_K**2).clamp(min=0).sqrt()
-
-
 def output_slope(schedule: Schedule) -> Tensor:
-    """D mean / d output of every step, (K,), whatever the network predicts; `kappa` where it predicts noise."""
+    """D mean / d output of every step, (K,).
+
+    direction - alpha_next sigma / alpha for epsilon; (alpha direction - alpha_next sigma) / (alpha + sigma) for velocity, which
+    on flow tables is sigma_next - sigma for the ODE and (1 + a^2 / 2) times that for `flow_sde` of level a.
+    """
     k = torch.arange(schedule.steps, device=schedule.noise_K.device)
     zero = torch.zeros_like(schedule.noise_K)
     return mean(schedule, k, zero, zero + 1)
@@ -60,8 +57,8 @@ def log_density(schedule: Schedule, k: Tensor, mean_N: Tensor, next_N: Tensor) -
     noise = schedule.noise_K[k]
     if not bool((noise > 0).all()):
         raise UserError(
-            "expected steps that add noise, got one that does not (eta = 0, or the last step of a schedule that ends at "
-            "timestep 0): a deterministic step has no density; set sampler.eta above 0 or leave the step out"
+            "expected steps that add noise, got one that does not (noise level 0, outside the window, at the noise floor, or the "
+            "end of the schedule): a deterministic step has no density; set sampler.noise.level above 0 or leave the step out"
         )
     standard = (next_N - mean_N) / expand(noise, mean_N)
     dimensions = mean_N[0].numel()
@@ -81,8 +78,8 @@ def log_ratio(schedule: Schedule, k: Tensor, mean_N: Tensor, reference_mean_N: T
 def kl(schedule: Schedule, k: Tensor, mean_N: Tensor, reference_mean_N: Tensor) -> Tensor:
     """KL(N(mean, noise^2) || N(reference mean, noise^2)) = |difference|^2 / (2 noise^2), nats, (N,).
 
-    In terms of noise predictions it is kappa^2 / (2 noise^2) |eps - eps_ref|^2. Zero where both the noise and the
-    difference are (steps without noise carry no KL here: they have no density).
+    In terms of the network's outputs it is slope^2 / (2 noise^2) |output - output_ref|^2, with `output_slope`. Zero where both
+    the noise and the difference are (steps without noise carry no KL here: they have no density).
     """
     variance = schedule.noise_K[k] ** 2
     squared = (mean_N - reference_mean_N).flatten(1).square().sum(1)

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raysuite.config import RunConfig
+from raysuite.config import RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.stages.files import is_held, provenance, replacing, write_json
 from raysuite.types import Preferences
@@ -51,7 +51,14 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
 
 
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in manifest.items() if name != "provenance"}
+    rest = {name: value for name, value in manifest.items() if name != "provenance"}
+    return {**rest, "sampler": _sampler(manifest)}
+
+
+def _sampler(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The sampler of a set's trajectories, with settings that its version did not have at their defaults."""
+    stored = manifest["sampler"]
+    return None if stored is None else Sampler.model_validate(stored).model_dump(mode="json")
 
 
 def finished_blocks(directory: Path) -> set[int]:
@@ -190,7 +197,7 @@ class PreferenceSet:
                     f"expected trajectories in {self.directory} for {name}, which scores steps, got clean latents: make a set "
                     "with `raysuite pairs --trajectories`, or train diffusion_dpo, dspo, cal_dpo or sft"
                 )
-            if of["sampler"] != config.sampler.model_dump(mode="json"):
+            if _sampler(of) != config.sampler.model_dump(mode="json"):
                 raise UserError(
                     f"expected trajectories of this run's sampler in {self.directory}, they were drawn with {of['sampler']}: "
                     "set the same sampler"

@@ -162,6 +162,7 @@ def declare(
             f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe"
         )
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
+    tree["sampler"] = configuration.spelled_out(tree.get("sampler") or {})
     own = tree.pop("objective", {})
     chosen = {label: _objective(label, own) for label in objectives}
     before = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))

@@ -54,8 +54,8 @@ def unit_gradients(
 
 
 def bin_ranges(policy: Policy, bins: int) -> list[tuple[int, int]]:
-    """First and last timestep of every bin, the least noisy first."""
-    total = len(policy.schedule.alpha_bar_T)
+    """First and last of the training levels of every bin, the least noisy first; timesteps, where they are whole numbers."""
+    total = len(policy.schedule.training)
     starts = [-(-number * total // bins) for number in range(bins + 1)]
     return [(start, stop - 1) for start, stop in pairwise(starts)]
 
@@ -84,7 +84,8 @@ def _same_points(one: Queries, other: Queries) -> bool:
 
 
 def _bin(t: Tensor, policy: Policy, bins: int) -> Tensor:
-    return t * bins // len(policy.schedule.alpha_bar_T)
+    levels = policy.schedule.training
+    return levels.nearest(t) * bins // len(levels)
 
 
 def _by_unit(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raysuite.config import Credit, Learn, RunConfig, load, recipes, validate
+from raysuite.config import Credit, Learn, Noise, RunConfig, load, recipes, validate
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 
@@ -185,7 +185,7 @@ def test_unknown_paths(path: str, mentions: str) -> None:
         ("updates", "0", "expected updates to be greater than 0, got 0"),
         ("updates", "null", "expected updates"),
         ("seed", "-1", "expected seed to be greater than or equal to 0"),
-        ("sampler.eta", "1.5", "expected sampler.eta to be less than or equal to 1"),
+        ("sampler.eta", "1.5", "expected sampler.noise.level between 0 and 1 with ddim, got 1.5"),
         ("sampler.guidance", "0.5", "expected sampler.guidance to be greater than or equal to 1"),
         ("sampler.spacing", "even", "expected sampler.spacing to be 'leading', 'trailing' or 'linspace'"),
         ("parameters.kind", "some", "expected parameters.kind to be 'lora' or 'all'"),
@@ -240,7 +240,7 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
 @pytest.mark.parametrize(
     ("changes", "mentions"),
     [
-        ({"sampler.eta": 0}, "expected sampler.eta above 0 for ddpo, got 0"),
+        ({"sampler.eta": 0}, "expected sampler.noise.level above 0 for ddpo, got 0"),
         ({"rollouts.prompts_per_block": 2, "rollouts.prompts": 3}, "expected rollouts.prompts to be a multiple of"),
         ({"learn.minibatches": 3}, "learn.minibatches x cluster.workers = 3"),
         ({"cluster.workers": 2, "learn.minibatches": 2}, "learn.minibatches x cluster.workers = 4"),
@@ -301,7 +301,7 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     file.write_text("extends: toy-ddpo\nupdates: 3\nsampler: {eta: 0.5}\nlearn: null\n")
     mine, base = load(str(file)), load("toy-ddpo")
     assert mine.updates == 3
-    assert mine.sampler == base.sampler.model_copy(update={"eta": 0.5})
+    assert mine.sampler == base.sampler.model_copy(update={"noise": Noise(level=0.5)})
     assert mine.learn == Learn()
     assert mine.objective == base.objective
 
@@ -329,7 +329,7 @@ DENSE = {"objective": "{name: trajectory_dpo, strength: 5, discount: 0.9}", "cre
         ({"preferences.members": "3"}, "expected no preferences settings with ddpo"),
         ({**DPO, "preferences.members": "3"}, "rankings are for trajectory_dpo"),
         ({**DENSE, "preferences.members": "17"}, "of at most rollouts.samples"),
-        ({**DENSE, "sampler.eta": "0"}, "expected sampler.eta above 0 for trajectory_dpo"),
+        ({**DENSE, "sampler.eta": "0"}, "expected sampler.noise.level above 0 for trajectory_dpo"),
         ({**DENSE, "preferences.choose": "random"}, "say how many rankings a prompt"),
         ({**DENSE, "preferences.choose": "spread", "preferences.kept": "1"}, "expected preferences.kept from"),
         ({**DPO, "preferences.source": "set", "rollouts.replay": "run"}, "leave one out"),

@@ -14,7 +14,7 @@ from raysuite.errors import UserError
 from raysuite.kernel import transition
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
-from raysuite.kernel.schedule import Schedule, ddim_schedule
+from raysuite.kernel.schedule import Levels, Schedule, variance_preserving_schedule
 from raysuite.types import Loss, Queries, Transitions
 
 STEPS, SAMPLES, SHAPE = 5, 3, (2, 2)
@@ -27,8 +27,8 @@ def make(**changes: Any) -> Ddpo:
 
 def sampler(dtype: torch.dtype = torch.float64, **changes: Any) -> Schedule:
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
-    options: dict[str, Any] = {"steps": STEPS, "eta": 1.0, "spacing": "leading", "offset": 1, "prediction": "epsilon"}
-    return ddim_schedule(torch.cumprod(1 - betas, 0), **{**options, **changes}).to("cpu", dtype)
+    options: dict[str, Any] = {"steps": STEPS, "spacing": "leading", "offset": 1, "prediction": "epsilon"}
+    return variance_preserving_schedule(torch.cumprod(1 - betas, 0), dtype=dtype, **{**options, **changes})
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -111,8 +111,8 @@ def test_steps_without_noise_are_left_out() -> None:
     queries = make().queries(batch, schedule, generator())
     assert len(queries) == (STEPS - 1) * SAMPLES
     assert 0 not in queries.t_UM
-    with pytest.raises(UserError, match=r"sampler\.eta"):
-        make().queries(trajectories(sampler(eta=0.0))[0], sampler(eta=0.0), generator())
+    with pytest.raises(UserError, match=r"sampler\.noise\.level"):
+        make().queries(trajectories(sampler(level=0.0))[0], sampler(level=0.0), generator())
 
 
 def test_a_share_of_the_steps() -> None:
@@ -146,10 +146,11 @@ def test_value_by_arithmetic() -> None:
         alpha_K1=torch.stack([one, one]),
         sigma_K1=torch.stack([one, 0.5 * one]),
         noise_K=0.5 * one[None],
-        alpha_bar_T=one[None] / 2,
+        direction_K=0 * one[None],
+        training=Levels.variance_preserving(one[None] / 2),
         prediction="epsilon",
     )
-    assert transition.kappa(schedule).item() == -1
+    assert transition.output_slope(schedule).item() == -1
     logp = -2 + math.log(4) - math.log(2 * math.pi)
 
     def units(advantage: float, logp_old: float) -> Queries:
@@ -229,7 +230,9 @@ def test_at_the_sampling_policy(per_dimension: bool) -> None:
     k, advantage = queries.extra["k"], queries.extra["advantage"]
     mean = transition.mean(schedule, k, queries.x_UM[:, 0], prediction.detach()[:, 0])
     z = (queries.extra["next"] - mean) / schedule.noise_K[k][:, None, None]
-    weight = -advantage * transition.kappa(schedule)[k] / schedule.noise_K[k] / (DIMENSIONS if per_dimension else 1)
+    weight = (
+        -advantage * transition.output_slope(schedule)[k] / schedule.noise_K[k] / (DIMENSIONS if per_dimension else 1)
+    )
     torch.testing.assert_close(gradients[2][:, 0], weight[:, None, None] * z)
 
 
@@ -293,7 +296,7 @@ def test_kl_term() -> None:
     moved = prediction + 0.1 * randn(*prediction.shape, seed=4)
     loss = objective.loss(queries, schedule, prediction, moved)
     k = queries.extra["k"]
-    expected = (transition.kappa(schedule) ** 2 / schedule.noise_K**2)[k] * (moved - prediction).flatten(
+    expected = (transition.output_slope(schedule) ** 2 / schedule.noise_K**2)[k] * (moved - prediction).flatten(
         1
     ).square().sum(1)
     torch.testing.assert_close(loss.terms_U - plain_sum, expected)

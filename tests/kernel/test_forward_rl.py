@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.forward_rl import ForwardRl
-from raysuite.kernel.schedule import Schedule, ddim_schedule, network_output
+from raysuite.kernel.schedule import Schedule, network_output, variance_preserving_schedule
 from raysuite.types import Queries, Transitions
 
 SHAPE, DIMENSIONS = (2, 2), 4
@@ -18,8 +18,8 @@ SHAPE, DIMENSIONS = (2, 2), 4
 
 def sampler(prediction: Any = "epsilon") -> Schedule:
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
-    return ddim_schedule(
-        torch.cumprod(1 - betas, 0), steps=5, eta=0.0, spacing="leading", offset=1, prediction=prediction
+    return variance_preserving_schedule(
+        torch.cumprod(1 - betas, 0), steps=5, level=0.0, spacing="leading", offset=1, prediction=prediction
     )
 
 
@@ -46,7 +46,7 @@ def asked(advantages: list[float], prediction: Any = "epsilon", **changes: Any) 
 
 def saying(queries: Queries, schedule: Schedule, x0: Tensor) -> Tensor:
     """The network's output (U, 1, ...) that predicts these clean latents (U, ...)."""
-    alpha, sigma = schedule.training_levels(queries.t_UM[:, 0])
+    alpha, sigma = queries.extra["alpha"], queries.extra["sigma"]
     wide = alpha[:, None, None], sigma[:, None, None]
     eps = (queries.x_UM[:, 0] - wide[0] * x0) / wide[1]
     return network_output(schedule.prediction, x0, eps, alpha, sigma)[:, None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysuite.kernel.objectives import OBJECTIVES, Objective
-from raysuite.kernel.schedule import Schedule, ddim_schedule
+from raysuite.kernel.schedule import Schedule, variance_preserving_schedule
 from raysuite.types import Preferences, Queries, Transitions
 
 STEPS, ROWS, SHAPE = 3, 3, (2, 2)
@@ -29,9 +29,9 @@ def made(name: str) -> Objective[Any]:
 
 def sampler(dtype: torch.dtype = torch.float64) -> Schedule:
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
-    return ddim_schedule(
-        torch.cumprod(1 - betas, 0), steps=STEPS, eta=1.0, spacing="leading", offset=1, prediction="epsilon"
-    ).to("cpu", dtype)
+    return variance_preserving_schedule(
+        torch.cumprod(1 - betas, 0), steps=STEPS, spacing="leading", offset=1, prediction="epsilon", dtype=dtype
+    )
 
 
 def randn(*shape: int, seed: int) -> Tensor:

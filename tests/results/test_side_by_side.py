@@ -236,7 +236,7 @@ def test_budgets_that_differ(tmp_path: Path, cost: int, said: bool):
 
 
 def test_cautions(tmp_path: Path):
-    plain, sampler = run(tmp_path / "plain", 9), run(tmp_path / "ddim", 9, {"sampler": {"eta": 0.0}})
+    plain, sampler = run(tmp_path / "plain", 9), run(tmp_path / "ddim", 9, {"sampler": {"noise": {"level": 0.0}}})
     weights = run(tmp_path / "weighted", 9, {"rewards": [{"name": "scenes", "weight": 2.0}]})
     memorised = fabricate.whole(
         tmp_path / "memorised",
@@ -251,7 +251,7 @@ def test_cautions(tmp_path: Path):
     }
     found = {name: " ".join(sentences.cautions(read_runs([plain, other]))) for name, other in others.items()}
     assert found["finished"] == ""
-    assert "(sampler.eta is None and 0.0): a part of their differences is the sampler's" in found["sampler"]
+    assert "(sampler.noise.level is None and 0.0): a part of their differences is the sampler's" in found["sampler"]
     assert "The runs train other rewards: plain 1 scenes and weighted 2 scenes." in found["weights"]
     assert "short is unfinished: 5 of 10 updates are done." in found["unfinished"]
     assert "does not have the same scores in plain and memorised: other weights, versions" in found["memorised"]

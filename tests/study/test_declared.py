@@ -81,7 +81,7 @@ def test_ladders_are_walked_one_after_the_other_at_every_checkpoint(tmp_path: Pa
     assert [rung.checkpoint for rung in study.rungs] == [0] * 5 + [2] * 5 + [4] * 5
     assert [rung.value for rung in study.rungs[:5]] == [0.5, 1, 0.8, 0.9, 1]
     last = study.rungs[-1].configs["ddpo"]
-    assert (last.sampler.eta, last.credit.discount) == (1.0, 1.0)
+    assert (last.sampler.noise.level, last.credit.discount) == (1.0, 1.0)
     assert declare(str(run), objectives=["ddpo"], units=16).checkpoints == (4,)
 
 
@@ -107,9 +107,9 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"settings": {"objectives.dspo.beta": "1"}}, "name an objective of this study"),
         ({"settings": {"objectives.ddpo.betta": "1"}}, "expected a setting of ddpo"),
         ({"settings": {"sampler.etta": "1"}}, "did you mean sampler.eta"),
-        ({"settings": {"sampler.eta": "0"}}, "expected sampler.eta above 0 for ddpo"),
+        ({"settings": {"sampler.eta": "0"}}, "expected sampler.noise.level above 0 for ddpo"),
         ({"along": {"sampler.eta": "0.5"}}, "expected a list of at least two values for sampler.eta"),
-        ({"along": {"sampler.eta": "[0.5, 2]"}}, "expected sampler.eta to be"),
+        ({"along": {"sampler.eta": "[0.5, 2]"}}, "expected sampler.noise.level between 0 and 1"),
         ({"settings": {"model.precision": "bfloat16"}}, "expected model.precision=float32 with --probes above 0"),
     ],
 )

@@ -65,7 +65,7 @@ class Ddpo(Objective[Transitions]):
         """One unit for each stochastic step of every trajectory, step by step, as they were drawn."""
         steps_K = schedule.stochastic_K.nonzero().flatten().cpu()
         if not len(steps_K):
-            raise UserError("expected a sampler that adds noise, got eta = 0: ddpo needs sampler.eta above 0")
+            raise UserError("expected a sampler that adds noise, got none: ddpo needs sampler.noise.level above 0")
         kept = max(1, round(self.step_fraction * len(steps_K)))
         chosen = steps_K[torch.randperm(len(steps_K), generator=generator)[:kept].sort().values]
         samples = len(batch.prompts_N)

@@ -75,9 +75,8 @@ class ForwardRl(Objective[Transitions]):
     ) -> Loss:
         """The contrast of every noised picture."""
         assert reference_prediction_UM is not None
-        x_U, t_U = queries.x_UM[:, 0], queries.t_UM[:, 0]
+        x_U, alpha_U, sigma_U = queries.x_UM[:, 0], queries.extra["alpha"], queries.extra["sigma"]
         x0_U, goodness_U = queries.extra["clean"][:, 0], queries.extra["goodness"]
-        alpha_U, sigma_U = schedule.training_levels(t_U)
         new_U, _ = denoised(schedule.prediction, prediction_UM[:, 0], x_U, alpha_U, sigma_U)
         old_U, _ = denoised(schedule.prediction, reference_prediction_UM[:, 0], x_U, alpha_U, sigma_U)
         step_U = self.contrast * (new_U - old_U)

@@ -33,8 +33,9 @@ def renoise(
 ) -> Queries:
     """Noisy versions of clean latents at uniformly drawn training timesteps, (R draws) units in the order of R.
 
-    Members of a unit share the timestep and, with `shared_noise`, the noise. `extra` of the queries gets `target`
-    (U, M, ...), what the network should say there, and the rows of the given `extra` (R, ...).
+    Members of a unit share the level and, with `shared_noise`, the noise. `extra` of the queries gets `target` (U, M, ...), what
+    the network should say there, the pictures themselves as `clean`, the levels as `alpha` and `sigma` (U,), and the rows of
+    the given `extra` (R, ...).
 
     Args:
         clean_RM: (R, M, ...) latents.
@@ -49,23 +50,27 @@ def renoise(
     """
     units, members = len(clean_RM) * draws, clean_RM.shape[1]
     clean_UM = clean_RM.repeat_interleave(draws, 0)
-    low, high = (round(share * len(schedule.alpha_bar_T)) for share in noise_range)
-    require(low < high, "noise_range", f"with a timestep of {len(schedule.alpha_bar_T)} in it", list(noise_range))
-    t_U = torch.randint(low, high, (units,), generator=generator)
+    levels = schedule.training.to("cpu")
+    low, high = (round(share * len(levels)) for share in noise_range)
+    require(low < high, "noise_range", f"with a timestep of {len(levels)} in it", list(noise_range))
+    level_U = torch.randint(low, high, (units,), generator=generator)
     noise_shape = (units, 1 if shared_noise else members, *clean_RM.shape[2:])
     noise_UM = torch.randn(noise_shape, generator=generator, dtype=clean_RM.dtype).expand_as(clean_UM)
     dropped_U = torch.rand(units, generator=generator) < prompt_dropout
-    alpha_U, sigma_U = (level.to("cpu", clean_RM.dtype)[:, None] for level in schedule.training_levels(t_U))
+    alpha_U, sigma_U = (column[level_U].to(clean_RM.dtype) for column in (levels.alpha_T, levels.sigma_T))
+    target_UM = network_output(schedule.prediction, clean_UM, noise_UM, alpha_U[:, None], sigma_U[:, None])
     prompts = [prompt for prompt in prompts_R for _ in range(draws)]
     return Queries(
-        x_UM=add_noise(clean_UM, noise_UM, alpha_U, sigma_U),
-        t_UM=t_U[:, None].expand(units, members),
+        x_UM=add_noise(clean_UM, noise_UM, alpha_U[:, None], sigma_U[:, None]),
+        t_UM=levels.timesteps_T[level_U][:, None].expand(units, members),
         prompts_U=tuple("" if drop else prompt for prompt, drop in zip(prompts, dropped_U.tolist(), strict=True)),
         together=units,
         guided=False,
         extra={
-            "target": network_output(schedule.prediction, clean_UM, noise_UM, alpha_U, sigma_U),
+            "target": target_UM,
             "clean": clean_UM,
+            "alpha": alpha_U,
+            "sigma": sigma_U,
             **{name: rows.repeat_interleave(draws, 0) for name, rows in (extra or {}).items()},
         },
     )

@@ -80,7 +80,9 @@ class TrajectoryDpo(Objective[Preferences]):
         steps_K = schedule.stochastic_K.nonzero().flatten().cpu()
         rankings, members, latents = batch.latents_RMK.shape[:3]
         if not len(steps_K):
-            raise UserError("expected a sampler that adds noise, got eta = 0: trajectory_dpo needs sampler.eta above 0")
+            raise UserError(
+                "expected a sampler that adds noise, got none: trajectory_dpo needs sampler.noise.level above 0"
+            )
         if latents != schedule.steps + 1:
             raise UserError(
                 f"expected trajectories of {schedule.steps} steps, got {latents - 1}: trajectory_dpo learns from rollouts, or "
