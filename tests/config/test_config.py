@@ -306,6 +306,31 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert mine.objective == base.objective
 
 
+def test_eta_is_short_for_noise(tmp_path: Path) -> None:
+    """At the command line, in a file, over another file's noise in either form, and in config.json of earlier versions."""
+    short, long = load("toy-ddpo", {"sampler.eta": "0.3"}), load("toy-ddpo", {"sampler.noise.level": "0.3"})
+    assert short == long and short.sampler.noise == Noise(kind="ddim", level=0.3)
+    assert load("toy-ddpo", {"sampler.noise.kind": "cps", "sampler.eta": "0.3"}) == short
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text("extends: toy-ddpo\nsampler: {noise: {kind: cps, level: 0.8}}\n")
+    mine.write_text(f"extends: {base}\nsampler: {{eta: 0.3}}\n")
+    assert load(str(mine)) == short
+    mine.write_text("extends: toy-ddpo\nsampler: {noise: {kind: cps, level: 0.8}}\n")
+    assert load(str(mine)).sampler.noise == Noise(kind="cps", level=0.8)
+    earlier = short.canonical()
+    del earlier["sampler"]["noise"]
+    earlier["sampler"]["eta"] = 0.3
+    assert validate(earlier).identity() == short.identity()
+    assert "eta" not in short.canonical()["sampler"]
+
+
+def test_noise_has_one_form_at_a_time(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: toy-ddpo\nsampler: {eta: 0.5, noise: {level: 0.4}}\n")
+    with pytest.raises(UserError, match=r"got both: leave sampler\.eta out"):
+        load(str(file))
+
+
 def test_an_objective_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("extends: toy-ddpo\ncredit: null\nobjective: {name: sft}\n")

@@ -33,7 +33,7 @@ SD = {
     "set_alpha_to_one": False,
 }
 ZERO_SNR = {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTIONS = ("epsilon", "v_prediction", "velocity")
 
 
 def table(scheduler: DDIMScheduler, *, steps: int, eta: float = 1.0) -> Schedule:
@@ -87,7 +87,7 @@ def test_v_is_finite_without_signal() -> None:
     torch.testing.assert_close((x0, eps), (-v, x))
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_conversions_agree_with_diffusers(prediction: Any) -> None:
     scheduler = DDIMScheduler(**SD, prediction_type=prediction)
     x0, eps, t = noise(4, 3, 2, 2), noise(4, 3, 2, 2, seed=1), torch.tensor([0, 10, 500, 999])
@@ -230,16 +230,17 @@ def test_a_sampler_begins_with_noise(spacing: Any, offset: int, first: int) -> N
 def test_a_table_that_is_no_sampler_cannot_be_made(changes: dict[str, list[float]], said: str) -> None:
     """The first is what rounding made of `trailing`: a step too many, which led a run to learn from noise."""
     table = {"timesteps_K": [3, 2, 1], "alpha_K1": [0.1, 0.5, 0.8, 1.0], "sigma_K1": [0.9, 0.8, 0.6, 0.0]}
-    table |= {"noise_K": [0.1, 0.1, 0.0], "alpha_bar_T": [1.0, 0.5]}
+    table |= {"noise_K": [0.1, 0.1, 0.0], "direction_K": [0.5, 0.5, 0.0]}
     tensors: dict[str, Any] = {name: torch.tensor(values) for name, values in {**table, **changes}.items()}
     with pytest.raises(UserError, match=said):
-        Schedule(**tensors, prediction="epsilon")
+        Schedule(**tensors, training=Levels.variance_preserving(torch.tensor([1.0, 0.5])), prediction="epsilon")
 
 
 def test_a_table_has_as_many_levels_as_its_steps_need() -> None:
     one, two = torch.tensor([1.0]), torch.tensor([1.0, 0.5])
+    columns = {"timesteps_K": one, "alpha_K1": two, "sigma_K1": one, "noise_K": one, "direction_K": one}
     with pytest.raises(ValueError, match=r"K \+ 1 levels"):
-        Schedule(timesteps_K=one, alpha_K1=two, sigma_K1=one, noise_K=one, alpha_bar_T=two, prediction="epsilon")
+        Schedule(**columns, training=Levels.variance_preserving(two), prediction="epsilon")
 
 
 def test_zero_terminal_signal_needs_v() -> None:
@@ -367,7 +368,7 @@ def test_one_step_for_all_rows_or_one_each() -> None:
         assert transition.draw(schedule, each, means[0], drawn).equal(transition.draw(schedule, one, means[0], drawn))
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(("spacing", "steps"), [("leading", 50), ("leading", 30), ("trailing", 50)])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_steps_are_those_of_diffusers(prediction: Any, spacing: Any, steps: int, eta: float) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysuite.config import Noise, Sampler
 from raysuite.errors import UserError
+from raysuite.stages.files import write_json
 from raysuite.stages.preference_set import PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
 from raysuite.types import Preferences
 
@@ -44,6 +46,16 @@ def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
     assert rows.prompts_R == tuple(f"prompt {n % 2}" for n in wanted)
     texts = found.texts([4, 5])
     assert {prompt: float(state.mean()) for prompt, state in texts.items()} == {"prompt 0": 0.0, "prompt 1": 1.0}
+
+
+def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its manifest says `eta` of the sampler where this version says noise."""
+    now = {**IDENTITY, "steps": 4, "sampler": Sampler(steps=4, noise=Noise(level=0.5)).model_dump(mode="json")}
+    earlier = {**now, "format": 1, "sampler": {"steps": 4, "eta": 0.5, "guidance": 1.0, "spacing": None}}
+    write_json(tmp_path / "manifest.json", {**earlier, "provenance": {}})
+    claim(tmp_path, now, ["test"])
+    with pytest.raises(UserError, match="differs in sampler"):
+        claim(tmp_path, {**now, "sampler": Sampler(steps=4).model_dump(mode="json")}, ["test"])
 
 
 def test_a_family_without_text_states(tmp_path: Path) -> None:
