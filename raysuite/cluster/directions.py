@@ -25,7 +25,7 @@ from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.progress import Counting
 from raysuite.stages.files import is_held, provenance, write_json
-from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import evaluation_blocks, load_prompts
 from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
@@ -118,8 +118,7 @@ def _preflight(declared: Study) -> None:
         for label, config in rung.configs.items():
             try:
                 if config.preferences.source is not None:
-                    found = PreferenceSet(Path(config.preferences.source))
-                    found.check(config)
+                    found = open_set(config)
                     if len(found) < declared.units * rung.rankings:
                         raise UserError(
                             f"expected at least {declared.units} units x {rung.rankings} rankings (preferences.limit) in "

@@ -18,7 +18,7 @@ from raysuite.config import Model
 from raysuite.datasets.encode import encode_block
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
-from raysuite.families import open_model
+from raysuite.families import encoder_digests, open_model
 from raysuite.progress import Counting
 from raysuite.stages import preference_set
 
@@ -61,6 +61,7 @@ def encode(
     policy = open_model(model, torch.device("cpu"))
     identity = {
         "model": model.path,
+        "encoders": encoder_digests(model),
         "latent_shape": policy.latent_shape,
         "members": 2,
         "steps": None,

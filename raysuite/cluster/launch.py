@@ -27,7 +27,7 @@ from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
-from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.stop import StopFile
 from raysuite.stages.stored import check_replay
@@ -57,7 +57,7 @@ def preflight(config: RunConfig) -> None:
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:
-        PreferenceSet(Path(config.preferences.source)).check(config)
+        open_set(config)
     preflight_of_trackers(config.trackers)
 
 

@@ -12,7 +12,7 @@ from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
-from raysuite.families import open_policy
+from raysuite.families import encoder_digests, open_policy
 from raysuite.progress import Counting
 from raysuite.stages import preference_set
 from raysuite.stages.preferences import compared, rankings
@@ -50,6 +50,7 @@ def make_pairs(
     canonical = config.identity()
     identity = {
         "model": config.model.path,
+        "encoders": encoder_digests(config.model),
         "latent_shape": policy.latent_shape,
         "members": config.preferences.members,
         "steps": config.sampler.steps if trajectories else None,

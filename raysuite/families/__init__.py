@@ -10,7 +10,7 @@ from raysuite.config import Model, Parameters, RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 
-__all__ = ["Policy", "check_model", "open_model", "open_policy"]
+__all__ = ["Policy", "check_model", "encoder_digests", "open_model", "open_policy"]
 
 
 def open_policy(config: RunConfig, device: torch.device) -> Policy:
@@ -58,6 +58,19 @@ def check_model(model: Model) -> str:
             f"expected a StableDiffusionPipeline at model.path={model.path}, got {name}: no family handles it yet"
         )
     return name
+
+
+def encoder_digests(model: Model) -> dict[str, str]:
+    """What `model` encodes pictures and prompts with: a digest of each VAE, text encoder and tokenizer. The toy has none.
+
+    Raises:
+        UserError: there is no model, or one of them is not complete.
+    """
+    if check_model(model) == "toy":
+        return {}
+    from raysuite.families.encoders import digests
+
+    return digests(_location(model.path), model.variant)
 
 
 def _location(path: str) -> str:

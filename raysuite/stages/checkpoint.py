@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -21,6 +20,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of, whole
+from raysuite.stages.files import digest
 from raysuite.types import Cost
 
 Moments = dict[int, dict[str, torch.Tensor]]
@@ -140,7 +140,7 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
         "updates": state.updates,
         "ledger": state.ledger(),
         "tracker": state.tracker,
-        "sha256": {name: _digest(temporary / name) for name in files},
+        "sha256": {name: digest(temporary / name) for name in files},
     }
     (temporary / "state.json").write_text(json.dumps(document))
 
@@ -210,13 +210,13 @@ def read_state(checkpoint: Path) -> State:
     remedy = f"remove {checkpoint} to go on from the one before"
     try:
         document: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-        digests = document["sha256"]
+        written = document["sha256"]
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
             f"expected a complete checkpoint in {checkpoint}, its state.json is missing or damaged: {remedy}"
         ) from error
-    for name, digest in digests.items():
-        if not (checkpoint / name).is_file() or _digest(checkpoint / name) != digest:
+    for name, expected in written.items():
+        if not (checkpoint / name).is_file() or digest(checkpoint / name) != expected:
             raise UserError(
                 f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"
             )
@@ -231,8 +231,3 @@ def read_state(checkpoint: Path) -> State:
         redone=Cost(**{name: value for name, value in redone.items() if name != "seconds"}),
         redone_seconds=redone.get("seconds", 0.0),
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from raysuite.config import RunConfig, Sampler
 from raysuite.errors import UserError
+from raysuite.families import encoder_digests
 from raysuite.stages.files import is_held, provenance, replacing, write_json
 from raysuite.types import Preferences
 
-FORMAT = 1
+FORMAT = 2
 MAKE_ONE = "make one with `raysuite encode` or `raysuite pairs`"
 
 
@@ -35,8 +36,8 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
 
     Args:
         directory: where to.
-        identity: all that decides what the blocks hold; `steps` is the number of steps of whole trajectories, or null where
-            only clean latents are kept.
+        identity: all that decides what the blocks hold; `encoders` is `families.encoder_digests` of the model, `steps` the number of
+            steps of whole trajectories, or null where only clean latents are kept.
         command: for the provenance.
 
     Raises:
@@ -145,6 +146,19 @@ def summarise(directory: Path) -> dict[str, Any]:
     return summary
 
 
+def open_set(config: RunConfig) -> PreferenceSet:
+    """The set that a run learns from, looked at before the run begins: what is wrong with it costs no start-up.
+
+    Raises:
+        UserError: there is none, it is not finished, or it is not what the run's objective and model take.
+    """
+    assert config.preferences.source is not None
+    found = PreferenceSet(Path(config.preferences.source))
+    found.check(config)
+    found.check_encoders(encoder_digests(config.model))
+    return found
+
+
 class PreferenceSet:
     """A finished set, read a few rankings at a time."""
 
@@ -202,6 +216,24 @@ class PreferenceSet:
                     f"expected trajectories of this run's sampler in {self.directory}, they were drawn with {of['sampler']}: "
                     "set the same sampler"
                 )
+
+    def check_encoders(self, digests: Mapping[str, str]) -> None:
+        """Refuse a model that sees other pictures in the same latents, or reads other words in the same states.
+
+        Args:
+            digests: `families.encoder_digests` of the run's model.
+
+        Raises:
+            UserError: the set was encoded by another VAE, text encoder or tokenizer.
+        """
+        own: dict[str, str] = self.manifest["encoders"]
+        others = [name for name in sorted({*own, *digests}) if own.get(name) != digests.get(name)]
+        if others:
+            raise UserError(
+                f"expected latents and text states of the run's own model in {self.directory}, {self.manifest['model']} encoded "
+                f"them, with another {', '.join(others)}: encode the set again with the run's model.path as --model, or set "
+                f"model.path={self.manifest['model']}"
+            )
 
     def rows(self, numbers: Sequence[int]) -> Preferences:
         """The rankings of these numbers, in this order."""

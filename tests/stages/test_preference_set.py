@@ -10,10 +10,18 @@ import torch
 from raysuite.config import Noise, Sampler
 from raysuite.errors import UserError
 from raysuite.stages.files import write_json
-from raysuite.stages.preference_set import PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
+from raysuite.stages.preference_set import FORMAT, PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
 from raysuite.types import Preferences
 
-IDENTITY = {"model": "m", "latent_shape": [2], "members": 2, "steps": None, "sampler": None, "source": {"kind": "test"}}
+IDENTITY = {
+    "model": "m",
+    "encoders": {"vae": "1", "tokenizer": "2"},
+    "latent_shape": [2],
+    "members": 2,
+    "steps": None,
+    "sampler": None,
+    "source": {"kind": "test"},
+}
 
 
 def preferences(first: int, count: int) -> Preferences:
@@ -51,7 +59,7 @@ def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
 def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     """Its manifest says `eta` of the sampler where this version says noise."""
     now = {**IDENTITY, "steps": 4, "sampler": Sampler(steps=4, noise=Noise(level=0.5)).model_dump(mode="json")}
-    earlier = {**now, "format": 1, "sampler": {"steps": 4, "eta": 0.5, "guidance": 1.0, "spacing": None}}
+    earlier = {**now, "format": FORMAT, "sampler": {"steps": 4, "eta": 0.5, "guidance": 1.0, "spacing": None}}
     write_json(tmp_path / "manifest.json", {**earlier, "provenance": {}})
     claim(tmp_path, now, ["test"])
     with pytest.raises(UserError, match="differs in sampler"):
@@ -108,3 +116,14 @@ def test_a_set_without_a_preference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found none in 3 rows \(2 ties, set aside: \{'empty caption': 1\}\)"):
         summarise(tmp_path)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_set_belongs_to_its_encoders(tmp_path: Path) -> None:
+    fill(tmp_path, [1])
+    summarise(tmp_path)
+    found = PreferenceSet(tmp_path)
+    found.check_encoders({"tokenizer": "2", "vae": "1"})
+    two = {"vae": "2", "text_encoder": "3"}
+    for digests, others in (({"vae": "1", "tokenizer": "3"}, "tokenizer"), (two, "text_encoder, tokenizer, vae")):
+        with pytest.raises(UserError, match=f"m encoded them, with another {others}: .* set model.path=m"):
+            found.check_encoders(digests)

@@ -253,6 +253,7 @@ def made(directory: Path, config: RunConfig, *, trajectories: bool) -> Preferenc
     run = begin(config, directory / "drawn")
     identity = {
         "model": "toy",
+        "encoders": {},
         "latent_shape": [2],
         "members": 2,
         "steps": 10 if trajectories else None,
