@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from raysuite.config import RunConfig, validate
+from raysuite.config import TOYS, RunConfig, validate
 from raysuite.families import Policy, open_policy
 
 torch.set_num_threads(1)
 
-POLICIES = ("toy", "epsilon-lora-1", "epsilon-all-3", "v_prediction-lora-3", "v_prediction-all-1")
-"""Every family: prediction type, what is trained, guidance. Any two of the three meet in every combination."""
+POLICIES = ("toy", "toy-flow", "epsilon-lora-1", "epsilon-all-3", "v_prediction-lora-3", "v_prediction-all-1")
+"""Every family: the toys; prediction type, what is trained, guidance. Any two of the three meet in every combination."""
 
 
 def build_tiny(directory: Path, prediction_type: str) -> None:
@@ -85,7 +85,9 @@ def run_config(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
             "rollouts": {"prompts": 2, "samples": 3, "prompts_per_block": 2},
             "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
         }
-        if policy != "toy":
+        if policy in TOYS:
+            tree["model"] = {"path": policy}
+        else:
             prediction_type, kind, guidance = policy.split("-")
             tree["model"] = {"path": str(pipelines[prediction_type])}
             tree["prompts"] = {"training": "scenes", "held_out": "scenes"}

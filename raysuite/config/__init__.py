@@ -8,6 +8,7 @@
 from raysuite.config.reading import document, load, number, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
+    TOYS,
     Checkpoints,
     Cluster,
     Credit,
@@ -31,6 +32,7 @@ from raysuite.config.sections import (
 from raysuite.config.words import one_of, sentence
 
 __all__ = [
+    "TOYS",
     "Checkpoints",
     "Cluster",
     "Credit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysuite.config.sections import Credit, Preferences, Reference, Run
+from raysuite.config.sections import TOYS, Credit, Preferences, Reference, Run
 from raysuite.errors import UserError
 
 
@@ -127,9 +127,10 @@ def _check_rewards(run: Run) -> None:
     names = [reward.name for reward in run.rewards]
     if len(set(names)) < len(names):
         raise UserError(f"expected every reward once, got {names}: add the weights up")
-    if run.model.path == "toy" and "scenes" in (run.prompts.training, run.prompts.held_out):
+    toy = run.model.path
+    if toy in TOYS and "scenes" in (run.prompts.training, run.prompts.held_out):
         raise UserError(
-            "expected prompts.training=toy and prompts.held_out=toy with model.path=toy: it knows three prompts"
+            f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
         )
 
 

@@ -21,6 +21,8 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
 
+TOYS = ("toy", "toy-flow")
+"""Models that are built in: Gaussian mixtures with three prompts, for trying things out."""
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -35,7 +37,7 @@ class Model(Section):
     """What is aligned."""
 
     path: str
-    """`scenes` (bundled), `toy`, a diffusers pipeline directory, or a hub id."""
+    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, or a hub id."""
     variant: str | None = None
     """Weight variant of a hub model, such as fp16."""
     size: PositiveInt | None = None

@@ -6,7 +6,7 @@ from importlib import resources
 
 import torch
 
-from raysuite.config import Model, Parameters, RunConfig, Sampler
+from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 
@@ -32,10 +32,10 @@ def open_model(model: Model, device: torch.device) -> Policy:
 
 
 def _open(model: Model, sampler: Sampler, parameters: Parameters, seed: int, device: torch.device) -> Policy:
-    if check_model(model) == "toy":
+    if check_model(model) in TOYS:
         from raysuite.families.toy import open_toy
 
-        return open_toy(sampler)
+        return open_toy(sampler, flow=model.path == "toy-flow")
     from raysuite.families.stable_diffusion import StableDiffusionPolicy
 
     model = model.model_copy(update={"path": _location(model.path)})
@@ -43,13 +43,13 @@ def _open(model: Model, sampler: Sampler, parameters: Parameters, seed: int, dev
 
 
 def check_model(model: Model) -> str:
-    """The pipeline class at `model.path` (or "toy"), without loading weights.
+    """The pipeline class at `model.path` (or the name of a toy), without loading weights.
 
     Raises:
         UserError: there is no model, or one that no family handles.
     """
-    if model.path == "toy":
-        return "toy"
+    if model.path in TOYS:
+        return model.path
     from raysuite.families.stable_diffusion import pipeline_class
 
     name = pipeline_class(_location(model.path))

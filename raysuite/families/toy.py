@@ -1,4 +1,4 @@
-"""A model small enough to check by hand: a Gaussian mixture with its exact score and a trainable perturbation."""
+"""Models small enough to check by hand: a Gaussian mixture with its exact noise or velocity and a trainable perturbation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from raysuite.config import Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
-from raysuite.kernel.schedule import Schedule, variance_preserving_schedule
+from raysuite.kernel.schedule import Levels, Schedule, noisy_schedule, variance_preserving_schedule
 
 TRAINING_STEPS = 1_000
+SHIFT = 3.0
+"""Of the flow model's times towards noise, sigma = 3 s / (1 + 2 s), as Stable Diffusion 3 has it."""
 PROMPTS = ("left", "right", "both")
 """What the toy model can be asked for: its left mode mostly, its right mode mostly, or both alike."""
 
@@ -28,12 +30,21 @@ def alpha_bar() -> Tensor:
     return torch.cumprod(1 - betas, 0)
 
 
+def shifted(share: Tensor) -> Tensor:
+    """The flow model's sigma at equally spaced shares of its time, 0 a picture and 1 noise.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, equation 23.
+    """
+    return SHIFT * share / (1 + (SHIFT - 1) * share)
+
+
 class ToyPolicy(Policy):
     """p(x0 | prompt) = sum_m w_m(prompt) N(mu_m, spread^2 I) over two modes at -1 and +1 on the first axis.
 
     At level (alpha, sigma) the noisy density is a mixture with means alpha mu_m and variance
-    v = alpha^2 spread^2 + sigma^2, so that E[eps | x] = -sigma grad log p(x) in closed form. What is trained is
-    added to it: a map, linear in (1, x), for each of `bins` equal ranges of timesteps, zero at the start.
+    v = alpha^2 spread^2 + sigma^2, so that E[eps | x] = -sigma grad log p(x) in closed form, and E[x0 | x] likewise. The
+    network predicts noise, or velocity where its schedule is of that type. What is trained is added to that: a map, linear in
+    (1, x), for each of `bins` equal ranges of timesteps, zero at the start.
     """
 
     evaluations_per_prediction = 1
@@ -62,17 +73,25 @@ class ToyPolicy(Policy):
     def predict(
         self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
     ) -> Tensor:
-        """The exact noise prediction plus the perturbation. There is no guidance to leave out."""
-        alpha, sigma = self.abar[t_N].sqrt()[:, None], (1 - self.abar[t_N]).sqrt()[:, None]
+        """The exact noise or velocity plus the perturbation. There is no guidance to leave out."""
+        flow = self.schedule.prediction == "velocity"
+        if flow:  # the network is told 1000 sigma
+            sigma = (t_N.to(self.dtype) / TRAINING_STEPS)[:, None]
+            alpha = 1 - sigma
+        else:
+            alpha, sigma = self.abar[t_N].sqrt()[:, None], (1 - self.abar[t_N]).sqrt()[:, None]
         variance = alpha**2 * self.spread**2 + sigma**2
         weights = torch.tensor([_mode_weights(p) for p in prompts_N], dtype=self.dtype)
         offsets = x_N[:, None] - alpha[:, None] * self.modes  # (N, 2, D)
         responsibility = (weights.log() - offsets.square().sum(-1) / (2 * variance)).softmax(-1)
-        eps = sigma * (responsibility[..., None] * offsets).sum(1) / variance
+        pull = (responsibility[..., None] * offsets).sum(1)
+        exact = sigma * pull / variance
+        if flow:
+            exact = exact - (responsibility @ self.modes + alpha * self.spread**2 * pull / variance)
         perturbation = self.reference_perturbation if reference else self.perturbation
         features = torch.cat([torch.ones_like(x_N[:, :1]), x_N], dim=1)
-        bins = t_N * len(perturbation) // TRAINING_STEPS
-        return eps + torch.einsum("nf,nfd->nd", features, perturbation[bins])
+        bins = (t_N * len(perturbation) // TRAINING_STEPS).long().clamp(max=len(perturbation) - 1)
+        return exact + torch.einsum("nf,nfd->nd", features, perturbation[bins])
 
     def decode(self, latents_N: Tensor) -> np.ndarray:
         """One flat 8 x 8 picture a sample: red is the first axis, green the second (or grey), 0 at 128, 32 a unit."""
@@ -110,8 +129,14 @@ class ToyPolicy(Policy):
             self.perturbation.copy_(safetensors.torch.load_file(directory / "toy.safetensors")["perturbation"])
 
 
-def open_toy(sampler: Sampler, dtype: torch.dtype = torch.float32) -> ToyPolicy:
-    """The toy model with a sampler."""
+def open_toy(sampler: Sampler, dtype: torch.dtype = torch.float32, *, flow: bool = False) -> ToyPolicy:
+    """The toy model with a sampler: the one that predicts noise, or the flow model.
+
+    Raises:
+        UserError: a spacing of timesteps for the flow model.
+    """
+    if flow:
+        return ToyPolicy(schedule=_flow_schedule(sampler, dtype), dtype=dtype)
     schedule = variance_preserving_schedule(
         alpha_bar(),
         steps=sampler.steps,
@@ -122,6 +147,25 @@ def open_toy(sampler: Sampler, dtype: torch.dtype = torch.float32) -> ToyPolicy:
         **sampler.noise.model_dump(),
     )
     return ToyPolicy(schedule=schedule, dtype=dtype)
+
+
+def _flow_schedule(sampler: Sampler, dtype: torch.dtype) -> Schedule:
+    if sampler.spacing is not None:
+        raise UserError(
+            f"expected no sampler.spacing with the toy flow model, got {sampler.spacing}: its steps are equal in unshifted time; "
+            "leave it out"
+        )
+    sigma_K1 = shifted(torch.linspace(1, 0, sampler.steps + 1, dtype=torch.float64))
+    sigma_T = shifted(torch.linspace(0, 1, TRAINING_STEPS + 1, dtype=torch.float64)[1:])
+    return noisy_schedule(
+        timesteps_K=(TRAINING_STEPS * sigma_K1[:-1]).to(dtype),
+        alpha_K1=1 - sigma_K1,
+        sigma_K1=sigma_K1,
+        training=Levels.flow((TRAINING_STEPS * sigma_T).to(dtype), sigma_T.to(dtype)),
+        prediction="velocity",
+        dtype=dtype,
+        **sampler.noise.model_dump(),
+    )
 
 
 def _mode_weights(prompt: str) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysuite.config import RunConfig
+from raysuite.config import TOYS, RunConfig
 from raysuite.datasets.encode import encode_block
 from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
@@ -191,7 +191,7 @@ def test_encoding_before_equals_encoding_on_the_fly(policy_name: str, policy_of:
     policy, _ = policy_of(policy_name)
     side = policy.image_size
     captions = (
-        ["left", "right", "left"] if policy_name == "toy" else ["one red circle", "two blue squares", "one red circle"]
+        ["left", "right", "left"] if policy_name in TOYS else ["one red circle", "two blue squares", "one red circle"]
     )
     rows = [
         pair(n, jpg_0=png(picture(2 * n, side)), jpg_1=png(picture(2 * n + 1, side)), caption=caption)

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from raysuite.config import RunConfig, Sampler
+from raysuite.config import Noise, RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.toy import ToyPolicy, open_toy
@@ -70,6 +70,13 @@ def batch_of(policy: Policy, config: RunConfig) -> Transitions:
     return transitions(rollouts, np.random.default_rng(0).normal(size=shape))
 
 
+def stochastic(policy: Policy) -> int:
+    """Steps that have a density: all four, but for the flow model, whose last step ends free of noise."""
+    steps = int(policy.schedule.stochastic_K.sum())
+    assert steps == (3 if policy.schedule.prediction == "velocity" else 4)
+    return steps
+
+
 def nudge(policy: Policy, size: float = 0.05, seed: int = 3) -> None:
     """Move all trained parameters, so that adapters act and the policy is not its reference."""
     flat = policy.weights()
@@ -100,8 +107,8 @@ def test_the_first_ratio_is_exactly_1(policy_name: str, nudged: bool, policy_of:
     for per_dimension in (True, False):
         watched = Watched(inner=ddpo(per_dimension=per_dimension))
         gradient_of(watched, policy, [batch], microbatch=6)
-        assert watched.sizes == [6] * config.sampler.steps
-        assert torch.cat(watched.ratios).tolist() == [1.0] * 6 * config.sampler.steps
+        assert watched.sizes == [6] * stochastic(policy)
+        assert torch.cat(watched.ratios).tolist() == [1.0] * 6 * stochastic(policy)
 
 
 @pytest.mark.parametrize("microbatch", [1, 4, 5])
@@ -111,7 +118,7 @@ def test_in_other_batches_the_first_ratio_is_nearly_1(policy_name: str, microbat
     watched = Watched(inner=ddpo())
     gradient_of(watched, policy, [batch_of(policy, config)], microbatch=microbatch)
     ratios = torch.cat(watched.ratios)
-    assert len(ratios) == 6 * config.sampler.steps
+    assert len(ratios) == 6 * stochastic(policy)
     torch.testing.assert_close(ratios, torch.ones_like(ratios), atol=1e-5, rtol=0)
 
 
@@ -154,10 +161,10 @@ def test_workers_shares_add_up(name: str, policy_of: Opener) -> None:
 
 
 def test_gradients_cost_what_they_cost(policy_name: str, policy_of: Opener) -> None:
-    """Six samples, four steps; guidance doubles all, and the reference adds as many forward passes again."""
+    """Six samples, four steps or three with noise; guidance doubles all, and the reference adds as many forward passes again."""
     policy, config = policy_of(policy_name)
     batch = batch_of(policy, config)
-    points = 6 * 4 * (2 if config.sampler.guidance > 1 else 1)
+    points = 6 * stochastic(policy) * (2 if config.sampler.guidance > 1 else 1)
     for kl_weight, forward in ((0.0, points), (0.1, 2 * points)):
         objective = ddpo(kl_weight=kl_weight)
         _, cost = gradient(objective, policy, [(batch, torch.Generator())], microbatch=4)
@@ -218,10 +225,17 @@ def chain(policy: ToyPolicy, start_N: Tensor, noise_NK: Tensor, prompts_N: tuple
     return latents
 
 
-@pytest.fixture(scope="module")
-def slope() -> dict[str, Any]:
+SLOPES = {
+    "noise": Sampler(steps=5, spacing="trailing"),
+    "velocity, ddim": Sampler(steps=5),
+    "velocity, flow_sde": Sampler(steps=5, noise=Noise(kind="flow_sde", level=0.7)),
+}
+
+
+@pytest.fixture(scope="module", params=SLOPES)
+def slope(request: pytest.FixtureRequest) -> dict[str, Any]:
     """A perturbed toy policy in float64, its trajectories, and central finite differences of its mean reward."""
-    policy = open_toy(Sampler(steps=5, eta=1.0, spacing="trailing"), dtype=torch.float64)
+    policy = open_toy(SLOPES[request.param], dtype=torch.float64, flow=request.param != "noise")
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         policy.perturbation.copy_(0.1 * torch.randn(policy.perturbation.shape, generator=random, dtype=torch.float64))
@@ -229,8 +243,9 @@ def slope() -> dict[str, Any]:
     noise_NK = torch.randn(TRAJECTORIES, policy.schedule.steps, 2, generator=random, dtype=torch.float64)
     prompts_N = ("left", "right") * (TRAJECTORIES // 2)
     latents = chain(policy, start_N, noise_NK, prompts_N)
-    # only bins that a timestep falls in can matter
-    bins = sorted({int(t) * len(policy.perturbation) // 1000 for t in policy.schedule.timesteps_K})
+    # only bins that the timestep of a noisy step falls in: others the policy gradient does not see
+    noisy = policy.schedule.timesteps_K[policy.schedule.stochastic_K].tolist()
+    bins = sorted({min(9, int(t * len(policy.perturbation) / 1000)) for t in noisy})
     used = torch.zeros_like(policy.perturbation)
     used[bins] = 1
     coordinates = used.flatten().nonzero().flatten().tolist()
@@ -253,9 +268,9 @@ def slope() -> dict[str, Any]:
 
 
 def reinforce(slope: dict[str, Any], objective: Ddpo, advantage_NK: Tensor) -> np.ndarray:
-    """The ascent direction from `gradient`, one row for each of `PARTS` equal parts, times the number of steps."""
+    """The ascent direction from `gradient`, one row for each of `PARTS` equal parts, times the number of noisy steps."""
     policy, latents = slope["policy"], torch.stack(slope["latents"], 1)
-    steps = policy.schedule.steps
+    steps = int(policy.schedule.stochastic_K.sum())
     logp = []
     with torch.no_grad():
         for step in range(steps):
@@ -263,7 +278,7 @@ def reinforce(slope: dict[str, Any], objective: Ddpo, advantage_NK: Tensor) -> n
             output = policy.predict(latents[:, step], policy.schedule.timesteps_K[k], slope["prompts"])
             mean = transition.mean(policy.schedule, k, latents[:, step], output)
             logp.append(transition.log_density(policy.schedule, k, mean, latents[:, step + 1]))
-    logp_NK = torch.stack(logp, 1)
+    logp_NK = torch.nn.functional.pad(torch.stack(logp, 1), (0, policy.schedule.steps - steps))
     rows, size = [], len(latents) // PARTS
     for part in range(PARTS):
         which = slice(part * size, (part + 1) * size)
@@ -317,7 +332,7 @@ def test_the_policy_gradient_is_the_slope_of_the_expected_reward(
     ours, ours_error = estimates.mean(0), estimates.std(0, ddof=1) / math.sqrt(PARTS)
     truth, truth_error = slope["per_sample"].mean(0), slope["per_sample"].std(0) / math.sqrt(FEW)
     error = np.hypot(ours_error, truth_error)
-    assert len(truth) == 30
+    assert len(truth) == (30 if slope["policy"].schedule.prediction == "epsilon" else 18)
     assert np.linalg.norm(error) < 1.3 * tolerance * np.linalg.norm(truth)  # small enough to mean something
     assert np.abs((ours - truth) / error).max() < 5
     assert np.square((ours - truth) / error).mean() < 3

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from raysuite.config import RunConfig
+from raysuite.config import TOYS, RunConfig
 from raysuite.errors import UserError
 from raysuite.families import Policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
@@ -39,7 +39,7 @@ MADE: dict[str, Objective[Any]] = {
     "sft": Sft(draws=2),
     "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=2),
 }
-PROMPTS = {"toy": ("left", "right", "both")}
+PROMPTS = dict.fromkeys(TOYS, ("left", "right", "both"))
 STEPS = 4
 
 each = pytest.mark.parametrize("name", OBJECTIVES)
@@ -101,10 +101,11 @@ def same_in(microbatches: tuple[int, ...], objective: Objective[Any], policy: Po
 
 
 @each
-def test_any_microbatch_gives_the_same_gradient(name: str, policy_of: Opener) -> None:
-    """Also one that is smaller than a unit: a pair of trajectories has 8 points here."""
-    policy, _ = policy_of("toy")
-    same_in((1, 2, 3, 5, 8), MADE[name], policy, "toy")
+@pytest.mark.parametrize("toy", TOYS)
+def test_any_microbatch_gives_the_same_gradient(name: str, toy: str, policy_of: Opener) -> None:
+    """Also one that is smaller than a unit: a pair of trajectories has 8 points here, or 6 of the flow model."""
+    policy, _ = policy_of(toy)
+    same_in((1, 2, 3, 5, 8), MADE[name], policy, toy)
 
 
 AT_THE_REFERENCE: dict[str, tuple[Objective[Any], Objective[Any], float]] = {
@@ -121,7 +122,7 @@ AT_THE_REFERENCE: dict[str, tuple[Objective[Any], Objective[Any], float]] = {
 
 
 @pytest.mark.parametrize("claim", AT_THE_REFERENCE)
-@pytest.mark.parametrize("on", ["toy", "epsilon-all-3", "v_prediction-lora-3"])
+@pytest.mark.parametrize("on", ["toy", "toy-flow", "epsilon-all-3", "v_prediction-lora-3"])
 def test_gradients_at_the_reference_are_multiples_of_each_other(claim: str, on: str, policy_of: Opener) -> None:
     """The same pairs, noise and timesteps; a network's weights that are also the reference's."""
     policy, _ = policy_of(on, seed=11)

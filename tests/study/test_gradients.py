@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysuite.config import RunConfig
+from raysuite.config import TOYS, RunConfig
 from raysuite.families import Policy
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo
@@ -67,9 +67,7 @@ def measured(
 
 
 def batches_for(policy: Policy, name: str) -> dict[str, Batch]:
-    prompts = (
-        ("left", "right", "both") if name == "toy" else ("one red circle", "two blue squares", "three red circles")
-    )
+    prompts = ("left", "right", "both") if name in TOYS else ("one red circle", "two blue squares", "three red circles")
     draw = torch.Generator().manual_seed(0)
     latents = torch.randn(3, 2, STEPS + 1, *policy.latent_shape, generator=draw)
     preferences = Preferences(latents_RMK=latents, prompts_R=prompts)
@@ -97,7 +95,7 @@ def trained(policy: Policy, name: str, batch: Batch, sketch: Sketch) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", ["toy", "epsilon-lora-3", "v_prediction-all-1"])
+@pytest.mark.parametrize("name", ["toy", "toy-flow", "epsilon-lora-3", "v_prediction-all-1"])
 @pytest.mark.parametrize("microbatch", [4, 1000])
 def test_over_bins_they_are_what_training_takes(
     name: str, microbatch: int, policy_of: Opener, monkeypatch: pytest.MonkeyPatch

@@ -139,8 +139,8 @@ class TrajectoryDpo(Objective[Preferences]):
             return ratio.reshape(shape) / (next_UMS[0, 0, 0].numel() if self.per_dimension else 1)
 
         if self.winner_margin is not None:
-            slope_K = transition.output_slope(schedule) / schedule.noise_K**2
-            slope_US = weight_US * slope_K[queries.extra["k"]]
+            k_US = queries.extra["k"]
+            slope_US = weight_US * transition.output_slope(schedule)[k_US] / schedule.noise_K[k_US] ** 2
             wide = slope_US.reshape(-1, 1, shape[2], *[1] * (next_UMS.ndim - 3))
             prediction_UMS = protect_winner(
                 prediction_UMS, wide * (mean(prediction_UMS) - next_UMS), self.winner_margin
