@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -115,12 +115,24 @@ def pairs(
 
 @app.command()
 def encode(
-    source: Annotated[str, typer.Argument(help="Parquet files, a hub dataset, HPDv2's .json, or a .jsonl of pairs.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Parquet files, a hub dataset, HPDv2's or ImageReward's .json, a .jsonl of pairs, or a folder of winners and losers; "
+            "several of them, or a pattern in quotes."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
     model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
     size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
-    layout: Annotated[str | None, typer.Option(help="pickapic, hpdv2 or jsonl \\[default: by the file name].")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders \\[default: by its looks].")
+    ] = None,
     split: Annotated[str, typer.Option(help="Of the source.")] = "train",
+    pairs: Annotated[
+        Literal["all", "adjacent"],
+        typer.Option(help="Of a ranking of more than two: all, or of ranks that follow one another."),
+    ] = "all",
     rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
     actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
     actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
@@ -137,6 +149,7 @@ def encode(
             opened,
             out.absolute(),
             model=configuration.Model(path=model, size=size),
+            pairs=pairs,
             rows_per_block=rows_per_block,
             actors=actors,
             actor_gpus=actor_gpus,

@@ -56,7 +56,10 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
         (["pairs", "scenes-dspo-offline"], "expected a preference set at"),
         (["encode", "/nowhere.jsonl"], "there is nothing: check the path"),
         (["encode", "someone/pickapic"], "could not find them"),
-        (["encode", "someone/pickapic", "--layout", "webdataset"], "expected a layout of pickapic, hpdv2, jsonl"),
+        (
+            ["encode", "someone/pickapic", "--layout", "webdataset"],
+            "expected a layout of folders, jsonl, imagereward, hpdv2",
+        ),
     ],
 )
 def test_nothing_is_written_of_a_set_that_cannot_be_made(

@@ -15,7 +15,8 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.config import Model
-from raysuite.datasets.encode import encode_block
+from raysuite.datasets.encode import Pairs, encode_block
+from raysuite.datasets.pictures import DECODER
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests, open_model
@@ -27,17 +28,25 @@ class Encoder:
     """One actor: opens the model once, then turns parts into blocks on disk, and returns their numbers."""
 
     def __init__(
-        self, model: Model, layout: str, path: str, split: str, directory: str, threads: int, device: str
+        self,
+        model: Model,
+        layout: str,
+        paths: Sequence[str],
+        split: str,
+        pairs: Pairs,
+        directory: str,
+        threads: int,
+        device: str,
     ) -> None:
         torch.set_num_threads(threads)
         self._policy = open_model(model, torch.device(device))
-        self._source, self._directory = LAYOUTS[layout](path, split), Path(directory)
+        self._source, self._pairs, self._directory = LAYOUTS[layout](paths, split), pairs, Path(directory)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch of parts by column."""
         for values in zip(*batch.values(), strict=True):
             fields = {n: v.item() if hasattr(v, "item") else v for n, v in zip(batch, values, strict=True)}
-            encode_block(self._policy, self._source, Part(**fields), self._directory)
+            encode_block(self._policy, self._source, Part(**fields), self._directory, pairs=self._pairs)
         return {"number": batch["number"]}
 
 
@@ -46,6 +55,7 @@ def encode(
     directory: Path,
     *,
     model: Model,
+    pairs: Pairs,
     rows_per_block: int,
     actors: int,
     actor_gpus: float,
@@ -66,7 +76,7 @@ def encode(
         "members": 2,
         "steps": None,
         "sampler": None,
-        "source": {**source.identity(), "rows_per_block": rows_per_block},
+        "source": {**source.identity(), "pairs": pairs, "decoder": DECODER, "rows_per_block": rows_per_block},
     }
     preference_set.claim(directory, identity, command)
     done = preference_set.finished_blocks(directory)
@@ -77,7 +87,7 @@ def encode(
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         launch.connect()
         _check_resources(actors, actor_gpus)
-        for _ in _encoded(source, directory, missing, model, actors, actor_gpus):
+        for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()
     return preference_set.summarise(directory)
 
@@ -87,6 +97,7 @@ def _encoded(
     directory: Path,
     missing: Sequence[Part],
     model: Model,
+    pairs: Pairs,
     actors: int,
     actor_gpus: float,
 ) -> Iterator[int]:
@@ -102,8 +113,9 @@ def _encoded(
         fn_constructor_args=(
             model,
             source.layout,
-            source.path,
+            source.paths,
             source.split,
+            pairs,
             str(directory),
             threads,
             "cuda" if actor_gpus > 0 else "cpu",

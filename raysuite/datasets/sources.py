@@ -1,13 +1,18 @@
-"""Preference data as others publish it: where its rows are, and what a row says. One class a layout; the place to add one."""
+"""Preference data as others publish it: where its rows are, and what a row says. One class a layout; the place to add one.
+
+A row that cannot be used says why (`Unusable`), and is set aside; only a file that cannot be read at all ends the command.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,17 +37,43 @@ class Part:
     """Number of the first row in the whole source."""
 
 
+class Unusable(Exception):
+    """A row or a picture that nothing can be learned from; the message is the reason."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Two pictures of a prompt, each a file or its bytes, and which is preferred; None says neither."""
+    """Pictures of one prompt, in order of preference as far as it is known."""
 
     prompt: str
-    images: tuple[bytes | Path, bytes | Path]
-    preferred: int | None
+    images: tuple[bytes | Path, ...]
+    """Files, or what is in them; at least two."""
+    ranks: tuple[float, ...]
+    """One a picture: the lower, the better. Equal ranks state no preference."""
 
 
-class Unusable(Exception):
-    """A row that is no preference; the message is the reason."""
+def as_row(prompt: object, images: Sequence[object], ranks: object) -> Row:
+    """What a file says, if it is a row.
+
+    Raises:
+        Unusable: it is none.
+    """
+    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+        raise Unusable("empty caption")
+    if not isinstance(prompt, str) or any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise Unusable("caption that is no text")  # JSON may hold halves of characters, which nothing can write
+    found = tuple(image for image in images if isinstance(image, bytes | Path))
+    if len(found) < len(images):
+        raise Unusable("missing image")
+    if len(found) < 2:
+        raise Unusable("fewer than two images")
+    if not isinstance(ranks, list) or len(ranks) != len(found) or not all(map(_is_rank, ranks)):
+        raise Unusable("ranks that are not one number an image")
+    return Row(prompt=prompt.strip(), images=found, ranks=tuple(ranks))
+
+
+def _is_rank(value: object) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and isfinite(value))
 
 
 class Source(ABC):
@@ -50,8 +81,13 @@ class Source(ABC):
 
     layout: ClassVar[str]
 
-    def __init__(self, path: str, split: str) -> None:
-        self.path, self.split = path, split
+    def __init__(self, paths: Sequence[str], split: str) -> None:
+        self.paths, self.split = tuple(paths), split
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether what is at a path, or the beginning of it, looks like this layout."""
 
     @property
     @abstractmethod
@@ -63,12 +99,12 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def raw(self, part: Part) -> Iterator[Mapping[str, Any]]:
+    def raw(self, part: Part) -> Iterator[Any]:
         """The rows of a part as they are stored."""
 
     @abstractmethod
-    def row(self, raw: Mapping[str, Any]) -> Row:
-        """What a stored row says.
+    def row(self, raw: Any, file: str) -> Row:
+        """What a stored row of a file says.
 
         Raises:
             Unusable: nothing that can be learned from.
@@ -76,7 +112,7 @@ class Source(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What decides the content of the blocks."""
-        return {"layout": self.layout, "path": self.path, "split": self.split, "rows": self.lengths}
+        return {"layout": self.layout, "paths": self.paths, "split": self.split, "rows": self.lengths}
 
     def parts(self, size: int) -> list[Part]:
         """The source in parts of `size` rows; a part never crosses files."""
@@ -88,7 +124,9 @@ class Source(ABC):
                 parts.append(Part(number=len(parts), file=file, start=start, stop=stop, first=first + start))
             first += length
         if not parts:
-            raise UserError(f"expected preferences in {self.path}, found not one row: check the path and --split")
+            raise UserError(
+                f"expected preferences in {', '.join(self.paths)}, found not one row: check the path and --split"
+            )
         return parts
 
 
@@ -98,23 +136,31 @@ class PickAPic(Source):
     layout = "pickapic"
     columns = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whatever no other layout is: it alone may be on a hub."""
+        return True
+
     @cached_property
     def files(self) -> list[str]:
         """Where the parquet files of the split are, as `datasets` finds them."""
+        return [file for path in self.paths for file in self._files(path)]
+
+    def _files(self, path: str) -> list[str]:
+        if Path(path).is_file():
+            return [path]
         try:
-            if self.path.endswith(".parquet"):
-                builder = datasets.load_dataset_builder("parquet", data_files={self.split: [self.path]})
+            if path.endswith(".parquet"):
+                builder = datasets.load_dataset_builder("parquet", data_files={self.split: [path]})
             else:
-                builder = datasets.load_dataset_builder(self.path)
+                builder = datasets.load_dataset_builder(path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"expected parquet files or a hub dataset at {self.path}, could not find them: {' '.join(str(error).split())}"
+                f"expected parquet files or a hub dataset at {path}, could not find them: {' '.join(str(error).split())}"
             ) from error
         found = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
         if self.split not in found:
-            raise UserError(
-                f"expected a split {self.split} in {self.path}, found {', '.join(found) or 'none'}: set --split"
-            )
+            raise UserError(f"expected a split {self.split} in {path}, found {', '.join(found) or 'none'}: set --split")
         return found[self.split]
 
     @cached_property
@@ -140,127 +186,281 @@ class PickAPic(Source):
 
     def raw(self, part: Part) -> Iterator[Mapping[str, Any]]:
         """From the row groups that hold the part."""
-        with fsspec.open(part.file) as stream:
-            file = pq.ParquetFile(stream)
-            before = 0
-            for group in range(file.num_row_groups):
-                length = file.metadata.row_group(group).num_rows
-                start, stop = max(part.start - before, 0), min(part.stop - before, length)
-                if start < stop:
-                    table = file.read_row_group(group, columns=list(self.columns))
-                    yield from table.slice(start, stop - start).to_pylist()
-                before += length
+        try:
+            with fsspec.open(part.file) as stream:
+                file = pq.ParquetFile(stream)
+                before = 0
+                for group in range(file.num_row_groups):
+                    length = file.metadata.row_group(group).num_rows
+                    start, stop = max(part.start - before, 0), min(part.stop - before, length)
+                    if start < stop:
+                        table = file.read_row_group(group, columns=list(self.columns))
+                        yield from table.slice(start, stop - start).to_pylist()
+                    before += length
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"expected rows {part.start} to {part.stop - 1} in {part.file}, could not read them: "
+                f"{' '.join(str(error).split())}: fetch the file again"
+            ) from error
 
-    def row(self, raw: Mapping[str, Any]) -> Row:
+    def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures."""
         labels = raw["label_0"], raw["label_1"]
         if labels not in ((1, 0), (0, 1), (0.5, 0.5)):
             raise Unusable("labels that are not 1 and 0 or 0.5 each")
-        images = tuple(
-            image["bytes"] if isinstance(image, Mapping) else image for image in (raw["jpg_0"], raw["jpg_1"])
-        )
-        if None in images:
-            raise Unusable("missing image")
-        return Row(
-            prompt=raw["caption"] or "",
-            images=(images[0], images[1]),
-            preferred=None if labels[0] == 0.5 else labels.index(1),
-        )
+        images = [image.get("bytes") if isinstance(image, Mapping) else image for image in (raw["jpg_0"], raw["jpg_1"])]
+        return as_row(raw["caption"], images, [1 - label for label in labels])
 
 
-class HpdV2(Source):
-    """HPDv2's train.json: a list of {prompt, image_path: [a, b], human_preference: [1, 0]}, pictures in `train/` beside it."""
+class Listed(Source):
+    """Files that are read whole, and name pictures that lie beside them."""
 
-    layout = "hpdv2"
+    @abstractmethod
+    def read(self, file: Path) -> list[Any]:
+        """The rows of a file.
+
+        Raises:
+            UserError: it is no such file.
+        """
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """The whole list."""
-        try:
-            rows = json.loads(Path(self.path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"expected HPDv2's JSON at {self.path}, could not read it: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise UserError(
-                f"expected a list of objects in {self.path}, got something else: name the layout with --layout"
-            )
-        return rows
+    def _rows(self) -> dict[str, list[Any]]:
+        return {path: self.read(Path(path)) for path in self.paths}
 
     @property
     def lengths(self) -> dict[str, int]:
-        """One file."""
-        return {self.path: len(self.rows)}
+        """As read."""
+        return {path: len(rows) for path, rows in self._rows.items()}
 
-    def raw(self, part: Part) -> Iterator[Mapping[str, Any]]:
+    def raw(self, part: Part) -> Iterator[Any]:
         """A slice of the list."""
-        yield from self.rows[part.start : part.stop]
+        yield from self._rows[part.file][part.start : part.stop]
 
-    def row(self, raw: Mapping[str, Any]) -> Row:
-        """Two files; test.json's rows of nine ranked pictures are no pairs."""
-        paths, labels = raw.get("image_path"), raw.get("human_preference")
-        if not isinstance(paths, list) or len(paths) != 2:
-            raise Unusable("not two images")
-        if labels not in ([1, 0], [0, 1]):
-            raise Unusable("labels that are not 1 and 0")
-        folder = Path(self.path).parent
-        beside = [folder / path if (folder / path).exists() else folder / self.split / path for path in paths]
-        return Row(prompt=str(raw.get("prompt") or ""), images=(beside[0], beside[1]), preferred=labels.index(1))
+    def _beside(self, file: str, name: object) -> Path:
+        """Where a picture is: its path is relative to the file, or to the folder there with the file's name or the split's."""
+        if not isinstance(name, str) or not name:
+            raise Unusable("missing image")
+        folder = Path(file).parent
+        places = [folder / name, folder / Path(file).stem / name, folder / self.split / name]
+        return next((place for place in places if place.exists()), places[0])
 
 
-class JsonLines(Source):
+class HpdV2(Listed):
+    """HPDv2's train.json and test.json: lists of rows {prompt, image_path: [a, b, ...]} with a preference in one of two forms.
+
+    `human_preference` is 1 for the picture that was chosen and 0 for every other (or, in the first version, the number of that
+    which was chosen); `rank` is each picture's place, 1 the best, of any number of pictures. `image_path` may be called
+    `file_path`. Pictures are in `train/` and `test/`.
+    """
+
+    layout = "hpdv2"
+    images: ClassVar[Sequence[str]] = ("image_path", "file_path")
+    ranks: ClassVar[str] = "rank"
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By its name."""
+        return path.suffix == ".json"
+
+    def read(self, file: Path) -> list[Any]:
+        """The whole list."""
+        try:
+            rows = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"expected a list of rankings as JSON at {file}, could not read it: {error}") from error
+        if not isinstance(rows, list):
+            raise UserError(f"expected a list of objects in {file}, got something else: name the layout with --layout")
+        return rows
+
+    def row(self, raw: Any, file: str) -> Row:
+        """Files of any number of pictures."""
+        if not isinstance(raw, dict):
+            raise Unusable("row that is no object")
+        paths = next((raw[key] for key in self.images if key in raw), None)
+        if not isinstance(paths, list):
+            raise Unusable("missing image")
+        ranks = raw[self.ranks] if self.ranks in raw else _ranks_of_chosen(raw.get("human_preference"), len(paths))
+        return as_row(raw.get("prompt"), [self._beside(file, path) for path in paths], ranks)
+
+
+def _ranks_of_chosen(labels: object, count: int) -> list[int]:
+    """0 for the picture that was chosen, 1 for the others, about which nothing is said."""
+    if isinstance(labels, int) and not isinstance(labels, bool) and 0 <= labels < count:
+        labels = [int(number == labels) for number in range(count)]
+    if not isinstance(labels, list) or len(labels) != count or labels.count(1) != 1 or labels.count(0) != count - 1:
+        raise Unusable("labels that are not 1 and 0")
+    return [1 - label for label in labels]
+
+
+class ImageReward(HpdV2):
+    """ImageRewardDB's rankings: its metadata-<split>.parquet, a row a picture {image_path, prompt_id, prompt, rank}, 1 the best,
+    with its archives unpacked where `image_path` says; or a JSON list, either of the same rows (each archive has one) or of
+    rankings {prompt, generations: [...], ranking: [...]}, as the code of the paper reads. A row here is one prompt's ranking.
+    """
+
+    layout = "imagereward"
+    images = ("image_path", "generations")
+    ranks = "ranking"
+    columns = ("image_path", "prompt_id", "prompt", "rank")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the columns, or what the first row has."""
+        known = _columns(path) if path.suffix == ".parquet" else _first_keys(path) if path.suffix == ".json" else set()
+        return known.issuperset(cls.columns) or known.issuperset(("generations", "ranking"))
+
+    def read(self, file: Path) -> list[Any]:
+        """Rows of one prompt together, in the order in which prompts first come."""
+        if file.suffix != ".parquet":
+            rows = super().read(file)
+        else:
+            try:
+                rows = pq.read_table(file, columns=list(self.columns)).to_pylist()
+            except (OSError, pa.ArrowException, KeyError) as error:
+                raise UserError(
+                    f"expected ImageRewardDB's columns {', '.join(self.columns)} in {file}, could not read them: {error}"
+                ) from error
+        groups: dict[Any, dict[str, Any]] = {}
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict) or row.get("prompt_id") is None or "ranking" in row:
+                groups[number,] = row  # a ranking, or none: `row` decides
+                continue
+            same = str(row["prompt_id"])
+            group = groups.setdefault(same, {"prompt": row.get("prompt"), "image_path": [], "ranking": []})
+            group["image_path"].append(row.get("image_path"))
+            group["ranking"].append(row.get("rank"))
+        return list(groups.values())
+
+
+class JsonLines(Listed):
     """A file of lines {"prompt": ..., "preferred": path, "rejected": path}, paths relative to the file."""
 
     layout = "jsonl"
 
-    @cached_property
-    def lines(self) -> list[str]:
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By its name."""
+        return path.suffix == ".jsonl"
+
+    def read(self, file: Path) -> list[bytes]:
         """The lines that are not empty."""
         try:
-            text = Path(self.path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"expected lines of JSON at {self.path}, could not read them: {error}") from error
-        return [line for line in text.splitlines() if line.strip()]
+            lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        except OSError as error:
+            raise UserError(f"expected lines of JSON at {file}, could not read them: {error}") from error
+        return [line for line in lines if line.strip()]
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        """One file."""
-        return {self.path: len(self.lines)}
-
-    def raw(self, part: Part) -> Iterator[Mapping[str, Any]]:
-        """A slice of the lines."""
-        return ({"line": line} for line in self.lines[part.start : part.stop])
-
-    def row(self, raw: Mapping[str, Any]) -> Row:
+    def row(self, raw: bytes, file: str) -> Row:
         """Two files, the preferred first."""
         try:
-            row = json.loads(raw["line"])
-        except ValueError as error:
+            row = json.loads(raw.decode())
+        except (ValueError, RecursionError) as error:
             raise Unusable("not JSON") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("preferred", "rejected")):
+        if not isinstance(row, dict):
+            raise Unusable("row that is no object")
+        images = [self._beside(file, row.get(key)) for key in ("preferred", "rejected")]
+        return as_row(row.get("prompt"), images, [0, 1])
+
+
+class Folders(Listed):
+    """A folder with `winners/` and `losers/`: winners/NAME.png is preferred to losers/NAME.jpg, and NAME.txt beside either, or
+    in the folder above, is the prompt. Names may have folders of their own in them; suffixes need not agree.
+    """
+
+    layout = "folders"
+    sides = ("winners", "losers")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the two folders."""
+        return all((path / side).is_dir() for side in cls.sides)
+
+    def read(self, file: Path) -> list[dict[str, Any]]:
+        """Every name that either side has, in alphabetical order."""
+        found: dict[str, dict[str, list[Path]]] = {}
+        for side in self.sides:
+            folder = file / side
+            if not folder.is_dir():
+                raise UserError(f"expected the folders {' and '.join(self.sides)} in {file}, found no {side}: add it")
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and path.suffix != ".txt" and not path.name.startswith("."):
+                    name = path.relative_to(folder).with_suffix("").as_posix()
+                    found.setdefault(name, {side: [] for side in self.sides})[side].append(path)
+        return [{"name": name, **found[name]} for name in sorted(found)]
+
+    def row(self, raw: Mapping[str, Any], file: str) -> Row:
+        """One file of each side."""
+        images = [raw[side] for side in self.sides]
+        if any(len(paths) > 1 for paths in images):
+            raise Unusable("several images of one name")
+        if not all(images):
             raise Unusable("missing image")
-        folder = Path(self.path).parent
-        images = folder / row["preferred"], folder / row["rejected"]
-        return Row(prompt=str(row.get("prompt") or ""), images=images, preferred=0)
+        captions = [Path(file) / folder / f"{raw['name']}.txt" for folder in (*self.sides, "")]
+        caption = next((path for path in captions if path.is_file()), None)
+        try:
+            prompt = caption.read_text(encoding="utf-8-sig") if caption else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unusable("caption that is no text") from error
+        return as_row(prompt, [paths[0] for paths in images], [0, 1])
 
 
-LAYOUTS: dict[str, type[Source]] = {source.layout: source for source in (PickAPic, HpdV2, JsonLines)}
+def _columns(file: Path) -> set[str]:
+    """Names of a parquet file's columns; none where it cannot be read."""
+    try:
+        return set(pq.read_schema(file).names)
+    except (OSError, pa.ArrowException):
+        return set()
 
 
-def open_source(path: str, *, layout: str | None, split: str) -> Source:
-    """A source at a path or hub id, of a named layout or of the one that its file name has.
+def _first_keys(file: Path) -> set[str]:
+    """What the first object of a JSON list has; nothing where it cannot be read."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            beginning = stream.read(1 << 20)
+        first, _ = json.JSONDecoder().raw_decode(beginning, beginning.index("{"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return set(first)
+
+
+LAYOUTS: dict[str, type[Source]] = {
+    source.layout: source for source in (Folders, JsonLines, ImageReward, HpdV2, PickAPic)
+}
+"""In the order in which they are asked whether they recognise a file."""
+
+
+def open_source(given: Sequence[str], *, layout: str | None, split: str) -> Source:
+    """A source of one or more files, folders, patterns or hub ids, of a named layout or of the one that they look like.
 
     Raises:
-        UserError: there is no such layout, or nothing at the path.
+        UserError: there is no such layout, nothing at a path, or paths are of several layouts.
     """
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"expected a layout of {', '.join(LAYOUTS)}, got {layout!r}: correct --layout")
-    looks_local = path.startswith(("/", ".", "~")) or Path(path).suffix in (".json", ".jsonl", ".parquet")
-    if looks_local and not Path(path).exists():
-        raise UserError(f"expected preference data at {path}, there is nothing: check the path")
-    if Path(path).exists():
-        path = str(Path(path).absolute())  # processes that read it may stand elsewhere
-    by_suffix = {".json": "hpdv2", ".jsonl": "jsonl"}
-    return LAYOUTS[layout or by_suffix.get(Path(path).suffix, "pickapic")](path, split)
+    paths = list(dict.fromkeys(path for pattern in given for path in _found(pattern)))
+    if layout is None:
+        looks = {next(name for name, known in LAYOUTS.items() if known.recognises(Path(path))): path for path in paths}
+        if len(looks) > 1:
+            raise UserError(
+                f"expected files of one layout, got {', '.join(f'{path} ({name})' for name, path in looks.items())}: encode them "
+                "one after the other, or name the layout with --layout"
+            )
+        (layout,) = looks
+    return LAYOUTS[layout](paths, split)
+
+
+def _found(pattern: str) -> list[str]:
+    """Absolute paths of what is meant, since processes that read it may stand elsewhere; a hub's name as it is."""
+    path = Path(pattern).expanduser()
+    if path.exists():
+        return [str(path.absolute())]
+    matches = sorted(glob.glob(str(path.absolute()), recursive=True))  # noqa: PTH207 - Path.glob wants relative patterns
+    looks_local = (
+        pattern.startswith(("/", ".", "~")) or path.suffix in (".json", ".jsonl", ".parquet") or glob.has_magic(pattern)
+    )
+    if not matches and looks_local and "://" not in pattern:
+        raise UserError(f"expected preference data at {pattern}, there is nothing: check the path")
+    return matches or [pattern]
 
 
 def as_items(parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -69,10 +69,12 @@ def finished_blocks(directory: Path) -> set[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A row of the source that is no preference, and why."""
+    """A row of the source that is no preference, or a picture of one that cannot be used, and why."""
 
     row: int
     reason: str
+    image: int | None = None
+    """Place of the picture in its row; None where it is the row."""
 
 
 def write_block(
@@ -95,8 +97,8 @@ def write_block(
         rows_R: number of each ranking in the source.
         texts: `Policy.text_states` of every prompt, (tokens, width) each; empty where the family has none.
         read: rows of the source that the block comes from.
-        ties: of those, rows without a preference.
-        rejects: of those, rows that were set aside.
+        ties: pairs between which there is no preference.
+        rejects: rows that were set aside, and pictures.
     """
     arrays = {"latents": rankings.latents_RMK.contiguous()}
     order = list(dict.fromkeys(rankings.prompts_R))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from raysuite.config import TOYS, RunConfig
-from raysuite.datasets.encode import encode_block
+from raysuite.datasets.encode import Pairs, compared, encode_block
 from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
@@ -68,8 +68,10 @@ def pair(seed: int, label: float = 1.0, **changes: Any) -> dict[str, Any]:
     return {"caption": f"one red circle {seed}", **images, "label_0": label, "label_1": 1 - label, **changes}
 
 
-def encoded(policy: Policy, path: Path | str, out: Path, *, rows: int = 4, **options: Any) -> PreferenceSet:
-    source = open_source(str(path), layout=options.get("layout"), split=options.get("split", "train"))
+def encoded(
+    policy: Policy, *paths: Path, out: Path, rows: int = 4, pairs: Pairs = "all", layout: str | None = None
+) -> PreferenceSet:
+    source = open_source([str(path) for path in paths], layout=layout, split="train")
     identity = {
         "model": "tiny",
         "latent_shape": policy.latent_shape,
@@ -80,7 +82,7 @@ def encoded(policy: Policy, path: Path | str, out: Path, *, rows: int = 4, **opt
     }
     preference_set.claim(out, identity, ["test"])
     for part in source.parts(rows):
-        encode_block(policy, source, part, out)
+        encode_block(policy, source, part, out, pairs=pairs)
     preference_set.summarise(out)
     return PreferenceSet(out)
 
@@ -120,7 +122,7 @@ def test_the_preferred_picture_comes_first_in_every_layout(policy_of: Opener, tm
     (tmp_path / "apart" / "train.json").write_text(json.dumps(hpd))
     sources = ("parquet", "parquet/train-0.parquet", "pairs.jsonl", "train.json", "apart/train.json")
     for number, path in enumerate(sources):
-        found = encoded(policy, tmp_path / path, tmp_path / f"set{number}")
+        found = encoded(policy, tmp_path / path, out=tmp_path / f"set{number}")
         rows_of = found.rows([0, 1])
         assert rows_of.prompts_R == ("left", "right"), path
         assert rows_of.clean_RM[..., 0].tolist() == [[2.0, -1.0], [2.0, -1.0]], path
@@ -131,7 +133,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None]] = [
     (pair(1, 0.5), "tie"),
     (pair(2, 0.0), None),
     (pair(3, jpg_0=b"no picture"), "unreadable image"),
-    (pair(4, jpg_1=png(picture(9))[:300]), "unreadable image"),
+    (pair(4, jpg_1=png(picture(9))[:300]), "broken image"),
     (pair(5, caption="  "), "empty caption"),
     (pair(6, caption=None), "empty caption"),
     (pair(7, 0.7), "labels that are not 1 and 0 or 0.5 each"),
@@ -147,7 +149,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str | None]] = [
 def test_bad_rows_are_set_aside_with_their_reasons(policy_of: Opener, tmp_path: Path, rows: int, group: int) -> None:
     policy, _ = policy_of("epsilon-lora-1")
     file = pick_a_pic(tmp_path / "train.parquet", [row for row, _ in BAD_ROWS], row_group_size=group)
-    found = encoded(policy, file, tmp_path / "set", rows=rows)
+    found = encoded(policy, file, out=tmp_path / "set", rows=rows)
     reasons = [reason for _, reason in BAD_ROWS]
     assert len(found) == reasons.count(None) and summary(found)["ties"] == 1 and summary(found)["read"] == 13
     files = sorted((tmp_path / "set" / "rejects").iterdir())
@@ -159,31 +161,243 @@ def test_bad_rows_are_set_aside_with_their_reasons(policy_of: Opener, tmp_path: 
     assert list(found.rows(range(len(found))).prompts_R) == wanted
 
 
-def test_other_layouts_reject_what_they_cannot_use(policy_of: Opener, tmp_path: Path) -> None:
+def reds(directory: Path, *names: str) -> None:
+    """Toy pictures that are alike but for their redness, the first the reddest: their latents are 3, 2, 1, ..."""
+    for number, name in enumerate(names):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(np.full((8, 8, 3), (224 - 32 * number, 128, 128), np.uint8)))
+
+
+def pairs_of(found: PreferenceSet) -> list[tuple[str, float, float]]:
+    """Prompt, and red of the preferred and of the rejected picture."""
+    rows = found.rows(range(len(found)))
+    values = rows.clean_RM[..., 0].tolist()
+    return [(prompt, *value) for prompt, value in zip(rows.prompts_R, values, strict=True)]
+
+
+def rejected(found: PreferenceSet) -> list[tuple[int, int | None, str]]:
+    files = sorted((found.directory / "rejects").iterdir())
+    rejects = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [(reject["row"], reject["image"], reject["reason"]) for reject in rejects]
+
+
+GOOD = {"prompt": "left", "preferred": "a.png", "rejected": "b.png"}
+LINES: list[tuple[bytes, int | None, str | None]] = [
+    (json.dumps(GOOD).encode(), None, None),
+    (b"{", None, "not JSON"),
+    (b"\xff\xfe{}", None, "not JSON"),
+    (b"[" * 100_000, None, "not JSON"),
+    (b"[]", None, "row that is no object"),
+    (json.dumps({**GOOD, "rejected": 3}).encode(), None, "missing image"),
+    (json.dumps({**GOOD, "rejected": ""}).encode(), None, "missing image"),
+    (json.dumps({**GOOD, "preferred": "no.png"}).encode(), 0, "missing image file"),
+    (json.dumps({**GOOD, "rejected": "page.jpg"}).encode(), 1, "unreadable image"),
+    (json.dumps({**GOOD, "rejected": "a.png"}).encode(), None, "identical images"),
+    (json.dumps({**GOOD, "prompt": 7}).encode(), None, "caption that is no text"),
+    (json.dumps({**GOOD, "prompt": ["left"]}).encode(), None, "caption that is no text"),
+    (b'{"prompt": "half of \\ud83d", "preferred": "a.png", "rejected": "b.png"}', None, "caption that is no text"),
+    (json.dumps({**GOOD, "prompt": "\n"}).encode(), None, "empty caption"),
+    (b'{"preferred": "a.png", "rejected": "b.png"}', None, "empty caption"),
+    ('{"prompt": "right", "preferred": "a.png", "rejected": "b.png", "note": "\u2028"}\r'.encode(), None, None),
+]
+
+
+def test_every_line_is_decided_for_itself(policy_of: Opener, tmp_path: Path) -> None:
     policy, _ = policy_of("toy")
-    for name, preferred in (("a.png", True), ("b.png", False)):
-        (tmp_path / name).write_bytes(png(red(preferred)))
-    good = {"prompt": "left", "preferred": "a.png", "rejected": "b.png"}
-    lines = [
-        json.dumps(good),
-        "{",
-        "[]",
-        json.dumps({**good, "rejected": 3}),
-        json.dumps({**good, "preferred": "no.png"}),
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    assert summary(encoded(policy, tmp_path / "pairs.jsonl", tmp_path / "lines"))["rejects"] == {
-        "missing image": 2,
-        "not JSON": 1,
-        "unreadable image": 1,
-    }
-    row = {"prompt": "left", "image_path": ["a.png", "b.png"], "human_preference": [1, 0]}
-    rows = [row, {**row, "image_path": ["a.png"] * 9}, {**row, "human_preference": [1, 1]}, {"prompt": "left"}]
+    reds(tmp_path, "a.png", "b.png")
+    (tmp_path / "page.jpg").write_text("<html></html>")
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n\n".join(line for line, _, _ in LINES))
+    found = encoded(policy, tmp_path / "pairs.jsonl", out=tmp_path / "set")
+    assert rejected(found) == [(row, image, reason) for row, (_, image, reason) in enumerate(LINES) if reason]
+    assert pairs_of(found) == [("left", 3.0, 2.0), ("right", 3.0, 2.0)]
+
+
+NAMES = ["a.png", "b.png", "c.png"]
+RANKED: dict[str, tuple[Any, list[tuple[float, float]], int, list[str]]] = {
+    "pair": ({"image_path": ["b.png", "a.png"], "human_preference": [0, 1]}, [(3, 2)], 0, []),
+    "pair by its older name": ({"file_path": ["a.png", "b.png"], "human_preference": [1, 0]}, [(3, 2)], 0, []),
+    "number of the chosen": ({"file_path": NAMES, "human_preference": 1}, [(2, 3), (2, 1)], 1, []),
+    "one of several": ({"image_path": NAMES, "human_preference": [0, 0, 1]}, [(1, 3), (1, 2)], 1, []),
+    "ranking": ({"image_path": NAMES, "rank": [3, 1, 2]}, [(2, 1), (2, 3), (1, 3)], 0, []),
+    "ranking with a tie": ({"image_path": NAMES, "rank": [1, 2.5, 1]}, [(3, 2), (1, 2)], 1, []),
+    "one picture is not there": (
+        {"image_path": ["a.png", "no.png", "c.png"], "rank": [2, 1, 3]},
+        [(3, 1)],
+        0,
+        ["missing image file"],
+    ),
+    "no object": (["a.png", "b.png"], [], 0, ["row that is no object"]),
+    "no pictures": ({"human_preference": [1, 0]}, [], 0, ["missing image"]),
+    "numbers for paths": ({"image_path": [1, 2], "human_preference": [1, 0]}, [], 0, ["missing image"]),
+    "one picture": ({"image_path": ["a.png"], "rank": [1]}, [], 0, ["fewer than two images"]),
+    "no label": ({"image_path": NAMES}, [], 0, ["labels that are not 1 and 0"]),
+    "two chosen": ({"image_path": NAMES, "human_preference": [1, 1, 0]}, [], 0, ["labels that are not 1 and 0"]),
+    "other labels": ({"image_path": NAMES[:2], "human_preference": [2, 0]}, [], 0, ["labels that are not 1 and 0"]),
+    "too few labels": ({"image_path": NAMES, "human_preference": [1, 0]}, [], 0, ["labels that are not 1 and 0"]),
+    "number of none": ({"image_path": NAMES, "human_preference": 3}, [], 0, ["labels that are not 1 and 0"]),
+    "too few ranks": ({"image_path": NAMES, "rank": [1, 2]}, [], 0, ["ranks that are not one number an image"]),
+    "ranks that are none": (
+        {"image_path": NAMES, "rank": [1, 2, None]},
+        [],
+        0,
+        ["ranks that are not one number an image"],
+    ),
+    "one number for all": ({"image_path": NAMES, "rank": 1}, [], 0, ["ranks that are not one number an image"]),
+}
+
+
+def test_rankings_become_pairs(policy_of: Opener, tmp_path: Path) -> None:
+    """HPDv2's forms and others, in one file; the last row is fine."""
+    policy, _ = policy_of("toy")
+    reds(tmp_path / "test", *NAMES)
+    rows = [row if isinstance(row, list) else {"prompt": "left", **row} for row, *_ in RANKED.values()]
     (tmp_path / "test.json").write_text(json.dumps(rows))
-    assert summary(encoded(policy, tmp_path / "test.json", tmp_path / "hpd"))["rejects"] == {
-        "labels that are not 1 and 0": 1,
-        "not two images": 2,
-    }
+    found = encoded(policy, tmp_path / "test.json", out=tmp_path / "set")
+    assert pairs_of(found) == [("left", *pair) for _, pairs, _, _ in RANKED.values() for pair in pairs]
+    reasons = [(number, reason) for number, (*_, said) in enumerate(RANKED.values()) for reason in said]
+    assert [(row, reason) for row, _, reason in rejected(found)] == reasons
+    assert summary(found)["ties"] == sum(ties for _, _, ties, _ in RANKED.values())
+
+
+def test_all_pairs_or_those_of_ranks_that_follow_one_another() -> None:
+    nine = {place: float(place) for place in range(9)}
+    assert len(compared(nine, "all")) == 36
+    assert compared(nine, "adjacent") == [(place, place + 1) for place in range(8)]
+    # 2 and 3 share a place, so each is compared with 0 before them and with 1 after them
+    tied = {0: 1, 1: 7, 2: 4, 3: 4}
+    assert compared(tied, "all") == [(0, 2), (0, 3), (0, 1), (2, 3), (2, 1), (3, 1)]
+    assert compared(tied, "adjacent") == [(0, 2), (0, 3), (2, 3), (2, 1), (3, 1)]
+
+
+def test_adjacent_pairs_of_what_can_be_read(policy_of: Opener, tmp_path: Path) -> None:
+    policy, _ = policy_of("toy")
+    reds(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "c.png").write_bytes(b"")
+    row = {"prompt": "left", "image_path": ["d.png", "c.png", "b.png", "a.png"], "rank": [4, 3, 2, 1]}
+    (tmp_path / "test.json").write_text(json.dumps([row]))
+    found = encoded(policy, tmp_path / "test.json", out=tmp_path / "set", pairs="adjacent")
+    assert pairs_of(found) == [("left", 3.0, 2.0), ("left", 2.0, 0.0)]
+    assert rejected(found) == [(0, 1, "empty image file")]
+
+
+IMAGES = [
+    {"image_path": f"images/train/train_1/{name}", "prompt_id": prompt_id, "prompt": prompt, "rank": rank}
+    for name, prompt_id, prompt, rank in (
+        ("c.webp", "000864-0061", "left", 5),
+        ("d.webp", "001324-0093", "right", 1),
+        ("a.webp", "000864-0061", "left", 1),
+        ("b.webp", "000864-0061", "left", 2),
+        ("a.webp", "001324-0093", "right", 1),
+    )
+]
+"""Of ImageRewardDB: a row a picture, prompts mixed, a tie."""
+WANTED = [("left", 3.0, 2.0), ("left", 3.0, 1.0), ("left", 2.0, 1.0)]
+
+
+@pytest.mark.parametrize("form", ["metadata-train.parquet", "train_1.json", "test.json"])
+def test_image_rewards_rankings(policy_of: Opener, tmp_path: Path, form: str) -> None:
+    """The table of all pictures, an archive's own list of them, and the paper's list of rankings."""
+    policy, _ = policy_of("toy")
+    reds(tmp_path / "images" / "train" / "train_1", "a.webp", "b.webp", "c.webp", "d.webp")
+    file = tmp_path / form
+    if form.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist([{**row, "classification": "People"} for row in IMAGES]), file)
+    elif form == "train_1.json":
+        file.write_text(json.dumps([*IMAGES, {**IMAGES[0], "prompt_id": None}]))
+    else:
+        names = [f"images/train/train_1/{name}.webp" for name in "abcd"]
+        rankings = [
+            {"id": "1", "prompt": "left", "generations": names[:3], "ranking": [1, 2, 5]},
+            {"id": "2", "prompt": "right", "generations": [names[3], names[0]], "ranking": [1, 1]},
+        ]
+        file.write_text(json.dumps(rankings))
+    assert type(open_source([str(file)], layout=None, split="train")).layout == "imagereward"
+    found = encoded(policy, file, out=tmp_path / "set")
+    assert pairs_of(found) == WANTED
+    assert summary(found)["ties"] == 1
+    assert rejected(found) == ([(2, None, "missing image")] if form == "train_1.json" else [])
+
+
+def test_folders_of_winners_and_losers(policy_of: Opener, tmp_path: Path) -> None:
+    policy, _ = policy_of("toy")
+    data = tmp_path / "data"
+    reds(data / "winners", "1.png", "both.png")
+    reds(data / "winners", "deep/2.png", "alone.png", "dumb.png", "number.png")
+    reds(data / "losers", "no.png", "1.webp", "dumb.png", "number.png", "other.png", "deep/2.png", "both.png")
+    (data / "losers" / "both.webp").write_bytes(b"")
+    (data / "winners" / ".DS_Store").write_bytes(b"")
+    for name, prompt in (("winners/1", "left"), ("deep/2", "right\n"), ("both", "left"), ("losers/alone", "left")):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / f"{name}.txt").write_text(prompt)
+    (data / "winners" / "number.txt").write_bytes(b"\xff")
+    found = encoded(policy, data, out=tmp_path / "set")
+    assert pairs_of(found) == [("left", 3.0, 2.0), ("right", 3.0, -2.0)]
+    assert rejected(found) == [
+        (1, None, "missing image"),
+        (2, None, "several images of one name"),
+        (4, None, "empty caption"),
+        (5, None, "missing image"),
+        (6, None, "caption that is no text"),
+        (7, None, "missing image"),
+    ]
+
+
+def test_several_files_and_patterns(policy_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one source, in the order given; what is named twice is read once."""
+    policy, _ = policy_of("toy")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for number in range(3):
+        row = pair(number, jpg_0=png(red(True)), jpg_1=png(red(False)), caption=["left", "right", "left"][number])
+        pick_a_pic(tmp_path / "data" / f"train-{number}.parquet", [row])
+        reds(tmp_path / str(number), "a.png", "b.png")
+        (tmp_path / str(number) / "pairs.jsonl").write_text(json.dumps({**GOOD, "prompt": row["caption"]}))
+    for given, prompts in {
+        ("data/train-*.parquet",): ("left", "right", "left"),
+        ("~/data/train-1.parquet", "data/train-0.parquet"): ("right", "left"),
+        ("data/*-1.parquet", "data/*.parquet"): ("right", "left", "left"),
+        ("?/pairs.jsonl",): ("left", "right", "left"),
+        ("**/[12]/*.jsonl",): ("right", "left"),
+    }.items():
+        source = open_source(list(given), layout=None, split="train")
+        assert [part.first for part in source.parts(64)] == list(range(len(prompts)))
+        rows = [source.row(raw, part.file) for part in source.parts(64) for raw in source.raw(part)]
+        assert tuple(row.prompt for row in rows) == prompts, given
+    found = encoded(policy, tmp_path / "0" / "pairs.jsonl", tmp_path / "2" / "pairs.jsonl", out=tmp_path / "set")
+    assert pairs_of(found) == [("left", 3.0, 2.0), ("left", 3.0, 2.0)]
+
+
+def test_files_of_several_layouts(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.json"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match=r"expected files of one layout, got .*a.jsonl \(jsonl\), .*b.json \(hpdv2\)"):
+        open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "b.json")], layout=None, split="train")
+
+
+def test_a_pickapic_table_of_other_types(policy_of: Opener, tmp_path: Path) -> None:
+    """A caption that is a number, pictures as `datasets` writes them, one of which is a path alone."""
+    policy, _ = policy_of("toy")
+    image, other = png(red(True)), png(red(False))
+    struct = [{"bytes": image, "path": None}, {"bytes": image, "path": "a.png"}, {"bytes": None, "path": "a.png"}]
+    columns = {"jpg_0": struct, "jpg_1": [other] * 3, "label_0": [1, 1, 1], "label_1": [0, 0, 0]}
+    pq.write_table(pa.table({**columns, "caption": ["left", "right", "left"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({**columns, "caption": [1, 2, 3]}), tmp_path / "b.parquet")
+    found = encoded(policy, tmp_path / "a.parquet", tmp_path / "b.parquet", out=tmp_path / "set")
+    assert pairs_of(found) == [("left", 2.0, -1.0), ("right", 2.0, -1.0)]
+    number = "caption that is no text"
+    assert rejected(found) == [(2, None, "missing image"), (3, None, number), (4, None, number), (5, None, number)]
+
+
+def test_a_parquet_file_that_is_damaged_inside(tmp_path: Path) -> None:
+    file = pick_a_pic(tmp_path / "train.parquet", [pair(0)], compression="none")
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)
+    file.write_bytes(content)
+    source = open_source([str(file)], layout=None, split="train")
+    (part,) = source.parts(4)
+    with pytest.raises(UserError, match=r"expected rows 0 to 0 in .*train.parquet, could not read them"):
+        list(source.raw(part))
 
 
 def test_encoding_before_equals_encoding_on_the_fly(policy_name: str, policy_of: Opener, tmp_path: Path) -> None:
@@ -199,7 +413,7 @@ def test_encoding_before_equals_encoding_on_the_fly(policy_name: str, policy_of:
     ]
     bad = pair(5, caption="")
     file = pick_a_pic(tmp_path / "train.parquet", [bad, *rows])
-    found = encoded(policy, file, tmp_path / "set", rows=3)
+    found = encoded(policy, file, out=tmp_path / "set", rows=3)
     direct = Preferences(
         latents_RMK=torch.stack(
             [policy.encode(np.stack([picture(2 * n, side), picture(2 * n + 1, side)])) for n in range(3)]
@@ -233,7 +447,7 @@ def test_pictures_are_cut_and_scaled_to_the_model(policy_of: Opener, tmp_path: P
     (tmp_path / "wide.png").write_bytes(png(wide))
     (tmp_path / "b.png").write_bytes(png(red(False)))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "left", "preferred": "wide.png", "rejected": "b.png"}')
-    found = encoded(policy, tmp_path / "pairs.jsonl", tmp_path / "set")
+    found = encoded(policy, tmp_path / "pairs.jsonl", out=tmp_path / "set")
     assert found.rows([0]).clean_RM[0, 0].tolist() == [2.0, 0.0]
 
 
@@ -244,6 +458,8 @@ def test_pictures_are_cut_and_scaled_to_the_model(policy_of: Opener, tmp_path: P
         ("empty.jsonl", "\n", "found not one row"),
         ("broken.json", "{", "could not read it"),
         ("object.json", "{}", "expected a list of objects"),
+        ("deep.json", "[" * 100_000, "could not read it"),
+        ("nothing-*.parquet", None, "there is nothing: check the path"),
         ("text.parquet", "text", "could not read it"),
         ("./nowhere", None, "there is nothing: check the path"),
     ],
@@ -252,23 +468,23 @@ def test_sources_that_cannot_be_read(name: str, content: str | None, mentions: s
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=mentions):
-        open_source(str(tmp_path / name), layout=None, split="train").parts(4)
+        open_source([str(tmp_path / name)], layout=None, split="train").parts(4)
 
 
 def test_a_table_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="jpg_0, jpg_1, label_0, label_1 is missing"):
-        open_source(str(tmp_path / "train.parquet"), layout=None, split="train").parts(4)
+        open_source([str(tmp_path / "train.parquet")], layout=None, split="train").parts(4)
 
 
 def test_another_split_or_layout(tmp_path: Path) -> None:
     pick_a_pic(tmp_path / "data" / "train-0.parquet", [pair(0)])
     with pytest.raises(UserError, match=r"expected a split test in .*, found train: set --split"):
-        open_source(str(tmp_path / "data"), layout=None, split="test").parts(4)
-    with pytest.raises(UserError, match="expected a layout of pickapic, hpdv2, jsonl"):
-        open_source(str(tmp_path / "data"), layout="webdataset", split="train")
+        open_source([str(tmp_path / "data")], layout=None, split="test").parts(4)
+    with pytest.raises(UserError, match="expected a layout of folders, jsonl, imagereward, hpdv2, pickapic"):
+        open_source([str(tmp_path / "data")], layout="webdataset", split="train")
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected parquet files or a hub dataset at someone/pickapic"):
-        open_source("someone/pickapic", layout=None, split="train").parts(4)
+        open_source(["someone/pickapic"], layout=None, split="train").parts(4)
