@@ -25,7 +25,10 @@ from raysuite.stages import preference_set
 
 
 class Encoder:
-    """One actor: opens the model once, then turns parts into blocks on disk, and returns their numbers."""
+    """One actor: opens the model once, then turns parts into blocks on disk.
+
+    Returns their numbers, and of a part that could not be read a sentence for the user: Ray Data wraps exceptions in its own.
+    """
 
     def __init__(
         self,
@@ -44,10 +47,15 @@ class Encoder:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch of parts by column."""
+        faults = []
         for values in zip(*batch.values(), strict=True):
             fields = {n: v.item() if hasattr(v, "item") else v for n, v in zip(batch, values, strict=True)}
-            encode_block(self._policy, self._source, Part(**fields), self._directory, pairs=self._pairs)
-        return {"number": batch["number"]}
+            try:
+                encode_block(self._policy, self._source, Part(**fields), self._directory, pairs=self._pairs)
+                faults.append("")
+            except UserError as error:
+                faults.append(str(error))
+        return {"number": batch["number"], "fault": np.array(faults)}
 
 
 def encode(
@@ -125,13 +133,10 @@ def _encoded(
         num_gpus=actor_gpus,
         compute=ray.data.ActorPoolStrategy(size=actors),
     )
-    try:
-        for row in blocks.iter_rows():
-            yield int(row["number"])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # a sentence for the user crosses processes as it was written
-            raise error.cause from None
-        raise
+    for row in blocks.iter_rows():
+        if row["fault"]:
+            raise UserError(row["fault"])
+        yield int(row["number"])
 
 
 def _check_resources(actors: int, actor_gpus: float) -> None:

@@ -8,12 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from raysuite.cluster import encode
+from raysuite.cluster.encode import Encoder
+from raysuite.config import Model
+from raysuite.datasets.encode import Pairs
+from raysuite.datasets.sources import Part, Source
+from raysuite.errors import UserError
+from raysuite.families import Policy
 from raysuite.stages.preference_set import PreferenceSet, finished_blocks
 from tests.processes import until
 
@@ -63,3 +71,23 @@ def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     numbers = np.arange(ROWS - 1)
     assert np.array_equal(reds[:, 0].numpy() * 32 + 128, 100 + numbers)
     assert np.array_equal(reds[:, 1].numpy() * 32 + 128, 100 - numbers - 1)
+
+
+def test_a_file_that_breaks_off_is_a_sentence_whoever_reads_it(tmp_path: Path) -> None:
+    """What an actor returns: Ray Data would wrap what it raises, and print where."""
+    source = made_source(tmp_path)
+    actor = Encoder(Model(path="toy"), "jsonl", [str(source)], "train", "all", str(tmp_path / "set"), 1, "cpu")
+    parts = [Part(number=n, file=str(source), start=SIZE * n, stop=SIZE * (n + 1), first=SIZE * n) for n in range(2)]
+    batch = {field.name: np.array([getattr(part, field.name) for part in parts]) for field in fields(Part)}
+    (tmp_path / "set" / "blocks").mkdir(parents=True)
+    assert actor(batch)["fault"].tolist() == ["", ""]
+
+    def fault(policy: Policy, source: Source, part: Part, directory: Path, *, pairs: Pairs) -> None:
+        if part.number == 1:
+            raise UserError("expected a whole file, got half of one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "encode_block", fault)
+        said = actor(batch)
+    assert said["number"].tolist() == [0, 1]
+    assert said["fault"].tolist() == ["", "expected a whole file, got half of one"]
