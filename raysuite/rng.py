@@ -30,6 +30,7 @@ class Stage(IntEnum):
     PREFERENCE_ORDER = 13
     SKETCH = 14
     SWEEP = 15
+    WINDOW = 16
 
 
 def numpy_generator(

@@ -59,6 +59,8 @@ class Block:
     """Number of the first sample of each prompt, a coordinate of its noise."""
     evaluation: bool = False
     """Evaluation blocks draw from their own stream and drop the trajectories."""
+    window: tuple[int, int] | None = None
+    """The steps that add noise, from the first to before the second; None for every step."""
     measure_kl: bool = False
     """Whether to measure the KL from the reference along the way (evaluation only; doubles the network cost)."""
 
@@ -100,8 +102,9 @@ class Rollouts:
     version: int
     """The policy version that drew it."""
     latents_NK: np.ndarray | None
-    """Float32 (N, K + 1, ...): column 0 is pure noise, column K the clean latent; (N, 1, ...) where an objective of the
-    forward process wants the clean latent alone. None for evaluation blocks."""
+    """Float32 (N, K + 1, ...): column 0 is pure noise, column K the clean latent; of a block with a window, the latents before and
+    after its steps and the clean one; (N, 1, ...) where an objective of the forward process wants the clean latent alone. None
+    for evaluation blocks."""
     logp_NK: np.ndarray | None
     """Behaviour log-density of every step in nats, float32 (N, K); 0 where a step adds no noise."""
     scores: Mapping[str, np.ndarray]
@@ -126,12 +129,14 @@ class Transitions:
     """One block's trajectories with an advantage for every step, in the order in which they were drawn."""
 
     latents_NK: Tensor
-    """(N, K + 1, ...) float32, or (N, 1, ...) where only the clean latents are wanted."""
+    """(N, K + 1, ...) float32, or (N, 1, ...) where only the clean latents are wanted. The last column is the clean latent."""
     logp_NK: Tensor
     """(N, K) nats."""
     advantage_NK: Tensor
     """(N, K)."""
     prompts_N: tuple[str, ...]
+    window: tuple[int, int] | None = None
+    """The steps that added noise, as in `Block`: then column 0 is the latent before the first of them."""
 
     def __len__(self) -> int:
         return len(self.prompts_N)
@@ -145,6 +150,8 @@ class Preferences:
     """Trajectories (R, M, K + 1, ...), or (R, M, 1, ...) where only the clean latents are known. The preferred member is
     the first; the last column is the clean latent."""
     prompts_R: tuple[str, ...]
+    window: tuple[int, int] | None = None
+    """The steps that added noise, as in `Block`: then column 0 is the latent before the first of them."""
 
     def __len__(self) -> int:
         return len(self.prompts_R)

@@ -45,6 +45,10 @@ def make_pairs(
         raise UserError(
             "expected a configuration that draws rollouts, got one with preferences.source or rollouts.replay"
         )
+    if trajectories and config.sampler.window is not None:
+        raise UserError(
+            "expected no sampler.window with --trajectories, whose sets hold whole trajectories: leave one of them out"
+        )
     policy = open_policy(config, torch.device("cpu"))
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
     canonical = config.identity()

@@ -27,6 +27,7 @@ from raysuite.config.sections import (
     Sampler,
     Section,
     Trackers,
+    Window,
     spelled_out,
 )
 from raysuite.config.words import one_of, sentence
@@ -52,6 +53,7 @@ __all__ = [
     "Sampler",
     "Section",
     "Trackers",
+    "Window",
     "document",
     "load",
     "number",

@@ -12,7 +12,15 @@ def check(run: Run) -> None:
     Raises:
         UserError: sections contradict each other.
     """
-    for agree in (_check_objective, _check_rollouts, _check_credit, _check_preferences, _check_rewards, _check_cluster):
+    for agree in (
+        _check_objective,
+        _check_window,
+        _check_rollouts,
+        _check_credit,
+        _check_preferences,
+        _check_rewards,
+        _check_cluster,
+    ):
         agree(run)
 
 
@@ -28,6 +36,29 @@ def _check_objective(run: Run) -> None:
     if run.reference.decay > 0 and not run.reference.refresh:
         raise UserError(
             "expected reference.refresh above 0 with reference.decay, got 0: set how often the reference follows"
+        )
+
+
+def _check_window(run: Run) -> None:
+    window, steps = run.sampler.window, run.sampler.steps
+    if window is None:
+        return
+    until = window.first if window.until is None else window.until
+    if window.first > until or until + window.size > steps:
+        raise UserError(
+            f"expected a window within the {steps} steps, got sampler.window.size={window.size} from step {window.first}"
+            + (f" to {until}" if window.until is not None else "")
+            + ": lower size, first or until"
+        )
+    if window.move == "fixed" and (window.until is not None or window.every > 1 or window.stride > 1):
+        raise UserError(
+            "expected no sampler.window.until, every or stride with move=fixed: set move to progressive or random, or leave them out"
+        )
+    if window.move == "random" and window.stride > 1:
+        raise UserError("expected no sampler.window.stride with move=random, which begins anywhere: leave it out")
+    if run.sampler.noise.level == 0:
+        raise UserError(
+            "expected sampler.noise.level above 0 with sampler.window, which says where noise is added: leave the window out"
         )
 
 

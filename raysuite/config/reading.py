@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
-from raysuite.config.sections import Run, paths, spelled_out
+from raysuite.config.sections import paths, spelled_out
 from raysuite.config.words import one_of, sentence
 from raysuite.errors import UserError
 
@@ -111,19 +111,21 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
     settings = set(paths()) | {
         f"objective.{name}" for name in ("name", *settings_of((tree.get("objective") or {}).get("name")))
     }
-    sections = {name for name in Run.model_fields if any(known.startswith(f"{name}.") for known in settings)}
+    sections = {setting[:at] for setting in settings for at, letter in enumerate(setting) if letter == "."}
     known = settings | sections | {"sampler.eta"}
     if path not in known:
         raise UserError(f"expected a setting's path ({one_of(path, known)}), got {path!r}")
     if path == "sampler.eta":
         path, value = "sampler.noise", {"kind": "ddim", "level": value}
-    if path in sections and value is None:
-        tree.pop(path, None)
-        return
     *parents, leaf = path.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[leaf] = value
+        if tree.get(parent) is None:  # a section that is not there, or one that may be null
+            tree[parent] = {}
+        tree = tree[parent]
+    if path in sections and value is None:
+        tree.pop(leaf, None)
+    else:
+        tree[leaf] = value
 
 
 def parse(path: str, text: str) -> Any:

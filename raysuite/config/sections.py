@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -62,11 +62,39 @@ class Noise(Section):
         return self
 
 
+class Window(Section):
+    """Noise in some steps only, which alone are learned from: the others follow the deterministic path.
+
+    Source: Li et al., "MixGRPO", 2025 (4 of 25 steps, moved by one every 25 updates, or at random); Liu et al., "Flow-GRPO", 2025,
+    whose fast variant begins a window of 2 or so steps at random in the first half.
+    """
+
+    size: PositiveInt
+    """Steps in the window."""
+    first: NonNegativeInt = 0
+    """The step that it begins with, counted from pure noise; where it moves, the lowest such step."""
+    until: NonNegativeInt | None = None
+    """The highest step that a moving window begins with; by default it moves until it ends with the last step."""
+    move: Literal["fixed", "progressive", "random"] = "fixed"
+    """`progressive`: by `stride` steps at a time from first to until, and then from first again. Evaluations draw with the
+    window in its first place in any case, so that they can be compared."""
+    every: PositiveInt = 1
+    """Updates between two moves."""
+    stride: PositiveInt = 1
+
+    def places(self, steps: int) -> range:
+        """The steps that it may begin with."""
+        last = steps - self.size if self.until is None else self.until
+        return range(self.first, (self.first if self.move == "fixed" else last) + 1, self.stride)
+
+
 class Sampler(Section):
     """How pictures are drawn, in rollouts, learning and evaluation alike. `eta: 0.5` is short for noise of kind ddim and level 0.5."""
 
     steps: PositiveInt = 50
     noise: Noise = Noise()
+    window: Window | None = None
+    """Where noise is added; null for every step."""
     guidance: Annotated[float, Field(ge=1)] = 1.0
     """Classifier-free guidance scale; 1 is none, and halves the cost."""
     spacing: Spacing | None = None
@@ -352,7 +380,12 @@ class Run(Section):
 def paths(section: type[BaseModel] = Run, prefix: str = "") -> Iterator[str]:
     """Dotted paths of all settings, but for the objective's own."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from paths(field.annotation, f"{prefix}{name}.")
-        elif name != "objective":
+        sections = [a for a in (field.annotation, *get_args(field.annotation)) if _is_section(a)]
+        for inner in sections:
+            yield from paths(inner, f"{prefix}{name}.")
+        if not sections and name != "objective":
             yield prefix + name
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -164,8 +164,11 @@ class Schedule:
         """(K,) bool: the steps that add noise, the only ones with a density."""
         return self.noise_K > 0
 
-    def windowed(self, first: int, end: int) -> Schedule:
-        """The same sampler with noise in steps first to end - 1 only; the others follow the probability-flow ODE."""
+    def windowed(self, window: tuple[int, int] | None) -> Schedule:
+        """The same sampler with noise in steps first to end - 1 only, others following the probability-flow ODE; itself for None."""
+        if window is None:
+            return self
+        first, end = window
         k = torch.arange(self.steps, device=self.noise_K.device)
         inside_K = (k >= first) & (k < end)
         return replace(

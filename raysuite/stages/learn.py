@@ -63,6 +63,7 @@ def transitions(rollouts: Rollouts, advantage_NK: np.ndarray) -> Transitions:
         logp_NK=torch.from_numpy(rollouts.logp_NK.copy()),
         advantage_NK=torch.from_numpy(advantage_NK).float(),
         prompts_N=rollouts.block.prompt_of_N,
+        window=rollouts.block.window,
     )
 
 

@@ -52,4 +52,5 @@ def compared(rollouts: Rollouts, indices_RM: np.ndarray) -> Preferences:
     return Preferences(
         latents_RMK=torch.from_numpy(rollouts.latents_NK[indices_RM]),
         prompts_R=tuple(prompts_N[row[0]] for row in indices_RM),
+        window=rollouts.block.window,
     )

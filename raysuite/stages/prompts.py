@@ -113,8 +113,24 @@ def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[
     chosen = _draw(
         prompts.training, rollouts.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
     )
-    size = rollouts.prompts_per_block
-    return [_block(chosen[i * size : (i + 1) * size], update, i, rollouts.samples) for i in range(rollouts.blocks)]
+    size, window = rollouts.prompts_per_block, noisy_steps(config, update)
+    return [
+        _block(chosen[i * size : (i + 1) * size], update, i, rollouts.samples, window=window)
+        for i in range(rollouts.blocks)
+    ]
+
+
+def noisy_steps(config: RunConfig, update: int) -> tuple[int, int] | None:
+    """The steps that add noise in an update's rollouts, from the first to before the second; None without a window."""
+    window = config.sampler.window
+    if window is None:
+        return None
+    places, place, moves = window.places(config.sampler.steps), 0, update // window.every
+    if window.move == "progressive":
+        place = moves % len(places)
+    elif window.move == "random":
+        place = int(numpy_generator(seed=config.seed, stage=Stage.WINDOW, update=moves).integers(len(places)))
+    return places[place], places[place] + window.size
 
 
 def _draw(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
@@ -137,6 +153,8 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     # a block holds one sample of each of its prompts, so that its shape does not depend on the number of samples
     width = config.rollouts.prompts_per_block * config.rollouts.samples
     blocks: dict[str, list[Block]] = {}
+    fixed = config.sampler.window  # in its first place, wherever it is in training
+    window = (fixed.first, fixed.first + fixed.size) if fixed else None
     for split, available in prompts.splits.items():
         rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)
         chosen = _draw(available, min(evaluation.prompts, len(available)), rng)
@@ -148,6 +166,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 1,
                 evaluation=True,
                 first_sample=sample,
+                window=window,
                 measure_kl=evaluation.kl and split == "training" and sample == 0 and start == 0,
             )
             for sample in range(samples)

@@ -16,6 +16,7 @@ from raysuite.families.policy import Policy
 from raysuite.kernel import transition
 from raysuite.kernel.credit import preview_credit, terminal_credit
 from raysuite.kernel.diversity import thumbnails
+from raysuite.kernel.schedule import Schedule
 from raysuite.rng import Stage, torch_generator
 from raysuite.types import Block, Cost, Drawn, Rollouts
 
@@ -23,17 +24,20 @@ from raysuite.types import Block, Cost, Drawn, Rollouts
 @torch.no_grad()
 def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> Drawn:
     """Draw a block's pictures, with the trajectories and their densities unless it is for evaluation."""
-    schedule, size = policy.schedule, block.size
-    prompts_N = block.prompt_of_N
-    x, noise_KN = _noise(policy, block, config)
+    size, prompts_N = block.size, block.prompt_of_N
+    schedule = policy.schedule.windowed(block.window)
+    first, end = block.window or (0, schedule.steps)
+    x, noise_KN = _noise(policy, block, config, first, end)
     # an objective of the forward process wants finished pictures only: their trajectories need not travel
     whole = config.rollouts.keep or config.built_objective.process == "reverse"
-    latents, logps, kl_N, predictions = [x], [], torch.zeros(size), 0
+    latents, logps, kl_N, predictions = [], [], torch.zeros(size), 0
     preview_at = () if block.evaluation else config.credit.previews
     previews: list[Tensor] = []
     for step in range(schedule.steps):
         k = torch.tensor(step, device=policy.device)
         t_N = schedule.timesteps_K[k].expand(size)
+        if whole and first <= step <= end and not block.evaluation:
+            latents.append(x)
         output = policy.predict(x, t_N, prompts_N)
         predictions += 1
         if step in preview_at:
@@ -45,13 +49,13 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
             reference = policy.predict(x, t_N, prompts_N, reference=True)
             predictions += 1
             kl_N += transition.kl(schedule, k, mean, transition.mean(schedule, k, x, reference)).cpu()
-        x = transition.draw(schedule, k, mean, noise_KN[step])
+        x = transition.draw(schedule, k, mean, noise_KN[step - first]) if first <= step < end else mean
         if not block.evaluation:
-            latents = [*latents, x] if whole else [x]
             stochastic = bool(schedule.noise_K[k] > 0)
             logps.append(
                 transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0])
             )
+    latents.append(x)
     images = [policy.decode(clean) for clean in (*previews, x)]
     return Drawn(
         block=block,
@@ -64,27 +68,48 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
     )
 
 
-def _noise(policy: Policy, block: Block, config: RunConfig) -> tuple[Tensor, Tensor]:
-    """The first latent (N, ...) and the noise of every step (K, N, ...), from each sample's own coordinates."""
+def check_noise(config: RunConfig, schedule: Schedule) -> None:
+    """Refuse a sampler without noise in the steps that are to be learned.
+
+    Raises:
+        UserError: a window, in one of its places, holds only steps that end at or below the noise floor.
+    """
+    window = config.sampler.window
+    spans = [(first, first + window.size) for first in window.places(schedule.steps)] if window else [None]
+    for span in spans:
+        if config.built_objective.process == "reverse" and not schedule.windowed(span).stochastic_K.any():
+            where = f"steps {span[0]} to {span[1] - 1} (sampler.window)" if span else "some step"
+            raise UserError(
+                f"expected noise in {where} for {config.objective['name']}, found none: they end at or below the floor, where no "
+                "noise is added; lower sampler.noise.floor, or move the window towards the first steps"
+            )
+
+
+def _noise(policy: Policy, block: Block, config: RunConfig, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """The first latent (N, ...) and the noise of steps first to end - 1, from each sample's own coordinates.
+
+    A step's noise does not depend on where a window lies.
+    """
     if block.evaluation:  # the same noise at every evaluation of every run
         seed, update = config.evaluation.seed, 0
         stages = (Stage.EVALUATION_INITIAL_NOISE, Stage.EVALUATION_STEP_NOISE)
     else:
         seed, update = config.seed, block.update
         stages = (Stage.INITIAL_NOISE, Stage.STEP_NOISE)
-    samples = range(block.first_sample, block.first_sample + block.samples_per_prompt)
     shapes = (policy.latent_shape, (policy.schedule.steps, *policy.latent_shape))
-    drawn = [
+    kept = (slice(None), slice(first, end))
+    samples = range(block.first_sample, block.first_sample + block.samples_per_prompt)
+    starts, steps = (
         [
             torch.randn(
                 shape, generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s)
-            )
+            )[part]
             for prompt in block.prompt_ids
             for s in samples
         ]
-        for stage, shape in zip(stages, shapes, strict=True)
-    ]
-    return torch.stack(drawn[0]).to(policy.device), torch.stack(drawn[1], dim=1).to(policy.device)
+        for stage, shape, part in zip(stages, shapes, kept, strict=True)
+    )
+    return torch.stack(starts).to(policy.device), torch.stack(steps, dim=1).to(policy.device)
 
 
 def _preview(

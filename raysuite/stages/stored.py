@@ -52,7 +52,9 @@ def read(run: Path, update: int, block: int) -> Rollouts:
             "at least as many updates"
         ) from error
     coordinates: dict[str, Any] = json.loads(metadata["block"])
-    lists = {name: tuple(coordinates[name]) for name in ("prompts", "prompt_ids", "metadata")}
+    # JSON has lists for tuples, and an earlier version no windows
+    listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates.get("window") else []))
+    lists = {name: tuple(coordinates[name]) for name in listed}
     return Rollouts(
         block=Block(**{**coordinates, **lists}),
         version=int(metadata["version"]),

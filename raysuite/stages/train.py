@@ -33,6 +33,7 @@ from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, 
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.stored import ReplayCollector
 from raysuite.stages.summaries import reward_metrics, summary
@@ -72,6 +73,7 @@ class Training:
             self.set.check(config, policy.latent_shape)
         if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
+        check_noise(config, policy.schedule)
         self.prompts: PromptSet = load_prompts(config.prompts)
         learning = config.learn
         self.optimizer = torch.optim.AdamW(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Measurement:
             preferences = self._preferences(self.comparing, block, rollouts)
         if any(objective.consumes == "advantages" for objective in self.objectives.values()):
             assert rollouts is not None and advantage is not None
-            steps = int(self.policy.schedule.stochastic_K.sum())
+            steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
             trained = transitions(rollouts, advantage["trained"])
             # an objective's mean is over steps, where the policy gradient sums over them
             reward = transitions(rollouts, steps * advantage["reward"])
@@ -158,7 +158,8 @@ class Measurement:
         """One prompt's share of a block; None where there is nothing to learn from."""
         if isinstance(batch, Transitions):
             samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
-            return Transitions(
+            return replace(
+                batch,
                 latents_NK=batch.latents_NK[samples],
                 logp_NK=batch.logp_NK[samples],
                 advantage_NK=batch.advantage_NK[samples],
@@ -170,7 +171,7 @@ class Measurement:
             rows = [r for r, prompt in enumerate(batch.prompts_R) if prompt == block.prompts[place]]
         if not rows:
             return None
-        return Preferences(latents_RMK=batch.latents_RMK[rows], prompts_R=tuple(batch.prompts_R[r] for r in rows))
+        return replace(batch, latents_RMK=batch.latents_RMK[rows], prompts_R=tuple(batch.prompts_R[r] for r in rows))
 
     def _gradients(
         self,
@@ -264,10 +265,10 @@ class Probes:
         block = training_blocks(config, load_prompts(config.prompts), FIRST_UPDATE - 1)[0]
         drawn = sample(policy, block, config, version=0)
         assert drawn.latents_NK is not None
-        steps = policy.schedule.steps
-        k = torch.arange(count) * steps // count
+        first, end = block.window or (0, policy.schedule.steps)
+        k = first + torch.arange(count) * (end - first) // count
         n = torch.arange(count) % block.size
-        self.x = torch.from_numpy(drawn.latents_NK)[n, k].to(policy.device)
+        self.x = torch.from_numpy(drawn.latents_NK)[n, k - first].to(policy.device)
         self.t = policy.schedule.timesteps_K[k.to(policy.device)]
         self.prompts = [block.prompt_of_N[i] for i in n.tolist()]
         self.policy, self.weights = policy, policy.weights()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raysuite.config import Credit, Learn, Noise, RunConfig, load, recipes, validate
+from raysuite.config import Credit, Learn, Noise, RunConfig, Window, load, put, recipes, validate
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 
@@ -241,6 +241,30 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
     ("changes", "mentions"),
     [
         ({"sampler.eta": 0}, "expected sampler.noise.level above 0 for ddpo, got 0"),
+        (
+            {"sampler.window": {"size": 51}},
+            "expected a window within the 50 steps, got sampler.window.size=51 from step 0:",
+        ),
+        ({"sampler.window": {"size": 2, "first": 49}}, "sampler.window.size=2 from step 49:"),
+        (
+            {"sampler.window": {"size": 2, "first": 5, "until": 4, "move": "random"}},
+            "sampler.window.size=2 from step 5 to 4: lower size, first or until",
+        ),
+        (
+            {"sampler.window": {"size": 2, "every": 2}},
+            "expected no sampler.window.until, every or stride with move=fixed",
+        ),
+        (
+            {"sampler.window": {"size": 2, "move": "random", "stride": 2}},
+            "expected no sampler.window.stride with move=random",
+        ),
+        (
+            {
+                "sampler": {"window": {"size": 2}, "noise": {"level": 0}},
+                "objective": {"name": "sft"},
+            },
+            "expected sampler.noise.level above 0 with sampler.window",
+        ),
         ({"rollouts.prompts_per_block": 2, "rollouts.prompts": 3}, "expected rollouts.prompts to be a multiple of"),
         ({"learn.minibatches": 3}, "learn.minibatches x cluster.workers = 3"),
         ({"cluster.workers": 2, "learn.minibatches": 2}, "learn.minibatches x cluster.workers = 4"),
@@ -322,6 +346,18 @@ def test_eta_is_short_for_noise(tmp_path: Path) -> None:
     earlier["sampler"]["eta"] = 0.3
     assert validate(earlier).identity() == short.identity()
     assert "eta" not in short.canonical()["sampler"]
+
+
+def test_a_window_is_set_and_unset() -> None:
+    windowed = load("toy-ddpo", {"sampler.window.size": "3", "sampler.window.move": "random"})
+    assert windowed.sampler.window == Window(size=3, move="random")
+    again = windowed.canonical()
+    put(again, "sampler.window.first", 2)
+    assert validate(again).sampler.window == Window(size=3, first=2, move="random")
+    put(again, "sampler.window", None)
+    assert validate(again) == load("toy-ddpo")
+    put(again, "sampler.window", {"size": 1})
+    assert validate(again).sampler.window == Window(size=1)
 
 
 def test_noise_has_one_form_at_a_time(tmp_path: Path) -> None:

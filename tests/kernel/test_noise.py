@@ -235,14 +235,15 @@ def test_models_that_preserve_variance_have_no_floor() -> None:
 
 def test_outside_of_a_window_is_the_ode() -> None:
     whole, plain = flow(kind="flow_sde", level=0.7), flow(level=0.0)
-    windowed = whole.windowed(2, 5)
+    windowed = whole.windowed((2, 5))
     inside = torch.arange(STEPS).ge(2) & torch.arange(STEPS).lt(5)
     assert windowed.stochastic_K.tolist() == inside.tolist()
     for name in ("noise_K", "direction_K"):
         expected = torch.where(inside, getattr(whole, name), getattr(plain, name))
         assert getattr(windowed, name).equal(expected)
     assert windowed.timesteps_K.equal(whole.timesteps_K)
-    assert whole.windowed(0, STEPS).noise_K.equal(whole.noise_K)
+    assert whole.windowed((0, STEPS)).noise_K.equal(whole.noise_K)
+    assert whole.windowed(None) is whole
 
 
 # what is refused, and levels

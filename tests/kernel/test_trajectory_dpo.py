@@ -429,3 +429,20 @@ def test_batches_that_do_not_fit(objective: TrajectoryDpo, data: Preferences, op
 def test_settings_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"expected objective.{next(iter(changes))}"):
         make(**changes)
+
+
+@pytest.mark.parametrize("window", [(0, 2), (1, 4), (3, STEPS)])
+@pytest.mark.parametrize("steps", [None, 2])
+def test_a_window_s_latents_are_enough(window: tuple[int, int], steps: int | None) -> None:
+    """The same queries as from whole trajectories of a sampler that adds noise there alone."""
+    first, end = window
+    whole = batch()
+    columns = [*range(first, end + 1), *([STEPS] if end < STEPS else [])]
+    kept = dataclasses.replace(whole, latents_RMK=whole.latents_RMK[:, :, columns], window=window)
+    found = make(steps=steps).queries(kept, sampler(), torch.Generator().manual_seed(0))
+    expected = make(steps=steps).queries(whole, sampler().windowed(window), torch.Generator().manual_seed(0))
+    assert found.x_UM.equal(expected.x_UM) and found.t_UM.equal(expected.t_UM)
+    assert all(found.extra[name].equal(expected.extra[name]) for name in expected.extra)
+    assert set(found.extra["k"].flatten().tolist()) <= set(range(first, end))
+    with pytest.raises(UserError, match="expected trajectories of 5 steps"):
+        make().queries(dataclasses.replace(whole, window=(1, 3)), sampler(), torch.Generator())

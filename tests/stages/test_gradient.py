@@ -111,6 +111,21 @@ def test_the_first_ratio_is_exactly_1(policy_name: str, nudged: bool, policy_of:
         assert torch.cat(watched.ratios).tolist() == [1.0] * 6 * stochastic(policy)
 
 
+@pytest.mark.parametrize("name", ["toy-flow", "epsilon-all-3"])
+@pytest.mark.parametrize("window", [(0, 2), (1, 3)])
+def test_of_a_window_s_steps_the_first_ratio_is_exactly_1(
+    name: str, window: tuple[int, int], policy_of: Opener
+) -> None:
+    policy, config = policy_of(name)
+    nudge(policy)
+    (block,) = training_blocks(config, load_prompts(config.prompts), update=0)
+    rollouts = score(sample(policy, dataclasses.replace(block, window=window), config, version=0), config)
+    watched = Watched(inner=ddpo())
+    gradient_of(watched, policy, [transitions(rollouts, np.ones((6, 4)))], microbatch=6)
+    assert watched.sizes == [6, 6]
+    assert torch.cat(watched.ratios).tolist() == [1.0] * 12
+
+
 @pytest.mark.parametrize("microbatch", [1, 4, 5])
 def test_in_other_batches_the_first_ratio_is_nearly_1(policy_name: str, microbatch: int, policy_of: Opener) -> None:
     policy, config = policy_of(policy_name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.families.toy import PROMPTS as TOY_PROMPTS
-from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, training_blocks
 from raysuite.types import Block
 
 Maker = Callable[..., RunConfig]
@@ -147,6 +148,46 @@ def test_more_prompts_than_there_are(run_config: Maker) -> None:
     config = run_config("toy", rollouts={"prompts": 4, "prompts_per_block": 2})
     with pytest.raises(UserError, match=r"at most the 2 training prompts, got 4"):
         training_blocks(config, load_prompts(config.prompts), 0)
+
+
+# windows of noise
+
+
+@pytest.mark.parametrize(
+    ("window", "places"),
+    [
+        ({"size": 3, "first": 2}, [2, 2, 2, 2, 2, 2, 2, 2]),
+        ({"size": 4, "move": "progressive"}, [0, 1, 2, 3, 4, 5, 6, 0]),
+        ({"size": 2, "move": "progressive", "first": 1, "until": 6, "stride": 2, "every": 2}, [1, 1, 3, 3, 5, 5, 1, 1]),
+    ],
+)
+def test_where_a_window_is(window: dict[str, Any], places: list[int], run_config: Maker) -> None:
+    config = run_config("toy", sampler={"steps": 10, "window": window})
+    found = [noisy_steps(config, update) for update in range(8)]
+    assert found == [(place, place + window["size"]) for place in places]
+    assert all(block.window == found[3] for block in training_blocks(config, load_prompts(config.prompts), update=3))
+
+
+def test_a_random_window_is_a_function_of_coordinates(run_config: Maker) -> None:
+    """Of the seed and the update, evenly from first to until; the same for so many updates."""
+    window = {"size": 2, "first": 1, "until": 5, "move": "random"}
+    config = run_config("toy", sampler={"steps": 10, "window": window})
+    found = [noisy_steps(config, update) for update in range(500)]
+    assert found == [noisy_steps(config, update) for update in range(500)]
+    counts = Counter(found)
+    assert set(counts) == {(first, first + 2) for first in range(1, 6)}
+    assert all(count == pytest.approx(100, abs=45) for count in counts.values())  # five standard deviations
+    other = [noisy_steps(config.model_copy(update={"seed": 1}), update) for update in range(500)]
+    assert other != found
+    slow = run_config("toy", sampler={"steps": 10, "window": {**window, "every": 5}})
+    assert [noisy_steps(slow, update) for update in range(50)] == [found[update // 5] for update in range(50)]
+
+
+def test_evaluations_draw_with_the_window_in_its_first_place(run_config: Maker) -> None:
+    config = run_config("toy", sampler={"steps": 10, "window": {"size": 4, "first": 1, "move": "random"}})
+    by_split = evaluation_blocks(config, load_prompts(config.prompts), 7, final=True)
+    assert {block.window for blocks in by_split.values() for block in blocks} == {(1, 5)}
+    assert noisy_steps(run_config("toy"), 3) is None
 
 
 # the blocks of an evaluation

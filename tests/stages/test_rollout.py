@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from raysuite.config import RunConfig
+from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
 from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
-from raysuite.stages.rollout import sample, score
+from raysuite.stages.rollout import check_noise, sample, score
 from raysuite.types import Block, Cost, Drawn, Rollouts
 
 Opener = Callable[..., tuple[Policy, RunConfig]]
@@ -173,6 +174,64 @@ def test_a_step_without_noise_has_density_0(policy_of: Opener) -> None:
     assert not drawn.logp_NK[:, -1].any()
     assert drawn.logp_NK[:, :-1].all()
     np.testing.assert_allclose(drawn.latents_NK[:, -1], drawn.latents_NK[:, -2], atol=1e-6)
+
+
+# windows of noise
+
+
+@pytest.mark.parametrize("name", ["toy-flow", "epsilon-all-3"])
+@pytest.mark.parametrize("window", [(0, 2), (1, 3), (3, 5)])
+def test_a_window_has_noise_and_the_rest_has_none(name: str, window: tuple[int, int], policy_of: Opener) -> None:
+    """Kept are the latents around its steps and the clean one; a step's noise is that which it has without a window."""
+    policy, config = policy_of(name, sampler={"steps": 5, "noise": {"level": 0.7}})
+    block = dataclasses.replace(training_block(config), window=window)
+    drawn, whole = (sample(policy, b, config, version=0) for b in (block, dataclasses.replace(block, window=None)))
+    first, end = window
+    columns = [*range(first, end + 1), *([5] if end < 5 else [])]
+    assert drawn.latents_NK is not None and whole.latents_NK is not None and drawn.logp_NK is not None
+    x, kept = torch.from_numpy(whole.latents_NK[:, 0]), []
+    for step in range(5):
+        kept.append(x)
+        k = torch.full((6,), step)
+        with torch.no_grad():
+            output = policy.predict(x, policy.schedule.timesteps_K[k], block.prompt_of_N)
+            before = torch.from_numpy(whole.latents_NK[:, step])
+            noisy = policy.predict(before, policy.schedule.timesteps_K[k], block.prompt_of_N)
+        schedule = policy.schedule if first <= step < end else policy.schedule.windowed((0, 0))
+        z = torch.from_numpy(whole.latents_NK[:, step + 1]) - transition.mean(policy.schedule, k, before, noisy)
+        x = transition.mean(schedule, k, x, output) + (z if first <= step < end else 0)
+    kept.append(x)
+    np.testing.assert_allclose(drawn.latents_NK, torch.stack([kept[c] for c in columns], 1), atol=2e-5)
+    stochastic = policy.schedule.windowed(window).stochastic_K.numpy()
+    assert (drawn.logp_NK != 0).all(0).tolist() == stochastic.tolist()
+    assert not drawn.logp_NK[:, ~stochastic].any()
+
+
+def test_the_window_of_an_evaluation_is_where_its_kl_is(policy_of: Opener) -> None:
+    policy, config = policy_of("toy-flow", sampler={"steps": 5, "window": {"size": 2}})
+    policy.set_weights(policy.weights() + 0.05)
+    block = evaluation_block(config)
+    assert block.window == (0, 2)
+    windowed, whole = (
+        sample(policy, b, config, version=0).kl_N for b in (block, dataclasses.replace(block, window=None))
+    )
+    assert windowed is not None and whole is not None
+    assert (windowed > 0).all() and (windowed < whole).all()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "where"),
+    [
+        ({"steps": 5, "window": {"size": 1, "first": 2, "move": "progressive"}}, r"steps 4 to 4 \(sampler\.window\)"),
+        ({"steps": 5, "noise": {"floor": 0.95}}, "some step"),
+    ],
+)
+def test_steps_without_noise_are_not_learned(sampler: dict[str, Any], where: str, policy_of: Opener) -> None:
+    policy, config = policy_of("toy-flow", sampler=sampler)
+    with pytest.raises(UserError, match=f"expected noise in {where} for ddpo, found none"):
+        check_noise(config, policy.schedule)
+    policy, config = policy_of("toy-flow")
+    check_noise(config, policy.schedule)
 
 
 # credit from previews

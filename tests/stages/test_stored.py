@@ -44,6 +44,14 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     assert {name: s.tolist() for name, s in back.scores.items()} == {n: s.tolist() for n, s in first.scores.items()}
 
 
+def test_a_window_comes_back(tmp_path: Path) -> None:
+    (first, *_) = begin(toy(sampler__window="{size: 3, first: 2}"), tmp_path).collect(0)
+    stored.keep(tmp_path, first)
+    back = stored.read(tmp_path, 0, first.block.index)
+    assert back.block == first.block and back.block.window == (2, 5)
+    assert back.latents_NK is not None and back.latents_NK.shape[1] == 5
+
+
 def test_replaying_a_runs_own_rollouts_repeats_it(tmp_path: Path) -> None:
     """On-policy DDPO that replays what DDPO drew takes the same steps; only what it cost differs."""
     source = kept(tmp_path / "source")

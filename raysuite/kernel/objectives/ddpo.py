@@ -63,7 +63,8 @@ class Ddpo(Objective[Transitions]):
 
     def queries(self, batch: Transitions, schedule: Schedule, generator: torch.Generator) -> Queries:
         """One unit for each stochastic step of every trajectory, step by step, as they were drawn."""
-        steps_K = schedule.stochastic_K.nonzero().flatten().cpu()
+        steps_K = schedule.windowed(batch.window).stochastic_K.nonzero().flatten().cpu()
+        first = batch.window[0] if batch.window else 0
         if not len(steps_K):
             raise UserError("expected a sampler that adds noise, got none: ddpo needs sampler.noise.level above 0")
         kept = max(1, round(self.step_fraction * len(steps_K)))
@@ -71,13 +72,13 @@ class Ddpo(Objective[Transitions]):
         samples = len(batch.prompts_N)
         k, n = chosen.repeat_interleave(samples), torch.arange(samples).repeat(kept)
         return Queries(
-            x_UM=batch.latents_NK[n, k][:, None],
+            x_UM=batch.latents_NK[n, k - first][:, None],
             t_UM=schedule.timesteps_K.cpu()[k][:, None],
             prompts_U=batch.prompts_N * kept,
             together=samples,
             extra={
                 "k": k,
-                "next": batch.latents_NK[n, k + 1],
+                "next": batch.latents_NK[n, k - first + 1],
                 "logp_old": batch.logp_NK[n, k],
                 "advantage": batch.advantage_NK[n, k],
             },

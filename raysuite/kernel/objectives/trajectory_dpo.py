@@ -77,13 +77,14 @@ class TrajectoryDpo(Objective[Preferences]):
 
     def queries(self, batch: Preferences, schedule: Schedule, generator: torch.Generator) -> Queries:
         """The chosen steps S of all members of every ranking: M S points a unit, one member's steps after the other's."""
-        steps_K = schedule.stochastic_K.nonzero().flatten().cpu()
+        steps_K = schedule.windowed(batch.window).stochastic_K.nonzero().flatten().cpu()
+        first, end = batch.window or (0, schedule.steps)
         rankings, members, latents = batch.latents_RMK.shape[:3]
         if not len(steps_K):
             raise UserError(
                 "expected a sampler that adds noise, got none: trajectory_dpo needs sampler.noise.level above 0"
             )
-        if latents != schedule.steps + 1:
+        if latents != end - first + 1 + (end < schedule.steps):  # around the window's steps, and the clean one
             raise UserError(
                 f"expected trajectories of {schedule.steps} steps, got {latents - 1}: trajectory_dpo learns from rollouts, or "
                 "from a set made with `raysuite pairs --trajectories` and the same sampler"
@@ -107,14 +108,14 @@ class TrajectoryDpo(Objective[Preferences]):
         k_RS = steps_K[chosen]
         rows_RS = torch.arange(rankings)[:, None].expand_as(k_RS)
         return Queries(
-            x_UM=batch.latents_RMK[rows_RS, :, k_RS].transpose(1, 2).flatten(1, 2),
+            x_UM=batch.latents_RMK[rows_RS, :, k_RS - first].transpose(1, 2).flatten(1, 2),
             t_UM=schedule.timesteps_K.cpu()[k_RS].repeat(1, members),
             prompts_U=batch.prompts_R,
             together=rankings,
             extra={
                 "k": k_RS,
                 "weight": weight_RS,
-                "next": batch.latents_RMK[rows_RS, :, k_RS + 1].transpose(1, 2),
+                "next": batch.latents_RMK[rows_RS, :, k_RS - first + 1].transpose(1, 2),
             },
         )
 
