@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -80,15 +81,16 @@ def decode(image: bytes | Path, size: tuple[int, int]) -> np.ndarray:
         raise Unusable(f"image of more than {PIXELS:,} pixels") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Unusable("missing image file") from error
-    except (UnidentifiedImageError, PermissionError, IsADirectoryError) as error:
+    except UnidentifiedImageError as error:
         raise Unusable("unreadable image") from error
     except BROKEN as error:
-        if isinstance(error, OSError) and error.errno in ELSEWHERE:
+        code = error.errno if isinstance(error, OSError) else None  # none of Pillow's own have one
+        if code in ELSEWHERE:
             raise UserError(
-                f"expected to read the picture {image!s:.200}, got {error.strerror}: repeat the command, it goes on where it was "
+                f"expected to read the picture {image!s:.200}, got {os.strerror(code)}: repeat the command, it goes on where it was "
                 "stopped"
             ) from error
-        raise Unusable("broken image") from error
+        raise Unusable("broken image" if code is None else "unreadable image") from error
 
 
 def _turn(opened: ImageFile.ImageFile) -> Image.Transpose | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -242,7 +243,7 @@ class Listed(Source):
             raise Unusable("missing image")
         folder = Path(file).parent
         places = [folder / name, folder / Path(file).stem / name, folder / self.split / name]
-        return next((place for place in places if place.exists()), places[0])
+        return next((place for place in places if _is_there(place)), places[0])
 
 
 class HpdV2(Listed):
@@ -373,7 +374,7 @@ class Folders(Listed):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """By the two folders."""
-        return all((path / side).is_dir() for side in cls.sides)
+        return all(_is_there(path / side) for side in cls.sides)
 
     def read(self, file: Path) -> list[dict[str, Any]]:
         """Every name that either side has, in alphabetical order."""
@@ -452,7 +453,7 @@ def open_source(given: Sequence[str], *, layout: str | None, split: str) -> Sour
 def _found(pattern: str) -> list[str]:
     """Absolute paths of what is meant, since processes that read it may stand elsewhere; a hub's name as it is."""
     path = Path(pattern).expanduser()
-    if path.exists():
+    if _is_there(path):
         return [str(path.absolute())]
     matches = sorted(glob.glob(str(path.absolute()), recursive=True))  # noqa: PTH207 - Path.glob wants relative patterns
     looks_local = (
@@ -461,6 +462,11 @@ def _found(pattern: str) -> list[str]:
     if not matches and looks_local and "://" not in pattern:
         raise UserError(f"expected preference data at {pattern}, there is nothing: check the path")
     return matches or [pattern]
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is at a path; False for what cannot be a path, or may not be looked at."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for those
 
 
 def as_items(parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -192,6 +192,7 @@ LINES: list[tuple[bytes, int | None, str | None]] = [
     (json.dumps({**GOOD, "rejected": 3}).encode(), None, "missing image"),
     (json.dumps({**GOOD, "rejected": ""}).encode(), None, "missing image"),
     (json.dumps({**GOOD, "preferred": "no.png"}).encode(), 0, "missing image file"),
+    (json.dumps({**GOOD, "preferred": "x" * 5000}).encode(), 0, "unreadable image"),
     (json.dumps({**GOOD, "rejected": "page.jpg"}).encode(), 1, "unreadable image"),
     (json.dumps({**GOOD, "rejected": "a.png"}).encode(), None, "identical images"),
     (json.dumps({**GOOD, "prompt": 7}).encode(), None, "caption that is no text"),

@@ -194,7 +194,13 @@ def test_what_cannot_be_read_has_its_reason(kind: str, on_disk: bool, tmp_path: 
 
 
 def test_paths_without_a_picture(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "no.png", "missing image file"), (tmp_path, "unreadable image")):
+    (tmp_path / "file").write_text("")
+    for path, reason in (
+        (tmp_path / "no.png", "missing image file"),
+        (tmp_path / "file" / "no.png", "missing image file"),
+        (tmp_path, "unreadable image"),
+        (tmp_path / ("x" * 5000), "unreadable image"),
+    ):
         with pytest.raises(Unusable) as raised:
             decode(path, (8, 8))
         assert str(raised.value) == reason
