@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import safetensors.numpy
@@ -18,14 +20,16 @@ from rich.console import Console
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.cluster.encode import encode
 from raysuite.cluster.pairs import make_pairs
-from raysuite.config import RunConfig, load
+from raysuite.config import Model, RunConfig, load
+from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.progress import Counting
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
-from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preference_set import PreferenceSet, finished_blocks
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from tests.stages.worker import train_alone
@@ -170,3 +174,35 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -
     other = run([*train, "--set", "seed=1"])
     assert other.returncode == 2
     assert "differs in seed" in other.stderr
+
+
+def test_a_damaged_file_ends_encoding_with_a_sentence(tmp_path: Path) -> None:
+    """Not with what Ray Data makes of an actor's exception; what was whole is kept."""
+    columns = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
+    for name in ("a", "b"):
+        row = {column: [b"no picture" * 20] for column in columns[:2]} | {
+            "label_0": [1],
+            "label_1": [0],
+            "caption": ["left"],
+        }
+        pq.write_table(pa.table(row), tmp_path / f"{name}.parquet", compression="none")
+    content = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(content[:4] + bytes(100) + content[104:])
+    source = open_source([str(tmp_path / "?.parquet")], layout=None, split="train")
+    with (
+        Counting("encoding", "blocks", Console(quiet=True)) as counting,
+        pytest.raises(UserError, match=r"expected rows 0 to 0 in .*b.parquet, could not read them"),
+    ):
+        encode(
+            source,
+            tmp_path / "set",
+            model=Model(path="toy"),
+            pairs="all",
+            rows_per_block=1,
+            actors=1,
+            actor_gpus=0,
+            command=["test"],
+            counting=counting,
+        )
+    assert finished_blocks(tmp_path / "set") <= {0}
+    assert not (tmp_path / "set" / "summary.json").exists()
