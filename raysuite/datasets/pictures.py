@@ -31,7 +31,7 @@ from raysuite.errors import UserError
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow reads by itself. For some others it starts programs, which no file of unknown origin should make it do."""
 PIXELS = 89_478_485
-"""At most so many in a picture: Pillow's own limit, which keeps one below 400 MB in memory. 20,000 x 20,000 are more."""
+"""At most so many in a picture: Pillow's own limit, 360 MB in its memory, and twice that where one is converted."""
 DECODER = 2
 """Raised whenever some picture would come out otherwise, so that no set is half of one kind and half of another."""
 WHITE = 255
@@ -106,9 +106,11 @@ def _in_colour(opened: ImageFile.ImageFile) -> Image.Image:
     if opened.mode.startswith(("I", "F")):
         return Image.fromarray(_grey(opened)).convert("RGB")
     if opened.has_transparency_data:
-        page = Image.new("RGBA", opened.size, (WHITE, WHITE, WHITE, 255))
-        return Image.alpha_composite(page, opened.convert("RGBA")).convert("RGB")
-    return opened.convert("RGB")
+        picture = opened if opened.mode == "RGBA" else opened.convert("RGBA")
+        page = Image.new("RGB", opened.size, (WHITE, WHITE, WHITE))
+        page.paste(picture, mask=picture)
+        return page
+    return opened if opened.mode == "RGB" else opened.convert("RGB")
 
 
 def _grey(opened: ImageFile.ImageFile) -> np.ndarray:
