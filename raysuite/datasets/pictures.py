@@ -33,7 +33,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 PIXELS = 89_478_485
 """At most so many in a picture: Pillow's own limit, 360 MB in its memory, and twice that where one is converted."""
 DECODER = 2
-"""Raised whenever some picture would come out otherwise, so that no set is half of one kind and half of another."""
+"""Goes up with every change that lets some picture come out otherwise, so that no set is half of one kind and half of another."""
 WHITE = 255
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

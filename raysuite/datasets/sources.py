@@ -201,7 +201,7 @@ class PickAPic(Source):
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"expected rows {part.start} to {part.stop - 1} in {part.file}, could not read them: "
-                f"{' '.join(str(error).split())}: fetch the file again"
+                f"{' '.join(str(error).split())}: repeat the command, or fetch the file again"
             ) from error
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
