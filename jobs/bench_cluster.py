@@ -64,12 +64,10 @@ class Double(ToyPolicy):
         numbers = torch.zeros(PIECES, megabytes * 10**6 // 4 // PIECES)
         self.unused = {f"piece {n}": torch.nn.Parameter(numbers[n].clone()) for n in range(PIECES)}
 
-    def predict(
-        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
-    ) -> Tensor:
+    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], **who: bool) -> Tensor:
         """What the toy model predicts, later."""
         time.sleep(SECONDS)
-        return super().predict(x_N, t_N, prompts_N, reference=reference, guided=guided)
+        return super().predict(x_N, t_N, prompts_N, **who)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The weights that it does not use."""

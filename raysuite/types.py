@@ -196,6 +196,10 @@ class Queries:
             extra={name: tensor[units] for name, tensor in self.extra.items()},
         )
 
+    def knowing(self, **tensors: Tensor) -> Self:
+        """The same with more of what the loss needs."""
+        return replace(self, extra={**self.extra, **tensors})
+
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
         return replace(

@@ -33,6 +33,12 @@ def _check_objective(run: Run) -> None:
         )
     if run.reference != Reference() and not objective.needs_reference:
         raise UserError(f"expected no reference settings with {name}, which compares with none: leave reference out")
+    if objective.reference_is_sampler and not run.reference.refresh:
+        raise UserError(
+            f"expected reference.refresh of at least 1 with {name}, which compares with the policy that drew the pictures, got 0: set "
+            "reference.refresh=1 (reference.decay makes the old policy a running mean). Against the model as it came it is another "
+            "algorithm; objective.base_weight holds the policy near that"
+        )
     if run.reference.decay > 0 and not run.reference.refresh:
         raise UserError(
             "expected reference.refresh above 0 with reference.decay, got 0: set how often the reference follows"

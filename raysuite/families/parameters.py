@@ -31,6 +31,10 @@ class Trained(ABC):
         """The network with the reference's parameters, for the length of a `with`."""
 
     @abstractmethod
+    def base(self) -> AbstractContextManager[UNet2DConditionModel]:
+        """The network as it was before training, for the length of a `with`."""
+
+    @abstractmethod
     def set_reference(self, values: Mapping[str, torch.Tensor]) -> None:
         """Make these the reference's parameters. Until then it is the network as it was before training."""
 
@@ -68,11 +72,8 @@ class Lora(Trained):
     def reference(self) -> Iterator[UNet2DConditionModel]:
         """The network with its adapter off, or with the reference's values in it."""
         if not self._reference:
-            self.network.disable_adapters()
-            try:
-                yield self.network
-            finally:
-                self.network.enable_adapters()
+            with self.base() as network:
+                yield network
             return
         # exchanged by pointer: no copy, and what autograd holds of the trained values stays as it is
         own = {name: parameter.data for name, parameter in self.named().items()}
@@ -81,6 +82,15 @@ class Lora(Trained):
             yield self.network
         finally:
             self._put(own)
+
+    @contextmanager
+    def base(self) -> Iterator[UNet2DConditionModel]:
+        """The network with its adapter off."""
+        self.network.disable_adapters()
+        try:
+            yield self.network
+        finally:
+            self.network.enable_adapters()
 
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.named().items():
@@ -98,6 +108,9 @@ class AllWeights(Trained):
         self.network = network.requires_grad_(True)
         self._reload = reload
         self._reference: UNet2DConditionModel | None = None
+        self._base: UNet2DConditionModel | None = None
+        """A second copy, once the first has moved and is asked for as it came."""
+        self._moved = False
         self._sharded = False
 
     def named(self) -> dict[str, nn.Parameter]:
@@ -109,8 +122,19 @@ class AllWeights(Trained):
         """The frozen copy."""
         yield self._copy()
 
+    @contextmanager
+    def base(self) -> Iterator[UNet2DConditionModel]:
+        """The frozen copy until it has other values, and then another."""
+        if not self._moved:
+            yield self._copy()
+            return
+        if self._base is None:
+            self._base = self._frozen()
+        yield self._base
+
     def set_reference(self, values: Mapping[str, torch.Tensor]) -> None:
         """Other values for the frozen copy."""
+        self._moved = True
         with torch.no_grad():
             for name, parameter in self._copy().named_parameters():
                 parameter.copy_(share_of(values[name], parameter))
@@ -122,7 +146,11 @@ class AllWeights(Trained):
 
     def _copy(self) -> UNet2DConditionModel:
         if self._reference is None:
-            self._reference = self._reload().requires_grad_(False)
-            if self._sharded:
-                shard(self._reference)
+            self._reference = self._frozen()
         return self._reference
+
+    def _frozen(self) -> UNet2DConditionModel:
+        network = self._reload().requires_grad_(False)
+        if self._sharded:
+            shard(network)
+        return network

@@ -36,12 +36,20 @@ class Policy(ABC):
 
     @abstractmethod
     def predict(
-        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+        self,
+        x_N: Tensor,
+        t_N: Tensor,
+        prompts_N: Sequence[str],
+        *,
+        reference: bool = False,
+        base: bool = False,
+        guided: bool = True,
     ) -> Tensor:
         """The network's output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,).
 
         With `reference` the reference answers: the network as it was before any training, or what `set_reference` made
-        it. Without `guided` the sampler's guidance is left out.
+        it. With `base` it is the network as it was before any training, whatever the reference has become. Without `guided` the
+        sampler's guidance is left out.
         """
 
     @abstractmethod

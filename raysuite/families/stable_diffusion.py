@@ -75,13 +75,20 @@ class StableDiffusionPolicy(Policy):
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
 
     def predict(
-        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+        self,
+        x_N: Tensor,
+        t_N: Tensor,
+        prompts_N: Sequence[str],
+        *,
+        reference: bool = False,
+        base: bool = False,
+        guided: bool = True,
     ) -> Tensor:
         """The guided output e_uncond + w (e_cond - e_uncond), through which gradients flow in both branches, or e_cond."""
         states_N = torch.stack([self._embedding(prompt) for prompt in prompts_N])
-        if not reference:
+        if not (reference or base):
             return self._output(self.trained.network, x_N, t_N, states_N, guided)
-        with torch.no_grad(), self.trained.reference() as network:
+        with torch.no_grad(), self.trained.base() if base else self.trained.reference() as network:
             return self._output(network, x_N, t_N, states_N, guided)
 
     def _output(

@@ -71,7 +71,14 @@ class ToyPolicy(Policy):
         self.abar = alpha_bar().to(dtype)
 
     def predict(
-        self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], *, reference: bool = False, guided: bool = True
+        self,
+        x_N: Tensor,
+        t_N: Tensor,
+        prompts_N: Sequence[str],
+        *,
+        reference: bool = False,
+        base: bool = False,
+        guided: bool = True,
     ) -> Tensor:
         """The exact noise or velocity plus the perturbation. There is no guidance to leave out."""
         flow = self.schedule.prediction == "velocity"
@@ -90,6 +97,8 @@ class ToyPolicy(Policy):
             exact = exact - (responsibility @ self.modes + alpha * self.spread**2 * pull / variance)
         perturbation = self.reference_perturbation if reference else self.perturbation
         features = torch.cat([torch.ones_like(x_N[:, :1]), x_N], dim=1)
+        if base:
+            return exact
         bins = (t_N * len(perturbation) // TRAINING_STEPS).long().clamp(max=len(perturbation) - 1)
         return exact + torch.einsum("nf,nfd->nd", features, perturbation[bins])
 

@@ -143,14 +143,19 @@ def _backward(
     prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
     pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
 
-    def predict(piece: slice, *, reference: bool = False) -> Tensor:
-        return policy.predict(x[piece], t[piece], prompts[piece], reference=reference, guided=chunk.guided)
+    def predict(piece: slice, *, reference: bool = False, base: bool = False) -> Tensor:
+        about = (x[piece], t[piece], prompts[piece])
+        return policy.predict(*about, reference=reference, base=base, guided=chunk.guided)
 
     def loss_of(prediction: Tensor) -> Loss:
         reference = None
         if objective.needs_reference:
             reference = torch.cat([predict(piece, reference=True) for piece in pieces]).unflatten(0, chunk.t_UM.shape)
-        loss = objective.loss(chunk, policy.schedule, prediction.unflatten(0, chunk.t_UM.shape), reference)
+        known = chunk
+        if objective.needs_base:
+            base = torch.cat([predict(piece, base=True) for piece in pieces])
+            known = chunk.knowing(base=base.unflatten(0, chunk.t_UM.shape))
+        loss = objective.loss(known, policy.schedule, prediction.unflatten(0, chunk.t_UM.shape), reference)
         (loss.terms_U.sum() * scale).backward()
         return loss
 
@@ -164,7 +169,7 @@ def _backward(
         for piece in pieces:
             predict(piece).backward(prediction.grad[piece])
     points = len(x) * (policy.evaluations_per_prediction if chunk.guided else 1)
-    passes = 1 + objective.needs_reference + (len(pieces) > 1)
+    passes = 1 + objective.needs_reference + objective.needs_base + (len(pieces) > 1)
     return loss, Cost(forward=points * passes, backward=points)
 
 
@@ -173,13 +178,15 @@ def _keep_company(objective: Objective[Any], policy: Policy, *, pieces: int) -> 
     x = torch.zeros(1, *policy.latent_shape, device=policy.device)
     t = policy.schedule.timesteps_K[:1]
 
-    def predict(*, reference: bool = False) -> Tensor:
-        return policy.predict(x, t, [""], reference=reference)
+    def predict(*, reference: bool = False, base: bool = False) -> Tensor:
+        return policy.predict(x, t, [""], reference=reference, base=base)
 
     with torch.set_grad_enabled(pieces == 1):
         predictions = [predict() for _ in range(pieces)]
     for _ in range(pieces if objective.needs_reference else 0):
         predict(reference=True)
+    for _ in range(pieces if objective.needs_base else 0):
+        predict(base=True)
     for prediction in predictions:
         ((prediction if pieces == 1 else predict()) * 0).sum().backward()
 

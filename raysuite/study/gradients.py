@@ -98,6 +98,7 @@ def _by_unit(
 ) -> Cost:
     """Units whose members are all at one noise level: a chunk belongs to one bin, and one forward pass serves all."""
     first, needed, cost = asked[next(iter(objectives))], _reference_is_needed(objectives), Cost()
+    held = any(objective.needs_base for objective in objectives.values())
     bin_U = _bin(first.t_UM[:, 0], policy, bins)
     for number in bin_U.unique().tolist():
         for units in (bin_U == number).nonzero().flatten().split(max(1, microbatch // first.t_UM.shape[1])):
@@ -105,11 +106,12 @@ def _by_unit(
             chunk = next(iter(chunks.values()))
             prediction = _predict(policy, chunk, microbatch)
             reference = _predict(policy, chunk, microbatch, reference=True) if needed else None
+            base = {"base": _predict(policy, chunk, microbatch, base=True)} if held else {}
             for place, (name, objective) in enumerate(objectives.items()):
-                compared = _compared(objective, prediction, reference)
-                loss = objective.loss(chunks[name], policy.schedule, prediction, compared).terms_U.sum() / len(first)
+                compared, known = _compared(objective, prediction, reference), chunks[name].knowing(**base)
+                loss = objective.loss(known, policy.schedule, prediction, compared).terms_U.sum() / len(first)
                 add(name, number, _gradients(policy, loss, None, retain=place < len(objectives) - 1))
-            cost += _cost(policy, chunk, forward=1 + needed, backward=len(objectives))
+            cost += _cost(policy, chunk, forward=1 + needed + held, backward=len(objectives))
     return cost
 
 
@@ -164,12 +166,12 @@ def _compared(objective: Objective[Any], prediction: Tensor, reference: Tensor |
     return prediction.detach() if objective.reference_is_sampler else reference
 
 
-def _predict(policy: Policy, chunk: Queries, microbatch: int, *, reference: bool = False) -> Tensor:
+def _predict(policy: Policy, chunk: Queries, microbatch: int, **who: bool) -> Tensor:
     """Predictions (U, M, ...), a microbatch at a time."""
     prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
     x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
     pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
-    outputs = [policy.predict(x[p], t[p], prompts[p], reference=reference, guided=chunk.guided) for p in pieces]
+    outputs = [policy.predict(x[p], t[p], prompts[p], guided=chunk.guided, **who) for p in pieces]
     return torch.cat(outputs).unflatten(0, chunk.t_UM.shape)
 
 

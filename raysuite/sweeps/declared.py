@@ -195,9 +195,11 @@ def _tree(entry: str | dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         tree |= {name: own[name] for name in METHOD if own.get(name) is not None}
         every = {k: v for k, v in (own.get("evaluation") or {}).items() if k == "every"}
         return tree | {"evaluation": {**(base.get("evaluation") or {}), **every}}
-    consumes = getattr(OBJECTIVES.get(str(entry.get("name"))), "consumes", None)
-    dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(consumes))
+    cls = OBJECTIVES.get(str(entry.get("name")))
+    dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(getattr(cls, "consumes", None)))
     kept = {name: section for name, section in base.items() if name not in (dropped, "reference")}
+    if cls is not None and cls.reference_is_sampler:
+        kept["reference"] = {"refresh": 1}
     return kept | {"objective": dict(entry)}
 
 

@@ -379,6 +379,18 @@ def test_whole_sections_are_set() -> None:
     assert config.credit == Credit()
 
 
+def test_forward_rl_compares_with_the_policy_that_drew() -> None:
+    with pytest.raises(
+        UserError, match=r"expected reference\.refresh of at least 1 with forward_rl.*objective\.base_weight"
+    ):
+        load("toy-ddpo", {"objective": "{name: forward_rl, contrast: 1, advantage_limit: 2}"})
+    held = {
+        "objective": "{name: forward_rl, contrast: 1, advantage_limit: 2, base_weight: 2e-5}",
+        "reference.refresh": "1",
+    }
+    assert load("toy-ddpo", held).built_objective.needs_base
+
+
 DPO = {"objective": "{name: diffusion_dpo, beta: 100}", "credit": "null"}
 DENSE = {"objective": "{name: trajectory_dpo, strength: 5, discount: 0.9}", "credit": "null"}
 

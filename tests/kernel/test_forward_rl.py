@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from raysuite.config import Sampler
 from raysuite.errors import UserError
+from raysuite.families.toy import open_toy
 from raysuite.kernel.objectives.forward_rl import ForwardRl
 from raysuite.kernel.schedule import Schedule, network_output, variance_preserving_schedule
 from raysuite.types import Queries, Transitions
@@ -17,6 +20,8 @@ SHAPE, DIMENSIONS = (2, 2), 4
 
 
 def sampler(prediction: Any = "epsilon") -> Schedule:
+    if prediction == "velocity":
+        return open_toy(Sampler(steps=5), dtype=torch.float64, flow=True).schedule
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
     return variance_preserving_schedule(
         torch.cumprod(1 - betas, 0), steps=5, level=0.0, spacing="leading", offset=1, prediction=prediction
@@ -52,7 +57,7 @@ def saying(queries: Queries, schedule: Schedule, x0: Tensor) -> Tensor:
     return network_output(schedule.prediction, x0, eps, alpha, sigma)[:, None]
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "velocity"])
 def test_value_by_arithmetic(prediction: Any) -> None:
     """The same in either parametrisation, since everything is about clean latents."""
     objective, queries, schedule = asked([1.0, -0.5, 0.0], prediction)
@@ -75,13 +80,13 @@ def test_advantages_become_chances() -> None:
     assert len(queries) == 12 and not queries.guided
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "velocity"])
 def test_the_clean_latent_is_noised_anew(prediction: Any) -> None:
     """Within the range of timesteps; predicting the target is predicting the trajectory's last latent."""
     _, queries, schedule = asked([0.0, 1.0], prediction, draws=30, noise_range=(0.5, 0.51))
     clean = batch([0.0, 1.0]).latents_NK[:, -1].repeat_interleave(30, 0)
     assert torch.equal(queries.extra["clean"][:, 0], clean)
-    assert set(queries.t_UM.flatten().tolist()) <= set(range(500, 510))
+    assert set(schedule.training.nearest(queries.t_UM).flatten().tolist()) <= set(range(500, 510))
     torch.testing.assert_close(saying(queries, schedule, clean), queries.extra["target"])
 
 
@@ -96,6 +101,30 @@ def test_x6_the_first_gradient_is_a_share_of_fine_tuning(contrast: float) -> Non
     w = (old - x0).abs().mean((1, 2), keepdim=True)
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad, 2 * share * (old - x0) / (DIMENSIONS * w), atol=1e-8, rtol=1e-6)
+
+
+def test_distance_to_the_base_model() -> None:
+    """Added to the contrast: its weight times the mean square between the network's outputs, whatever they predict."""
+    held, queries, schedule = asked([1.0, -0.5, 0.0], "velocity", base_weight=0.3)
+    plain = dataclasses.replace(held, base_weight=0.0)
+    assert held.needs_base and not plain.needs_base
+    new, old, base = (randn(3, 1, *SHAPE, seed=seed) for seed in (2, 3, 4))
+    known = queries.knowing(base=base)
+    without, found = plain.loss(queries, schedule, new, old), held.loss(known, schedule, new, old)
+    distance = (new - base).square().mean((1, 2, 3))
+    torch.testing.assert_close(found.terms_U, without.terms_U + 0.3 * distance)
+    torch.testing.assert_close(found.metrics["base_distance"], distance)
+    assert "base_distance" not in without.metrics
+
+
+def test_distance_to_the_old_policy() -> None:
+    """Mean of |x0_new - x0_old|: exactly 0 where they agree, though the gradient is not."""
+    objective, queries, schedule = asked([1.0, -0.5, 0.0])
+    old = randn(3, *SHAPE, seed=2)
+    said = saying(queries, schedule, old)
+    assert objective.loss(queries, schedule, said, said).metrics["old_distance"].tolist() == [0.0, 0.0, 0.0]
+    moved = objective.loss(queries, schedule, saying(queries, schedule, old + 0.25), said).metrics["old_distance"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.25))
 
 
 def test_good_samples_attract_and_bad_ones_repel() -> None:
@@ -135,7 +164,8 @@ def test_perfect_predictions_stay_finite() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"contrast": 0.0}, {"advantage_limit": 0.0}, {"draws": 0}, {"noise_range": (1.0, 0.0)}]
+    "changes",
+    [{"contrast": 0.0}, {"advantage_limit": 0.0}, {"draws": 0}, {"noise_range": (1.0, 0.0)}, {"base_weight": -1.0}],
 )
 def test_settings_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"expected objective.{next(iter(changes))}"):

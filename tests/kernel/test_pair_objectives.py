@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from raysuite.config import Sampler
 from raysuite.errors import UserError
+from raysuite.families.toy import open_toy
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
 from raysuite.kernel.objectives.dspo import Dspo
-from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner, renoise
+from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner
 from raysuite.kernel.objectives.sft import Sft
 from raysuite.kernel.schedule import Schedule, denoised, variance_preserving_schedule
 from raysuite.types import Preferences, Queries
@@ -37,6 +39,8 @@ each_pair = pytest.mark.parametrize("objective", PAIRS.values(), ids=PAIRS)
 
 
 def sampler(prediction: Any = "epsilon") -> Schedule:
+    if prediction == "velocity":
+        return open_toy(Sampler(steps=5), dtype=torch.float64, flow=True).schedule
     betas = torch.linspace(0.03, 0.11, 1000, dtype=torch.float64) ** 2
     return variance_preserving_schedule(
         torch.cumprod(1 - betas, 0), steps=5, spacing="leading", offset=1, prediction=prediction
@@ -86,27 +90,25 @@ def logit(queries: Queries, prediction: Tensor, reference: Tensor, beta: float =
 # the forward process
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "velocity"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_noised_pictures_and_targets_belong_together(prediction: Any, shared: bool) -> None:
     """Where the network says the target, the clean latent comes back."""
     schedule, clean = sampler(prediction), randn(4, 2, *SHAPE, seed=0)
-    queries = renoise(
+    queries = Sft(draws=3).renoise(
         clean,
         tuple("abcd"),
         schedule,
         torch.Generator().manual_seed(1),
-        draws=3,
         shared_noise=shared,
-        prompt_dropout=0.0,
         extra={"row": torch.arange(4)},
     )
     assert queries.x_UM.shape == (12, 2, *SHAPE) and not queries.guided and queries.together == 12
     assert queries.prompts_U == tuple("aaabbbcccddd")
     assert queries.extra["row"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert torch.equal(queries.t_UM[:, 0], queries.t_UM[:, 1]), "a pair shares its timestep"
-    t_U = queries.t_UM[:, 0]
-    alpha, sigma = schedule.training.alpha_T[t_U], schedule.training.sigma_T[t_U]
+    level_U = schedule.training.nearest(queries.t_UM[:, 0])
+    alpha, sigma = schedule.training.alpha_T[level_U], schedule.training.sigma_T[level_U]
     back, noise = [], []
     for member in range(2):
         x0, eps = denoised(
@@ -121,15 +123,8 @@ def test_noised_pictures_and_targets_belong_together(prediction: Any, shared: bo
 def test_timesteps_are_uniform_over_their_range() -> None:
     """20,000 draws of a range: its ends are met, and each tenth has a tenth within 5 standard errors."""
     for low, high in ((0.0, 1.0), (0.5, 0.9)):
-        queries = renoise(
-            randn(100, 1, 1, seed=0),
-            ("",) * 100,
-            sampler(),
-            torch.Generator().manual_seed(0),
-            draws=200,
-            noise_range=(low, high),
-            shared_noise=True,
-            prompt_dropout=0.0,
+        queries = Sft(draws=200, noise_range=(low, high)).renoise(
+            randn(100, 1, 1, seed=0), ("",) * 100, sampler(), torch.Generator().manual_seed(0)
         )
         share = (queries.t_UM.flatten() / 1000 - low) / (high - low)
         counts = torch.histc(share.float(), 10, 0, 1)

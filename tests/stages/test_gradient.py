@@ -394,6 +394,29 @@ def test_the_reference_is_the_network_before_training(policy_name: str, policy_o
     assert policy.predict(x, t, prompts).requires_grad
 
 
+def test_the_base_is_the_network_as_it_came_wherever_the_reference_is(policy_name: str, policy_of: Opener) -> None:
+    policy, config = policy_of(policy_name, seed=12)  # another test's reference stays as it is
+    prompts = tuple(p.text for p in load_prompts(config.prompts).training[:2])
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = policy.schedule.timesteps_K[:2]
+    with torch.no_grad():
+        start = policy.predict(x, t, prompts)
+    nudge(policy)
+    assert policy.predict(x, t, prompts, base=True).equal(start)
+    with torch.no_grad():
+        moved = policy.predict(x, t, prompts)
+    policy.set_reference(policy.weights())
+    nudge(policy, seed=4)
+    with torch.no_grad():
+        again = policy.predict(x, t, prompts)
+    for _ in range(2):
+        base = policy.predict(x, t, prompts, base=True)
+        assert base.equal(start) and not base.requires_grad
+        assert policy.predict(x, t, prompts, reference=True).equal(moved)
+        with torch.no_grad():
+            assert policy.predict(x, t, prompts).equal(again)
+
+
 # weights that travel, and weights on disk
 
 

@@ -108,6 +108,24 @@ def test_any_microbatch_gives_the_same_gradient(name: str, toy: str, policy_of: 
     same_in((1, 2, 3, 5, 8), MADE[name], policy, toy)
 
 
+def test_the_base_model_is_asked_beside_the_old_policy(policy_of: Opener) -> None:
+    """One pass more, and the same gradient in any microbatches; towards the base model, once the old policy has left it."""
+    policy, _ = policy_of("epsilon-lora-3", seed=13)
+    start = policy.weights()
+    held = ForwardRl(contrast=1.0, advantage_limit=2.0, draws=2, base_weight=50.0)
+    policy.set_weights(start + 0.05 * np.random.default_rng(5).normal(size=start.shape).astype(np.float32))
+    policy.set_reference(policy.weights())
+    same_in((1, 4), held, policy, "epsilon-lora-3")
+    batch = batch_for(held, policy, "epsilon-lora-3")
+    found, metrics = taken(held, policy, batch, microbatch=64)
+    _, cost = gradient(held, policy, [(batch, torch.Generator())], microbatch=64)
+    assert (cost.forward, cost.backward) == (3 * 6, 6)
+    assert metrics["base_distance"] > 0 and metrics["old_distance"] > 0
+    moved = policy.weights()
+    policy.set_weights(moved - 1e-3 * (found / np.linalg.norm(found)).astype(np.float32))
+    assert taken(held, policy, batch, microbatch=64)[1]["base_distance"] < metrics["base_distance"]
+
+
 AT_THE_REFERENCE: dict[str, tuple[Objective[Any], Objective[Any], float]] = {
     "Q1: a share of fine-tuning": (Dspo(beta=0.5, draws=2), Sft(draws=2), 1 - 0.5 / 2),
     "Q1: turned round beyond 2": (Dspo(beta=3.0, draws=2), Sft(draws=2), 1 - 3 / 2),

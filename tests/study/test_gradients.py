@@ -33,7 +33,7 @@ OBJECTIVES: dict[str, Objective[Any]] = {
     "dspo": Dspo(beta=0.5, draws=3),
     "cal_dpo": CalDpo(beta=50.0, share=0.1, draws=3),
     "sft": Sft(draws=3),
-    "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=3),
+    "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=3, base_weight=0.5),
 }
 STEPS, BINS, WIDTH = 4, 5, 1 << 9
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import Judged, Link, PairObjective, linked, require
+from raysuite.kernel.objectives.interface import require
+from raysuite.kernel.objectives.pairs import Judged, Link, PairObjective, linked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysuite.kernel.objectives.pairs import Judged, PairObjective, mean_square, require
+from raysuite.kernel.objectives.forward import mean_square
+from raysuite.kernel.objectives.interface import require
+from raysuite.kernel.objectives.pairs import Judged, PairObjective
 
 
 @dataclass(frozen=True, kw_only=True)

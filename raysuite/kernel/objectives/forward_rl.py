@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.objectives.pairs import mean_square, renoise, require, require_draws
+from raysuite.kernel.objectives.forward import ForwardObjective, mean_square
+from raysuite.kernel.objectives.interface import require
 from raysuite.kernel.schedule import Schedule, denoised
 from raysuite.types import Loss, Queries, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardRl(Objective[Transitions]):
+class ForwardRl(ForwardObjective[Transitions]):
     """Term = [r |x0+ - x0|^2 / w+ + (1 - r) |x0- - x0|^2 / w-] / contrast, means over the D dimensions.
 
     x0 is a rollout's clean latent, noised anew; r = clip(1/2 + A / (2 advantage_limit), 0, 1) its chance of being good. The
@@ -25,7 +25,10 @@ class ForwardRl(Objective[Transitions]):
     and w is the mean absolute error of each, a constant. No likelihood, no noise in the sampler, no guidance: any solver may draw
     the rollouts. Where theta = old the gradient is A / advantage_limit times that of supervised fine-tuning (up to w).
 
-    The old policy is the reference: refresh it (`reference.refresh: 1`, or with `reference.decay`), as the source does.
+    The old policy is the reference: refresh it (`reference.refresh: 1`, or with `reference.decay`), as the source does. Left where
+    the model began it would contrast pictures with a policy that did not draw them: a configuration is refused that does.
+    `old_distance` among the metrics is the mean of |x0_theta - x0_old|: 0 at the first step after a refresh, where the gradient is
+    not, and above it at later ones. Where it stays 0 with several steps a refresh, nothing is learned.
     A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, cancels.
 
     Source: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025, equations for the
@@ -36,39 +39,34 @@ class ForwardRl(Objective[Transitions]):
     """The source's beta (1 or 0.1): how far the implicit policies lie from the old one."""
     advantage_limit: float
     """Advantages of this size or more are certain to be good or bad (5 in the released code)."""
-    draws: int = 1
-    """Noise levels a picture."""
-    noise_range: tuple[float, float] = (0.0, 1.0)
-    """Training timesteps to draw from, as shares of all."""
+    base_weight: float = 0.0
+    """Weight of the mean squared distance of the network's output to that of the model as it came, which holds the policy near it
+    while the old one moves on. The released code has 1e-4, beside a contrast that it multiplies with its limit of 5: 2e-5 here."""
 
     consumes = "advantages"
-    process = "forward"
     reference_is_sampler = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.contrast > 0, "contrast", "above 0", self.contrast)
         require(self.advantage_limit > 0, "advantage_limit", "above 0", self.advantage_limit)
-        require_draws(self.draws, self.noise_range)
+        require(self.base_weight >= 0, "base_weight", "of at least 0", self.base_weight)
 
     @property
     def needs_reference(self) -> bool:
         """The old policy."""
         return True
 
+    @property
+    def needs_base(self) -> bool:
+        """Only the distance to it looks at the model as it came."""
+        return self.base_weight > 0
+
     def queries(self, batch: Transitions, schedule: Schedule, generator: torch.Generator) -> Queries:
         """Every rollout's clean latent at `draws` noise levels."""
         goodness_N = (0.5 + batch.advantage_NK.mean(1) / (2 * self.advantage_limit)).clamp(0, 1)
-        return renoise(
-            batch.latents_NK[:, -1:],
-            batch.prompts_N,
-            schedule,
-            generator,
-            draws=self.draws,
-            noise_range=self.noise_range,
-            shared_noise=True,
-            prompt_dropout=0.0,
-            extra={"goodness": goodness_N},
-        )
+        clean_NM = batch.latents_NK[:, -1:]
+        return self.renoise(clean_NM, batch.prompts_N, schedule, generator, extra={"goodness": goodness_N})
 
     def loss(
         self, queries: Queries, schedule: Schedule, prediction_UM: Tensor, reference_prediction_UM: Tensor | None
@@ -82,7 +80,12 @@ class ForwardRl(Objective[Transitions]):
         step_U = self.contrast * (new_U - old_U)
         positive_U, negative_U = (_weighted_error(old_U + s * step_U, x0_U) for s in (1, -1))
         terms_U = (goodness_U * positive_U + (1 - goodness_U) * negative_U) / self.contrast
-        return Loss(terms_U=terms_U, metrics={"goodness": goodness_U})
+        metrics = {"goodness": goodness_U, "old_distance": (new_U - old_U).detach().flatten(1).abs().mean(1)}
+        if self.needs_base:
+            distance_U = mean_square(prediction_UM - queries.extra["base"], 1)
+            terms_U = terms_U + self.base_weight * distance_U
+            metrics["base_distance"] = distance_U.detach()
+        return Loss(terms_U=terms_U, metrics=metrics)
 
 
 def _weighted_error(prediction_U: Tensor, x0_U: Tensor) -> Tensor:

@@ -18,10 +18,17 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from raysuite.errors import UserError
 from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Preferences, Queries, Transitions
 
 Batch = TypeVar("Batch", Transitions, Preferences)
+
+
+def require(condition: bool, setting: str, wanted: str, got: object) -> None:
+    """Raise the sentence about a setting unless the condition holds."""
+    if not condition:
+        raise UserError(f"expected objective.{setting} {wanted}, got {got}")
 
 
 class Objective(ABC, Generic[Batch]):
@@ -38,6 +45,11 @@ class Objective(ABC, Generic[Batch]):
     @abstractmethod
     def needs_reference(self) -> bool:
         """Whether `loss` wants the reference's predictions."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether `loss` wants the predictions of the model as it came, too, as `base` (U, M, ...) among the queries' extra."""
+        return False
 
     @abstractmethod
     def queries(self, batch: Batch, schedule: Schedule, generator: torch.Generator) -> Queries:

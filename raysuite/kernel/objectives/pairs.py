@@ -1,9 +1,8 @@
-"""What the objectives on re-noised pictures share: the forward process, squared errors, and the pair's one logit."""
+"""What the objectives on re-noised pairs share: the implicit rewards of both members, and the pair's one logit."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,73 +11,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from raysuite.errors import UserError
-from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.schedule import Schedule, add_noise, network_output
+from raysuite.kernel.objectives.forward import ForwardObjective, mean_square
+from raysuite.kernel.objectives.interface import require
+from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Preferences, Queries
 
 Link = Literal["logistic", "hinge", "ipo"]
-
-
-def renoise(
-    clean_RM: Tensor,
-    prompts_R: Sequence[str],
-    schedule: Schedule,
-    generator: torch.Generator,
-    *,
-    draws: int,
-    noise_range: tuple[float, float] = (0.0, 1.0),
-    shared_noise: bool,
-    prompt_dropout: float,
-    extra: Mapping[str, Tensor] | None = None,
-) -> Queries:
-    """Noisy versions of clean latents at uniformly drawn training timesteps, (R draws) units in the order of R.
-
-    Members of a unit share the level and, with `shared_noise`, the noise. `extra` of the queries gets `target` (U, M, ...), what
-    the network should say there, the pictures themselves as `clean`, the levels as `alpha` and `sigma` (U,), and the rows of
-    the given `extra` (R, ...).
-
-    Args:
-        clean_RM: (R, M, ...) latents.
-        prompts_R: one a row.
-        schedule: of the model.
-        generator: draws everything, on the CPU.
-        draws: noise levels a row.
-        noise_range: the lowest and the highest timestep drawn, as shares of all: (0, 1) for any.
-        shared_noise: one noise for all members, as the released code of Diffusion-DPO has it; its paper writes one each.
-        prompt_dropout: probability that a unit's prompt is replaced by the empty one.
-        extra: whatever else the loss needs, by row.
-    """
-    units, members = len(clean_RM) * draws, clean_RM.shape[1]
-    clean_UM = clean_RM.repeat_interleave(draws, 0)
-    levels = schedule.training.to("cpu")
-    low, high = (round(share * len(levels)) for share in noise_range)
-    require(low < high, "noise_range", f"with a timestep of {len(levels)} in it", list(noise_range))
-    level_U = torch.randint(low, high, (units,), generator=generator)
-    noise_shape = (units, 1 if shared_noise else members, *clean_RM.shape[2:])
-    noise_UM = torch.randn(noise_shape, generator=generator, dtype=clean_RM.dtype).expand_as(clean_UM)
-    dropped_U = torch.rand(units, generator=generator) < prompt_dropout
-    alpha_U, sigma_U = (column[level_U].to(clean_RM.dtype) for column in (levels.alpha_T, levels.sigma_T))
-    target_UM = network_output(schedule.prediction, clean_UM, noise_UM, alpha_U[:, None], sigma_U[:, None])
-    prompts = [prompt for prompt in prompts_R for _ in range(draws)]
-    return Queries(
-        x_UM=add_noise(clean_UM, noise_UM, alpha_U[:, None], sigma_U[:, None]),
-        t_UM=levels.timesteps_T[level_U][:, None].expand(units, members),
-        prompts_U=tuple("" if drop else prompt for prompt, drop in zip(prompts, dropped_U.tolist(), strict=True)),
-        together=units,
-        guided=False,
-        extra={
-            "target": target_UM,
-            "clean": clean_UM,
-            "alpha": alpha_U,
-            "sigma": sigma_U,
-            **{name: rows.repeat_interleave(draws, 0) for name, rows in (extra or {}).items()},
-        },
-    )
-
-
-def mean_square(difference: Tensor, leading: int) -> Tensor:
-    """Mean of squares over all but the `leading` axes."""
-    return difference.flatten(leading).square().mean(-1)
 
 
 def protect_winner(prediction_UM: Tensor, residual_UM: Tensor, margin: float) -> Tensor:
@@ -117,19 +55,6 @@ def linked(logit: Tensor, *, link: Link, smoothing: float) -> Tensor:
     return (1 - smoothing) * loss(logit) + (smoothing * loss(-logit) if smoothing else 0.0)
 
 
-def require(condition: bool, setting: str, wanted: str, got: object) -> None:
-    """Raise the sentence about a setting unless the condition holds."""
-    if not condition:
-        raise UserError(f"expected objective.{setting} {wanted}, got {got}")
-
-
-def require_draws(draws: int, noise_range: tuple[float, float]) -> None:
-    """Raise the sentence about `draws` or `noise_range` where they are not what `renoise` takes."""
-    require(draws >= 1, "draws", "of at least 1", draws)
-    low, high = noise_range
-    require(0 <= low < high <= 1, "noise_range", "as two ascending shares between 0 and 1", list(noise_range))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judged:
     """Pairs as a policy and its reference see them."""
@@ -147,24 +72,24 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairObjective(Objective[Preferences]):
+class PairObjective(ForwardObjective[Preferences]):
     """A loss on the denoising errors of a preferred and a rejected picture, noised alike.
 
     m is the mean squared error of the network's output over the D dimensions of a latent, in the parametrisation that the
-    network was trained in (noise or v). The implicit rewards of the two members are
+    network was trained in (noise, v or velocity). The implicit rewards of the two members are
 
         h = beta / 2 (m_ref - m),    and the logit of the pair is u = h_preferred - h_rejected.
 
     Source of h and u: Wallace et al., "Diffusion Model Alignment Using Direct Preference Optimization", 2024, equation 14, in
     the released code's constants: its beta of 2000 to 5000 multiplies a mean; on a sum it would be beta / D.
+
+    A beta of one parametrisation is none of another: on a flow model the squared error of the noise is (1 - sigma)^2 times
+    that of the velocity, and of the clean latent sigma^2 times. Released code for flow models takes the velocity's, with a
+    beta of 100 on the mean and logit-normal levels (Flow-GRPO's DPO script).
     """
 
     beta: float
     """Strength of the implicit reward on the mean squared error."""
-    draws: int = 1
-    """Noise levels a pair."""
-    noise_range: tuple[float, float] = (0.0, 1.0)
-    """Training timesteps to draw from, as shares of all; (0.5, 1) is the noisy half, where the composition is decided."""
     shared_noise: bool = True
     """One noise for both members (released code), or one each (paper)."""
     prompt_dropout: float = 0.0
@@ -173,11 +98,10 @@ class PairObjective(Objective[Preferences]):
     """With a number, the loser's gradient is scaled to keep the winner's error falling (Diffusion-SDPO's mu)."""
 
     consumes = "preferences"
-    process = "forward"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.beta >= 0, "beta", "of at least 0", self.beta)
-        require_draws(self.draws, self.noise_range)
         require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
         margin = self.winner_margin
         require(margin is None or 0 <= margin <= 1, "winner_margin", "between 0 and 1, or null", margin)
@@ -194,13 +118,11 @@ class PairObjective(Objective[Preferences]):
                 f"expected pairs, got rankings of {batch.latents_RMK.shape[1]}: set preferences.members=2, or choose "
                 "trajectory_dpo"
             )
-        return renoise(
+        return self.renoise(
             batch.clean_RM,
             batch.prompts_R,
             schedule,
             generator,
-            draws=self.draws,
-            noise_range=self.noise_range,
             shared_noise=self.shared_noise,
             prompt_dropout=self.prompt_dropout,
         )

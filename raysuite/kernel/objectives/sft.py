@@ -7,32 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.objectives.pairs import mean_square, renoise, require, require_draws
+from raysuite.kernel.objectives.forward import ForwardObjective, mean_square
+from raysuite.kernel.objectives.interface import require
 from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Preferences, Queries
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sft(Objective[Preferences]):
+class Sft(ForwardObjective[Preferences]):
     """Term = mean squared error of the network's output over the D dimensions of the preferred picture, noised.
 
     The denoising loss of Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 14: the baseline that a
     preference objective has to beat, and with on-line pairs of best against worst, rejection-sampling fine-tuning.
     """
 
-    draws: int = 1
-    """Noise levels a picture."""
-    noise_range: tuple[float, float] = (0.0, 1.0)
-    """Training timesteps to draw from, as shares of all."""
     prompt_dropout: float = 0.0
     """Probability of training on the empty prompt instead."""
 
     consumes = "preferences"
-    process = "forward"
 
     def __post_init__(self) -> None:
-        require_draws(self.draws, self.noise_range)
+        super().__post_init__()
         require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
 
     @property
@@ -42,15 +37,8 @@ class Sft(Objective[Preferences]):
 
     def queries(self, batch: Preferences, schedule: Schedule, generator: torch.Generator) -> Queries:
         """The preferred member of every ranking at `draws` noise levels."""
-        return renoise(
-            batch.clean_RM[:, :1],
-            batch.prompts_R,
-            schedule,
-            generator,
-            draws=self.draws,
-            noise_range=self.noise_range,
-            shared_noise=True,
-            prompt_dropout=self.prompt_dropout,
+        return self.renoise(
+            batch.clean_RM[:, :1], batch.prompts_R, schedule, generator, prompt_dropout=self.prompt_dropout
         )
 
     def loss(

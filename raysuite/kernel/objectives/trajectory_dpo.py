@@ -10,8 +10,8 @@ from torch import Tensor
 from raysuite.errors import UserError
 from raysuite.kernel import transition
 from raysuite.kernel.credit import discount_weights
-from raysuite.kernel.objectives.interface import Objective
-from raysuite.kernel.objectives.pairs import Link, linked, protect_winner, require
+from raysuite.kernel.objectives.interface import Objective, require
+from raysuite.kernel.objectives.pairs import Link, linked, protect_winner
 from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Preferences, Queries
 
