@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from raysuite import config as configuration
-from raysuite.errors import UserError
+from raysuite.errors import Stopped, UserError
+from raysuite.signals import Interrupted, heeded
 
 app = typer.Typer(
     help="Align text-to-image diffusion models by reinforcement or preference.",
@@ -36,12 +37,16 @@ def train(
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Train. The same command again goes on with a run that was stopped."""
+    from raysuite import (
+        config as configuration,
+    )  # torch and ray take seconds to import: not for --help, not for a typing error
+
     overrides = dict(_split(setting) for setting in settings)
     if keep_rollouts:
         overrides["rollouts.keep"] = "true"
     config = configuration.load(run, overrides)
     directory = (out or Path("runs") / Path(run).stem).absolute()
-    from raysuite.cluster import launch  # ray and torch take seconds to import: not for --help, not for a typing error
+    from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary, write_report
 
@@ -100,6 +105,8 @@ def pairs(
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Make an off-line preference set from a model and a reward. The same command again goes on with one that was stopped."""
+    from raysuite import config as configuration
+
     config = configuration.load(run, dict(_split(setting) for setting in settings))
     from raysuite.cluster import launch
     from raysuite.cluster.pairs import make_pairs
@@ -141,6 +148,7 @@ def encode(
     from raysuite.datasets.sources import open_source
 
     opened = open_source(source, layout=layout, split=split)
+    from raysuite import config as configuration
     from raysuite.cluster import encode as encoding
     from raysuite.progress import Counting
 
@@ -265,7 +273,7 @@ def track(
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Tell trackers (--set trackers.<name>...) of a run that went on without them. What they have been told before is not repeated."""
-    from raysuite import trackers
+    from raysuite import config as configuration, trackers
     from raysuite.stages.files import RunDirectory
 
     directory = run.absolute()
@@ -301,6 +309,7 @@ def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
 @app.command()
 def recipes() -> None:
     """List the runs and sweeps that ship with the package."""
+    from raysuite import config as configuration
     from raysuite.sweeps.declared import sweeps
 
     for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
@@ -319,10 +328,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        with heeded(_leave):
+            app(args=list(arguments) if arguments is not None else None)
     except UserError as error:
-        Console(stderr=True).print(f"raysuite: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        _say(error)
         sys.exit(error.status)
+    except Interrupted as interrupted:
+        stopped = _stopped(interrupted.signum)
+        _say(stopped)
+        sys.exit(stopped.status)
+
+
+def _say(error: UserError) -> None:
+    Console(stderr=True).print(f"raysuite: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+
+
+def _stopped(signum: signal.Signals) -> Stopped:
+    return Stopped(f"stopped by {signum.name}: the same command goes on with what is there", signum)
+
+
+def _leave(signum: signal.Signals) -> None:
+    """End the process where it stands."""
+    console.show_cursor()  # a bar hides it
+    stopped = _stopped(signum)
+    _say(stopped)
+    os._exit(stopped.status)
 
 
 if __name__ == "__main__":

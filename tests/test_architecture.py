@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "rng", "errors", "background"},
+    {"types", "rng", "errors", "background", "signals"},
     {"kernel"},
     {"config"},
     {"families", "rewards", "worlds"},

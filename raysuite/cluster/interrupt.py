@@ -6,14 +6,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.pool import ThreadPool
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from raysuite.errors import Stopped
+from raysuite.signals import Interrupted, handled
 from raysuite.stages.stop import POLL_SECONDS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_SECONDS = 20.0
 """How long the learner has to put its last update on disk; with what Ray takes to end, well within half a minute."""
 GRACE_SECONDS = 5.0
@@ -35,40 +36,38 @@ class Interruption:
         """
         self._request, self._answered = request, answered
         self._heeds = threading.current_thread() is threading.main_thread()
-        self._learning = False
+        self._learning = self._asked = False
         self._deadline = float("inf")
-        self._previous: dict[signal.Signals, Any] = {}
+        self._handlers = ExitStack()
         self.signum: signal.Signals | None = None
         """The signal that came, if one did."""
 
     def __enter__(self) -> Self:
-        if self._heeds:
-            self._previous = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        self._handlers.enter_context(handled(self._take))
         return self
-
-    def install(self) -> None:
-        """Take signals; once more after `ray.init`, which takes SIGTERM for itself."""
-        for number in self._previous:
-            signal.signal(number, self._take)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's own answer, while it starts
-            raise self._stopped(signal.SIGTERM, "with no update under way") from None
+        self._handlers.close()
+        if isinstance(error, Interrupted):
+            raise self._stopped(error.signum, "at once" if self._asked else "with no update under way") from None
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signal.Signals(number)
         if not self._learning or again:
-            raise self._stopped(self.signum, "at once" if again else "with no update under way")
+            raise Interrupted(self.signum)
+        self._asked = True
         self._deadline = time.monotonic() + PATIENCE_SECONDS
         self._request(self.signum.name)
 
     def _stopped(self, number: signal.Signals, how: str) -> Stopped:
         return Stopped(f"stopped by {number.name} {how}: the same command goes on from the last checkpoint", number)
+
+    def _check(self) -> None:
+        """Raise again what somebody swallowed."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
 
     def wait_for(self, work: Callable[[], object]) -> None:
         """Do the work in a thread, while this one waits for signals (Ray Train would take Ctrl-C for itself otherwise).
@@ -79,6 +78,7 @@ class Interruption:
         if not self._heeds:
             work()
             return
+        self._check()
         with ThreadPool(1) as thread:
             result = thread.apply_async(work)
             self._learning = True

@@ -25,6 +25,7 @@ from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, open_policy
+from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
@@ -66,6 +67,11 @@ def connect() -> None:
     os.environ.update(ENVIRONMENT)
     if ray.is_initialized():
         return
+    with postponed():
+        _connect()
+
+
+def _connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
@@ -149,7 +155,6 @@ def train(config: RunConfig, directory: Path) -> None:
     failure.unlink(missing_ok=True)
     with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
         connect()
-        interruption.install()
         check_resources(cluster, workers=cluster.workers)
         with following(config, directory), running_actors(config, workers=cluster.workers) as actors:
             trainer = TorchTrainer(

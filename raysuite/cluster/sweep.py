@@ -70,7 +70,6 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
 
 def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption) -> None:
     launch.connect()
-    interruption.install()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told as sentences
     launch.check_resources(cluster, workers=cluster.workers)
     notes = book.directory / "ray"
