@@ -27,14 +27,17 @@ class Interruption:
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
 
-    def __init__(self, request: Callable[[str], None], answered: Callable[[], bool]) -> None:
+    def __init__(
+        self, request: Callable[[str], None], answered: Callable[[], bool], begun: Callable[[], bool] = lambda: True
+    ) -> None:
         """Prepare.
 
         Args:
             request: asks what is going on to stop, by the name of a signal.
             answered: whether it has.
+            begun: whether there is anything yet that could be lost.
         """
-        self._request, self._answered = request, answered
+        self._request, self._answered, self._begun = request, answered, begun
         self._heeds = threading.current_thread() is threading.main_thread()
         self._learning = self._asked = False
         self._deadline = float("inf")
@@ -55,7 +58,7 @@ class Interruption:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signal.Signals(number)
-        if not self._learning or again:
+        if not self._learning or again or not self._begun():
             raise Interrupted(self.signum)
         self._asked = True
         self._deadline = time.monotonic() + PATIENCE_SECONDS

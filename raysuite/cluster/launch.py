@@ -151,9 +151,10 @@ def train(config: RunConfig, directory: Path) -> None:
         Stopped: a signal came; the last completed update is in a checkpoint.
         UserError: something that the user can mend; the last checkpoint stands.
     """
-    cluster, failure = config.cluster, directory / "failure.json"
-    failure.unlink(missing_ok=True)
-    with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
+    cluster, failure, progress = config.cluster, directory / "failure.json", directory / "progress.json"
+    for file in (failure, progress):
+        file.unlink(missing_ok=True)
+    with StopFile(directory) as stop, Interruption(stop.request, failure.exists, progress.exists) as interruption:
         connect()
         check_resources(cluster, workers=cluster.workers)
         with following(config, directory), running_actors(config, workers=cluster.workers) as actors:

@@ -5,7 +5,7 @@
 3e-05
 """
 
-from raysuite.config.reading import document, load, number, parse, put, read, recipes, validate
+from raysuite.config.reading import document, load, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
     TOYS,
@@ -56,7 +56,6 @@ __all__ = [
     "Window",
     "document",
     "load",
-    "number",
     "one_of",
     "parse",
     "put",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raysuite.config.words import nearest, one_of, sentence
+from raysuite.config.words import nearest, one_of, refuse_truth, sentence
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 
@@ -30,9 +30,15 @@ def build(fields: Mapping[str, Any]) -> Objective[Any]:
         if option not in known:
             raise UserError(f"expected a setting of {name} ({one_of(option, known)}), got objective.{option}")
     try:
-        return TypeAdapter(OBJECTIVES[name]).validate_python(options)
+        objective: Objective[Any] = TypeAdapter(OBJECTIVES[name]).validate_python(options)
     except ValidationError as error:
         raise UserError(sentence(error, prefix="objective.")) from error
+    for option, given in options.items():
+        try:
+            refuse_truth(given, getattr(objective, option))
+        except ValueError as error:
+            raise UserError(f"expected objective.{option} to be {error}, got {given}: correct it") from error
+    return objective
 
 
 def settings_of(name: object) -> Iterator[str]:

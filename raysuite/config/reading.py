@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
-from raysuite.config.sections import paths, spelled_out
+from raysuite.config.sections import paths, spelled_out, texts
 from raysuite.config.words import one_of, sentence
 from raysuite.errors import UserError
 
@@ -83,12 +84,34 @@ def document(text: bytes, where: str) -> dict[str, Any]:
         UserError: it is something else.
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"expected YAML in {where}, got something else: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"expected sections such as `model:` in {where}, got {type(tree).__name__}: see a recipe")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain words mean what people mean by them. YAML 1.1, which PyYAML reads, takes 010 for eight, 1:30 for ninety, `no` for false,
+    2024-01-01 for a date, and 3e-5 for text.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as its base declares it
+
+
+for kind, words, first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+(_[0-9]+)*", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{words})$"), first)
+_Loader.add_constructor(  # leading zeros are decimal
+    "tag:yaml.org,2002:int", lambda loader, node: int(str(node.value))
+)
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -129,21 +152,13 @@ def put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def parse(path: str, text: str) -> Any:
-    """The value that a text at the command line stands for: YAML.
+    """The value that a text at the command line stands for: YAML, and where a setting is text, a number's own digits.
 
     Raises:
         UserError: it is none.
     """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"expected a YAML value for {path}, got {text!r}") from error
-    return number(value) if isinstance(value, str) else value
-
-
-def number(text: str) -> float | str:
-    """YAML 1.1 reads 3e-5 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return text.strip() if path in texts() and isinstance(value, bool | int | float) else value

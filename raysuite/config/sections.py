@@ -12,10 +12,13 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
 from raysuite.config.objective import build
+from raysuite.config.words import refuse_truth
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
@@ -30,7 +33,16 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A frozen group of settings; unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        value = read(given)
+        refuse_truth(given, value)
+        return value
 
 
 class Model(Section):
@@ -377,14 +389,24 @@ class Run(Section):
         return build(self.objective)
 
 
-def paths(section: type[BaseModel] = Run, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all settings, but for the objective's own."""
+def fields(section: type[BaseModel] = Run, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and type of all settings, but for the objective's own."""
     for name, field in section.model_fields.items():
         sections = [a for a in (field.annotation, *get_args(field.annotation)) if _is_section(a)]
         for inner in sections:
-            yield from paths(inner, f"{prefix}{name}.")
+            yield from fields(inner, f"{prefix}{name}.")
         if not sections and name != "objective":
-            yield prefix + name
+            yield prefix + name, field.annotation
+
+
+def paths() -> Iterator[str]:
+    """Dotted paths of all settings, but for the objective's own."""
+    return (path for path, _ in fields())
+
+
+def texts() -> set[str]:
+    """Dotted paths of the settings that are text."""
+    return {path for path, kind in fields() if kind in (str, str | None)}
 
 
 def _is_section(annotation: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,6 +25,19 @@ def nearest(given: object, names: Sequence[str]) -> str | None:
     leaf = str(given).rsplit(".", 1)[-1]
     likely = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
     return next((name for name in (*likely, *names) if name in likely or name.rsplit(".", 1)[-1] == leaf), None)
+
+
+def refuse_truth(given: Any, read: Any) -> None:
+    """Refuse a true or false that was read as a number.
+
+    Raises:
+        ValueError: one was, here or in a list.
+    """
+    if isinstance(given, bool) and isinstance(read, int | float) and not isinstance(read, bool):
+        raise ValueError("a number")
+    if isinstance(given, list | tuple) and isinstance(read, list | tuple):
+        for one, other in zip(given, read, strict=False):
+            refuse_truth(one, other)
 
 
 def sentence(error: ValidationError, known: Iterable[str] = (), prefix: str = "") -> str:

@@ -82,10 +82,11 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         rows.append((line, {}) if path.suffix == ".txt" else _json_row(line, f"{path}, line {number}"))
     if not rows:
         raise UserError(f"expected at least one prompt in {path}, found none: add one a line")
-    texts = [text for text, _ in rows]
-    if len(set(texts)) < len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
-        raise UserError(f"expected every prompt once in {path}, found {twice!r} again: remove the repetition")
+    seen = set[str]()
+    for text, _ in rows:
+        if text in seen:
+            raise UserError(f"expected every prompt once in {path}, found {text!r} again: remove the repetition")
+        seen.add(text)
     return rows
 
 

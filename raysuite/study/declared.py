@@ -208,7 +208,7 @@ def _values(path: str, text: str) -> tuple[Any, ...]:
     values = configuration.parse(path, text)
     if not isinstance(values, list) or len(values) < 2:
         raise UserError(f"expected a list of at least two values for {path}, such as {path}=[a, b], got {text!r}")
-    return tuple(configuration.number(v) if isinstance(v, str) else v for v in values)
+    return tuple(values)
 
 
 def _put(tree: dict[str, Any], objectives: dict[str, dict[str, Any]], path: str, value: Any) -> None:

@@ -60,8 +60,8 @@ def _dimension(given: Any) -> Dimension:
             f"expected one of {', '.join(KINDS)} for every path in space, such as {{loguniform: [1.0e-5, 1.0e-3]}}, got {given!r}"
         )
     ((kind, values),) = given.items()
-    if isinstance(values, list | tuple):
-        values = tuple(configuration.number(v) if isinstance(v, str) else v for v in values)
+    if isinstance(values, list):
+        values = tuple(values)
     if not isinstance(values, tuple) or len(values) < 2:
         raise UserError(f"expected a list of at least two values for {kind}, got {values!r}: a single one is no search")
     if kind in ("choice", "grid"):

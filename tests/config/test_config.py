@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -89,6 +90,39 @@ def test_values_are_set_by_path() -> None:
     assert config.prompts.held_out is None
     plain = load("toy-ddpo")
     assert config.checkpoints == plain.checkpoints and config.rollouts == plain.rollouts
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("seed", "010", 10),
+        ("seed", "1_000", 1000),
+        ("updates", "1e3", 1000),
+        ("learn.learning_rate", "1e-3", 0.001),
+        ("learn.learning_rate", ".5", 0.5),
+        ("trackers.mlflow.experiment", "2024", "2024"),
+        ("trackers.mlflow.experiment", "'2024'", "2024"),
+        ("trackers.mlflow.experiment", '"2024"', "2024"),
+        ("trackers.mlflow.experiment", "2024-01-31", "2024-01-31"),
+        ("trackers.wandb.project", "007", "007"),
+        ("trackers.wandb.group", "true", "true"),
+        ("trackers.wandb.group", "no", "no"),
+        ("trackers.wandb.group", "1e3", "1e3"),
+        ("trackers.wandb.group", "12:30", "12:30"),
+        ("trackers.wandb.group", "null", None),
+        ("rollouts.keep", "yes", True),
+    ],
+)
+def test_a_value_is_what_a_person_means(path: str, text: str, value: object, tmp_path: Path) -> None:
+    found = functools.reduce(getattr, path.split("."), load("toy-ddpo", {path: text}))
+    assert found == value and type(found) is type(value)
+    file = tmp_path / "mine.yaml"
+    tree = f"{path.split('.')[-1]}: {text}"
+    for parent in reversed(path.split(".")[:-1]):
+        tree = f"{parent}: {{{tree}}}"
+    file.write_text(f"extends: toy-ddpo\n{tree}\n")
+    if text not in ("007", "true", "1e3"):  # a number in a file has lost its digits
+        assert functools.reduce(getattr, path.split("."), load(str(file))) == value
 
 
 def test_files_load_as_recipes_do(tmp_path: Path) -> None:
@@ -180,6 +214,12 @@ def test_unknown_paths(path: str, mentions: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "mentions"),
     [
+        ("updates", "true", "expected updates to be a number, got True"),
+        ("seed", "false", "expected seed to be a number, got False"),
+        ("learn.learning_rate", "true", "expected learn.learning_rate to be a number"),
+        ("learn.betas", "[0.9, false]", "expected learn.betas to be a number"),
+        ("rewards", "[{name: redness, weight: true}]", "expected rewards.0.weight to be a number"),
+        ("objective.clip", "true", "expected objective.clip to be a number"),
         ("updates", "many", "expected updates to be a valid integer"),
         ("updates", "1.5", "expected updates to be a valid integer"),
         ("updates", "0", "expected updates to be greater than 0, got 0"),

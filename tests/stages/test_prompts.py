@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -234,3 +235,12 @@ def test_few_prompts_are_all_evaluated(run_config: Maker) -> None:
 def test_without_held_out_prompts(run_config: Maker) -> None:
     config = run_config("toy", prompts={"held_out": None})
     assert list(evaluation_blocks(config, load_prompts(config.prompts), 0, final=False)) == ["training"]
+
+
+def test_one_repetition_among_very_many_prompts_is_found_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([*(f"prompt {n}" for n in range(100_000)), "prompt 99999"]))
+    began = time.process_time()
+    with pytest.raises(UserError, match="found 'prompt 99999' again"):
+        load_prompts(Prompts(training=str(file), held_out=None))
+    assert time.process_time() - began < 20  # comparing all with all took 82 seconds
