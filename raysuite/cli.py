@@ -49,15 +49,17 @@ def train(
     from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary, write_report
+    from raysuite.stages.lock import locked
 
     launch.preflight(config)
-    if launch.claim(config, directory, sys.argv):
-        console.print(f"{directory} is finished already", soft_wrap=True)
-    else:
-        with watch(directory, console):
-            launch.train(config, directory)
-    console.print(summary(directory))
-    console.print(f"report: {write_report(directory)}", soft_wrap=True)
+    with locked(directory):
+        if launch.claim(config, directory, sys.argv):
+            console.print(f"{directory} is finished already", soft_wrap=True)
+        else:
+            with watch(directory, console):
+                launch.train(config, directory)
+        console.print(summary(directory))
+        console.print(f"report: {write_report(directory)}", soft_wrap=True)
 
 
 @app.command()
@@ -78,8 +80,9 @@ def sweep(
     directory = out.absolute()
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
+    from raysuite.stages.lock import locked
 
-    with watch_sweep(directory, console):
+    with locked(directory), watch_sweep(directory, console):
         book = sweeping.sweep(declared, directory, sys.argv)
     ended = [trial for trial in book.trials.values() if trial.status == "done"]
     if len(ended) > 1:
@@ -111,9 +114,10 @@ def pairs(
     from raysuite.cluster import launch
     from raysuite.cluster.pairs import make_pairs
     from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
 
     launch.preflight(config)
-    with Counting("drawing and ranking", "blocks", console) as counting:
+    with locked(out.absolute()), Counting("drawing and ranking", "blocks", console) as counting:
         summary = make_pairs(
             config, out.absolute(), prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
         )
@@ -151,8 +155,9 @@ def encode(
     from raysuite import config as configuration
     from raysuite.cluster import encode as encoding
     from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
 
-    with Counting("encoding", "blocks", console) as counting:
+    with locked(out.absolute()), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,
             out.absolute(),
@@ -185,10 +190,16 @@ def evaluate(
     from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary
+    from raysuite.stages.files import RunDirectory
+    from raysuite.stages.lock import locked
 
-    with watch(run, console):
-        launch.evaluate(run.absolute(), updates=checkpoint, samples=samples)
-    console.print(summary(run))
+    directory = run.absolute()
+    RunDirectory(directory).config()
+    with locked(directory):
+        launch.check_evaluation(directory, updates=checkpoint, samples=samples)
+        with watch(directory, console):
+            launch.evaluate(directory, updates=checkpoint, samples=samples)
+        console.print(summary(directory))
 
 
 @app.command()
@@ -230,9 +241,11 @@ def directions(
     )
     from raysuite.cluster import directions as measuring
     from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
 
     directory = out.absolute()
-    measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
+    with locked(directory):
+        measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.study.report import study_summary, write_study_report
 
     console.print(study_summary(directory), soft_wrap=True, markup=False, highlight=False)

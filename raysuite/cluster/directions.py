@@ -99,7 +99,7 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
         UserError: it belongs to another study, or to something else.
     """
     wanted = declared.canonical()
-    if is_held(directory, "study.json", _settled(wanted), "study", _settled):
+    if is_held(directory, "study.json", _settled(wanted), "study", _settled, begun=["rung-*"]):
         for unfinished in directory.rglob(".*"):  # what a killed process was writing
             unfinished.unlink()
         return

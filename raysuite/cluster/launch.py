@@ -227,6 +227,37 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     Raises:
         UserError: there is no such run or checkpoint.
     """
+    config, found = _evaluated(directory, updates, samples)
+    connect()
+    check_resources(config.cluster)
+    with running_actors(config) as actors:
+        policy = open_policy(config, torch.device("cpu"))
+        training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
+        if found is not None:
+            training.state = checkpoint.load(found, policy)
+        training.measure()
+
+
+def check_evaluation(directory: Path, *, updates: int | None, samples: int | None) -> None:
+    """Refuse what `evaluate` could not do, or would lose scores by.
+
+    Raises:
+        UserError: there is no such checkpoint, or it was scored with more samples.
+    """
+    config, found = _evaluated(directory, updates, samples)
+    state = checkpoint.read_state(found) if found is not None else checkpoint.State()
+    final = not state.updates or state.finished(config)
+    wanted = config.evaluation.final_samples if final else config.evaluation.samples
+    stored = RunDirectory(directory).samples(state.updates)
+    if wanted < stored:
+        raise UserError(
+            f"expected at least the {stored} pictures a prompt that are scored after {state.updates} updates in {directory}, got "
+            f"{wanted}: they would be lost; set --samples {stored} or more"
+        )
+
+
+def _evaluated(directory: Path, updates: int | None, samples: int | None) -> tuple[RunConfig, Path | None]:
+    """A run with so many samples, and its checkpoint after so many updates, or the last; None is the model as it came."""
     config = RunDirectory(directory).config()
     if samples:
         evaluation = config.evaluation.model_copy(update={"samples": samples, "final_samples": samples})
@@ -239,28 +270,30 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
             f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them, or 0 "
             "for the model as it came"
         )
-    connect()
-    check_resources(config.cluster)
-    with running_actors(config) as actors:
-        policy = open_policy(config, torch.device("cpu"))
-        training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
-        if updates:
-            training.state = checkpoint.load(found[updates], policy)
-        training.measure()
+    return config, found[updates] if updates else None
 
 
 def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
     """Make `directory` this run's; returns whether it was finished before.
 
     Raises:
-        UserError: it belongs to another run.
+        UserError: it belongs to another run, or what is there of this one is damaged.
     """
-    RunDirectory(directory).claim(config, command)
+    run = RunDirectory(directory)
+    run.claim(config, command)
+    state = _last(directory)
+    if state is not None:
+        run.check_metrics(state.updates)
     return finished(config, directory)
 
 
 def finished(config: RunConfig, directory: Path) -> bool:
     """Whether the last checkpoint in `directory` is the run's last."""
-    found = checkpoint.completed(directory / "checkpoints")
-    state = checkpoint.read_state(found[-1]) if found else None
+    state = _last(directory)
     return state is not None and state.finished(config) and RunDirectory(directory).evaluated(state.updates)
+
+
+def _last(directory: Path) -> checkpoint.State | None:
+    """What the last checkpoint says of where the run stands."""
+    found = checkpoint.completed(directory / "checkpoints")
+    return checkpoint.read_state(found[-1]) if found else None

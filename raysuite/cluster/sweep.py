@@ -28,6 +28,7 @@ from raysuite.cluster.interrupt import Interruption
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.stages.files import write_json
+from raysuite.stages.lock import locked
 from raysuite.stages.stop import StopFile
 from raysuite.sweeps.declared import Planned, Sweep
 from raysuite.sweeps.trials import ENDED, Book, Outcome, outcomes
@@ -275,7 +276,7 @@ def _run(options: dict[str, Any]) -> None:
     """One run, in a process of its own: what Ray Tune calls a trial."""
     config, directory = validate(options["config"]), Path(options["directory"])
     try:
-        with _reported(config, directory):
+        with locked(directory), _reported(config, directory):
             launch.train(config, directory)
     except UserError as error:
         write_json(directory / "failure.json", {"message": str(error)})

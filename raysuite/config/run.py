@@ -10,6 +10,9 @@ from pydantic import model_validator
 from raysuite.config.checks import check
 from raysuite.config.sections import Reward, Run
 
+SETTLED_LATER = ("updates", "budget", "cluster", "guards", "trackers")
+"""What may change between the parts of a run."""
+
 
 class RunConfig(Run):
     """A run that contradicts itself nowhere."""
@@ -24,11 +27,14 @@ class RunConfig(Run):
         return json.loads(self.model_dump_json())
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's numbers: all but where it runs, what watches it, and how long it waits."""
+        """What decides a run's numbers: all but where it runs, what watches it, how long it goes on and what stays of it, and
+        how long it waits.
+        """
         tree = self.canonical()
+        del tree["checkpoints"]["keep"]
         for reward in tree["rewards"]:
             del reward["seconds"], reward["retries"]
-        return {name: section for name, section in tree.items() if name not in ("cluster", "guards", "trackers")}
+        return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     def reward(self, name: str) -> Reward:
         """The settings of a reward, trained or only watched."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -142,7 +143,32 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
         "tracker": state.tracker,
         "sha256": {name: digest(temporary / name) for name in files},
     }
-    (temporary / "state.json").write_text(json.dumps(document))
+    (temporary / "state.json").write_bytes(_sealed(document))
+
+
+SEAL = b'{"digest": "'
+BLANK = b"0" * 64
+
+
+def _sealed(document: Mapping[str, Any]) -> bytes:
+    """A document whose first entry is the digest of its own bytes, taken with noughts in the digest's place."""
+    blank = json.dumps({"digest": BLANK.decode(), **document}).encode()
+    return blank.replace(BLANK, hashlib.sha256(blank).hexdigest().encode(), 1)
+
+
+def _opened(data: bytes) -> dict[str, Any]:
+    """What `_sealed` wrote, or a version before it, which had no digest.
+
+    Raises:
+        ValueError: it was changed.
+    """
+    document: dict[str, Any] = json.loads(data)
+    if set(document) == {"updates", "ledger", "tracker", "sha256"}:
+        return document
+    told, rest = data[len(SEAL) : len(SEAL) + len(BLANK)], data[len(SEAL) + len(BLANK) :]
+    if not data.startswith(SEAL) or hashlib.sha256(SEAL + BLANK + rest).hexdigest().encode() != told:
+        raise ValueError("it was changed")
+    return document
 
 
 def moments(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> Moments:
@@ -183,6 +209,16 @@ def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | No
     Raises:
         UserError: a file is missing or is not as it was written.
     """
+    try:
+        return _load(checkpoint, policy, optimizer)
+    except OSError as error:
+        raise UserError(
+            f"expected a complete checkpoint in {checkpoint}, could not read it ({error}): a run that goes on removes its oldest "
+            "checkpoints; name a later one"
+        ) from error
+
+
+def _load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | None) -> State:
     state = read_state(checkpoint)
     policy.load(checkpoint / "model")
     if optimizer is not None:
@@ -209,13 +245,12 @@ def read_state(checkpoint: Path) -> State:
     """
     remedy = f"remove {checkpoint} to go on from the one before"
     try:
-        document: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-        written = document["sha256"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        document = _opened((checkpoint / "state.json").read_bytes())
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"expected a complete checkpoint in {checkpoint}, its state.json is missing or damaged: {remedy}"
         ) from error
-    for name, expected in written.items():
+    for name, expected in document["sha256"].items():
         if not (checkpoint / name).is_file() or digest(checkpoint / name) != expected:
             raise UserError(
                 f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"

@@ -57,8 +57,11 @@ def is_held(
     wanted: Mapping[str, Any],
     what: str,
     settled: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda found: found,
+    *,
+    begun: Sequence[str],
 ) -> bool:
-    """Whether a directory already belongs to what is about to be put there; False where it is new or empty.
+    """Whether a directory already belongs to what is about to be put there; False where it is new or empty, or nothing was
+    done yet of what it belongs to (a command that failed on the way there has been mended).
 
     Args:
         directory: where to.
@@ -66,25 +69,50 @@ def is_held(
         wanted: what decides the content.
         what: it is, in a word.
         settled: that part of what the file says.
+        begun: patterns of files of which one is there as soon as there is something to lose.
 
     Raises:
         UserError: it holds something else.
     """
     file = directory / name
     if file.exists():
-        found = settled(json.loads(file.read_text()))
-        differing = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        if differing:
+        differing = list(_differences(settled(_json_of(file, what)), wanted))
+        if differing and any(found for pattern in begun for found in directory.glob(pattern)):
+            shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if differing[3:] else "")
             raise UserError(
-                f"expected {directory} to hold this {what}, got one that differs in {', '.join(differing)}: name another --out, "
-                "or repeat the command that began it"
+                f"expected {directory} to hold this {what}, got one that differs in {shown}: name another --out, or repeat the "
+                "command that began it"
             )
-        return True
-    if directory.exists() and any(directory.iterdir()):
+        return not differing
+    if directory.exists() and any(path.name != "lock" and path.name[0] != "." for path in directory.iterdir()):
         raise UserError(
             f"expected an empty or new directory, or one that holds this {what}, got {directory}: name another --out"
         )
     return False
+
+
+def _json_of(file: Path, what: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+        return dict(found)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"expected {file} of a {what}, it is damaged ({error}): copy it from where it is whole, or name another --out"
+        ) from error
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    """Every setting that is another, by its path, with both values."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted({*found, *wanted}):
+            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+    elif found != wanted:
+        there, here = (json.dumps(value) for value in (found, wanted))
+        yield f"{path} ({_short(there)} there, {_short(here)} here)"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class RunDirectory:
@@ -96,8 +124,9 @@ class RunDirectory:
     def claim(self, config: RunConfig, command: Sequence[str]) -> None:
         """Make the directory this configuration's, or find that it already is.
 
-        Where work runs, what watches it and how long rewards may take may change between the parts of a run; nothing
-        else may. A setting that the run's version did not have is at its default there.
+        Where work runs, what watches it, how long it goes on, how many checkpoints stay and how long rewards may take may
+        change between the parts of a run; nothing else may. A run of which nothing was done yet gives way. A setting that the
+        run's version did not have is at its default there.
 
         Raises:
             UserError: the directory holds something else.
@@ -110,10 +139,13 @@ class RunDirectory:
             except UserError as error:
                 raise UserError(f"expected {file} of a run, this version cannot read it: {error}") from error
 
-        is_held(self.path, file.name, config.identity(), "run", identity)
+        begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
+        held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
         write_json(file, config.canonical())
         known = self.path / "provenance.json"
-        if known.exists():  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
+        if (
+            held and known.exists()
+        ):  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
             began = json.loads(known.read_text())
             write_json(known, {**began, "continued": [*began.get("continued", []), provenance(command)]})
         else:
@@ -146,13 +178,41 @@ class RunDirectory:
         return found
 
     def _logged(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Lines of metrics.jsonl, and what they say."""
+        """Lines of metrics.jsonl, and what they say.
+
+        Raises:
+            UserError: a line before the last is none.
+        """
         file = self.path / "metrics.jsonl"
-        for line in file.read_text().splitlines() if file.exists() else ():
+        lines = file.read_bytes().splitlines() if file.exists() else []
+        for number, line in enumerate(lines, start=1):
             try:
-                yield line, json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
-                continue
+                row = json.loads(line)
+                known = {name: row[name] for name in ("update", "name", "value")}
+                yield line.decode(), known
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(lines):  # it was being written when the run was killed
+                    return
+                raise self._damaged(f"line {number} is no metric") from error
+
+    def _damaged(self, how: str) -> UserError:
+        return UserError(
+            f"expected {self.path / 'metrics.jsonl'} as the run wrote it, {how}: it was changed or cut short; copy it back from where "
+            "it is whole (going on would not write again what is missing), or begin again with another --out"
+        )
+
+    def check_metrics(self, updates: int) -> None:
+        """Look whether all that was logged until a checkpoint after so many updates is still there.
+
+        Raises:
+            UserError: something is missing or damaged.
+        """
+        found = self.metrics()
+        missing = sorted(set(range(updates)) - set(found.get("budget/network_evaluations", {})))
+        if missing:
+            raise self._damaged(f"the metrics of update {missing[0]} are missing")
+        if updates and not any(0 in values for name, values in found.items() if name.startswith("evaluation/")):
+            raise self._damaged("those of the first evaluation are missing")
 
     def ledger(self) -> dict[str, Any]:
         """What the run has cost so far; empty before anything did."""
@@ -162,6 +222,11 @@ class RunDirectory:
     def evaluated(self, update: int) -> bool:
         """Whether the policy after so many updates was evaluated to the end: its metrics are written last."""
         return any(update in values for name, values in self.metrics().items() if name.startswith("evaluation/"))
+
+    def samples(self, update: int) -> int:
+        """Pictures a prompt that are scored after so many updates."""
+        file = self.path / "scores" / f"{update:06d}.parquet"
+        return 1 + int(max(pq.read_table(file, columns=["sample"])["sample"].to_pylist())) if file.exists() else 0
 
     def rewind(self, updates: int) -> None:
         """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""

@@ -44,7 +44,7 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
         UserError: the directory holds something else.
     """
     wanted = {"format": FORMAT, **json.loads(json.dumps(identity))}
-    if is_held(directory, "manifest.json", wanted, "preference set", _identity):
+    if is_held(directory, "manifest.json", wanted, "preference set", _identity, begun=["blocks/[0-9]*"]):
         for unfinished in directory.glob("*/.*"):  # what a killed process was writing
             unfinished.unlink()
         return

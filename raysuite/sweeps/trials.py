@@ -68,7 +68,8 @@ class Book:
             UserError: the directory holds something else.
         """
         wanted = sweep.canonical()
-        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", _settled):
+        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", _settled, begun=["trials/*"]):
+            (directory / "trials.json").unlink(missing_ok=True)
             write_json(directory / "sweep.json", wanted)
             write_json(directory / "provenance.json", provenance(command))
         told = directory / "trials.json"

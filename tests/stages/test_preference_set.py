@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,10 @@ def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     now = {**IDENTITY, "steps": 4, "sampler": Sampler(steps=4, noise=Noise(level=0.5)).model_dump(mode="json")}
     earlier = {**now, "format": FORMAT, "sampler": {"steps": 4, "eta": 0.5, "guidance": 1.0, "spacing": None}}
     write_json(tmp_path / "manifest.json", {**earlier, "provenance": {}})
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "blocks" / "000000.parquet").touch()
     claim(tmp_path, now, ["test"])
-    with pytest.raises(UserError, match="differs in sampler"):
+    with pytest.raises(UserError, match=r"differs in sampler.noise.level \(0.5 there, 1.0 here\)"):
         claim(tmp_path, {**now, "sampler": Sampler(steps=4).model_dump(mode="json")}, ["test"])
 
 
@@ -93,12 +96,19 @@ def test_what_is_begun_goes_on_and_other_things_are_refused(tmp_path: Path) -> N
     claim(tmp_path / "set", IDENTITY, ["another", "command"])
     assert not half.exists()
     assert finished_blocks(tmp_path / "set") == {0}
-    with pytest.raises(UserError, match="differs in model, source"):
+    with pytest.raises(UserError, match=r'differs in model \(".*" there, "other" here\); source'):
         claim(tmp_path / "set", {**IDENTITY, "model": "other", "source": {}}, ["test"])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(UserError, match="expected an empty or new directory"):
         claim(tmp_path / "other", IDENTITY, ["test"])
+
+
+def test_a_set_of_which_nothing_is_made_gives_way(tmp_path: Path) -> None:
+    claim(tmp_path, IDENTITY, ["mistaken"])
+    claim(tmp_path, {**IDENTITY, "model": "other"}, ["mended"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["model"] == "other" and manifest["provenance"]["command"] == ["mended"]
 
 
 def test_only_finished_sets_are_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from raysuite.cluster import launch
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -182,12 +184,14 @@ def checkpoint_weights(training: Training) -> np.ndarray:
 def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.claim(toy(), ["test"])
+    run.log(0, {"evaluation/held_out/redness": 0.5})
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"differs in learn"):
+    with pytest.raises(UserError, match=r"differs in learn.learning_rate \(0.01 there, 0.5 here\): name another --out"):
         run.claim(toy(learn__learning_rate="0.5"), ["test"])
     assert (tmp_path / "config.json").read_bytes() == before
     run.claim(toy(cluster__actors="2"), ["test"])  # where work runs may change,
     run.claim(toy(guards__kl="stop"), ["test"])  # and what watches it,
+    run.claim(toy(updates="7", budget="9", checkpoints__keep="1"), ["test"])  # and how long it goes on, and what stays,
     run.claim(toy(rewards="[{name: redness, seconds: 5, retries: 3}]"), ["test"])  # and how long rewards may take
     with pytest.raises(UserError, match=r"differs in rewards"):
         run.claim(toy(rewards="[{name: redness, weight: 2.0}]"), ["test"])
@@ -199,9 +203,85 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
     older = json.loads((tmp_path / "config.json").read_text())
     del older["guards"], older["rewards"][0]["seconds"], older["rewards"][0]["retries"]
     (tmp_path / "config.json").write_text(json.dumps(older))
+    run.log(0, {"evaluation/held_out/redness": 0.5})
     run.claim(toy(), ["test"])
     with pytest.raises(UserError, match=r"differs in seed"):
         run.claim(toy(seed="1"), ["test"])
+
+
+def test_a_run_that_never_began_gives_way_to_the_mended_command(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.claim(toy(), ["mistaken"])
+    (tmp_path / ".config.json.123").write_text("what a killed process was writing")
+    run.claim(toy(sampler__steps="20"), ["mended"])
+    assert run.config() == toy(sampler__steps="20")
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["command"] == ["mended"] and "continued" not in provenance
+
+
+@pytest.mark.parametrize("staleness", ["0", "1"])
+def test_a_finished_run_is_extended_bit_for_bit(tmp_path: Path, staleness: str) -> None:
+    settings = {"rollouts__staleness": staleness, "evaluation__every": "100"}
+    begin(toy(updates="2", **settings), tmp_path / "extended").train()
+    extended = begin(toy(updates="4", **settings), tmp_path / "extended")
+    extended.train()
+    whole = begin(toy(updates="4", **settings), tmp_path / "whole")
+    whole.train()
+    assert np.array_equal(extended.policy.weights(), whole.policy.weights())
+    # the extended run was evaluated when it was finished for the first time; all else is the same
+    assert set(numbers(tmp_path / "whole")) < set(numbers(tmp_path / "extended"))
+    more = set(numbers(tmp_path / "extended")) - set(numbers(tmp_path / "whole"))
+    assert all(json.loads(line)["name"].startswith("evaluation/") for line in more)
+
+
+def test_fewer_checkpoints_stay_when_a_run_goes_on(tmp_path: Path) -> None:
+    begin(toy(updates="3", checkpoints__keep="3"), tmp_path).train()
+    begin(toy(updates="4", checkpoints__keep="1"), tmp_path).train()
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000004"]
+
+
+def test_every_changed_bit_of_a_state_is_found(tmp_path: Path) -> None:
+    training = begin(toy(), tmp_path)
+    training.update()
+    training.save()
+    found = tmp_path / "checkpoints" / "000001"
+    file, before = found / "state.json", checkpoint.read_state(found)
+    whole = file.read_bytes()
+    for place in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match=r"state.json is missing or damaged: remove"):
+            checkpoint.read_state(found)
+    file.write_bytes(whole)
+    assert checkpoint.read_state(found) == before
+    older = {name: value for name, value in json.loads(whole).items() if name != "digest"}
+    file.write_text(json.dumps(older))  # of a version that had none
+    assert checkpoint.read_state(found) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "mentions"),
+    [
+        (
+            lambda lines: lines[: next(n for n, line in enumerate(lines) if b'"update": 1' in line)],
+            "the metrics of update 1 are missing",
+        ),
+        (lambda lines: [line for line in lines if b'"update": 0' not in line], "the metrics of update 0 are missing"),
+        (lambda lines: [line for line in lines if b"evaluation/" not in line], "first evaluation are missing"),
+        (lambda lines: [*lines[:3], lines[3][:-5], *lines[4:]], "line 4 is no metric"),
+        (lambda lines: [lines[0].replace(b"u", b"\xf5"), *lines[1:]], "line 1 is no metric"),
+        (lambda lines: [], "the metrics of update 0 are missing"),
+    ],
+)
+def test_metrics_that_were_damaged_are_found_before_a_run_goes_on(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], mentions: str
+) -> None:
+    begin(toy(updates="2"), tmp_path).train()
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(line + b"\n" for line in damage(file.read_bytes().splitlines())))
+    with pytest.raises(UserError, match=rf"{mentions}.*copy it back from where it is whole"):
+        launch.claim(toy(updates="3"), tmp_path, ["test"])
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

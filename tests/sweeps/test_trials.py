@@ -41,8 +41,12 @@ def test_a_sweep_that_goes_on_tries_again_what_did_not_end(tmp_path: Path) -> No
 def test_a_directory_belongs_to_one_sweep(tmp_path: Path) -> None:
     Book.open(SWEEP, tmp_path / "sweep", ["test"])
     Book.open(SWEEP.model_copy(update={"concurrent": 4}), tmp_path / "sweep", ["test"])
-    with pytest.raises(UserError, match="differs in budget, seeds: name another --out"):
-        Book.open(SWEEP.model_copy(update={"budget": 1, "seeds": (0,)}), tmp_path / "sweep", ["test"])
+    other = SWEEP.model_copy(update={"budget": 1, "seeds": (0,)})
+    assert Book.open(other, tmp_path / "sweep", ["mended"]).trials.keys() == {run.name for run in other.runs}
+    (tmp_path / "sweep" / "trials" / "one").mkdir(parents=True)  # now there is something to lose
+    expected = r"differs in budget \(1 there, 1500 here\); seeds \(\[0\] there, \[0, 1\] here\): name another --out"
+    with pytest.raises(UserError, match=expected):
+        Book.open(SWEEP, tmp_path / "sweep", ["test"])
     with pytest.raises(UserError, match="expected an empty or new directory"):
         Book.open(SWEEP, tmp_path, ["test"])
 

@@ -1,0 +1,187 @@
+"""Who works in a directory: one command at a time, on whatever machine.
+
+The lock is a file, so that it holds wherever the directory can be seen. It is linked into its place, which either works or
+does not, on shared file systems too. A command that was killed leaves it behind: on the machine where it ran, whether its
+process lives decides; from elsewhere, whether it was touched lately, by the clock of the file system.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raysuite.background import meanwhile
+from raysuite.errors import UserError
+
+FILE = "lock"
+TOUCH_SECONDS = 20.0
+"""Every how many seconds whoever holds a lock touches it."""
+FORGOTTEN_SECONDS = 180.0
+"""After how many without a touch it may be taken over from another machine."""
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory, which is made if need be, for the length of a `with`.
+
+    Raises:
+        UserError: somebody else holds it, or it cannot be made.
+    """
+    made = _make(directory)
+    file, own = directory / FILE, _card()
+    try:
+        _take(file, own)
+        try:
+            with meanwhile(lambda ended: _touch(file, ended)):
+                yield
+        finally:
+            if _read(file) == own:
+                file.unlink()
+    finally:
+        for new in made:  # nothing was put there
+            if not any(new.iterdir()):
+                new.rmdir()
+
+
+def _make(directory: Path) -> list[Path]:
+    """Make a directory and what is above it; what is new of them, the lowest first."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"expected to work in {directory}, could not make it ({error}): name another") from error
+    return new
+
+
+def _take(file: Path, own: bytes) -> None:
+    while not _placed(file, own):
+        found = _read(file)
+        if found is None:
+            continue  # it was given back meanwhile
+        if not _forgotten(file, found):
+            raise UserError(_sentence(file, found))
+        aside = file.with_name(f".{FILE}.{uuid.uuid4().hex}")
+        try:
+            file.rename(aside)
+        except FileNotFoundError:
+            continue
+        if aside.read_bytes() != found:  # somebody was faster, and this is theirs
+            os.link(aside, file)
+        aside.unlink()
+
+
+def _placed(file: Path, own: bytes) -> bool:
+    """Put the card in place, whole, unless there is one."""
+    temporary = file.with_name(f".{FILE}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(own)
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            try:  # a file system without links
+                with file.open("xb") as opened:
+                    opened.write(own)
+            except FileExistsError:
+                return False
+        return True
+    except OSError as error:
+        raise UserError(f"expected to write into {file.parent}, could not ({error}): name another directory") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _touch(file: Path, ended: threading.Event) -> None:
+    while not ended.wait(TOUCH_SECONDS):
+        if file.exists():
+            os.utime(file)
+
+
+def _card() -> bytes:
+    """Who this process is."""
+    card = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "began": _began(os.getpid()),
+        "id": uuid.uuid4().hex,
+    }
+    return json.dumps(card).encode()
+
+
+def _machine() -> str:
+    """Names the place where numbers of processes mean the same: a boot of a machine, and a container on it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux
+        return socket.gethostname()
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did: numbers of processes come round. None where there is none to see."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _forgotten(file: Path, found: bytes) -> bool:
+    """Whether nobody is there any more who put it down."""
+    card = _parsed(found)
+    if card.get("machine") == _machine():
+        try:
+            os.kill(card["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's
+            pass
+        return bool(card["began"] != _began(card["pid"]))
+    probe = file.with_name(f".{FILE}.{uuid.uuid4().hex}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - file.stat().st_mtime > FORGOTTEN_SECONDS
+    except FileNotFoundError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _parsed(found: bytes) -> dict[str, Any]:
+    try:
+        card = json.loads(found)
+        return card if isinstance(card, dict) else {}
+    except ValueError:  # being written, where there are no links
+        return {}
+
+
+def _sentence(file: Path, found: bytes) -> str:
+    card = _parsed(found)
+    who = (
+        f"process {card['pid']} on {card['host']} works there since {card['since']}" if card else "somebody works there"
+    )
+    here = card.get("machine") == _machine()
+    gone = "" if here else f" (if it is gone, remove {file}, or wait {FORGOTTEN_SECONDS / 60:g} minutes)"
+    return (
+        f"expected {file.parent} to be free, {who}{gone}: wait until it has ended or stop it, or name another directory"
+    )

@@ -1,0 +1,114 @@
+"""Who works in a directory, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from raysuite.errors import UserError
+from raysuite.stages import lock
+from raysuite.stages.lock import locked
+from tests.processes import until
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from raysuite.stages.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_directory_is_held_by_one_process_until_it_ends_or_dies(tmp_path: Path) -> None:
+    out = tmp_path / "above" / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    expected = rf"expected {out} to be free, process {holder.pid} on .* works there since 20.*: wait until it has ended"
+    with pytest.raises(UserError, match=expected), locked(out):
+        pass
+    assert json.loads((out / "lock").read_text())["pid"] == holder.pid
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(out):  # what a dead process left is taken over
+        assert json.loads((out / "lock").read_text())["pid"] == os.getpid()
+    assert not any(out.iterdir())
+    holder.stdout.close()
+
+
+def test_of_a_directory_in_which_nothing_was_put_nothing_is_left(tmp_path: Path) -> None:
+    with locked(tmp_path / "above" / "run"):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_was_put_there_stays(tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_the_number_of_a_process_that_came_round_again_is_another_process(tmp_path: Path) -> None:
+    card = json.loads(lock._card())
+    (tmp_path / "lock").write_text(json.dumps({**card, "began": "1"}))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["began"] == card["began"]
+
+
+def test_a_lock_of_another_machine_is_taken_over_when_it_was_not_touched_for_long(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    card = json.loads(lock._card())
+    file.write_text(json.dumps({**card, "host": "elsewhere", "machine": "elsewhere"}))
+    expected = rf"process {os.getpid()} on elsewhere works there .*\(if it is gone, remove {file}, or wait 3 minutes\)"
+    with pytest.raises(UserError, match=expected), locked(tmp_path):
+        pass
+    now = file.stat().st_mtime
+    os.utime(file, (now - lock.FORGOTTEN_SECONDS - 1,) * 2)
+    with locked(tmp_path):
+        assert json.loads(file.read_text())["host"] == card["host"]
+
+
+def test_whoever_holds_a_lock_touches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.01)
+    with locked(tmp_path):
+        os.utime(tmp_path / "lock", (0, 0))
+        until(lambda: (tmp_path / "lock").stat().st_mtime > 0, "a touch")
+
+
+def test_of_many_that_want_it_at_once_one_has_it(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(json.dumps({**json.loads(lock._card()), "began": "1"}))  # forgotten
+    inside, refused, most = [], [], []
+    barrier, done = threading.Barrier(8), threading.Event()
+
+    def want() -> None:
+        barrier.wait()
+        try:
+            with locked(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                done.wait(30)
+                inside.pop()
+        except UserError as error:
+            refused.append(str(error))
+        if len(refused) == 7:
+            done.set()
+
+    threads = [threading.Thread(target=want) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1 and len(refused) == 7
+
+
+def test_a_place_that_cannot_be_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="could not make it"), locked(tmp_path / "file" / "run"):
+        pass
