@@ -163,10 +163,32 @@ def test_a_finished_run_is_tracked_afterwards(tmp_path: Path) -> None:
     assert run.config() == load("toy-ddpo")
 
 
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_a_second_destination_is_told_everything(tracker: str, tmp_path: Path) -> None:
+    run, setting = begin(tracker, tmp_path / "run"), {"wandb": "project", "mlflow": "experiment"}[tracker]
+    run.log(0, {"train/reward": 0.25})
+    for name in ("first", "second", "second"):
+        where = {**SETTINGS[tracker], f"trackers.{tracker}.{setting}": name}
+        with trackers.following(load("toy-ddpo", where), run.path):
+            pass
+    told = json.loads((run.path / "trackers" / f"told-{tracker}.json").read_text())
+    assert [name.split(" at ")[0].rpartition("/")[2] for name in sorted(told)] == ["first", "second"]
+    assert list(told.values()) == [{"train/reward": 0}] * 2
+    if tracker == "mlflow":
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=str(run.path / "trackers" / "mlflow"))
+        for name in ("first", "second"):
+            (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+            history = client.get_metric_history(found.info.run_id, "train/reward")
+            assert [(metric.step, metric.value) for metric in history] == [(0, 0.25)]
+
+
 class Forgetful(trackers.Tracker):
     """Cannot be told anything for the first `times`."""
 
     errors = (ConnectionError,)
+    destination = "nowhere"
 
     def __init__(self, times: int) -> None:
         self.times, self.told, self.completed = times, Told(), False

@@ -90,8 +90,9 @@ def score(
         UserError: it raised, returned another number of scores, or a score that is not a number.
     """
     function, prompts = resolve(name), _some(prompts_N)
-    arguments = (images_N, list(prompts_N), list(metadata_N))
     for attempt in range(retries + 1):
+        # copies: what a reward does to its pictures in place must reach neither other rewards nor those that are kept
+        arguments = (images_N.copy(), list(prompts_N), list(map(dict, metadata_N)))
         try:
             answer = limit.thread.apply_async(function, arguments).get(limit.seconds) if limit else function(*arguments)
             scores = np.asarray(answer, dtype=np.float64)

@@ -14,6 +14,7 @@ from raysuite.background import meanwhile
 from raysuite.config import RunConfig, Trackers
 from raysuite.errors import UserError
 from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.lock import locked
 from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
 
 POLL_SECONDS = 2.0
@@ -74,6 +75,8 @@ def following(config: RunConfig, directory: Path) -> Iterator[None]:
     """
     run = TrackedRun(directory, config)
     with ExitStack() as stack:
+        if wanted(config.trackers):
+            stack.enter_context(locked(run.place))
         for name in wanted(config.trackers):
             stack.enter_context(_told(name, run))
         yield
@@ -108,12 +111,13 @@ def _told(name: str, run: TrackedRun) -> Iterator[None]:
 
 
 class _Told:
-    """One tracker, and how far it has been told: trackers/told-<name>.json has the last update of every metric."""
+    """One tracker, and how far it has been told: trackers/told-<name>.json has the last update of every metric by destination."""
 
     def __init__(self, name: str, run: TrackedRun) -> None:
         self._name, self._run, self._file = name, run, run.place / f"told-{name}.json"
         self._tracker = open_tracker(name, run)
-        self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._all: dict[str, dict[str, int]] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._last = self._all.setdefault(self._tracker.destination, {})
         self._trouble: Exception | None = None
 
     def follow(self, ended: threading.Event) -> None:
@@ -158,8 +162,8 @@ class _Told:
             if evaluated and update > self._last.get(PICTURES, -1) and (pictures := self._pictures(update)):
                 self._tracker.pictures(update, pictures)
                 self._last[PICTURES] = update
-            self._last |= dict.fromkeys(by_update[update], update)
-            write_json(self._file, self._last)
+            self._last.update(dict.fromkeys(by_update[update], update))
+            write_json(self._file, self._all)
 
     def _pictures(self, update: int) -> Sequence[Picture]:
         images = self._run.directory / "images"

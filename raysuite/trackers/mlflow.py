@@ -34,7 +34,9 @@ class Mlflow(Tracker):
         wanted = run.config.trackers.mlflow
         address = wanted.uri or os.environ.get("MLFLOW_TRACKING_URI") or str(run.place / "mlflow")
         if "://" not in address:  # a directory, which MLflow keeps to itself unless asked
+            address = os.path.abspath(address)  # noqa: PTH100 - beside the run directory it is absolute
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+        self.destination = f"{wanted.experiment} at {address}"
         try:
             self._client = MlflowClient(tracking_uri=address)
             self._id = self._opened(run, str(wanted.experiment))

@@ -17,6 +17,7 @@ class TensorBoard(Tracker):
 
     def __init__(self, run: TrackedRun) -> None:
         place = run.place / "tensorboard"
+        self.destination = "events"
         parts = len(
             list(place.glob("events*"))
         )  # files are named after the second: a number keeps parts of a run apart

@@ -61,6 +61,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 class Tracker(ABC):
     """Somewhere that shows runs. Numbers go by the update that metrics.jsonl and images/ have them under."""
 
+    destination: str
+    """Where it goes, in words that are the same every time: what was told is remembered by it."""
     errors: tuple[type[Exception], ...] = ()
     """What its library raises when it cannot be told something now; it will be told again."""
 

@@ -36,6 +36,8 @@ class WeightsAndBiases(Tracker):
                 f"expected Weights & Biases to take the run, got: {' '.join(str(error).split()).rstrip('.')}: log in with "
                 "`wandb login`, or set trackers.wandb.mode=offline"
             ) from error
+        where = "offline" if wanted.mode == "offline" else self._run.settings.base_url
+        self.destination = f"{self._run.entity or ''}/{wanted.project} at {where}"
         self._run.define_metric("*", step_metric="update")
 
     def scalars(self, update: int, values: Mapping[str, float]) -> None:

@@ -241,3 +241,16 @@ def test_a_reward_that_hangs_is_named_with_its_prompts_and_its_time(
         score("asleep", np.stack([noise()] * 3), PROMPTS, [{}] * 3, retries=4, limit=Limit(0.05, thread))
     release.set()
     assert error.value.retries == 4  # for who can replace the process
+
+
+def test_what_a_reward_does_to_its_pictures_in_place_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blackens(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        means = images.mean(axis=(1, 2, 3))
+        images[:] = 0
+        return means
+
+    monkeypatch.setattr("raysuite.rewards.resolve", lambda name: blackens)
+    images = np.full((2, 4, 4, 3), 200, np.uint8)
+    for _ in range(2):
+        assert score("blackens", images, ["a", "b"], [{}, {}]).tolist() == [200.0, 200.0]
+    assert (images == 200).all()
