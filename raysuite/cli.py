@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 console = Console()
 
+JOBS_CODE = "working_dir_files"
+"""Where Ray keeps the code that jobs are submitted with."""
+
 Settings = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting; repeatable.")]
 Run = Annotated[Path, typer.Argument(help="The --out of a run.")]
 
@@ -45,7 +48,7 @@ def train(
     if keep_rollouts:
         overrides["rollouts.keep"] = "true"
     config = configuration.load(run, overrides)
-    directory = (out or Path("runs") / Path(run).stem).absolute()
+    directory = _place(out or Path("runs") / Path(run).stem)
     from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary, write_report
@@ -77,7 +80,7 @@ def sweep(
     from raysuite.sweeps import declared as sweeps
 
     declared = sweeps.load(sweep, dict(_split(setting) for setting in settings))
-    directory = out.absolute()
+    directory = _place(out)
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
     from raysuite.stages.lock import locked
@@ -117,9 +120,10 @@ def pairs(
     from raysuite.stages.lock import locked
 
     launch.preflight(config)
-    with locked(out.absolute()), Counting("drawing and ranking", "blocks", console) as counting:
+    directory = _place(out)
+    with locked(directory), Counting("drawing and ranking", "blocks", console) as counting:
         summary = make_pairs(
-            config, out.absolute(), prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
+            config, directory, prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
         )
     console.print(f"{summary['rankings']} rankings, {summary['ties']} ties left out: {out}", soft_wrap=True)
 
@@ -157,10 +161,11 @@ def encode(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    with locked(out.absolute()), Counting("encoding", "blocks", console) as counting:
+    directory = _place(out)
+    with locked(directory), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,
-            out.absolute(),
+            directory,
             model=configuration.Model(path=model, size=size),
             pairs=pairs,
             rows_per_block=rows_per_block,
@@ -193,7 +198,7 @@ def evaluate(
     from raysuite.stages.files import RunDirectory
     from raysuite.stages.lock import locked
 
-    directory = run.absolute()
+    directory = _place(run)
     RunDirectory(directory).config()
     with locked(directory):
         launch.check_evaluation(directory, updates=checkpoint, samples=samples)
@@ -243,7 +248,7 @@ def directions(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    directory = out.absolute()
+    directory = _place(out)
     with locked(directory):
         measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.study.report import study_summary, write_study_report
@@ -289,7 +294,7 @@ def track(
     from raysuite import config as configuration, trackers
     from raysuite.stages.files import RunDirectory
 
-    directory = run.absolute()
+    directory = _place(run)
     tree = RunDirectory(directory).config().canonical()
     for path, value in map(_split, settings):
         if not path.startswith("trackers."):
@@ -327,6 +332,20 @@ def recipes() -> None:
 
     for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
         console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)
+
+
+def _place(directory: Path) -> Path:
+    """Where a command works, whole.
+
+    Raises:
+        UserError: it would lie in the copy of the code from which a submitted job runs, and vanish with it.
+    """
+    if not directory.expanduser().is_absolute() and JOBS_CODE in Path.cwd().parts:
+        raise UserError(
+            f"expected an absolute path in a submitted job, got {directory}: it would lie in Ray's copy of the code, which does not "
+            "outlive the job; name a directory that all machines see, such as /shared/run"
+        )
+    return directory.expanduser().absolute()
 
 
 def _split(setting: str, option: str = "--set") -> tuple[str, str]:

@@ -71,6 +71,27 @@ def test_nothing_is_written_of_a_set_that_cannot_be_made(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "toy-ddpo", "--out", "runs/x"],
+        ["train", "toy-ddpo"],
+        ["sweep", "scenes-race", "--out", "x"],
+        ["pairs", "--out", "x"],
+        ["evaluate", "runs/x"],
+        ["directions", "toy-ddpo", "--objectives", "ddpo,sft", "--out", "x"],
+    ],
+)
+def test_a_relative_place_in_a_submitted_job_is_refused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    code.mkdir(parents=True)
+    monkeypatch.chdir(code)
+    assert "expected an absolute path in a submitted job, got" in fails(words, capsys)
+    assert not any(code.iterdir())
+
+
 def test_a_pipeline_that_no_family_handles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = tmp_path / "model", tmp_path / "run"
     model.mkdir()

@@ -52,7 +52,9 @@ def preflight(config: RunConfig) -> None:
         UserError: prompts, rewards or the model are not there.
     """
     check_model(config.model)
-    training_blocks(config, load_prompts(config.prompts), update=0)
+    prompts = load_prompts(config.prompts)
+    if config.preferences.source is None:  # a set has prompts of its own
+        training_blocks(config, prompts, update=0)
     for name in {*(reward.name for reward in config.rewards), *config.evaluation.rewards}:
         rewards.resolve(name)
     if config.rollouts.replay is not None:

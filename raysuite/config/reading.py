@@ -32,13 +32,23 @@ def recipes() -> dict[str, str]:
 def load(recipe_or_file: str, overrides: Mapping[str, str] | None = None) -> RunConfig:
     """A run from a recipe's name or a YAML file, with overrides by dotted path (values are YAML).
 
+    A recipe's budget was measured out for its model: a run that names another has none, unless it names one, too.
+
     Raises:
         UserError: anything unknown, mistyped, out of range or contradictory.
     """
     tree = read(recipe_or_file)
+    model = _path_of_model(tree)
     for path, value in (overrides or {}).items():
         put(tree, path, parse(path, value))
+    if _path_of_model(tree) != model and "budget" not in (overrides or {}):
+        tree.pop("budget", None)
     return validate(tree)
+
+
+def _path_of_model(tree: Mapping[str, Any]) -> Any:
+    model = tree.get("model")
+    return model.get("path") if isinstance(model, Mapping) else model
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:
@@ -115,13 +125,17 @@ _Loader.add_constructor(  # leading zeros are decimal
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A base with changes: sections merge, but objectives are replaced whole, and a section that is null has its defaults."""
+    """A base with changes: sections merge, but objectives are replaced whole, a section that is null has its defaults, and a
+    budget is inherited with the model that it was measured out for.
+    """
     merged = {**base, **changes}
     for name, section in changes.items():
         if section is None:
             del merged[name]
         elif name != "objective" and isinstance(section, dict) and isinstance(base.get(name), dict):
             merged[name] = base[name] | section
+    if _path_of_model(merged) != _path_of_model(base) and "budget" not in changes:
+        merged.pop("budget", None)
     return merged
 
 

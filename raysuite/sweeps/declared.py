@@ -166,6 +166,8 @@ class Sweep(Section):
             UserError: a setting is unknown, or they contradict each other.
         """
         tree = {**deepcopy(self._trees[run.objective]), "seed": run.seed, "budget": self.budget}
+        if "replay" not in (tree.get("rollouts") or {}):
+            tree["updates"] = self.budget  # more than it buys: runs end by the budget, which is equal, and nothing else
         for path, value in {**self.settings, **drawn}.items():
             if path.startswith("objectives."):
                 label, _, field = path.removeprefix("objectives.").rpartition(".")

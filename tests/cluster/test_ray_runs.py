@@ -107,6 +107,13 @@ def test_pairs_are_those_of_the_same_stages_in_one_process(tmp_path: Path) -> No
     rows = found.rows(range(20))
     assert torch.equal(rows.latents_RMK, torch.cat([e.latents_RMK for e in expected]))
     assert rows.prompts_R == tuple(p for e in expected for p in e.prompts_R)
+    offline = toy(
+        objective="{name: trajectory_dpo, strength: 5.0, discount: 0.9}",
+        credit="null",
+        preferences__source=str(tmp_path / "set"),
+        rollouts__prompts="20",
+    )
+    launch.preflight(offline)  # of the toy's two prompts it draws none: the set has its own
     with pytest.raises(UserError, match="differs in source"):
         make_pairs(
             config.model_copy(update={"seed": 1}),
@@ -163,7 +170,9 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -
     assert "redness" in first.stdout
     assert json.loads((out / "progress.json").read_text())["phase"] == "done"
     told = json.loads((out / "trackers" / "told-tensorboard.json").read_text())
-    assert told == {name: max(values) for name, values in RunDirectory(out).metrics().items()} | {"(pictures)": 2}
+    assert told["events"] == {name: max(values) for name, values in RunDirectory(out).metrics().items()} | {
+        "(pictures)": 2
+    }
     again = run(train)
     assert again.returncode == 0
     assert "finished already" in again.stdout

@@ -360,6 +360,28 @@ def test_every_setting_says_what_it_is_or_is_named_so_that_it_need_not() -> None
 # recipes that build on others, whole sections, what belongs together
 
 
+@pytest.mark.parametrize(
+    ("changes", "overrides", "budget"),
+    [
+        ("seed: 1", {}, 36864),
+        ("sampler: {steps: 6}", {}, 36864),
+        ("model: {path: /mine}", {}, None),
+        ("model: {path: /mine}\nbudget: 7", {}, 7),
+        ("seed: 1", {"model.path": "/mine"}, None),
+        ("seed: 1", {"model": "{path: /mine}"}, None),
+        ("seed: 1", {"model.path": "/mine", "budget": "7"}, 7),
+        ("seed: 1", {"budget": "7", "model.path": "/mine"}, 7),
+        ("budget: 9", {"seed": "2"}, 9),
+    ],
+)
+def test_a_budget_is_inherited_with_its_model(
+    changes: str, overrides: dict[str, str], budget: int | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: scenes-ddpo\n{changes}\n")
+    assert load(str(file), overrides).budget == budget
+
+
 def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("extends: toy-ddpo\nupdates: 3\nsampler: {eta: 0.5}\nlearn: null\n")

@@ -37,7 +37,18 @@ def test_the_race_is_of_the_recipes_own_methods_on_common_ground() -> None:
     assert len(sweep.runs) == 5 * 3 and [run.objective for run in sweep.runs[:5]] == list(sweep.labels)
     for run in sweep.runs:
         config, recipe = sweep.config(run, {}), load_run(run.objective)
-        assert config.model_copy(update={"seed": 0}) == recipe  # of the scenes recipes, which share all else
+        assert (
+            config.model_copy(update={"seed": 0, "updates": recipe.updates}) == recipe
+        )  # of the scenes recipes, which share all else
+
+
+def test_runs_end_by_the_budget_alone(tmp_path: Path) -> None:
+    file = tmp_path / "race.yaml"
+    file.write_text("recipe: toy-ddpo\nobjectives: [toy-ddpo]\nbudget: 3000\n")  # the recipe has 5 updates of 336
+    sweep = load(str(file))
+    config = sweep.config(sweep.runs[0], {})
+    assert config.budget == 3000 and config.updates >= 3000  # an update costs at least one evaluation
+    assert sweep.config(sweep.runs[0], {"updates": 2}).updates == 2
 
 
 def test_a_small_race_overrides_what_it_names() -> None:
