@@ -15,7 +15,7 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.config import Model
-from raysuite.datasets.encode import Pairs, encode_block
+from raysuite.datasets.encode import Pairs, changed, encode_block
 from raysuite.datasets.pictures import DECODER
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
@@ -87,6 +87,8 @@ def encode(
         "source": {**source.identity(), "pairs": pairs, "decoder": DECODER, "rows_per_block": rows_per_block},
     }
     preference_set.claim(directory, identity, command)
+    there = preference_set.finished_blocks(directory)
+    preference_set.forget(directory, changed(source, [part for part in parts if part.number in there], directory))
     done = preference_set.finished_blocks(directory)
     missing = [part for part in parts if part.number not in done]
     counting.begin(len(parts), done=len(parts) - len(missing))

@@ -15,6 +15,7 @@ from raysuite.errors import UserError
 from raysuite.families import encoder_digests, open_policy
 from raysuite.progress import Counting
 from raysuite.stages import preference_set
+from raysuite.stages.files import inputs
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.types import Preferences
@@ -61,6 +62,7 @@ def make_pairs(
         "sampler": canonical["sampler"],
         "source": {
             "kind": "rollouts",
+            "read": inputs(config),
             "blocks": rounds * config.rollouts.blocks,
             **{s: canonical[s] for s in sections},
         },

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -14,8 +17,12 @@ from raysuite.datasets.pictures import decode
 from raysuite.datasets.sources import Part, Source, Unusable
 from raysuite.families.policy import Policy
 from raysuite.stages import preference_set
+from raysuite.stages.files import digest
 from raysuite.stages.preference_set import Reject
 from raysuite.types import Preferences
+
+READERS = 8
+"""Parts that are read at once to see whether they have changed."""
 
 Pairs = Literal["all", "adjacent"]
 """Which pictures of a ranking are compared: all with all, or only those between whose ranks no other picture has one."""
@@ -23,6 +30,7 @@ Pairs = Literal["all", "adjacent"]
 
 def encode_block(policy: Policy, source: Source, part: Part, directory: Path, *, pairs: Pairs = "all") -> None:
     """Read, encode and write one block. A row or a picture that cannot be used is set aside with its reason."""
+    content = fingerprint(source, part)
     latents, prompts, rows, rejects, ties = [], [], [], list[Reject](), 0
     for number, raw in enumerate(source.raw(part), start=part.first):
         try:
@@ -57,7 +65,45 @@ def encode_block(policy: Policy, source: Source, part: Part, directory: Path, *,
         read=part.stop - part.start,
         ties=ties,
         rejects=rejects,
+        content=content,
     )
+
+
+def fingerprint(source: Source, part: Part) -> str:
+    """A digest of all that a part says, pictures included: what is mended or exchanged in place has another. Empty where the
+    part's file is not on this machine's disks: a hub names every version of a file differently.
+    """
+    if "://" in part.file:
+        return ""
+    found = hashlib.sha256()
+    for raw in source.raw(part):
+        try:
+            row = source.row(raw, part.file)
+        except Unusable as reason:
+            found.update(f"unusable: {reason}\n".encode())
+            continue
+        pictures = [_digest(image) for image in row.images]
+        found.update(json.dumps([row.prompt, row.ranks, pictures]).encode())
+    return found.hexdigest()
+
+
+def changed(source: Source, parts: Iterable[Part], directory: Path) -> list[int]:
+    """Numbers of the parts that say something else than when their blocks were written."""
+
+    def differs(part: Part) -> bool:
+        return fingerprint(source, part) != preference_set.content_of(directory, part.number)
+
+    parts = list(parts)
+    with ThreadPoolExecutor(READERS) as pool:
+        return [part.number for part, different in zip(parts, pool.map(differs, parts), strict=True) if different]
+
+
+def _digest(image: bytes | Path) -> str | None:
+    """None of a file that cannot be read."""
+    try:
+        return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else digest(image)
+    except (OSError, ValueError):
+        return None
 
 
 def compared(ranks: Mapping[int, float], pairs: Pairs) -> list[tuple[int, int]]:

@@ -115,6 +115,14 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def inputs(config: RunConfig) -> dict[str, str]:
+    """Digests of what a run reads, by the setting that names it: the same path may hold something else the next time."""
+    named = {f"prompts.{split}": getattr(config.prompts, split) for split in ("training", "held_out")}
+    if config.preferences.source is not None:
+        named["preferences.source"] = str(Path(config.preferences.source) / "summary.json")
+    return {setting: digest(Path(name)) for setting, name in named.items() if name and Path(name).is_file()}
+
+
 class RunDirectory:
     """The files of one run. Opening it checks that it belongs to the configuration."""
 
@@ -141,15 +149,25 @@ class RunDirectory:
 
         begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
         held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
-        write_json(file, config.canonical())
-        known = self.path / "provenance.json"
-        if (
-            held and known.exists()
-        ):  # the run began elsewhere or earlier: what began it stays, what goes on with it is added
-            began = json.loads(known.read_text())
-            write_json(known, {**began, "continued": [*began.get("continued", []), provenance(command)]})
+        known, read = self.path / "provenance.json", inputs(config)
+        if held and known.exists():  # what began the run stays, what goes on with it is added
+            began = _json_of(known, "run")
+            before = began.get("inputs", {})
+            for setting in sorted(before.keys() & read.keys()):
+                if before[setting] != read[setting]:
+                    raise UserError(
+                        f"expected what {setting} names as it was when the run in {self.path} began, its content was changed: put "
+                        "it back, or name another --out"
+                    )
+            told = {
+                **began,
+                "inputs": read | before,
+                "continued": [*began.get("continued", []), provenance(command)],
+            }
         else:
-            write_json(known, provenance(command))
+            told = {**provenance(command), "inputs": read}
+        write_json(file, config.canonical())
+        write_json(known, told)
 
     def config(self) -> RunConfig:
         """What the run in the directory was declared as.

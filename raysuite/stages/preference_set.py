@@ -6,9 +6,10 @@ stopped. docs/architecture.md lists the files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def write_block(
     read: int,
     ties: int = 0,
     rejects: Sequence[Reject] = (),
+    content: str = "",
 ) -> None:
     """Write one block; its table comes last, and says that the block is finished.
 
@@ -99,6 +101,7 @@ def write_block(
         read: rows of the source that the block comes from.
         ties: pairs between which there is no preference.
         rejects: rows that were set aside, and pictures.
+        content: a digest of what the source said, where it may say something else the next time.
     """
     arrays = {"latents": rankings.latents_RMK.contiguous()}
     order = list(dict.fromkeys(rankings.prompts_R))
@@ -113,9 +116,28 @@ def write_block(
         "prompt": pa.array(rankings.prompts_R, pa.string()),
         "text": pa.array([order.index(prompt) for prompt in rankings.prompts_R], pa.int64()),
     }
-    counts = {b"read": str(read).encode(), b"ties": str(ties).encode()}
+    counts = {b"read": str(read).encode(), b"ties": str(ties).encode(), b"content": content.encode()}
     with replacing(directory / "blocks" / f"{number:06d}.parquet") as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata(counts), temporary)
+
+
+def _facts(directory: Path, number: int) -> dict[str, str]:
+    """What is said of a block beside its rows."""
+    metadata = pq.read_schema(directory / "blocks" / f"{number:06d}.parquet").metadata or {}
+    return {name.decode(): value.decode() for name, value in metadata.items()}
+
+
+def content_of(directory: Path, number: int) -> str:
+    """The digest that a block was written with; of an earlier version empty."""
+    return _facts(directory, number).get("content", "")
+
+
+def forget(directory: Path, numbers: Iterable[int]) -> None:
+    """Take blocks out whose source has changed; the set is then unfinished."""
+    for number in numbers:
+        (directory / "summary.json").unlink(missing_ok=True)
+        for file in (f"blocks/{number:06d}.parquet", f"blocks/{number:06d}.safetensors", f"rejects/{number:06d}.jsonl"):
+            (directory / file).unlink(missing_ok=True)
 
 
 def summarise(directory: Path) -> dict[str, Any]:
@@ -124,10 +146,11 @@ def summarise(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: not one row was a preference.
     """
-    totals, rejected = Counter[str](), Counter[str]()
+    totals, rejected, contents = Counter[str](), Counter[str](), hashlib.sha256()
     for number in sorted(finished_blocks(directory)):
-        table = pq.read_schema(directory / "blocks" / f"{number:06d}.parquet").metadata
-        totals += Counter({name: int(table[name.encode()]) for name in ("read", "ties")})
+        facts = _facts(directory, number)
+        totals += Counter({name: int(facts[name]) for name in ("read", "ties")})
+        contents.update(facts.get("content", "").encode())
         totals["rankings"] += pq.read_metadata(directory / "blocks" / f"{number:06d}.parquet").num_rows
         lines = (directory / "rejects" / f"{number:06d}.jsonl").read_text().splitlines()
         rejected.update(json.loads(line)["reason"] for line in lines)
@@ -138,6 +161,7 @@ def summarise(directory: Path) -> dict[str, Any]:
         "rankings": totals["rankings"],
         "ties": totals["ties"],
         "rejects": dict(sorted(rejected.items())),
+        "content": contents.hexdigest(),
     }
     if not totals["rankings"]:
         raise UserError(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from raysuite.config import TOYS, RunConfig
-from raysuite.datasets.encode import Pairs, compared, encode_block
+from raysuite.datasets.encode import Pairs, changed, compared, encode_block
 from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
@@ -489,3 +489,53 @@ def test_another_split_or_layout(tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected parquet files or a hub dataset at someone/pickapic"):
         open_source(["someone/pickapic"], layout=None, split="train").parts(4)
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "parquet"])
+def test_what_is_mended_or_exchanged_in_place_is_encoded_again(layout: str, policy_of: Opener, tmp_path: Path) -> None:
+    policy, out = policy_of("toy")[0], tmp_path / "set"
+
+    def write(captions: list[str], reds: list[int], labels: list[float]) -> Path:
+        """Four rows, two in a block."""
+        rows = []
+        for number, (caption, red_of, label) in enumerate(zip(captions, reds, labels, strict=True)):
+            images = [png(np.full((8, 8, 3), (value, 128, 128), np.uint8)) for value in (red_of, 20)]
+            if layout == "parquet":
+                rows.append(pair(number, label, caption=caption, jpg_0=images[0], jpg_1=images[1]))
+                continue
+            names = [f"{number}-{side}.png" for side in range(2)]
+            for name, image in zip(names, images, strict=True):
+                (tmp_path / name).write_bytes(image)
+            preferred = names if label == 1 else names[::-1]
+            rows.append({"prompt": caption, "preferred": preferred[0], "rejected": preferred[1]})
+        if layout == "parquet":
+            return pick_a_pic(tmp_path / "pairs.parquet", rows)
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / "pairs.jsonl"
+
+    def again(*what: list[Any]) -> list[int]:
+        """Numbers of the blocks that are made again."""
+        source = open_source([str(write(*what))], layout=None, split="train")
+        numbers = changed(source, source.parts(2), out)
+        preference_set.forget(out, numbers)
+        assert (out / "summary.json").exists() == (not numbers)
+        for part in source.parts(2):
+            if part.number in numbers:
+                encode_block(policy, source, part, out)
+        preference_set.summarise(out)
+        return numbers
+
+    captions, reds, labels = ["left", "", "left", "left"], [200, 200, 200, 200], [1.0, 1.0, 1.0, 1.0]
+    encoded(policy, write(captions, reds, labels), out=out, rows=2)
+    first = summary(PreferenceSet(out))
+    assert again(captions, reds, labels) == [] and summary(PreferenceSet(out)) == first
+    captions[1] = "right"  # an empty caption is mended
+    assert again(captions, reds, labels) == [0]
+    assert summary(PreferenceSet(out))["rankings"] == 4 and not summary(PreferenceSet(out))["rejects"]
+    reds[3] = 240  # a picture of the same name is another
+    assert again(captions, reds, labels) == [1]
+    latents = PreferenceSet(out).rows(range(4)).clean_RM[..., 0]
+    assert latents[:, 0].tolist() == [2.25, 2.25, 2.25, 3.5]
+    labels[2] = 0.0
+    assert again(captions, reds, labels) == [1]
+    assert PreferenceSet(out).rows([2]).clean_RM[0, :, 0].tolist() == [-3.375, 2.25]

@@ -80,7 +80,9 @@ def test_counts(tmp_path: Path) -> None:
     rejects = [Reject(row=4, reason="empty caption"), Reject(row=7, reason="unreadable image")]
     write_block(tmp_path, 0, preferences(0, 2), rows_R=[0, 1], texts={}, read=6, ties=2, rejects=rejects)
     write_block(tmp_path, 1, preferences(2, 1), rows_R=[6], texts={}, read=2, rejects=rejects[1:])
-    assert summarise(tmp_path) == {
+    summary = summarise(tmp_path)
+    del summary["content"]
+    assert summary == {
         "blocks": 2,
         "read": 8,
         "rankings": 3,

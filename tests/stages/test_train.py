@@ -219,6 +219,20 @@ def test_a_run_that_never_began_gives_way_to_the_mended_command(tmp_path: Path) 
     assert provenance["command"] == ["mended"] and "continued" not in provenance
 
 
+def test_prompts_that_were_changed_in_place_are_found_when_a_run_goes_on(tmp_path: Path) -> None:
+    file, run = tmp_path / "prompts.txt", RunDirectory(tmp_path / "run")
+    config = toy(prompts__training=str(file), prompts__held_out="null")
+    file.write_text("left\nright\n")
+    run.claim(config, ["test"])
+    run.log(0, {"evaluation/training/redness": 0.5})
+    run.claim(config, ["test"])
+    before = (run.path / "provenance.json").read_bytes()
+    file.write_text("left\nboth\n")
+    with pytest.raises(UserError, match=r"what prompts.training names as it was .* put it back, or name another"):
+        run.claim(config, ["test"])
+    assert (run.path / "provenance.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("staleness", ["0", "1"])
 def test_a_finished_run_is_extended_bit_for_bit(tmp_path: Path, staleness: str) -> None:
     settings = {"rollouts__staleness": staleness, "evaluation__every": "100"}
