@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import psutil
 
 HANG_GUARD = 300.0  # seconds
 
@@ -19,6 +23,27 @@ def until(condition: Callable[[], object], what: str, *, every: float = 0.05) ->
 
 
 def free_port() -> int:
-    with contextlib.closing(socket.socket()) as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """A port that stays free until it is used: neither the system nor Ray's workers take any of this range by themselves."""
+    for port in random.sample(range(20_000, 32_768), 1_000):
+        with contextlib.closing(socket.socket()) as taken, contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", port))
+            return port
+    raise OSError("expected a free port between 20000 and 32767, found none")
+
+
+def below(process: subprocess.Popen) -> Sequence[psutil.Process]:
+    """All processes that one has started, and those have started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def ended(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Wait for processes to end by themselves. Returns those that did not."""
+    return psutil.wait_procs(processes, timeout=HANG_GUARD)[1]
+
+
+def end(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes, and wait until they are gone: what they were doing to files is done."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not ended(processes)

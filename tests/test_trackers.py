@@ -18,9 +18,12 @@ from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.trackers import follow
+from tests.processes import until
 
 Told = dict[tuple[str, int], list[float]]
 """Values by name and update."""
+PARTS = 2
+"""How often the run that all trackers are told of is followed: it is stopped once."""
 SETTINGS = {
     "tensorboard": {"trackers.tensorboard": "true"},
     "wandb": {"trackers.wandb.project": "tests", "trackers.wandb.mode": "offline"},
@@ -53,7 +56,7 @@ def records(file: Path, header: int, block: int) -> Iterator[bytes]:
             at += block - at % block
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if not kind:
+        if not kind or at + 7 + length > len(data):  # nothing yet, or not all of it
             return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
@@ -85,16 +88,24 @@ def told_tensorboard(run: Path) -> tuple[Told, list[str]]:
 def told_wandb(run: Path) -> tuple[Told, list[str]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
+    def parts() -> Mapping[Path, Sequence[Record]]:
+        files = sorted((run / "trackers" / "wandb").glob("offline-run-*/*.wandb"))
+        return {file: [Record.FromString(r) for r in records(file, header=7, block=32768)] for file in files}
+
+    def ends() -> list[bool]:  # its service is another process, and still writes when a run is finished
+        return [any(record.HasField("exit") for record in part) for part in parts().values()]
+
+    until(lambda: ends() == [True] * PARTS, "the files of W&B")
     numbers, pictures, names = Told(), [], set()
-    for file in sorted((run / "trackers" / "wandb").glob("offline-run-*/*.wandb")):
+    for file, part in parts().items():
         names.add(file.name)
-        for record in map(Record.FromString, records(file, header=7, block=32768)):
+        for record in part:
             row = {(i.key or i.nested_key[0], *i.nested_key[1:]): json.loads(i.value_json) for i in record.history.item}
             pictures += [f"{name} {value}" for (name, *of), value in row.items() if of == ["caption"]]
             for (name, *of), value in row.items():
                 if not of and name != "update" and not name.startswith("_"):
                     numbers.setdefault((name, row["update",]), []).append(value)
-    assert len(names) <= 1  # one run there, however often it was stopped here
+    assert len(names) == 1  # one run there, however often it was stopped here
     return numbers, pictures
 
 
@@ -217,8 +228,7 @@ def test_an_unreachable_tracker_is_told_later_and_never_harms_the_run(
     run = begin("tensorboard", tmp_path / "run")
     with caplog.at_level(logging.WARNING), trackers.following(config("tensorboard"), run.path):
         run.log(0, {"train/reward": 0.25})
-        while tracker.times == times:
-            pass
+        until(lambda: tracker.times < times, "the tracker to be told", every=0.001)
     assert tracker.completed and tracker.told == ({} if warned else {("train/reward", 0): [0.25]})
     assert bool(caplog.messages) == warned
     if warned:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from raysuite.families import open_policy
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
-from tests.processes import HANG_GUARD, until
+from tests.processes import HANG_GUARD, below, end, ended, until
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -182,24 +182,21 @@ def test_driver_killed_and_terminated_and_the_command_repeated(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
         )
 
-    def end(driver: subprocess.Popen[str], fault: str, number: signal.Signals) -> tuple[str, list[psutil.Process]]:
-        """What the driver said last, and which of the processes below it are left (and with them ports)."""
+    def hit(driver: subprocess.Popen[str], fault: str, number: signal.Signals) -> tuple[str, Sequence[psutil.Process]]:
+        """What the driver said last, and the processes that it had started."""
         until(lambda: (chaos / f"done-{fault}").exists() or driver.poll() is not None, fault)
-        started = psutil.Process(driver.pid).children(recursive=True)
+        started = below(driver)
         assert len(started) > 3
         driver.send_signal(number)
-        said = driver.communicate(timeout=HANG_GUARD)[1]
-        return said, psutil.wait_procs(started, timeout=30 if number == signal.SIGTERM else 0)[1]
+        return driver.communicate(timeout=HANG_GUARD)[1], started
 
     driver = begin("9-wait")
-    _, orphans = end(driver, "9-wait", signal.SIGKILL)
+    _, orphans = hit(driver, "9-wait", signal.SIGKILL)
     assert driver.returncode == -signal.SIGKILL
-    for orphan in orphans:  # Ray's own agents outlive a driver that was killed by a minute or more
-        with contextlib.suppress(psutil.NoSuchProcess):
-            orphan.kill()
+    end(orphans)  # Ray's own agents outlive a driver that was killed by a minute or more
     driver = begin("2-wait")
-    said, left = end(driver, "2-wait", signal.SIGTERM)
-    assert (driver.returncode, said.count("\n"), left) == (143, 1, []), said
+    said, started = hit(driver, "2-wait", signal.SIGTERM)
+    assert (driver.returncode, said.count("\n"), ended(started)) == (143, 1, []), said
     assert "stopped by SIGTERM after 2 updates, of which checkpoints/000002 is the last" in said
     plan(chaos)
     config = load("toy-ddpo", SETTINGS)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,11 +20,13 @@ from raysuite.datasets.sources import Part, Source
 from raysuite.errors import UserError
 from raysuite.families import Policy
 from raysuite.stages.preference_set import PreferenceSet, finished_blocks
-from tests.processes import until
+from tests.processes import below, end, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
 ROWS, SIZE = 60, 2
+LARGE = 20
+"""The row whose pictures take seconds, so that a slow machine, too, finds the command at work."""
 
 
 def command(source: Path, out: Path) -> list[str]:
@@ -40,8 +39,8 @@ def made_source(directory: Path) -> Path:
     lines = ["no JSON"]
     for number in range(ROWS - 1):
         for name, red in (("good", 100 + number), ("bad", 100 - number - 1)):
-            pixels = np.full((8, 8, 3), (red, 128, 128), np.uint8)
-            Image.fromarray(pixels).save(directory / f"{name}{number}.png")
+            size = 6_000 if number == LARGE else 8
+            Image.new("RGB", (size, size), (red, 128, 128)).save(directory / f"{name}{number}.png", compress_level=1)
         row = {"prompt": "left", "preferred": f"good{number}.png", "rejected": f"bad{number}.png"}
         lines.append(json.dumps(row))
     (directory / "pairs.jsonl").write_text("\n".join(lines))
@@ -52,9 +51,10 @@ def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     source, out = made_source(tmp_path), tmp_path / "set"
     began = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, start_new_session=True)
     until(lambda: len(finished_blocks(out)) >= 3 or began.poll() is not None, "three blocks", every=0.005)
-    os.killpg(began.pid, signal.SIGKILL)
+    workers = below(began)
+    began.kill()
     began.wait()
-    time.sleep(2)  # what Ray's own processes still had in hand
+    end(workers)
     before = {path: path.stat().st_mtime_ns for path in (out / "blocks").glob("[0-9]*")}
     finished = finished_blocks(out)
     assert finished and not (out / "summary.json").exists()

@@ -21,7 +21,7 @@ from raysuite.cluster.sweep import Halving, Places
 from raysuite.config import Cluster
 from raysuite.sweeps.declared import Sweep, load
 from raysuite.sweeps.trials import Book
-from tests.processes import until
+from tests.processes import HANG_GUARD, until
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
@@ -149,7 +149,7 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
         until(lambda: goes_on(stopped) and learned(since=again), "a run to learn")
         name = learned(since=again)[0]
         os.kill(stopped.pid, signal.SIGTERM)
-        _, said = stopped.communicate(timeout=120)
+        _, said = stopped.communicate(timeout=HANG_GUARD)
     assert stopped.returncode == 143 and "stopped by SIGTERM after" in said
     assert statuses()[name] in ("waiting", "done") and "running" not in statuses().values()
     assert list((out / "trials" / name / "checkpoints").glob("[0-9]*"))

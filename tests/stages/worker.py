@@ -22,7 +22,7 @@ from raysuite.stages.files import RunDirectory
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.train import Training
 from tests.cluster import rewards  # noqa: F401 - the configuration names a reward in it
-from tests.processes import free_port
+from tests.processes import HANG_GUARD, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,13 +76,13 @@ def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
 
 def train_with_two(*directories: Path) -> None:
     """Go on with runs to their ends."""
-    assert [worker.wait(timeout=300) for worker in start_two(*directories)] == [0, 0]
+    assert [worker.wait(timeout=HANG_GUARD) for worker in start_two(*directories)] == [0, 0]
 
 
 def stop_with_two(directory: Path, step: int) -> None:
     """Go on with a run until the first worker is told to stop; the other waits for it, and is then killed, as by Ray Train."""
     first, second = start_two(directory, STOP_AT=str(step))
-    assert first.wait(timeout=300) != 0
+    assert first.wait(timeout=HANG_GUARD) != 0
     second.kill()
     second.wait()
 
