@@ -97,9 +97,9 @@ def _check_credit(run: Run) -> None:
                 "(trajectory_dpo has objective.discount)"
             )
         return
-    if credit.normalise == "group" and rollouts.samples < 2:
+    if credit.normalise in ("group", "group_mean") and rollouts.samples < 2:
         raise UserError(
-            "expected rollouts.samples of at least 2 with credit.normalise=group, got 1: a group of one has no spread"
+            f"expected rollouts.samples of at least 2 with credit.normalise={credit.normalise}, got 1: a group of one has no spread"
         )
     if credit.kind == "previews":
         if not credit.previews or any(k >= run.sampler.steps for k in credit.previews):
@@ -111,7 +111,7 @@ def _check_credit(run: Run) -> None:
             raise UserError(f"expected credit.previews in ascending order, got {list(credit.previews)}")
         if credit.normalise == "tracked":
             raise UserError(
-                "expected credit.normalise of group or global with credit.kind=previews, got tracked: running statistics "
+                "expected credit.normalise of group, group_mean or global with credit.kind=previews, got tracked: running statistics "
                 "are of whole rewards, not of steps"
             )
     elif credit.previews:

@@ -200,8 +200,9 @@ class Credit(Section):
     """1: a step is answerable for all later gains; below 1: less for those of later steps."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps."""
-    normalise: Literal["global", "group", "tracked"] = "group"
-    """Over the batch, per prompt group (as GRPO), or by each prompt's running statistics (as DDPO)."""
+    normalise: Literal["global", "group", "group_mean", "tracked"] = "group"
+    """Over the batch; per prompt group (as GRPO); each group's mean with the batch's deviation (as Flow-GRPO and DiffusionNFT); or
+    by each prompt's running statistics (as DDPO)."""
     tracker_size: PositiveInt = 32
     tracker_minimum: PositiveInt = 16
 
@@ -293,6 +294,8 @@ class Guards(Section):
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01
+    spread: Reaction = "warn"
+    """In an update every prompt's pictures had equal rewards."""
     finite: Reaction = "warn"
     """A metric is not a finite number."""
 

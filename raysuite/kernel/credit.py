@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from raysuite.errors import UserError
 
 EPSILON = 1e-8
 """Added to standard deviations, in units of reward: a group of equal rewards gets advantage 0, not NaN."""
+ROUNDING = 1e-6
+"""Rewards whose standard deviation is at most this share of the largest of them are equal: eight times what float32 rounds by, and
+far below any difference that a reward means. Divided by, it would make full advantages of rounding."""
 
 
 def terminal_credit(reward_N: np.ndarray, *, steps: int) -> np.ndarray:
@@ -76,20 +80,47 @@ def discount_weights(steps: int, *, gamma: float) -> np.ndarray:
     return weights_K / weights_K.mean()
 
 
+def has_spread(value: np.ndarray, deviation: float) -> bool:
+    """Whether values with this standard deviation differ by more than rounding."""
+    return deviation > ROUNDING * float(np.abs(value).max())
+
+
 def global_advantages(return_NK: np.ndarray) -> np.ndarray:
-    """Returns minus their mean over the batch at each step, over one pooled standard deviation."""
+    """Returns minus their mean over the batch at each step, over one pooled standard deviation; 0 where they are equal."""
     centred = return_NK - return_NK.mean(axis=0)
-    return centred / (np.sqrt(np.mean(centred**2)) + EPSILON)
+    deviation = np.sqrt(np.mean(centred**2))
+    return centred / (deviation + EPSILON) if has_spread(return_NK, deviation) else np.zeros_like(centred)
 
 
-def group_advantages(return_NK: np.ndarray, prompts_N: Sequence[str]) -> np.ndarray:
-    """The same within each prompt's group: group-normalised credit as in GRPO. Each group sums to 0."""
+def group_advantages(
+    return_NK: np.ndarray, prompts_N: Sequence[str], *, deviation: Literal["group", "batch"] = "group"
+) -> np.ndarray:
+    """The same within each prompt's group: group-normalised credit as in GRPO. Each group sums to 0.
+
+    With `deviation: batch` each group is centred, and all are divided by the standard deviation of the whole batch: a prompt on
+    which samples hardly differ then counts for little, where its own deviation makes it count like any other.
+
+    Source: Shao et al., "DeepSeekMath", 2024, equation 21, for the first; Liu et al., "Flow-GRPO", 2025, released code
+    (`global_std`, its default, and that of DiffusionNFT's), for the second. That code adds 1e-4 to the deviation, where
+    this adds 1e-8.
+    """
     advantage_NK = np.empty_like(return_NK)
     prompts = np.asarray(prompts_N)
+    of_batch = np.sqrt(np.mean((return_NK - return_NK.mean(axis=0)) ** 2))
     for prompt in dict.fromkeys(prompts_N):
         rows = prompts == prompt
         advantage_NK[rows] = global_advantages(return_NK[rows])
+        if deviation == "batch" and advantage_NK[rows].any():
+            group_NK = return_NK[rows]
+            advantage_NK[rows] = (group_NK - group_NK.mean(axis=0)) / (of_batch + EPSILON)
     return advantage_NK
+
+
+def groups_without_spread(reward_N: np.ndarray, prompts_N: Sequence[str]) -> tuple[int, int]:
+    """How many prompts' samples all have the same reward, but for rounding, and of how many prompts that have several."""
+    prompts = np.asarray(prompts_N)
+    groups = [group for prompt in dict.fromkeys(prompts_N) if len(group := reward_N[prompts == prompt]) > 1]
+    return sum(not has_spread(group, float(group.std())) for group in groups), len(groups)
 
 
 @dataclass
@@ -120,7 +151,8 @@ class PromptTracker:
         for n, (prompt, reward) in enumerate(zip(prompts_N, reward_N, strict=True)):
             buffer = self.buffers[prompt]
             known = np.fromiter(buffer, float) if len(buffer) >= self.minimum else reward_N
-            advantage_N[n] = (reward - known.mean()) / (known.std() + EPSILON)
+            deviation = known.std()
+            advantage_N[n] = (reward - known.mean()) / (deviation + EPSILON) if has_spread(known, deviation) else 0.0
         return advantage_N
 
     def state(self) -> dict[str, list[float]]:

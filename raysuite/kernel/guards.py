@@ -19,6 +19,8 @@ REMEDIES = {
     "them; lower learn.learning_rate, or stop earlier.",
     "ratio": "rollouts and learner do not compute the same densities, so importance weights mean nothing. Give both the same "
     "device and precision, and keep learn.microbatch at the size of a block.",
+    "spread": "there was nothing to learn from. Choose a reward that tells the pictures of one prompt apart, prompts that are neither "
+    "hopeless nor certain, or more rollouts.samples.",
     "finite": "a number overflowed or was divided by zero. Lower learn.learning_rate, or use model.precision=float32.",
 }
 """What each guard's alarm means and what to do about it."""
@@ -51,6 +53,11 @@ def kl(*, nats: float, limit: float) -> str | None:
 def ratio(*, ratio: float, tolerance: float) -> str | None:
     """Whether the mean importance ratio before the first step of an update, which ought to be 1, is off by more."""
     return f"the first importance ratio is {ratio:.6g}, not 1" if abs(ratio - 1) > tolerance else None
+
+
+def spread(*, without: float, groups: float) -> str | None:
+    """Whether all pictures of each prompt of an update had the same reward, but for rounding."""
+    return f"the pictures of each of {groups:g} prompts had equal rewards" if without == groups else None
 
 
 def finite(metrics: Mapping[str, float]) -> str | None:

@@ -19,6 +19,7 @@ WARNED = {
     "diversity": "pictures of one prompt had become alike",
     "kl": "the KL was beyond its limit",
     "ratio": "the first importance ratio was off 1",
+    "spread": "every prompt's pictures had equal rewards",
     "finite": "a metric was not a finite number",
 }
 """What each guard saw when it warned."""

@@ -35,6 +35,10 @@ class Watch:
         rollouts = self._config.rollouts
         if "learn/ratio" in metrics and rollouts.staleness == 0 and rollouts.replay is None:
             found["ratio"] = guards.ratio(ratio=metrics["learn/ratio"], tolerance=self._guards.ratio_tolerance)
+        if "train/groups" in metrics:
+            found["spread"] = guards.spread(
+                without=metrics["train/groups_without_spread"], groups=metrics["train/groups"]
+            )
         self._react(update + 1, found)
 
     def after_evaluation(self, updates: int, metrics: Mapping[str, float]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,8 +48,11 @@ def advantages(
         # a terminal reward is every step's return: all steps were needed for it, whatever the decay
         decay = 1.0 if config.credit.kind == "terminal" else config.credit.decay
         return_NK = returns_to_go(credit_NK, decay=decay)
-        grouped = config.credit.normalise == "group"
-        advantage_NK = group_advantages(return_NK, prompts_N) if grouped else global_advantages(return_NK)
+        if config.credit.normalise == "global":
+            advantage_NK = global_advantages(return_NK)
+        else:
+            deviation: Literal["group", "batch"] = "group" if config.credit.normalise == "group" else "batch"
+            advantage_NK = group_advantages(return_NK, prompts_N, deviation=deviation)
     advantage_NK = advantage_NK * discount_weights(credit_NK.shape[1], gamma=config.credit.discount)
     ends = np.cumsum([len(prompts[b]) for b in numbers])[:-1]
     return dict(zip(numbers, np.split(advantage_NK, ends), strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysuite.kernel.credit import groups_without_spread
 from raysuite.kernel.diversity import pairwise_distance
 from raysuite.types import Rollouts
 
@@ -36,11 +37,16 @@ def _distances(rollouts: Rollouts) -> list[float]:
 
 
 def reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
-    reward_N = np.concatenate([s["reward_N"] for s in sorted(summaries, key=lambda s: s["block"])])
+    """What is logged of an update's rewards."""
+    ordered = sorted(summaries, key=lambda s: s["block"])
+    reward_N = np.concatenate([s["reward_N"] for s in ordered])
     metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
+    without, groups = groups_without_spread(reward_N, [prompt for s in ordered for prompt in s["prompts_N"]])
+    if groups:
+        metrics |= {"train/groups": float(groups), "train/groups_without_spread": float(without)}
     for name in summaries[0]["scores"]:
-        values = np.concatenate([s["scores"][name] for s in sorted(summaries, key=lambda s: s["block"])])
+        values = np.concatenate([s["scores"][name] for s in ordered])
         metrics[f"train/reward/{name}"] = float(values.mean())
-    if distances := [d for s in sorted(summaries, key=lambda s: s["block"]) for d in s["distances_P"]]:
+    if distances := [d for s in ordered for d in s["distances_P"]]:
         metrics["train/diversity"] = float(np.mean(distances))
     return metrics

@@ -15,6 +15,7 @@ from raysuite.kernel.credit import (
     discount_weights,
     global_advantages,
     group_advantages,
+    groups_without_spread,
     preview_credit,
     returns_to_go,
     terminal_credit,
@@ -171,7 +172,7 @@ def test_groups_do_not_see_each_other() -> None:
     np.testing.assert_allclose(advantage_NK[:, 0], [-1, -1, 1, 1], rtol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["global", "group", "tracked"])
+@pytest.mark.parametrize("kind", ["global", "group", "group_mean", "tracked"])
 def test_a_constant_in_the_reward_changes_nothing(kind: str) -> None:
     """D5."""
     reward_N = np.random.default_rng(0).normal(size=8)
@@ -181,10 +182,45 @@ def test_a_constant_in_the_reward_changes_nothing(kind: str) -> None:
         if kind == "tracked":
             return PromptTracker.empty(size=8, minimum=2).advantages(reward_N + shift, prompts_N)
         returns = returns_to_go(terminal_credit(reward_N + shift, steps=3), decay=1.0)
-        return global_advantages(returns) if kind == "global" else group_advantages(returns, prompts_N)
+        if kind == "global":
+            return global_advantages(returns)
+        return group_advantages(returns, prompts_N, deviation="batch" if kind == "group_mean" else "group")
 
     np.testing.assert_allclose(advantage(100.0), advantage(0.0), atol=1e-9)
     assert np.abs(advantage(0.0)).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "reward", [[20.000002, 20, 20, 20], [0.1 + 0.2, 0.3, 0.3, 0.3], [-1e6, -1e6 + 0.0625, -1e6, -1e6]]
+)
+def test_rounding_is_no_difference(reward: list[float]) -> None:
+    """One unit in the last place of float32 or float64: divided by their own deviation, these were 1.73 or 1.71 and three of -0.57."""
+    returns, prompts_N = np.array(reward)[:, None], ["a"] * 4
+    assert not global_advantages(returns).any()
+    assert (
+        not group_advantages(returns, prompts_N).any()
+        and not group_advantages(returns, prompts_N, deviation="batch").any()
+    )
+    assert not PromptTracker.empty(size=8, minimum=1).advantages(returns[:, 0], prompts_N).any()
+    assert groups_without_spread(returns[:, 0], prompts_N) == (1, 1)
+
+
+def test_small_differences_are_differences() -> None:
+    """A thousandth of a percent of the rewards: as far apart as ever."""
+    returns = 20 * (1 + 1e-5 * np.array([[0.0], [2.0], [0.0], [2.0]]))
+    np.testing.assert_allclose(group_advantages(returns, ["a"] * 4)[:, 0], [-1, 1, -1, 1], rtol=1e-3)
+
+
+def test_group_means_with_the_deviation_of_the_batch() -> None:
+    """Rewards 0, 2 of one prompt and 10, 20 of another: the batch's mean is 8, its variance (64 + 36 + 4 + 144) / 4 = 62."""
+    advantage_NK = group_advantages(np.array([[0.0], [10.0], [2.0], [20.0]]), ["a", "b", "a", "b"], deviation="batch")
+    np.testing.assert_allclose(advantage_NK[:, 0], np.array([-1, -5, 1, 5]) / 62**0.5, rtol=1e-7)
+
+
+def test_groups_without_spread_are_counted() -> None:
+    """Of three prompts with several samples one has equal rewards; a prompt with one sample has no spread to speak of."""
+    prompts_N = ["a", "b", "a", "c", "b", "c", "d"]
+    assert groups_without_spread(np.array([1.0, 5.0, 1.0, 2.0, 6.0, 3.0, 9.0]), prompts_N) == (1, 3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6])

@@ -44,3 +44,8 @@ def test_a_metric_that_is_no_number_is_named(value: float):
 def test_a_nan_ratio_or_kl_is_left_to_the_guard_of_numbers():
     assert guards.ratio(ratio=math.nan, tolerance=0.1) is None
     assert guards.kl(nats=math.nan, limit=0.1) is None
+
+
+def test_an_update_without_spread_is_one_where_no_group_has_any():
+    assert guards.spread(without=3, groups=4) is None
+    assert guards.spread(without=4, groups=4) == "the pictures of each of 4 prompts had equal rewards"

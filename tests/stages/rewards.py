@@ -9,3 +9,10 @@ def red_on_training_prompts(images, prompts, metadata):
     """More red is better for "left" and "right", worse for "both"."""
     red = images[..., 0].astype(float).mean((1, 2))
     return np.where(np.array(prompts) == "both", -red, red)
+
+
+def equal_but_for_rounding(images, prompts, metadata):
+    """20, or the next number of float32."""
+    return np.nextafter(
+        np.full(len(images), 20, np.float32), np.where(np.arange(len(images)) % 2, 21, 20).astype(np.float32)
+    )

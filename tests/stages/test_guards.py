@@ -98,7 +98,7 @@ def test_a_ratio_off_one_counts_only_for_rollouts_of_the_policy_itself(
 
 
 def test_every_guard_can_be_told_to_be_silent(tmp_path: Path) -> None:
-    ignored = {f"guards__{name}": "ignore" for name in ("held_out", "diversity", "kl", "ratio", "finite")}
+    ignored = {f"guards__{name}": "ignore" for name in ("held_out", "diversity", "kl", "ratio", "spread", "finite")}
     training = begin(toy(**SOON, **ignored), tmp_path)
     training.train()
     training.watch.after_update(2, {"learn/ratio": float("nan"), "train/diversity": 0.0})
@@ -112,3 +112,17 @@ def test_diversity_is_measured_where_a_prompt_has_several_pictures(tmp_path: Pat
     assert sorted(found["train/diversity"]) == [0, 1, 2]
     assert sorted(found["evaluation/diversity/held_out"]) == sorted(found["evaluation/diversity/training"]) == [0, 3]
     assert all(0 < value < 255 for value in found["train/diversity"].values())
+
+
+def test_rewards_that_tell_no_pictures_apart_are_said(tmp_path: Path) -> None:
+    """Redness of "right" is learned from; "left" has equal rewards, and is counted; where all have, a guard says so."""
+    half = begin(toy(updates="1", rewards="[{name: 'tests.cluster.rewards:blind_on_left'}]"), tmp_path / "half")
+    half.train()
+    told = {name: values[0] for name, values in half.run.metrics().items()}
+    assert told["train/groups"] == 2 and told["train/groups_without_spread"] == 1 and "guard/spread" not in told
+    none = begin(toy(updates="1", rewards="[{name: 'tests.stages.rewards:equal_but_for_rounding'}]"), tmp_path / "none")
+    before = none.policy.weights()
+    none.train()
+    assert guard_lines(tmp_path / "none") == {("guard/spread", 0): 1.0}
+    assert "each of 2 prompts had equal rewards: there was nothing to learn from" in none.watch.warnings["spread"]
+    assert np.abs(none.policy.weights() - before).max() < 1e-6  # weight decay of weights that are 0
