@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from raysuite.errors import UserError
 from raysuite.kernel import transition
@@ -182,6 +183,38 @@ def test_flow_sde_becomes_ddim_as_steps_grow() -> None:
     inside = slice(400, 3600)
     torch.testing.assert_close(sde.noise_K[inside], ddim.noise_K[inside], rtol=4e-3, atol=0)
     torch.testing.assert_close(sde.direction_K[inside], ddim.direction_K[inside], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "level"), [("ddim", 1.0), ("cps", 0.8), ("flow_sde", 0.7), ("dance", 0.3)])
+def test_density_of_a_trajectory(kind: Any, level: float) -> None:
+    """Where every step is linear, a trajectory is one draw of a Gaussian over all its latents, whose covariance is known."""
+    schedule, spread = flow(kind=kind, level=level), 0.5
+    steps = int(schedule.stochastic_K.sum())
+    assert schedule.stochastic_K[:steps].all()
+
+    def velocity(x: Tensor, k: int) -> Tensor:
+        a, s = schedule.alpha_K1[k], schedule.sigma_K1[k]
+        return (s - a * spread**2) / (a**2 * spread**2 + s**2) * x
+
+    start = torch.tensor([[0.7], [-1.3]], dtype=torch.float64)
+    latents, found = [start], torch.zeros(2, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        k = torch.tensor(step)
+        mean = transition.mean(schedule, k, latents[-1], velocity(latents[-1], step))
+        latents.append(transition.draw(schedule, k, mean, torch.randn(2, 1, generator=random, dtype=torch.float64)))
+        found += transition.log_density(schedule, k, mean, latents[-1])
+    # latent j is the product of the gains after it, applied to the start and to every noise before it
+    x0 = [float(-schedule.sigma_K1[k] * velocity(torch.tensor(1.0), k) + 1) for k in range(steps)]
+    eps = [float(schedule.alpha_K1[k] * velocity(torch.tensor(1.0), k) + 1) for k in range(steps)]
+    gains = [float(schedule.alpha_K1[k + 1]) * x0[k] + float(schedule.direction_K[k]) * eps[k] for k in range(steps)]
+    reach = torch.zeros(steps, steps, dtype=torch.float64)
+    for j in range(steps):
+        for i in range(j + 1):
+            reach[j, i] = float(schedule.noise_K[i]) * math.prod(gains[i + 1 : j + 1])
+    means = start * torch.tensor([math.prod(gains[: j + 1]) for j in range(steps)], dtype=torch.float64)
+    closed = MultivariateNormal(means, covariance_matrix=reach @ reach.T).log_prob(torch.cat(latents[1:], 1))
+    torch.testing.assert_close(found, closed, rtol=1e-9, atol=1e-9)
 
 
 # the end of the table

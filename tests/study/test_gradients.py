@@ -134,6 +134,20 @@ def test_bins_hold_their_own_timesteps(policy_of: Opener) -> None:
             assert slices[number, outside].max() == 0, name
 
 
+def test_bins_of_a_flow_model_are_ranges_of_its_table(policy_of: Opener) -> None:
+    """A fifth of the levels, equal in unshifted time: sigma up to .43, .67, .82, .92 and 1, in tenths of which the toy is moved."""
+    policy, _ = policy_of("toy-flow")
+    batches = batches_for(policy, "toy-flow")
+    found, _ = measured(OBJECTIVES, policy, batches, sketch_of(policy), bins=BINS, microbatch=7)
+    tenths = [range(5), range(4, 7), range(6, 9), range(8, 10), range(9, 10)]
+    for name, by_bin in found.items():
+        slices = by_bin.unflatten(1, (10, -1)).abs().sum(2)
+        for number, own in enumerate(tenths):
+            assert not slices[number, [s for s in range(10) if s not in own]].any(), name
+    reached = torch.stack(list(found.values())).abs().sum((0, 2))
+    assert (reached > 0).all()
+
+
 def test_objectives_that_ask_the_same_share_a_pass(policy_of: Opener) -> None:
     policy, _ = policy_of("toy")
     batches = batches_for(policy, "toy")
