@@ -105,7 +105,7 @@ class Levels:
     def nearest(self, t: Tensor) -> Tensor:
         """Which level, int64 in [0, T), each timestep t of any shape belongs to: the one with the nearest timestep."""
         known = self.timesteps_T.to(t.device, torch.float64)
-        return torch.searchsorted((known[1:] + known[:-1]) / 2, t.double())
+        return torch.searchsorted((known[1:] + known[:-1]) / 2, t.double().contiguous())
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""

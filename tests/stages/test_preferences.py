@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from raysuite import rewards
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
+from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.stages import preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.files import RunDirectory
@@ -159,6 +160,56 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one(
     continued.train()
     assert np.array_equal(whole.policy.weights(), continued.policy.weights())
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+
+
+ON_FLOW: dict[str, dict[str, str]] = {
+    "ddpo": {"objective": "{name: ddpo, clip: 0.2, advantage_clip: 5.0, kl_weight: 0.1}"},
+    "trajectory_dpo": {"objective": DENSE},
+    "diffusion_dpo": {"objective": "{name: diffusion_dpo, beta: 100.0, levels: logit_normal}"},
+    "dspo": {"objective": "{name: dspo, beta: 0.1, levels: sampler, draws: 2}"},
+    "cal_dpo": {"objective": "{name: cal_dpo, beta: 100.0, share: 0.1}"},
+    "sft": {"objective": "{name: sft}"},
+    "forward_rl": {
+        "objective": "{name: forward_rl, contrast: 1.0, advantage_limit: 2.0, levels: sampler, draws: 4, base_weight: 0.01}",
+        "reference.refresh": "1",
+    },
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_learns_of_a_flow_model_and_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """With a window of noise that begins anywhere, and in two minibatches."""
+    settings = {
+        "model.path": "toy-flow",
+        "updates": "2",
+        "sampler.steps": "6",
+        "sampler.noise": "{kind: flow_sde, level: 0.7}",
+        "sampler.window": "{size: 3, move: random, until: 2}",
+        "rollouts.samples": "8",
+        "evaluation.samples": "2",
+        "evaluation.final_samples": "2",
+        "checkpoints.every": "1",
+    }
+    config = load("toy-ddpo", {**settings, **ON_FLOW[name]})
+    whole = begin(config, tmp_path / "whole")
+    before = whole.policy.weights()
+    whole.train()
+    assert not np.array_equal(whole.policy.weights(), before)
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()
+    stopped.update()  # lost
+    continued = begin(config, tmp_path / "stopped")
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+    told = metrics(tmp_path / "whole")
+    assert told == metrics(tmp_path / "stopped")
+    if name == "ddpo":
+        assert told["learn/ratio"] == [1.0, 1.0]
+    if name == "forward_rl":  # the second minibatch is learned by a policy that has left the old one
+        assert min(told["learn/old_distance"]) > 0 and told["learn/base_distance"][1] > 0
 
 
 def test_the_reference_follows_when_it_should(tmp_path: Path) -> None:
