@@ -54,6 +54,10 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
         (["pairs", "toy-ddp"], "did you mean toy-ddpo?"),
         (["pairs", "--prompts", "20"], "expected --prompts as a multiple of rollouts.prompts=16, got 20"),
         (["pairs", "scenes-dspo-offline"], "expected a preference set at"),
+        (
+            ["pairs", "toy-ddpo", "--prompts", "2", "--trajectories", "--set", "sampler.window.size=2"],
+            "expected no sampler.window with --trajectories",
+        ),
         (["encode", "/nowhere.jsonl"], "there is nothing: check the path"),
         (["encode", "someone/pickapic"], "could not find them"),
         (

@@ -78,7 +78,7 @@ class Window(Section):
     """Noise in some steps only, which alone are learned from: the others follow the deterministic path.
 
     Source: Li et al., "MixGRPO", 2025 (4 of 25 steps, moved by one every 25 updates, or at random); Liu et al., "Flow-GRPO", 2025,
-    whose fast variant begins a window of 2 or so steps at random in the first half.
+    whose fast variant begins a window of 2 or so steps at random in the first half, where a group's samples part.
     """
 
     size: PositiveInt
@@ -93,6 +93,8 @@ class Window(Section):
     every: PositiveInt = 1
     """Updates between two moves."""
     stride: PositiveInt = 1
+    shared_start: bool = False
+    """All samples of a prompt begin from the same noise in training, and part where the window begins (Flow-GRPO-Fast)."""
 
     def places(self, steps: int) -> range:
         """The steps that it may begin with."""

@@ -98,7 +98,10 @@ def _noise(policy: Policy, block: Block, config: RunConfig, first: int, end: int
         stages = (Stage.INITIAL_NOISE, Stage.STEP_NOISE)
     shapes = (policy.latent_shape, (policy.schedule.steps, *policy.latent_shape))
     kept = (slice(None), slice(first, end))
-    samples = range(block.first_sample, block.first_sample + block.samples_per_prompt)
+    own = range(block.first_sample, block.first_sample + block.samples_per_prompt)
+    window = config.sampler.window
+    shared = window is not None and window.shared_start and not block.evaluation
+    numbers = ([0] * len(own) if shared else own, own)
     starts, steps = (
         [
             torch.randn(
@@ -107,7 +110,7 @@ def _noise(policy: Policy, block: Block, config: RunConfig, first: int, end: int
             for prompt in block.prompt_ids
             for s in samples
         ]
-        for stage, shape, part in zip(stages, shapes, kept, strict=True)
+        for stage, shape, part, samples in zip(stages, shapes, kept, numbers, strict=True)
     )
     return torch.stack(starts).to(policy.device), torch.stack(steps, dim=1).to(policy.device)
 

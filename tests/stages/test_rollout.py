@@ -207,6 +207,18 @@ def test_a_window_has_noise_and_the_rest_has_none(name: str, window: tuple[int, 
     assert not drawn.logp_NK[:, ~stochastic].any()
 
 
+def test_samples_that_share_their_start_part_in_the_window(policy_of: Opener) -> None:
+    window = {"size": 2, "first": 1, "shared_start": True}
+    policy, config = policy_of("toy-flow", sampler={"steps": 5, "window": window})
+    drawn = sample(policy, training_block(config), config, version=0)
+    assert drawn.latents_NK is not None and drawn.latents_NK.shape[1] == 4
+    by_prompt = drawn.latents_NK.reshape(2, 3, 4, 2)
+    assert (by_prompt[:, :, 0] == by_prompt[:, :1, 0]).all() and (by_prompt[0, 0, 0] != by_prompt[1, 0, 0]).all()
+    assert (by_prompt[:, 1:, 1] != by_prompt[:, :1, 1]).all()  # the noise of the window's first step is each one's own
+    _, apart = policy_of("toy-flow", sampler={"steps": 5, "window": {**window, "shared_start": False}})
+    assert same(*(sample(policy, evaluation_block(each), each, version=0) for each in (config, apart)))
+
+
 def test_the_window_of_an_evaluation_is_where_its_kl_is(policy_of: Opener) -> None:
     policy, config = policy_of("toy-flow", sampler={"steps": 5, "window": {"size": 2}})
     policy.set_weights(policy.weights() + 0.05)
