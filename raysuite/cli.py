@@ -358,7 +358,7 @@ def _split(setting: str, option: str = "--set") -> tuple[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # what they log as errors comes as a sentence
     try:
         with heeded(_leave):
             app(args=list(arguments) if arguments is not None else None)

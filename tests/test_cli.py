@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,49 @@ def test_nothing_is_written_of_a_set_that_cannot_be_made(
     out = tmp_path / "set"
     message = fails([*words, "--out", str(out)], capsys)
     assert mentions in message and message.count("\n") == 1
+    assert not out.exists()
+
+
+def pickled(model: Path) -> None:
+    (model / "unet" / "diffusion_pytorch_model.safetensors").rename(model / "unet" / "diffusion_pytorch_model.bin")
+
+
+def shortened(model: Path) -> None:
+    file = model / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_weights(model: Path) -> None:
+    (model / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings"),
+    [
+        (pickled, []),
+        (shortened, []),
+        (without_weights, []),
+        (None, ["sampler.steps=5000"]),
+        (None, ["parameters.kind=lora", "parameters.targets=[nothing]"]),
+    ],
+    ids=["pickled", "shortened", "without weights", "more steps than timesteps", "targets that are not there"],
+)
+def test_what_is_wrong_with_a_model_is_found_before_anything_is_claimed(
+    spoil: Callable[[Path], None] | None,
+    settings: list[str],
+    pipelines: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(pipelines["epsilon"], model)
+    if spoil:
+        spoil(model)
+    words = [word for setting in [f"model.path={model}", *settings] for word in ("--set", setting)]
+    message = fails(["train", "scenes-ddpo", *words, "--out", str(out)], capsys)
+    assert message.splitlines()[-1].startswith(
+        "raysuite: expected"
+    )  # diffusers, imported here before, may log before it
     assert not out.exists()
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,20 @@ ENVIRONMENT = {
 }
 
 
+OPENED_AT_ONCE = 1 << 30
+"""Bytes of weights that are read in a second."""
+
+
 def preflight(config: RunConfig) -> None:
     """Find in a second what would otherwise be found after a minute of start-up.
 
     Raises:
-        UserError: prompts, rewards or the model are not there.
+        UserError: prompts, rewards or the model are not there, or the model is not complete or not for these settings (one whose
+            weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
     check_model(config.model)
+    if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
+        open_policy(config, torch.device("cpu"))
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
@@ -62,6 +70,13 @@ def preflight(config: RunConfig) -> None:
     if config.preferences.source is not None:
         open_set(config)
     preflight_of_trackers(config.trackers)
+
+
+def _bytes_of_weights(model: str) -> float:
+    """Of a pipeline's directory; what is bundled has few, what is on a hub may have any number."""
+    if not Path(model).is_dir():
+        return inf if "/" in model else 0
+    return sum(file.stat().st_size for file in Path(model).rglob("*") if file.suffix in (".safetensors", ".bin"))
 
 
 def connect() -> None:

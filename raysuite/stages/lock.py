@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +26,18 @@ from raysuite.errors import UserError
 FILE = "lock"
 TOUCH_SECONDS = 20.0
 """Every how many seconds whoever holds a lock touches it."""
+AGAIN_SECONDS = 0.5
 FORGOTTEN_SECONDS = 180.0
 """After how many without a touch it may be taken over from another machine."""
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a directory, which is made if need be, for the length of a `with`.
+
+    Args:
+        directory: which.
+        patience: seconds to wait for whoever holds it.
 
     Raises:
         UserError: somebody else holds it, or it cannot be made.
@@ -39,7 +45,7 @@ def locked(directory: Path) -> Iterator[None]:
     made = _make(directory)
     file, own = directory / FILE, _card()
     try:
-        _take(file, own)
+        _take(file, own, time.monotonic() + patience)
         try:
             with meanwhile(lambda ended: _touch(file, ended)):
                 yield
@@ -62,13 +68,16 @@ def _make(directory: Path) -> list[Path]:
     return new
 
 
-def _take(file: Path, own: bytes) -> None:
+def _take(file: Path, own: bytes, deadline: float) -> None:
     while not _placed(file, own):
         found = _read(file)
         if found is None:
             continue  # it was given back meanwhile
         if not _forgotten(file, found):
-            raise UserError(_sentence(file, found))
+            if time.monotonic() >= deadline:
+                raise UserError(_sentence(file, found))
+            time.sleep(AGAIN_SECONDS)
+            continue
         aside = file.with_name(f".{FILE}.{uuid.uuid4().hex}")
         try:
             file.rename(aside)

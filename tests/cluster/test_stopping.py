@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raysuite.cli import main
 from tests.processes import HANG_GUARD, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -47,7 +48,9 @@ MOMENTS: dict[str, tuple[signal.Signals, Callable[[psutil.Process, Path], bool],
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_is_stopped_whenever_the_signal_comes(moment: str, tmp_path: Path) -> None:
+def test_a_run_is_stopped_whenever_the_signal_comes(
+    moment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     number, event, later = MOMENTS[moment]
     out = tmp_path / "run"
     command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", *RUN, "--out", str(out)]
@@ -58,6 +61,12 @@ def test_a_run_is_stopped_whenever_the_signal_comes(moment: str, tmp_path: Path)
     process = psutil.Process(driver.pid)
     until(lambda: driver.poll() is not None or event(process, out), moment, every=0.01)
     time.sleep(random.uniform(0, later))
+    if "actor" in moment:  # meanwhile nobody else works there
+        for other in (["train", "toy-ddpo", *RUN, "--out", str(out)], ["evaluate", str(out), "--checkpoint", "0"]):
+            with pytest.raises(SystemExit) as refused:
+                main(other)
+            assert refused.value.code == 2
+            assert f"expected {out} to be free, process {driver.pid} on " in capsys.readouterr().err
     os.killpg(driver.pid, number)  # as a terminal does
     said = driver.communicate(timeout=HANG_GUARD)[1]
     assert driver.returncode == 128 + number, said
