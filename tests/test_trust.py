@@ -81,13 +81,18 @@ HOSTILE = {"name": "hostile_rewards:reward", "weight": 1.0, "seconds": 1.0, "ret
 def test_a_reward_that_only_a_run_directory_names_is_not_imported(hostile: Path, tmp_path: Path) -> None:
     config, run = toy(rollouts__keep="true", updates="1"), tmp_path / "run"
     begin(config, run).train()
-    for file in (run / "config.json", *run.glob("checkpoints/*/state.json")):
+    config_file, state_file = run / "config.json", run / "checkpoints" / "000001" / "state.json"
+    state_as_it_was = state_file.read_bytes()
+    for file in (config_file, state_file):
         tree = json.loads(file.read_text())
         file.write_text(json.dumps({**tree, "rewards": [HOSTILE]}))
     with pytest.raises(UserError, match="differs in rewards"):
         begin(config, run)
     with pytest.raises(UserError, match="drawn with another rewards"):
         check_replay(toy(updates="1", rollouts__replay=str(run)))
+    with pytest.raises(UserError, match=r"state.json is missing or damaged"):
+        checkpoint.read_state(state_file.parent)
+    state_file.write_bytes(state_as_it_was)
     state = checkpoint.load(run / "checkpoints" / "000001", open_policy(config, torch.device("cpu")))
     assert state.updates == 1
     assert not hostile.exists()
