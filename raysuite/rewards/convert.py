@@ -1,0 +1,117 @@
+"""Published reward weights that are pickled files, once, into directories of safetensors that rewards read."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor
+
+from raysuite.errors import UserError
+from raysuite.rewards import aesthetic, hps, image_reward
+from raysuite.rewards.network import load
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as its authors publish it, and what a directory made of it holds."""
+
+    weights: Callable[[Mapping[str, Any]], dict[str, Tensor]]
+    """Its weights under our names; refuses another file."""
+    file: str
+    """Where they go."""
+    configuration: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    tokenizer: str | None = None
+    """Hub id of the tokenizer that it was trained with."""
+    added: tuple[str, ...] = ()
+    """Special tokens that it was given."""
+
+
+PUBLISHED = {
+    "aesthetic": Published(aesthetic.convert, aesthetic.HEAD),
+    "hps_v2": Published(hps.convert, "model.safetensors", hps.configuration, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    "image_reward": Published(
+        image_reward.convert,
+        "model.safetensors",
+        image_reward.configuration,
+        "bert-base-uncased",
+        ("[DEC]", "[ENC]"),
+    ),
+}
+
+
+def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -> Path:
+    """Make the directory that the reward `name` reads.
+
+    Args:
+        name: of a reward whose weights are published as a pickled file.
+        file: that file; no code in it is run.
+        out: the directory, which must not be there.
+        tokenizer: hub id or directory of its tokenizer; the published one by default.
+
+    Raises:
+        UserError: the file is not there or is another one, or `out` is there already.
+    """
+    if name not in PUBLISHED:
+        raise UserError(
+            f"expected one of {', '.join(PUBLISHED)} to convert, got {name!r}: other rewards read a hub id or a directory as it is"
+        )
+    if out.exists():
+        raise UserError(f"expected nothing at {out}, found something: name another --out, or remove it")
+    published, state = PUBLISHED[name], _read(file)
+    weights = published.weights(state)
+    found = None
+    if published.tokenizer:
+        source = tokenizer or published.tokenizer
+        found = load(
+            lambda: AutoTokenizer.from_pretrained(source),
+            "a tokenizer",
+            source,
+            "name its hub id or directory with --tokenizer",
+        )
+        found.add_special_tokens(
+            {"additional_special_tokens": [t for t in published.added if t not in found.get_vocab()]}
+        )
+    out.mkdir(parents=True)
+    if published.configuration:
+        configuration = published.configuration(state)
+        side = (configuration.get("vision") or configuration["vision_config"])["image_size"]
+        CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side).save_pretrained(out)
+        if name == "hps_v2":
+            CLIPConfig(**_ends(configuration, found)).save_pretrained(out)
+        else:
+            (out / "config.json").write_text(json.dumps(configuration, indent=2))
+    if found is not None:
+        found.save_pretrained(out)
+    save_file(weights, out / published.file, metadata={"format": "pt"})
+    return out
+
+
+def _ends(configuration: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """With the tokens at which a prompt begins and ends: the second is where its features are read."""
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return {
+        **configuration,
+        "text_config": {**configuration["text_config"], **ends, "pad_token_id": tokenizer.pad_token_id},
+    }
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"expected a file at {file}, could not read it ({error.strerror}): check the path") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(
+            f"expected weights that torch saved in {file}, got something else or more than weights: download it again"
+        ) from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"expected named weights in {file}, got {type(state).__name__}: name the published file")
+    return state

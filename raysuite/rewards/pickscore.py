@@ -1,0 +1,23 @@
+"""PickScore: what people preferred on Pick-a-Pic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from raysuite.rewards.clip import ClipReward
+
+
+class PickScore(ClipReward):
+    """The cosine times the model's learned scale (100 in the published weights): about 15 to 26.
+
+    Source: Kirstain et al., "Pick-a-Pic", 2023. Its tables print this number; some codebases divide it by 26 or by 100. The
+    probability that one of two pictures is preferred is the sigmoid of the difference of their scores.
+    """
+
+    MODEL = "yuvalkirstain/PickScore_v1"
+
+    def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
+        """The cosine times the learned scale."""
+        return self.clip.logit_scale.exp().float() * self.cosines(pixels_NCHW, prompts_N)
