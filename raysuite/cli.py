@@ -348,6 +348,38 @@ def _place(directory: Path) -> Path:
     return directory.expanduser().absolute()
 
 
+rewards_app = typer.Typer(help="List rewards, and convert published ones.", invoke_without_command=True)
+app.add_typer(rewards_app, name="rewards")
+
+
+@rewards_app.callback()
+def rewards(context: typer.Context) -> None:
+    """List the rewards that ship with the package: what they measure, their range, and what they need."""
+    if context.invoked_subcommand is not None:
+        return
+    from raysuite.rewards import REWARDS
+
+    for name, known in REWARDS.items():
+        console.print(f"[bold]{name:22}[/bold] {known.measures}; {known.range}", soft_wrap=True, highlight=False)
+        if known.needs != "nothing":
+            console.print(f"{'':22} needs {known.needs}; licence: {known.licence}", soft_wrap=True, highlight=False)
+
+
+@rewards_app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="aesthetic, hps_v2 or image_reward.")],
+    file: Annotated[
+        Path, typer.Argument(help="As its authors publish it: a .pt or .pth, of which only weights are read.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the reward's model.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hub id or directory \\[default: the published one].")] = None,
+) -> None:
+    """Convert a reward's published weights, once, into a directory for its `model`."""
+    from raysuite.rewards.convert import convert
+
+    console.print(f"{convert(name, file, out, tokenizer=tokenizer)}: {{name: {name}, model: {out}}}", soft_wrap=True)
+
+
 def _split(setting: str, option: str = "--set") -> tuple[str, str]:
     path, equals, value = setting.partition("=")
     if not equals:

@@ -17,6 +17,7 @@ from raysuite import rewards
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import open_policy
+from raysuite.rewards.convert import convert
 from raysuite.stages import checkpoint
 from raysuite.stages.stored import check_replay
 from tests.stages.test_train import begin, toy
@@ -31,9 +32,12 @@ def test_no_module_reads_pickles() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             modules += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            if {module.split(".")[0] for module in modules} & UNPICKLERS:
+            of_errors = isinstance(node, ast.ImportFrom) and [name.name for name in node.names] == ["UnpicklingError"]
+            if {module.split(".")[0] for module in modules} & UNPICKLERS and not of_errors:
                 found.append((file.name, node.lineno))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+            reads = isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load")
+            # published rewards, once, by somebody who asks for it: weights and nothing else
+            if reads and not (file.name == "convert.py" and "weights_only=True" in map(ast.unparse, node.keywords)):
                 found.append((file.name, node.lineno))
     assert found == []
 
@@ -46,6 +50,13 @@ class Bomb:
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return Path.touch, (self.trace,)
+
+
+def test_a_published_reward_is_read_for_its_weights_alone(tmp_path: Path) -> None:
+    torch.save({"layers.0.weight": Bomb(tmp_path / "trace")}, tmp_path / "head.pth")
+    with pytest.raises(UserError, match="got something else or more than weights"):
+        convert("aesthetic", tmp_path / "head.pth", tmp_path / "out")
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])

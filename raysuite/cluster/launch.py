@@ -63,8 +63,8 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
-    for name in {*(reward.name for reward in config.rewards), *config.evaluation.rewards}:
-        rewards.resolve(name)
+    for reward in (*config.rewards, *config.watched):
+        rewards.check(reward.name, model=reward.model, options=reward.options)
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:

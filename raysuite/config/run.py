@@ -32,10 +32,14 @@ class RunConfig(Run):
         """
         tree = self.canonical()
         del tree["checkpoints"]["keep"]
-        for reward in tree["rewards"]:
+        watched = tree["evaluation"]["rewards"] = [entry.model_dump() for entry in self.watched]
+        for reward in (*tree["rewards"], *watched):
             del reward["seconds"], reward["retries"]
+            for name in ("model", "options"):  # a reward that has none is what it was before any had
+                if not reward[name]:
+                    del reward[name]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     def reward(self, name: str) -> Reward:
         """The settings of a reward, trained or only watched."""
-        return next((reward for reward in self.rewards if reward.name == name), Reward(name=name))
+        return next((reward for reward in (*self.rewards, *self.watched) if reward.name == name), Reward(name=name))

@@ -159,8 +159,12 @@ class Reward(Section):
     """One term of the reward."""
 
     name: str
-    """A registered reward, or a function as `package.module:function`."""
+    """A registered reward, or a function or class as `package.module:name`."""
     weight: float = 1.0
+    model: str | None = None
+    """Hub id or directory of a reward that is a network; by default the weights that it was published with, where a hub has them."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Other arguments of a reward that is a class, such as `{precision: bfloat16, batch: 8}`."""
     seconds: PositiveFloat = 600.0
     """What it may take for the pictures of one block; then it has hung, and its process is replaced. Rewards that are only
     watched have these defaults too."""
@@ -265,8 +269,8 @@ class Evaluation(Section):
     """Pictures a prompt along the way."""
     final_samples: PositiveInt = 2
     """Pictures a prompt before the first update and after the last."""
-    rewards: tuple[str, ...] = ()
-    """Rewards that are only watched."""
+    rewards: tuple[str | Reward, ...] = ()
+    """Rewards that are only watched: names, or entries as in `rewards`."""
     kl: bool = True
     """Measure the KL from the reference on one block."""
     pictures: NonNegativeInt = 8
@@ -387,6 +391,13 @@ class Run(Section):
     cluster: Cluster = Cluster()
     checkpoints: Checkpoints = Checkpoints()
     trackers: Trackers = Trackers()
+
+    @property
+    def watched(self) -> tuple[Reward, ...]:
+        """Rewards that are evaluated besides the trained ones."""
+        entries = (Reward(name=e) if isinstance(e, str) else e for e in self.evaluation.rewards)
+        trained = {reward.name for reward in self.rewards}
+        return tuple(entry for entry in entries if entry.name not in trained)
 
     @cached_property
     def built_objective(self) -> Objective[Any]:

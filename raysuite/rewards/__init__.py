@@ -1,14 +1,23 @@
-"""Rewards, one file each, imported when a run names it. To add one: write the file, and give it a line in `REWARDS`.
+"""Rewards, one file each, imported when a run names it. To add one: write the file, and give it an entry in `REWARDS`.
 
 A reward is a function `(images, prompts, metadata) -> scores`: images are uint8 (N, H, W, 3), prompts N sentences,
-metadata N mappings (what the prompt file says besides the prompt), and scores N numbers, higher is better.
+metadata N mappings (what the prompt file says besides the prompt), and scores N numbers, higher is better. They may be a tensor
+of any device and type, and may come as a pair `(scores, information)`, of which the second is left alone.
+
+A class is a reward, too: it is made once in every process that scores, with the keyword arguments of the reward's `options`, with
+`model` if one is named, and with `device` if it takes one; then it is called like a function. A function or class with an attribute
+`whole_groups` that is true is called once for every prompt, with all pictures that the batch has of it, so that it may rank them.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import itertools
+import json
 import multiprocessing
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,22 +34,80 @@ RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]
 PAUSE_SECONDS = 1.0
 """Between a call that raised and its repetition."""
 
+
+@dataclass(frozen=True)
+class Registered:
+    """What is known of a reward without importing it."""
+
+    place: str
+    """`module:attribute`."""
+    measures: str
+    range: str
+    """Of its scores, as they are published."""
+    needs: str = "nothing"
+    licence: str = "this package's"
+    """Of the weights that it needs."""
+
+
 REWARDS = {
-    "jpeg_compressibility": "raysuite.rewards.jpeg:jpeg_compressibility",
-    "jpeg_incompressibility": "raysuite.rewards.jpeg:jpeg_incompressibility",
-    "redness": "raysuite.rewards.redness:redness",
-    "scenes": "raysuite.rewards.scenes:scenes",
-    "scenes_strict": "raysuite.rewards.scenes:scenes_strict",
+    "aesthetic": Registered(
+        "raysuite.rewards.aesthetic:Aesthetic",
+        "how much people like a picture, whatever its prompt (LAION, version 2)",
+        "about 1 to 10",
+        "CLIP ViT-L/14 (1.7 GB) and a head of 4 MB: raysuite rewards convert",
+        "Apache-2.0 (head), MIT (CLIP)",
+    ),
+    "clip_score": Registered(
+        "raysuite.rewards.clip:ClipScore",
+        "100 times the cosine of picture and prompt",
+        "about 15 to 40",
+        "CLIP ViT-L/14 (1.7 GB)",
+        "MIT",
+    ),
+    "hps_v2": Registered(
+        "raysuite.rewards.hps:HpsV2",
+        "what people preferred on HPDv2, versions 2.0 and 2.1",
+        "about 0.15 to 0.35",
+        "CLIP ViT-H/14 (3.9 GB): raysuite rewards convert",
+        "Apache-2.0",
+    ),
+    "image_reward": Registered(
+        "raysuite.rewards.image_reward:ImageReward",
+        "what people preferred among pictures of a prompt",
+        "about -2.3 to 2",
+        "BLIP-large (1.8 GB): raysuite rewards convert",
+        "Apache-2.0",
+    ),
+    "jpeg_compressibility": Registered(
+        "raysuite.rewards.jpeg:jpeg_compressibility", "how small a picture is as a JPEG", "kilobytes, negative"
+    ),
+    "jpeg_incompressibility": Registered(
+        "raysuite.rewards.jpeg:jpeg_incompressibility", "how large a picture is as a JPEG", "kilobytes"
+    ),
+    "pickscore": Registered(
+        "raysuite.rewards.pickscore:PickScore",
+        "what people preferred on Pick-a-Pic",
+        "about 15 to 26",
+        "CLIP ViT-H/14 (3.9 GB)",
+        "MIT",
+    ),
+    "redness": Registered("raysuite.rewards.redness:redness", "red, and neither green nor blue", "-1 to 1"),
+    "scenes": Registered(
+        "raysuite.rewards.scenes:scenes", "how far a picture of the scenes world follows its prompt", "0 to 1"
+    ),
+    "scenes_strict": Registered(
+        "raysuite.rewards.scenes:scenes_strict", "whether a picture of the scenes world follows its prompt", "0 or 1"
+    ),
 }
 
 
-def resolve(name: str) -> RewardFunction:
-    """The reward of a registered name, or the user's function at `package.module:function`.
+def resolve(name: str) -> Any:
+    """The reward of a registered name, or the user's function or class at `package.module:function`.
 
     Raises:
         UserError: there is none.
     """
-    module, _, attribute = REWARDS.get(name, name).partition(":")
+    module, _, attribute = (REWARDS[name].place if name in REWARDS else name).partition(":")
     if not attribute:
         raise UserError(f"expected a reward ({', '.join(REWARDS)}) or package.module:function, got {name!r}")
     if str(Path.cwd()) not in sys.path:
@@ -52,6 +119,69 @@ def resolve(name: str) -> RewardFunction:
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")
     return function
+
+
+def check(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> None:
+    """Look at a reward before anything slow begins; weights are not read.
+
+    Raises:
+        UserError: there is none, or what it is given does not fit it.
+    """
+    found = resolve(name)
+    if not isinstance(found, type):
+        if model is not None or options:
+            raise UserError(
+                f"expected no model and no options for the reward {name}, which is a function: leave them out"
+            )
+        return
+    try:
+        inspect.signature(found).bind(**_arguments(found, model, options or {}))
+    except TypeError as error:
+        raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
+    if hasattr(found, "check"):
+        found.check(model)
+
+
+def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> RewardFunction:
+    """A reward that can be called; classes are made once in a process.
+
+    Raises:
+        UserError: there is none, or it cannot be made.
+    """
+    found = resolve(name)
+    if not isinstance(found, type):
+        return found
+    key = json.dumps([name, model, options or {}], sort_keys=True)
+    with _MAKING:
+        if key not in _MADE:
+            _MADE[key] = found(**_arguments(found, model, options or {}))
+        return _MADE[key]
+
+
+_MADE: dict[str, RewardFunction] = {}
+_MAKING = threading.Lock()
+
+
+def _arguments(found: type, model: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(options)
+    if model is not None:
+        arguments["model"] = model
+    if "device" in _names(found) and "device" not in arguments:
+        import torch
+
+        arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    return arguments
+
+
+def _names(found: type) -> set[str]:
+    """Of the arguments of a class, those that it hands on to the class that it extends included."""
+    names: set[str] = set()
+    for cls in found.__mro__[:-1]:
+        parameters = inspect.signature(cls).parameters
+        names |= set(parameters)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names
 
 
 @dataclass(frozen=True)
@@ -70,6 +200,8 @@ def score(
     prompts_N: Sequence[str],
     metadata_N: Sequence[Mapping[str, Any]],
     *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
     retries: int = 0,
     limit: Limit | None = None,
     told: Callable[[UserError], None] = lambda error: None,
@@ -81,6 +213,8 @@ def score(
         images_N: uint8 (N, H, W, 3).
         prompts_N: N sentences.
         metadata_N: N mappings.
+        model: of a reward that is a class.
+        options: other arguments of it.
         retries: how often it is asked again when it raises.
         limit: of one call; None lets it take what it takes.
         told: of every failure that was followed by another call.
@@ -89,13 +223,14 @@ def score(
         RewardHung: it took longer than the limit.
         UserError: it raised, returned another number of scores, or a score that is not a number.
     """
-    function, prompts = resolve(name), _some(prompts_N)
+    function, prompts = made(name, model=model, options=options), _some(prompts_N)
+    asked = _by_group(function) if getattr(function, "whole_groups", False) else function
     for attempt in range(retries + 1):
         # copies: what a reward does to its pictures in place must reach neither other rewards nor those that are kept
         arguments = (images_N.copy(), list(prompts_N), list(map(dict, metadata_N)))
         try:
-            answer = limit.thread.apply_async(function, arguments).get(limit.seconds) if limit else function(*arguments)
-            scores = np.asarray(answer, dtype=np.float64)
+            answer = limit.thread.apply_async(asked, arguments).get(limit.seconds) if limit else asked(*arguments)
+            scores = _numbers(answer)
             break
         except multiprocessing.TimeoutError as error:
             assert limit is not None
@@ -125,6 +260,27 @@ def score(
             f"expected finite scores from the reward {name}, got {scores[first]} for the prompt {prompts_N[first]!r}"
         )
     return scores
+
+
+def _numbers(answer: Any) -> np.ndarray:
+    """Scores as float64: from numbers, from a tensor wherever it is, or from a pair of such and something else."""
+    if isinstance(answer, tuple) and len(answer) == 2 and not np.isscalar(answer[0]) and np.ndim(answer[0]) != 0:
+        answer = answer[0]
+    if hasattr(answer, "detach"):
+        answer = answer.detach().cpu().double().numpy()
+    return np.asarray(answer, dtype=np.float64)
+
+
+def _by_group(function: RewardFunction) -> RewardFunction:
+    """A reward of whole groups, asked once for every prompt in a batch: neighbours of one prompt and metadata are a group."""
+
+    def asked(images_N: np.ndarray, prompts_N: Sequence[str], metadata_N: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        of_N = list(zip(prompts_N, metadata_N, strict=True))
+        starts = [i for i in range(len(of_N)) if i == 0 or of_N[i] != of_N[i - 1]]
+        groups = [slice(first, end) for first, end in itertools.pairwise([*starts, len(of_N)])]
+        return np.concatenate([_numbers(function(images_N[g], prompts_N[g], metadata_N[g])) for g in groups])
+
+    return asked
 
 
 def _some(prompts_N: Sequence[str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ def _read(file: Path) -> Mapping[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"expected a file at {file}, could not read it ({error.strerror}): check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(
             f"expected weights that torch saved in {file}, got something else or more than weights: download it again"
         ) from error

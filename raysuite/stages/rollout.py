@@ -142,31 +142,30 @@ def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) 
     block, evaluation = drawn.block, drawn.block.evaluation
     failures: list[UserError] = []
 
-    def scored(name: str, images_N: np.ndarray) -> np.ndarray:
-        settings = config.reward(name)
+    def scored(settings: Reward, images_N: np.ndarray) -> np.ndarray:
         return rewards.score(
-            name,
+            settings.name,
             images_N,
             block.prompt_of_N,
             block.metadata_of_N,
+            model=settings.model,
+            options=settings.options,
             retries=settings.retries,
             limit=rewards.Limit(settings.seconds, thread) if thread else None,
             told=failures.append,
         )
 
-    final = {r.name: scored(r.name, drawn.previews_JN[-1]) for r in config.rewards}
+    final = {r.name: scored(r, drawn.previews_JN[-1]) for r in config.rewards}
     reward_N = _total(final, config.rewards)
     scores = dict(final)
     credit_NK = None
     if evaluation:
-        scores |= {
-            name: scored(name, drawn.previews_JN[-1]) for name in config.evaluation.rewards if name not in scores
-        }
+        scores |= {r.name: scored(r, drawn.previews_JN[-1]) for r in config.watched}
     elif config.credit.kind == "terminal":
         credit_NK = terminal_credit(reward_N, steps=config.sampler.steps)
     else:
         values = [
-            _total({r.name: scored(r.name, images) for r in config.rewards}, config.rewards)
+            _total({r.name: scored(r, images) for r in config.rewards}, config.rewards)
             for images in drawn.previews_JN[:-1]
         ]
         at = [*config.credit.previews, config.sampler.steps]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from raysuite import rewards
@@ -20,6 +21,8 @@ from raysuite.rewards import REWARDS, Limit, resolve, score
 from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.render import render
 
+WITHOUT_WEIGHTS = [name for name, reward in REWARDS.items() if reward.needs == "nothing"]
+"""tests/rewards/test_networks.py has the others."""
 PROMPTS = ("three red circles", "one blue square", "a red circle left of a blue square")
 
 
@@ -39,7 +42,7 @@ def scored(name: str, *images: np.ndarray, prompts: Sequence[str] | None = None)
 # every reward
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_one_finite_number_a_picture(name: str) -> None:
     images = [noise(), flat(0, 0, 0), flat(255, 255, 255)]
     scores = scored(name, *images, prompts=PROMPTS)
@@ -47,7 +50,7 @@ def test_one_finite_number_a_picture(name: str) -> None:
     assert np.isfinite(scores).all()
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
 def test_pictures_do_not_see_each_other(name: str) -> None:
     images = [render(parse(prompt), np.random.default_rng(i)) for i, prompt in enumerate(PROMPTS)]
     together = scored(name, *images, prompts=PROMPTS)
@@ -254,3 +257,88 @@ def test_what_a_reward_does_to_its_pictures_in_place_stays_there(monkeypatch: py
     for _ in range(2):
         assert score("blackens", images, ["a", "b"], [{}, {}]).tolist() == [200.0, 200.0]
     assert (images == 200).all()
+
+
+# what rewards may answer, and what they may be
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        torch.tensor([1.0, 0.0, 0.5], dtype=torch.bfloat16),
+        torch.tensor([1.0, 0.0, 0.5], requires_grad=True),
+        (np.array([1.0, 0.0, 0.5]), {"model": "x"}),
+        (torch.tensor([1.0, 0.0, 0.5]), {}),
+        ([1.0, 0.0, 0.5], [{}, {}, {}]),
+        (1.0, 0.0, 0.5),
+    ],
+    ids=["bfloat16", "with gradient", "pair", "pair with a tensor", "pair of lists", "tuple of numbers"],
+)
+def test_scores_come_in_many_forms(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "resolve", {"some": returning(answer)}.__getitem__)
+    assert scored("some", noise(), noise(), noise(), prompts=PROMPTS).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_two_numbers_are_two_scores_and_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "resolve", {"some": returning((3.0, 4.0))}.__getitem__)
+    assert scored("some", noise(), noise()).tolist() == [3.0, 4.0]
+
+
+class Constant:
+    made = 0
+
+    def __init__(self, value: float, model: str = "none", device: str = "unknown") -> None:
+        Constant.made += 1
+        self.value, self.model, self.device = value, model, device
+
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        assert self.device in ("cpu", "cuda")
+        return [self.value + len(self.model)] * len(images)
+
+
+def test_a_class_is_made_once_for_each_of_its_settings() -> None:
+    name, images, before = "tests.rewards.test_rewards:Constant", np.stack([noise()]), Constant.made
+    for options, model, expected in (
+        ({"value": 1.0}, None, 5.0),
+        ({"value": 2.0}, "ab", 4.0),
+        ({"value": 1.0}, None, 5.0),
+    ):
+        assert score(name, images, PROMPTS[:1], [{}], model=model, options=options).tolist() == [expected]
+    assert Constant.made == before + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "mentions"),
+    [
+        ("redness", {"model": "x"}, "no model and no options for the reward redness"),
+        ("redness", {"options": {"a": 1}}, "no model and no options"),
+        ("tests.rewards.test_rewards:Constant", {}, "options that the reward .*missing a required argument: 'value'"),
+        (
+            "tests.rewards.test_rewards:Constant",
+            {"options": {"value": 1, "size": 2}},
+            "unexpected keyword argument 'size'",
+        ),
+        ("pickscore", {"model": "/nothing/here"}, "expected a directory at /nothing/here"),
+        ("aesthetic", {}, "raysuite rewards convert aesthetic"),
+        ("hps_v2", {}, "raysuite rewards convert hps_v2"),
+    ],
+)
+def test_a_reward_is_checked_before_it_is_made(name: str, settings: dict[str, Any], mentions: str) -> None:
+    with pytest.raises(UserError, match=mentions):
+        rewards.check(name, **settings)
+
+
+def test_a_reward_of_whole_groups_sees_all_pictures_of_a_prompt_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rank(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        assert len(set(prompts)) == 1
+        return images.mean(axis=(1, 2, 3)).argsort().argsort() / (len(images) - 1)
+
+    rank.whole_groups = True  # type: ignore[attr-defined]
+    monkeypatch.setattr(rewards, "resolve", {"rank": rank}.__getitem__)
+    images = np.stack([flat(g, g, g) for g in (30, 10, 20, 5, 6)])
+    answer = score("rank", images, ["a", "a", "a", "b", "b"], [{}] * 5)
+    assert answer.tolist() == [1.0, 0.0, 0.5, 0.0, 1.0]
+    answer = score("rank", images[:4], ["a"] * 4, [{"n": 1}, {"n": 1}, {"n": 2}, {"n": 2}])  # one text, two prompts
+    assert answer.tolist() == [1.0, 0.0, 1.0, 0.0]
