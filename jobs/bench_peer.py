@@ -124,7 +124,7 @@ class Own:
         x = np.random.default_rng(0).standard_normal((1, *policy.latent_shape)).astype(np.float32)
         with torch.no_grad():
             x_N, t_N = torch.from_numpy(x).expand(len(PROBE), -1, -1, -1), torch.full((len(PROBE),), 500)
-            states_N = torch.stack([policy._embedding(prompt) for prompt in PROBE])
+            states_N = policy.driver.encoded(PROBE)[0]
             self.predictions = policy.trained.network(x_N, t_N, states_N, return_dict=False)[0].numpy()
         self.metrics = directory / "metrics.jsonl"
         directory.mkdir()

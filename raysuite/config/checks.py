@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysuite.config.sections import TOYS, Credit, Preferences, Reference, Run
+from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run
 from raysuite.errors import UserError
 
 
@@ -19,6 +19,7 @@ def check(run: Run) -> None:
         _check_credit,
         _check_preferences,
         _check_rewards,
+        _check_model,
         _check_cluster,
     ):
         agree(run)
@@ -168,6 +169,20 @@ def _check_rewards(run: Run) -> None:
     if toy in TOYS and "scenes" in (run.prompts.training, run.prompts.held_out):
         raise UserError(
             f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
+        )
+
+
+def _check_model(run: Run) -> None:
+    sampler, parameters = run.sampler, run.parameters
+    if sampler.negative_prompt is not None and sampler.guidance == 1:
+        raise UserError(
+            "expected sampler.guidance above 1 with sampler.negative_prompt, got 1: it leads away from nothing"
+        )
+    started = Parameters(kind=parameters.kind, start=parameters.start, checkpointing=parameters.checkpointing)
+    if parameters.start is not None and parameters.kind == "lora" and parameters != started:
+        raise UserError(
+            "expected no parameters.rank, alpha or targets with parameters.start, got some: the file's adapter has its own; leave "
+            "them out"
         )
 
 

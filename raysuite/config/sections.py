@@ -49,13 +49,22 @@ class Model(Section):
     """What is aligned."""
 
     path: str
-    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, or a hub id."""
+    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, a hub id, or a single-file checkpoint."""
+    config: str | None = None
+    """A directory or hub id with the configuration of the pipeline that a single-file checkpoint holds."""
     variant: str | None = None
     """Weight variant of a hub model, such as fp16."""
-    size: PositiveInt | None = None
-    """Pixels on a side; the model's own by default."""
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Pixels on a side, or [height, width]; the model's own by default."""
+    arguments: dict[str, Any] = {}
+    """More arguments of the pipeline's own call, such as {max_sequence_length: 128}."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the networks run in. Trained parameters, densities and losses are float32 in any case."""
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """`size` as a pair."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Noise(Section):
@@ -110,7 +119,12 @@ class Sampler(Section):
     window: Window | None = None
     """Where noise is added; null for every step."""
     guidance: Annotated[float, Field(ge=1)] = 1.0
-    """Classifier-free guidance scale; 1 is none, and halves the cost."""
+    """Classifier-free guidance scale; 1 is none, and halves the cost. The same number means the same for every model, whatever
+    its pipeline calls it."""
+    negative_prompt: str | None = None
+    """What guidance leads away from; the pipeline's own by default."""
+    embedded_guidance: Annotated[float, Field(ge=0)] | None = None
+    """The guidance that the network of a distilled model (FLUX.1-dev, FLUX.2-dev) is told; the pipeline's own by default."""
     spacing: Spacing | None = None
     """Spacing of timesteps; the model's own by default."""
 
@@ -142,8 +156,12 @@ class Parameters(Section):
     """LoRA rank."""
     alpha: PositiveFloat | None = None
     """LoRA scale numerator; the rank by default, which makes the scale 1."""
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names of the layers that get an adapter."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of the layers that get an adapter, or how these end; by default the attention of the model's class (docs/models.md)."""
+    start: str | None = None
+    """A LoRA file to begin from. Its adapter is trained on, with its rank, alpha and targets, and belongs to the reference too."""
+    checkpointing: bool = False
+    """Compute activations again on the way back rather than keeping them: less memory for a third more time. The same numbers."""
 
 
 class Prompts(Section):

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler
-from raysuite.errors import UserError
 from raysuite.families.policy import Policy
+
+if TYPE_CHECKING:
+    from raysuite.families.pipeline import PipelinePolicy
 
 __all__ = ["Policy", "check_model", "encoder_digests", "open_model", "open_policy"]
 
+BUNDLED = {"scenes": "raysuite.worlds.scenes"}
+"""Models that ship with the package: in `model/` of the package of their world."""
 
-def open_policy(config: RunConfig, device: torch.device) -> Policy:
+
+def open_policy(config: RunConfig, device: torch.device, *, texts: Path | None = None, encoders: bool = True) -> Policy:
     """The policy that a run starts from, on `device`.
+
+    Args:
+        config: of the run.
+        device: where to.
+        texts: a directory for text states: what is there is read, and what is missing is encoded and written.
+        encoders: whether to load text encoders; without them all text states must be there.
 
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    return _open(config.model, config.sampler, config.parameters, config.seed, device)
+    return _open(config.model, config.sampler, config.parameters, config.seed, device, texts, encoders)
 
 
 def open_model(model: Model, device: torch.device) -> Policy:
@@ -31,15 +44,34 @@ def open_model(model: Model, device: torch.device) -> Policy:
     return _open(model, Sampler(), Parameters(), 0, device)
 
 
-def _open(model: Model, sampler: Sampler, parameters: Parameters, seed: int, device: torch.device) -> Policy:
-    if check_model(model) in TOYS:
+def _open(
+    model: Model,
+    sampler: Sampler,
+    parameters: Parameters,
+    seed: int,
+    device: torch.device,
+    texts: Path | None = None,
+    encoders: bool = True,
+) -> Policy:
+    name = check_model(model)
+    if name in TOYS:
         from raysuite.families.toy import open_toy
 
-        return open_toy(sampler, flow=model.path == "toy-flow")
-    from raysuite.families.stable_diffusion import StableDiffusionPolicy
-
-    model = model.model_copy(update={"path": _location(model.path)})
-    return StableDiffusionPolicy(model=model, sampler=sampler, parameters=parameters, seed=seed, device=device)
+        return open_toy(sampler, flow=name == "toy-flow")
+    policy: type[PipelinePolicy]
+    if name == "StableDiffusionPipeline":
+        from raysuite.families.stable_diffusion import StableDiffusionPolicy as policy
+    else:
+        from raysuite.families.pipeline import PipelinePolicy as policy
+    return policy(
+        model=located(model),
+        sampler=sampler,
+        parameters=parameters,
+        seed=seed,
+        device=device,
+        texts=texts,
+        encoders=encoders,
+    )
 
 
 def check_model(model: Model) -> str:
@@ -50,14 +82,9 @@ def check_model(model: Model) -> str:
     """
     if model.path in TOYS:
         return model.path
-    from raysuite.families.stable_diffusion import pipeline_class
+    from raysuite.families.loading import pipeline_class
 
-    name = pipeline_class(_location(model.path))
-    if name != "StableDiffusionPipeline":
-        raise UserError(
-            f"expected a StableDiffusionPipeline at model.path={model.path}, got {name}: no family handles it yet"
-        )
-    return name
+    return pipeline_class(located(model))
 
 
 def encoder_digests(model: Model) -> dict[str, str]:
@@ -70,8 +97,10 @@ def encoder_digests(model: Model) -> dict[str, str]:
         return {}
     from raysuite.families.encoders import digests
 
-    return digests(_location(model.path), model.variant)
+    return digests(located(model).path, model.variant)
 
 
-def _location(path: str) -> str:
-    return str(resources.files("raysuite.worlds.scenes") / "model") if path == "scenes" else path
+def located(model: Model) -> Model:
+    """The model with a path where a bundled name was."""
+    world = BUNDLED.get(model.path)
+    return model if world is None else model.model_copy(update={"path": str(resources.files(world) / "model")})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.families.sharding import share_of, whole
+from raysuite.families.text import TextStates
 from raysuite.kernel.schedule import Schedule
 
 
@@ -61,12 +62,12 @@ class Policy(ABC):
         """Images, uint8 (N, H, W, 3) of the model's own size, to clean latents (N, ...): the inverse of `decode`, nearly."""
 
     @abstractmethod
-    def text_states(self, prompts: Iterable[str]) -> dict[str, Tensor]:
-        """What the text encoder makes of prompts, (tokens, width) each; empty where the family has no text encoder."""
+    def text_states(self, prompts: Iterable[str]) -> dict[str, TextStates]:
+        """What the text encoders make of each prompt; empty where the family has none."""
 
     @abstractmethod
-    def remember(self, text_states: Mapping[str, Tensor]) -> None:
-        """Take `text_states` that were computed before in place of computing them again."""
+    def remember(self, states: TextStates) -> None:
+        """Take text states of a prompt that were computed before in place of computing them again."""
 
     @abstractmethod
     def trainable(self) -> dict[str, torch.nn.Parameter]:

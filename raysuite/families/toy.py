@@ -13,6 +13,7 @@ from torch import Tensor
 from raysuite.config import Sampler
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
+from raysuite.families.text import TextStates
 from raysuite.kernel.schedule import Levels, Schedule, noisy_schedule, variance_preserving_schedule
 
 TRAINING_STEPS = 1_000
@@ -113,11 +114,11 @@ class ToyPolicy(Policy):
         values = torch.from_numpy(images_N[:, 0, 0, : self.latent_shape[0]].copy()).to(self.dtype)
         return (values - 128) / 32
 
-    def text_states(self, prompts: Iterable[str]) -> dict[str, Tensor]:
+    def text_states(self, prompts: Iterable[str]) -> dict[str, TextStates]:
         """None: prompts are read as they are."""
         return {}
 
-    def remember(self, text_states: Mapping[str, Tensor]) -> None:
+    def remember(self, states: TextStates) -> None:
         """There is nothing to remember."""
 
     def replace_reference(self, values: Mapping[str, Tensor]) -> None:

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from raysuite.config import RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests
+from raysuite.families.text import TextStates, pack, unpack
 from raysuite.stages.files import is_held, provenance, replacing, write_json
 from raysuite.types import Preferences
 
@@ -84,7 +84,7 @@ def write_block(
     rankings: Preferences,
     *,
     rows_R: Sequence[int],
-    texts: Mapping[str, Tensor],
+    texts: Mapping[str, TextStates],
     read: int,
     ties: int = 0,
     rejects: Sequence[Reject] = (),
@@ -97,24 +97,22 @@ def write_block(
         number: of the block.
         rankings: what it holds, possibly nothing.
         rows_R: number of each ranking in the source.
-        texts: `Policy.text_states` of every prompt, (tokens, width) each; empty where the family has none.
+        texts: `Policy.text_states` of every prompt; empty where the family has none.
         read: rows of the source that the block comes from.
         ties: pairs between which there is no preference.
         rejects: rows that were set aside, and pictures.
         content: a digest of what the source said, where it may say something else the next time.
     """
-    arrays = {"latents": rankings.latents_RMK.contiguous()}
-    order = list(dict.fromkeys(rankings.prompts_R))
-    if texts and order:
-        arrays["text"] = torch.stack([texts[prompt] for prompt in order]).contiguous()
+    tensors, answers = pack({question: answer for states in texts.values() for question, answer in states.items()})
+    said = {"answers": answers, "questions": {prompt: list(states) for prompt, states in texts.items()}}
+    arrays = {"latents": rankings.latents_RMK.contiguous(), **tensors}
     with replacing(directory / "blocks" / f"{number:06d}.safetensors") as temporary:
-        safetensors.torch.save_file(arrays, temporary)
+        safetensors.torch.save_file(arrays, temporary, metadata={"text": json.dumps(said)})
     with replacing(directory / "rejects" / f"{number:06d}.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(vars(reject)) + "\n" for reject in rejects))
     columns = {
         "row": pa.array(rows_R, pa.int64()),
         "prompt": pa.array(rankings.prompts_R, pa.string()),
-        "text": pa.array([order.index(prompt) for prompt in rankings.prompts_R], pa.int64()),
     }
     counts = {b"read": str(read).encode(), b"ties": str(ties).encode(), b"content": content.encode()}
     with replacing(directory / "blocks" / f"{number:06d}.parquet") as temporary:
@@ -206,7 +204,7 @@ class PreferenceSet:
         if self.manifest["format"] != FORMAT:
             raise UserError(f"expected format {FORMAT} in {directory}, got {self.manifest['format']}: make it again")
         self._tables = {
-            number: pq.read_table(directory / "blocks" / f"{number:06d}.parquet", columns=["prompt", "text"])
+            number: pq.read_table(directory / "blocks" / f"{number:06d}.parquet", columns=["prompt"])
             for number in sorted(finished_blocks(directory))
         }
         self._ends = np.cumsum([len(table) for table in self._tables.values()])
@@ -270,14 +268,15 @@ class PreferenceSet:
             prompts.append(self._tables[block]["prompt"][row].as_py())
         return Preferences(latents_RMK=torch.cat(latents), prompts_R=tuple(prompts))
 
-    def texts(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """What the text encoder made of the prompts of these rankings, (tokens, width) each; empty without one."""
-        found = {}
+    def texts(self, numbers: Sequence[int]) -> TextStates:
+        """What the text encoders made of the prompts of these rankings; empty without them."""
+        found: dict[str, Any] = {}
         for block, row in map(self._place, numbers):
             with self._open(block) as stored:
-                if "text" in stored.keys():  # noqa: SIM118 - not a mapping
-                    place = self._tables[block]["text"][row].as_py()
-                    found[self._tables[block]["prompt"][row].as_py()] = stored.get_slice("text")[place : place + 1][0]
+                said = json.loads((stored.metadata() or {}).get("text", "{}"))
+                questions = said.get("questions", {}).get(self._tables[block]["prompt"][row].as_py(), [])
+                missing = {question: said["answers"][question] for question in questions if question not in found}
+                found |= unpack(missing, stored.get_tensor)
         return found
 
     def _place(self, number: int) -> tuple[int, int]:

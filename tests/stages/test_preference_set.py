@@ -34,7 +34,7 @@ def preferences(first: int, count: int) -> Preferences:
 
 def fill(directory: Path, sizes: list[int], *, texts: bool = True) -> None:
     claim(directory, IDENTITY, ["test"])
-    states = {f"prompt {n}": torch.full((3, 4), float(n)) for n in range(2)} if texts else {}
+    states = {f"prompt {n}": {f"question {n}": (torch.full((3, 4), float(n)), None)} for n in range(2)} if texts else {}
     first = 0
     for number, size in enumerate(sizes):
         write_block(
@@ -54,7 +54,11 @@ def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
     assert rows.latents_RMK[:, 1, 0, 1].tolist() == [-n for n in wanted]
     assert rows.prompts_R == tuple(f"prompt {n % 2}" for n in wanted)
     texts = found.texts([4, 5])
-    assert {prompt: float(state.mean()) for prompt, state in texts.items()} == {"prompt 0": 0.0, "prompt 1": 1.0}
+    assert {question: float(state.mean()) for question, (state, _) in texts.items()} == {
+        "question 0": 0,
+        "question 1": 1,
+    }
+    assert all(nothing is None for _, nothing in texts.values())
 
 
 def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Pipelines from directories, the hub and single files: which class, and in which precision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from raysuite.config import Model
+from raysuite.errors import UserError
+from raysuite.families.driver import NETWORKS_OF_THEIR_OWN, PARTS, missing_seam
+from raysuite.families.facts import facts_of
+
+ENCODER = "text_encoder"
+"""How names of components begin that encode text."""
+
+
+def pipeline_class(model: Model) -> str:
+    """The class of the pipeline at `model.path`, without loading weights.
+
+    Raises:
+        UserError: there is none, or it has not what `Driver` needs.
+    """
+    index = _index(model)
+    name = str(index["_class_name"])
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise UserError(
+            f"expected a pipeline class of diffusers at model.path={model.path}, got {name}: it has none of that name"
+        )
+    lacking = missing_seam(cls)
+    present = [part for part in NETWORKS_OF_THEIR_OWN if index.get(part, [None])[0] is not None]
+    if lacking is None and not any(index.get(part, [None])[0] is not None for part in PARTS):
+        lacking = f"it has no {' or '.join(PARTS)}"
+    if lacking is None and present:
+        lacking = f"its {present[0]} is a second network, and raysuite trains one that does all steps"
+    if lacking is not None:
+        raise UserError(f"expected a text-to-image pipeline at model.path={model.path}, got {name}: {lacking}")
+    return name
+
+
+def _index(model: Model) -> Mapping[str, Any]:
+    """What a pipeline's model_index.json says."""
+    path, setting = (model.path, "model.path") if model.config is None else (model.config, "model.config")
+    if model.config is None and Path(path).is_file():
+        raise UserError(
+            f"expected model.config beside a single-file checkpoint, got {path} alone: set model.config to a directory (or hub id) "
+            "with the configuration of its pipeline"
+        )
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise UserError(
+            f"expected a diffusers pipeline at {setting}={path}, there is no such directory: check the path"
+        )
+    try:
+        if Path(path).is_dir():
+            index = json.loads((Path(path) / "model_index.json").read_text())
+        else:
+            index = DiffusionPipeline.load_config(path)
+        if "_class_name" not in index:
+            raise KeyError("model_index.json names no _class_name")
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at {setting}={path}, found "
+            f"none: check the path ({str(error).splitlines()[0]})"
+        ) from error
+    return index
+
+
+def load_pipeline(
+    model: Model, *, part: str | None = None, network: torch.dtype = torch.float32, without: Collection[str] = ()
+) -> Any:
+    """A pipeline on the CPU, in evaluation mode.
+
+    Args:
+        model: which.
+        part: load this component alone.
+        network: the denoising network's type. Encoders are loaded in the model's precision, the VAE in float32.
+        without: components to leave out.
+
+    Raises:
+        UserError: weights are missing, or the pipeline is of another kind.
+    """
+    for library in (diffusers, transformers):  # bars of files that are read in a second; downloads show their own
+        library.utils.logging.disable_progress_bar()
+    name = pipeline_class(model)
+    components = [key for key, value in _index(model).items() if isinstance(value, list) and not key.startswith("_")]
+    left_out = [key for key in components if key in without or (part is not None and key not in (part, "scheduler"))]
+    types = {"default": getattr(torch, model.precision), "vae": torch.float32, **dict.fromkeys(PARTS, network)}
+    options: dict[str, Any] = {**facts_of(name).load, **dict.fromkeys(left_out), "dtype": types}
+    cls = getattr(diffusers, name)
+    try:
+        if model.config is not None:
+            pipeline = cls.from_single_file(model.path, config=model.config, **options)
+        else:
+            pipeline = cls.from_pretrained(model.path, variant=model.variant, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    for module in modules_of(pipeline).values():
+        module.eval().requires_grad_(False)
+    return pipeline
+
+
+def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Its networks by name."""
+    return {name: value for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)}

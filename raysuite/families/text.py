@@ -1,0 +1,185 @@
+"""What text encoders made of prompts: kept on the CPU within a budget of bytes, written to files, read from them.
+
+An encoder's answer is a tensor, None, or a list or tuple of answers, whatever the pipeline's `encode_prompt` gives. It is
+kept under the question it answers: a prompt with all arguments that may change the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raysuite.errors import UserError
+
+Answer = Any
+"""A tensor, None, or a list or tuple of answers."""
+TextStates = Mapping[str, Answer]
+"""Answers by question."""
+
+REMEMBERED_BYTES = 2**32
+"""Of answers kept by a process: 4 GiB, which is 14,000 prompts of SDXL, 1,000 of FLUX.1, 270 of FLUX.2."""
+
+
+def tensors_of(answer: Answer) -> Iterator[Tensor]:
+    """All tensors of an answer, in order."""
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, list | tuple):
+        for part in answer:
+            yield from tensors_of(part)
+
+
+class TextMemory:
+    """Answers by question. The longest unused go when there are more bytes than the budget."""
+
+    def __init__(self, budget: int = REMEMBERED_BYTES, directory: Path | None = None) -> None:
+        """An empty memory.
+
+        Args:
+            budget: bytes.
+            directory: where all answers are written, and read again as they are asked for, by whatever process.
+        """
+        self.budget, self.directory = budget, directory
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, question: str) -> Answer:
+        """The answer, from memory or from the directory.
+
+        Raises:
+            KeyError: it is in neither.
+        """
+        if question not in self._answers:
+            path = None if self.directory is None else answer_file(self.directory, question)
+            if path is None or not path.is_file():
+                raise KeyError(question)
+            self._keep(question, read(path)[question])
+        self._answers.move_to_end(question)
+        return self._answers[question]
+
+    def put(self, question: str, answer: Answer) -> None:
+        """Keep an answer on the CPU, and write it down where there is a directory."""
+        self._keep(question, answer)
+        if self.directory is not None:
+            write(answer_file(self.directory, question), {question: self._answers[question]})
+
+    def _keep(self, question: str, answer: Answer) -> None:
+        self._forget(question)
+        self._answers[question] = _on_cpu(answer)
+        self._bytes += _size(answer)
+        while self._bytes > self.budget and len(self._answers) > 1:
+            self._forget(next(iter(self._answers)))
+
+    def _forget(self, question: str) -> None:
+        if question in self._answers:
+            self._bytes -= _size(self._answers.pop(question))
+
+
+def _size(answer: Answer) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(answer))
+
+
+def _on_cpu(answer: Answer) -> Answer:
+    if isinstance(answer, Tensor):
+        return answer.detach().cpu()
+    if isinstance(answer, list | tuple):
+        return type(answer)(_on_cpu(part) for part in answer)
+    if answer is not None:
+        raise UserError(
+            f"expected tensors from the pipeline's encode_prompt, got {type(answer).__name__}: this pipeline class is not supported"
+        )
+    return None
+
+
+# as one batch
+
+
+def form(answer: Answer) -> Any:
+    """What answers must have in common to be joined: shapes, but for those in lists, of which each prompt has its own."""
+    if isinstance(answer, Tensor):
+        return tuple(answer.shape)
+    return tuple(map(form, answer)) if isinstance(answer, tuple) else type(answer).__name__
+
+
+def joined(answers: Sequence[Answer]) -> Answer:
+    """Answers of one form as the encoder would have given them for a batch.
+
+    The batch is the first axis of length 1 of the first two; a tensor that has none (ids of tokens) is common to all prompts.
+    """
+    first = answers[0]
+    if len(answers) == 1 or first is None:
+        return first
+    if isinstance(first, Tensor):
+        axis = next((axis for axis in (0, 1) if first.shape[axis : axis + 1] == (1,)), None)
+        return first if axis is None else torch.cat(list(answers), dim=axis)
+    if isinstance(first, list):
+        return [part for answer in answers for part in answer]
+    return tuple(joined(parts) for parts in zip(*answers, strict=True))
+
+
+def moved(answer: Answer, device: torch.device) -> Answer:
+    """An answer on another device."""
+    if isinstance(answer, Tensor):
+        return answer.to(device)
+    return type(answer)(moved(part, device) for part in answer) if isinstance(answer, list | tuple) else answer
+
+
+# in files
+
+
+def pack(states: TextStates) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Answers as named tensors and plain values, for a file. A tensor that several answers share is there once."""
+    tensors: dict[str, Tensor] = {}
+    known: dict[int, str] = {}
+
+    def plain(answer: Answer) -> Any:
+        if isinstance(answer, Tensor):
+            name = known.setdefault(id(answer), f"text/{len(known)}")
+            tensors[name] = answer.contiguous()
+            return name
+        if isinstance(answer, list | tuple):
+            return {type(answer).__name__: [plain(part) for part in answer]}
+        return None
+
+    return tensors, {question: plain(answer) for question, answer in states.items()}
+
+
+def unpack(index: Mapping[str, Any], tensor: Any) -> dict[str, Answer]:
+    """The inverse of `pack`; `tensor` gives a tensor by its name."""
+
+    def answer(plain: Any) -> Answer:
+        if isinstance(plain, dict):
+            ((kind, parts),) = plain.items()
+            return {"list": list, "tuple": tuple}[kind](answer(part) for part in parts)
+        return None if plain is None else tensor(plain)
+
+    return {question: answer(plain) for question, plain in index.items()}
+
+
+def answer_file(directory: Path, question: str) -> Path:
+    """Where the answer to a question is written: named by a digest, since prompts are no file names."""
+    return directory / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.safetensors"
+
+
+def write(path: Path, states: TextStates) -> None:
+    """Write answers into one file, whole or not at all."""
+    tensors, index = pack(states)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(index)})
+    temporary.replace(path)
+
+
+def read(path: Path) -> dict[str, Answer]:
+    """Read what `write` wrote."""
+    with safetensors.safe_open(path, framework="pt") as stored:
+        return unpack(json.loads(stored.metadata()["index"]), stored.get_tensor)
