@@ -197,6 +197,7 @@ class AllWeights(Trained):
             shard(network)
         return network
 
+
 def linear_layers(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """Full names of the linear layers and convolutions that targets mean.
 
