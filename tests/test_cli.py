@@ -27,6 +27,14 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["toy-ddpo", "--set", "updates"], "expected --set path=value"),
         (["toy-ddpo", "--set", "updates=none"], "expected updates to be a valid integer"),
         (["toy-ddpo", "--set", "sampler.eta=0"], "expected sampler.noise.level above 0"),
+        (
+            ["toy-ddpo", "--set", "sampler.noise.kind=flow_sde"],
+            "expected noise of ddim or cps with this model, got flow_sde",
+        ),
+        (
+            ["toy-ddpo", "--set", "model.path=toy-flow", "--set", "sampler.noise.floor=0.99"],
+            "expected noise in some step",
+        ),
         (["toy-ddpo", "--set", "model.path=/nowhere"], "there is no such directory"),
         (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
         (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),

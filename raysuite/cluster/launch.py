@@ -31,6 +31,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
@@ -59,7 +60,7 @@ def preflight(config: RunConfig) -> None:
     """
     check_model(config.model)
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
-        open_policy(config, torch.device("cpu"))
+        check_noise(config, open_policy(config, torch.device("cpu")).schedule)
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
