@@ -183,10 +183,12 @@ class RunDirectory:
         return validate(json.loads(file.read_text()))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
-        """Append metrics."""
+        """Append metrics. They are on the disk before a checkpoint that says so is."""
         with (self.path / "metrics.jsonl").open("a") as file:
             for name, value in values.items():
                 file.write(json.dumps({"update": update, "name": name, "value": value}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self) -> dict[str, dict[int, float]]:
         """Every metric that was logged, by name and update. A line that was being written when a run was killed is none."""
@@ -211,12 +213,12 @@ class RunDirectory:
             except (ValueError, KeyError, TypeError) as error:
                 if number == len(lines):  # it was being written when the run was killed
                     return
-                raise self._damaged(f"line {number} is no metric") from error
+                raise self._damaged(f"line {number} is no metric", "it and checkpoints/ to begin again") from error
 
-    def _damaged(self, how: str) -> UserError:
+    def _damaged(self, how: str, begin: str) -> UserError:
         return UserError(
-            f"expected {self.path / 'metrics.jsonl'} as the run wrote it, {how}: it was changed or cut short; copy it back from where "
-            "it is whole (going on would not write again what is missing), or begin again with another --out"
+            f"expected {self.path / 'metrics.jsonl'} as the run wrote it, {how}: it was changed or cut short, and going on would not "
+            f"write again what is missing; copy it back from where it is whole, or remove {begin}"
         )
 
     def check_metrics(self, updates: int) -> None:
@@ -228,9 +230,12 @@ class RunDirectory:
         found = self.metrics()
         missing = sorted(set(range(updates)) - set(found.get("budget/network_evaluations", {})))
         if missing:
-            raise self._damaged(f"the metrics of update {missing[0]} are missing")
+            raise self._damaged(
+                f"the metrics of update {missing[0]} are missing",
+                f"the checkpoints after {missing[0]} updates to go on from before",
+            )
         if updates and not any(0 in values for name, values in found.items() if name.startswith("evaluation/")):
-            raise self._damaged("those of the first evaluation are missing")
+            raise self._damaged("those of the first evaluation are missing", "checkpoints/ to begin again")
 
     def ledger(self) -> dict[str, Any]:
         """What the run has cost so far; empty before anything did."""

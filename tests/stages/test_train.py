@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -296,6 +297,19 @@ def test_metrics_that_were_damaged_are_found_before_a_run_goes_on(
     file.write_bytes(b"".join(line + b"\n" for line in damage(file.read_bytes().splitlines())))
     with pytest.raises(UserError, match=rf"{mentions}.*copy it back from where it is whole"):
         launch.claim(toy(updates="3"), tmp_path, ["test"])
+
+
+def test_what_the_sentence_about_lost_metrics_says_helps(tmp_path: Path) -> None:
+    begin(toy(updates="2"), tmp_path).train()
+    file = tmp_path / "metrics.jsonl"
+    whole = numbers(tmp_path)
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines() if '"update": 1' not in line))
+    with pytest.raises(UserError, match="remove the checkpoints after 1 updates to go on from before"):
+        launch.claim(toy(updates="2"), tmp_path, ["test"])
+    shutil.rmtree(tmp_path / "checkpoints" / "000002")
+    assert not launch.claim(toy(updates="2"), tmp_path, ["test"])
+    begin(toy(updates="2"), tmp_path).train()
+    assert numbers(tmp_path) == whole
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
