@@ -65,7 +65,7 @@ class PipelinePolicy(Policy):
         self.device = device
         self.guidance = sampler.guidance
         self.evaluations_per_prediction = 1 if sampler.guidance == 1 else 2
-        self.dtype = getattr(torch, model.precision)
+        self.model, self.dtype = model, getattr(torch, model.precision)
         # trained weights stay in float32 (autocast casts them as they are used); frozen ones are stored in `precision`
         network_type = self.dtype if parameters.kind == "lora" else torch.float32
         self.pipeline = self._load(model, network_type, encoders=encoders)
@@ -315,18 +315,27 @@ class PipelinePolicy(Policy):
                 },
             )
         else:
-            with self._replaced(_network_of(self.trained.network, values)):
+            with self._replaced({self.part: _network_of(self.trained.network, values), **self._encoders_as_they_came()}):
                 self.pipeline.save_pretrained(directory, safe_serialization=True)
 
+    def _encoders_as_they_came(self) -> dict[str, Any]:
+        """Text encoders that were left out here, or rounded to run, in float32: diffusers runs them beside a network in float32."""
+        came = self.model.model_copy(update={"precision": "float32"})
+        names = [name for name in self.pipeline.components if name.startswith(ENCODER)]
+        changed = [name for name in names if self.dtype != torch.float32 or getattr(self.pipeline, name) is None]
+        return {name: getattr(load_pipeline(came, part=name), name) for name in changed}
+
     @contextmanager
-    def _replaced(self, network: Any) -> Iterator[None]:
-        """The pipeline with another network, for the length of a `with`."""
-        own = getattr(self.pipeline, self.part)
-        setattr(self.pipeline, self.part, network)
+    def _replaced(self, parts: Mapping[str, Any]) -> Iterator[None]:
+        """The pipeline with other components, for the length of a `with`."""
+        own = {name: getattr(self.pipeline, name) for name in parts}
         try:
+            for name, part in parts.items():
+                setattr(self.pipeline, name, part)
             yield
         finally:
-            setattr(self.pipeline, self.part, own)
+            for name, part in own.items():
+                setattr(self.pipeline, name, part)
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""

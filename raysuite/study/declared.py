@@ -28,6 +28,7 @@ STANDARD: Mapping[str, Mapping[str, Any]] = {
     "trajectory_dpo": {"strength": 10.0, "discount": 1.0},
     "diffusion_dpo": {"beta": 500.0, "draws": 6},
     "dspo": {"beta": 0.01, "draws": 6},
+    "dmpo": {"beta": 500.0, "draws": 6},
     "cal_dpo": {"beta": 500.0, "share": 0.1, "weight": 0.05, "draws": 6},
     "sft": {"draws": 6},
     "forward_rl": {"contrast": 1.0, "advantage_limit": 5.0, "draws": 3},

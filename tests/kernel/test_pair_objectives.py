@@ -17,6 +17,7 @@ from raysuite.families.toy import open_toy
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dmpo import Dmpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner
 from raysuite.kernel.objectives.sft import Sft
@@ -32,6 +33,8 @@ PAIRS: dict[str, PairObjective] = {
     "smoothed": DiffusionDpo(beta=BETA, label_smoothing=0.1),
     "dspo": Dspo(beta=0.7),
     "dspo, frozen": Dspo(beta=0.7, frozen_weight=True),
+    "dmpo": Dmpo(beta=BETA, doubt=0.1),
+    "dmpo, safeguarded": Dmpo(beta=BETA, winner_margin=0.9),
     "cal_dpo": CalDpo(beta=BETA, share=0.2, weight=0.3),
     "safeguarded": DiffusionDpo(beta=BETA, winner_margin=0.5),
 }
@@ -517,10 +520,33 @@ def test_settings_out_of_range(name: str, changes: dict[str, Any], mentions: str
         cls(**fields)
 
 
+def test_dmpo_by_arithmetic() -> None:
+    """With a doubt of 1/100: at u = 0 the term is log(50)/2 + log(50/99)/2, its slope -log(99)/4; at u = log 99 both are 0; beyond,
+    the pull is back. At u = -30 nothing is pulled: the pair is taken to be labelled wrong."""
+    u = torch.tensor([0.0, math.log(99), 8.0, -30.0], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(4, 1, dtype=torch.float64)
+    judged = Judged(
+        reward_UM=torch.stack([u, torch.zeros_like(u)], 1),
+        reference_error_UM=zero.expand(-1, 2),
+        prediction_U=zero,
+        reference_prediction_U=zero,
+        target_U=zero,
+    )
+    found = Dmpo(beta=1.0).terms(judged)
+    found.sum().backward()
+    assert u.grad is not None
+    assert found[0].item() == pytest.approx((math.log(50) + math.log(50 / 99)) / 2, rel=1e-12)
+    assert found[1].item() == pytest.approx(0.0, abs=1e-12)
+    assert u.grad[0].item() == pytest.approx(-math.log(99) / 4, rel=1e-12)
+    assert u.grad[1].item() == pytest.approx(0.0, abs=1e-12)
+    assert u.grad[2] > 0 and abs(u.grad[3]) < 1e-11
+
+
 @pytest.mark.parametrize(
     ("make", "mentions"),
     [
         (lambda: DiffusionDpo(beta=1.0, label_smoothing=0.5), "label_smoothing"),
+        (lambda: Dmpo(beta=1.0, doubt=0.5), "doubt above 0 and below 0.5"),
         (lambda: CalDpo(beta=1.0, share=1.0), "share above 0 and below 1"),
         (lambda: CalDpo(beta=1.0, share=0.1, weight=-1.0), "weight of at least 0"),
         (lambda: Dspo(beta=1.0, variant="released_sdxl", frozen_weight=True), "frozen_weight false with variant"),

@@ -21,6 +21,7 @@ from raysuite.kernel.objectives import OBJECTIVES, Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dmpo import Dmpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.forward_rl import ForwardRl
 from raysuite.kernel.objectives.sft import Sft
@@ -35,6 +36,7 @@ MADE: dict[str, Objective[Any]] = {
     "trajectory_dpo": TrajectoryDpo(strength=5.0, discount=0.8),
     "diffusion_dpo": DiffusionDpo(beta=50.0, draws=2),
     "dspo": Dspo(beta=0.5, draws=2),
+    "dmpo": Dmpo(beta=50.0, draws=2),
     "cal_dpo": CalDpo(beta=50.0, share=0.1, draws=2),
     "sft": Sft(draws=2),
     "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=2),
@@ -324,7 +326,7 @@ def test_learning_makes_the_preferred_likelier(name: str, policy_of: Opener) -> 
         optimizer.step()
         history.append(metrics)
     first, last = ({key: np.mean([m[key] for m in part]) for key in history[0]} for part in (history[:5], history[-5:]))
-    if name in ("trajectory_dpo", "diffusion_dpo", "cal_dpo"):
+    if name in ("trajectory_dpo", "diffusion_dpo", "dmpo", "cal_dpo"):
         assert last["reward_accuracy"] > 0.7
         assert last["reward_margin"] > first["reward_margin"] + 0.1
     else:

@@ -15,6 +15,7 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dmpo import Dmpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.forward_rl import ForwardRl
 from raysuite.kernel.objectives.sft import Sft
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, Objective[Any]] = {
     "trajectory_dpo": TrajectoryDpo(strength=5.0, discount=0.8),
     "diffusion_dpo": DiffusionDpo(beta=50.0, draws=3),
     "dspo": Dspo(beta=0.5, draws=3),
+    "dmpo": Dmpo(beta=50.0, draws=3),
     "cal_dpo": CalDpo(beta=50.0, share=0.1, draws=3),
     "sft": Sft(draws=3),
     "forward_rl": ForwardRl(contrast=1.0, advantage_limit=2.0, draws=3, base_weight=0.5),

@@ -5,6 +5,7 @@ from typing import Any
 from raysuite.kernel.objectives.cal_dpo import CalDpo
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
+from raysuite.kernel.objectives.dmpo import Dmpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.forward_rl import ForwardRl
 from raysuite.kernel.objectives.interface import Objective
@@ -16,6 +17,7 @@ OBJECTIVES: dict[str, type[Objective[Any]]] = {
     "trajectory_dpo": TrajectoryDpo,
     "diffusion_dpo": DiffusionDpo,
     "dspo": Dspo,
+    "dmpo": Dmpo,
     "cal_dpo": CalDpo,
     "sft": Sft,
     "forward_rl": ForwardRl,

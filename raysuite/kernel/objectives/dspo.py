@@ -24,8 +24,8 @@ class Dspo(PairObjective):
     Source: Zhu, Xiao and Honavar, "DSPO: Direct Score Preference Optimization for Diffusion Model Alignment", 2025, and the SD 1.5
     path of the released code (beta 0.001 to 0.05), which uses beta / 2 inside sigma and beta outside, and lets the
     gradient flow through sigma. Its SDXL path is another loss, with betas of 1000 to 5000: `variant: released_sdxl`.
-    There the switch at 0.1 looks at the mean over a device's microbatch, of one pair in the published launchers; here each pair
-    is looked at by itself.
+    There the switch at 0.1 looks at the mean over a device's microbatch, which has 8 pairs in the published launchers for SDXL: one
+    switch for all eight. Here each pair is looked at by itself, so that results do not depend on how pairs are grouped.
     """
 
     variant: Literal["derived", "released_sdxl"] = "derived"

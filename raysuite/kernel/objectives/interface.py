@@ -4,7 +4,7 @@ Two questions sort all of them, and a configuration is checked against the answe
 
                         learns from rewards          learns from preferences
     reverse process     ddpo                         trajectory_dpo
-    forward process     forward_rl                   diffusion_dpo, dspo, cal_dpo, sft
+    forward process     forward_rl                   diffusion_dpo, dspo, dmpo, cal_dpo, sft
 
 Objectives of the reverse process score the steps of sampled trajectories, and need a sampler that adds noise. Those of
 the forward process add noise to finished pictures anew; the pictures may come from anywhere.

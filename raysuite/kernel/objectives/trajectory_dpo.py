@@ -23,9 +23,10 @@ class TrajectoryDpo(Objective[Preferences]):
     score = strength sum_k w_k log(p_theta / p_ref)(x_{k+1} | x_k), w_k = discount^k / sum_j discount^j,
 
     with k counted from pure noise, so that discount < 1 favours the first steps. discount = 1 is the trajectory-level
-    objective; with strength = beta K (and `per_dimension: false`) the sum stands inside the sigmoid with D3PO's
-    coefficient beta. D3PO's code instead takes -log sigma of every step by itself: a different loss, whose gradient is
-    proportional to this one's only at policy = reference.
+    objective; with strength = beta K the sum stands inside the sigmoid with D3PO's coefficient beta: with `per_dimension: true` in
+    the units of its code, which averages log-densities over dimensions; with false in those of joint densities. D3PO's code
+    clamps every step's ratio to [0.9, 1.1] (nearly `clip: 0.1`) and takes -log sigma of every step by itself: a different loss, whose
+    gradient is proportional to this one's only at policy = reference.
 
     Two estimators of the score: all steps (`steps: null`), or `steps` of them drawn with probabilities w, the same for all
     members of a ranking, and averaged. Scores are equal in expectation; the loss of the second is larger by Jensen, by
