@@ -13,6 +13,7 @@ Axis legend: n units, T timestep bins, A objectives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from raysuite.kernel.stats import Interval
 CONFIDENCE = 0.95
 FEWEST_UNITS = 8
 """Below this many units a jackknife says nothing."""
+MOST_UNEQUAL = 0.8
+"""The standard deviation of log |g_i| above which intervals of sizes are too narrow."""
 
 
 def off_diagonal_means(gram: np.ndarray) -> np.ndarray:
@@ -47,23 +50,48 @@ def off_diagonal_means(gram: np.ndarray) -> np.ndarray:
 
 
 def jackknife(values: np.ndarray) -> Interval:
-    """A statistic of all units with its delete-one-unit interval (Student's t, n - 1 degrees of freedom).
+    """A statistic of all units with its delete-one-unit interval on the statistic's own scale.
 
-    Source: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 3.
+    Student's t has as many degrees of freedom as the spread over units lets the standard error have: n - 1 where units are normal,
+    2 n / (kurtosis - 1) where few of them decide, at least 2.
+
+    Source: Efron, "The Jackknife, the Bootstrap and Other Resampling Plans", 1982, chapter 3; the degrees of freedom after
+    Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946.
 
     Args:
         values: (1 + n,) the statistic of all units, then without each of them.
     """
-    estimate, without = float(values[0]), values[1:]
-    n = len(without)
-    error = float(np.sqrt((n - 1) / n * np.sum((without - without.mean()) ** 2)))
-    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    estimate, reach = float(values[0]), _reach(values)
     return Interval(estimate, estimate - reach, estimate + reach)
+
+
+def positive_jackknife(values: np.ndarray) -> Interval:
+    """The same for a quantity that is positive: the upper limit is on a logarithmic scale where the lower one is above 0.
+
+    The larger such a quantity is, the more its estimate spreads, so that the truth lies above symmetrical limits far more often
+    than below. Limits of 500 simulated studies of 48 units covered 96 % in place of 90 where units' sizes were spread
+    lognormally by 0.7, and 89 in place of 81 where by 1.2 (docs/log.md).
+    """
+    found = jackknife(values)
+    if found.low <= 0:
+        return found
+    return Interval(found.estimate, found.low, found.estimate * math.exp((found.estimate - found.low) / found.estimate))
+
+
+def _reach(values: np.ndarray) -> float:
+    """Half the width of a jackknife's interval."""
+    n, off = len(values) - 1, values[1:] - values[1:].mean()
+    squares = float(np.sum(off**2))
+    if not squares:
+        return 0.0
+    kurtosis = n * float(np.sum(off**4)) / squares**2
+    freedom = min(n - 1.0, max(2.0, 2 * n / (kurtosis - 1))) if kurtosis > 1 else n - 1.0
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt((n - 1) / n * squares)
 
 
 def squared_norm(gram: np.ndarray) -> Interval:
     """|E g|^2 of one objective, from its K (n, n). A lower limit at or below 0 means: no direction was found."""
-    return jackknife(off_diagonal_means(gram))
+    return positive_jackknife(off_diagonal_means(gram))
 
 
 def has_direction(gram: np.ndarray) -> bool:
@@ -71,11 +99,34 @@ def has_direction(gram: np.ndarray) -> bool:
     return squared_norm(gram).low > 0
 
 
-def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval | None:
-    """The cosine between E g_a and E g_b: U(K_ab) / sqrt(U(K_aa) U(K_bb)), jackknifed.
+def power(gram: np.ndarray) -> Interval:
+    """The probability that another study of as many units finds this objective's direction (`has_direction`), in [0, 1].
 
-    Limits are taken on the cosine's own scale and cut off at 1: on that of atanh, intervals near 1 cover far too rarely (23 %
-    of simulations where the truth is 1, against 100 % here; docs/log.md).
+    From the squared norm and its limits, by the normal approximation. A direction that was found has an estimate of at least 1/2
+    however weak it is: where it is below `stats.ENOUGH_POWER`, it may have been found by luck, and then what it shares with another
+    objective's noise looks like agreement.
+    """
+    norm = squared_norm(gram)
+    reach = _reach(off_diagonal_means(gram))
+    if not reach:
+        return Interval(*([1.0 if norm.estimate > 0 else 0.0] * 3))
+    quantile = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)
+    strength = np.array([norm.estimate, norm.low, norm.high]) / reach
+    return Interval(*(float(p) for p in scipy.stats.norm.cdf(quantile * (strength - 1))))
+
+
+def unequal(gram: np.ndarray) -> bool:
+    """Whether units differ so much in size that intervals of squared norm and signal-to-noise are too narrow.
+
+    That is where the logarithms of |g_i| have a standard deviation above `MOST_UNEQUAL`: a few units that were not drawn may
+    then decide, and no interval can know of them.
+    """
+    squares = np.diagonal(gram)
+    return bool(0.5 * np.log(squares[squares > 0]).std() > MOST_UNEQUAL) if (squares > 0).any() else False
+
+
+def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval | None:
+    """The cosine between E g_a and E g_b: U(K_ab) / sqrt(U(K_aa) U(K_bb)), with the interval of `_cosine_interval`.
 
     Returns:
         None where one of the objectives shows no direction.
@@ -86,8 +137,7 @@ def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval 
     _check(aa, bb, ab)
     if not (has_direction(aa) and has_direction(bb)):
         return None
-
-    return _as_cosine(jackknife(_cosine(*map(off_diagonal_means, (aa, bb, ab)))))
+    return _cosine_interval(*map(off_diagonal_means, (aa, bb, ab)))
 
 
 def batch_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
@@ -104,7 +154,7 @@ def signal_to_noise(aa: np.ndarray) -> Interval:
     n, diagonal = len(aa), np.diagonal(aa)
     sizes = np.concatenate([[diagonal.mean()], (diagonal.sum() - diagonal) / (n - 1)])
     signal = off_diagonal_means(aa)
-    return jackknife(signal / (sizes - signal))
+    return positive_jackknife(signal / (sizes - signal))
 
 
 @dataclass(frozen=True)
@@ -136,7 +186,11 @@ def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | 
     scales = [np.clip(np.diagonal(u, axis1=1, axis2=2), np.finfo(float).tiny, None) ** -0.5 for u in products[:2]]
     sides = [(scales[0], scales[0]), (scales[1], scales[1]), (scales[0], scales[1])]
     weighted = [np.einsum("nst,ns,nt->n", u, *side) for u, side in zip(products, sides, strict=True)]
-    return Matched(_as_cosine(jackknife(_cosine(*weighted))), bins)
+    # norms that are divided out in every estimate no longer say how uncertain they are: that is asked with fixed weights
+    fixed = [np.einsum("nst,s,t->n", u, s[0], t[0]) for u, (s, t) in zip(products, sides, strict=True)]
+    found, moving = _cosine_interval(*fixed), jackknife(_cosine(*weighted))
+    limits = Interval(found.estimate, min(found.low, moving.low), max(found.high, moving.high))
+    return Matched(_as_cosine(limits), bins)
 
 
 def over_bins(gram: np.ndarray) -> np.ndarray:
@@ -159,6 +213,66 @@ def principal_directions(cosines_AA: np.ndarray) -> tuple[np.ndarray, np.ndarray
     values, vectors = scipy.linalg.eigh(cosines_AA)
     values = np.clip(values[::-1], 0, None)
     return values / values.sum(), vectors[:, ::-1].T
+
+
+def _cosine_interval(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval:
+    """U(K_ab) / sqrt(U(K_aa) U(K_bb)) with all cosines that no norms can be ruled out with.
+
+    The three U have a jackknife covariance S. A cosine c is held if for some norms u, v >= 0 the point (u^2, v^2, c u v) lies within
+    the 95 % quantile of what was found, in the metric of S. With strong directions that is the jackknife's interval on the
+    cosine's own scale. With weak ones it is wider, and at last holds all of [-1, 1]: where noise that two objectives share
+    made both norms large enough to be found, it made the product large, too, and S knows.
+
+    Source: Fieller, "Some Problems in Interval Estimation", 1954, for a ratio of two means; here with two norms, over which the
+    distance is minimised (profiled). Simulated coverage is in docs/log.md.
+
+    Args:
+        aa, bb, ab: (1 + n,) each, of all units and without each of them.
+    """
+    found = np.stack([aa, bb, ab])
+    n, off = found.shape[1] - 1, found[:, 1:] - found[:, 1:].mean(1, keepdims=True)
+    covariance = (n - 1) / n * off @ off.T
+    scale = np.maximum(np.sqrt(np.diagonal(covariance)), 1e-9 * np.abs(found[:, 0]) + np.finfo(float).tiny)
+    metric = np.linalg.inv(covariance / np.outer(scale, scale) + 1e-9 * np.eye(3))
+    estimate = float(np.clip(_cosine(aa, bb, ab)[0], -1, 1))
+    reach = np.geomspace(1e-7, 2, 120)
+    tried = np.unique(
+        np.clip(np.concatenate([np.linspace(-1, 1, 41), estimate - reach, [estimate], estimate + reach]), -1, 1)
+    )
+    distance = _profile(found[:, 0] / scale, metric, scale, tried)
+    limit = distance.min() + float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) ** 2
+    held = np.flatnonzero(distance <= limit)
+
+    def crossing(inside: int, outside: int) -> float:
+        share = (limit - distance[inside]) / (distance[outside] - distance[inside])
+        return float(tried[inside] + share * (tried[outside] - tried[inside]))
+
+    low = crossing(held[0], held[0] - 1) if held[0] else -1.0
+    high = crossing(held[-1], held[-1] + 1) if held[-1] + 1 < len(tried) else 1.0
+    return Interval(estimate, min(low, estimate), max(high, estimate))
+
+
+def _profile(found: np.ndarray, metric: np.ndarray, scale: np.ndarray, cosines_C: np.ndarray) -> np.ndarray:
+    """The least squared distance from `found` to (u^2, v^2, c u v) / scale over u, v >= 0, for every cosine c, (C,).
+
+    For a ratio r = v / u the points are u^2 (1, r^2, c r), a ray, to which the distance is known in closed form. The best ratio is
+    looked for on a grid of logarithms, four times finer around the best of the time before.
+    """
+    whole = float(found @ metric @ found)
+    middle = 0.5 * math.log(max(found[1], 1.0) * scale[1] / (max(found[0], 1.0) * scale[0]))
+    centre_C, width, best_C = np.full(len(cosines_C), middle), 6.0, np.full(len(cosines_C), whole)
+    for points in (121, 9, 9, 9, 9, 9, 9):
+        log_r = centre_C + width * np.linspace(-1, 1, points)[:, None]
+        r = np.exp(log_r)
+        ray = np.stack([np.ones_like(r), r**2, cosines_C * r]) / scale[:, None, None]
+        along = np.einsum("i,irc->rc", metric @ found, ray)
+        length = np.einsum("irc,ij,jrc->rc", ray, metric, ray)
+        distance = whole - np.where(along > 0, along, 0.0) ** 2 / length
+        best = distance.argmin(0)
+        best_C = np.minimum(best_C, np.take_along_axis(distance, best[None], 0)[0])
+        centre_C = np.take_along_axis(log_r, best[None], 0)[0]
+        width *= 2 / (points - 1)
+    return best_C
 
 
 def _cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> np.ndarray:

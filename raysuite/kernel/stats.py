@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2_000
+ENOUGH_POWER = 0.8
+"""Below this chance that a study like it finds the same again, it is said beside what was found."""
 
 
 @dataclass(frozen=True)

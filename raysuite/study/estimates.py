@@ -15,15 +15,18 @@ from raysuite.kernel.directions import (
     matched_cosine,
     off_diagonal_means,
     over_bins,
+    power,
     principal_directions,
     signal_to_noise,
     squared_norm,
+    unequal,
 )
-from raysuite.kernel.stats import Interval
+from raysuite.kernel.stats import ENOUGH_POWER, Interval
 from raysuite.study.measure import REWARD
 
 Products = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 """K by bin (n, T, n, T) and by block (L, n, n) of every pair of objectives."""
+UNEQUAL = "units differ so much in size that the interval is too narrow"
 NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 
@@ -56,13 +59,17 @@ def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) 
 
 def _of_part(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
     silent = [label for label in labels if not has_direction(grams[label, label])]
+    found = {label: power(grams[label, label]) for label in labels}
     for label in labels:
-        yield _row("squared_norm", label, label, squared_norm(grams[label, label]))
+        note = UNEQUAL if unequal(grams[label, label]) else ""
+        yield _row("squared_norm", label, label, squared_norm(grams[label, label]), note)
         empty = not np.trace(grams[label, label])
-        yield _row("snr", label, label, None if empty else signal_to_noise(grams[label, label]))
+        yield _row("snr", label, label, None if empty else signal_to_noise(grams[label, label]), note)
+        yield _row("power", label, label, found[label])
     for a, b in _pairs(labels):
         without = [label for label in (a, b) if label in silent]
-        note = f"no direction: {', '.join(without)}" if without else ""
+        weak = [f"{label} {found[label].estimate:.0%}" for label in (a, b) if found[label].estimate < ENOUGH_POWER]
+        note = f"no direction: {', '.join(without)}" if without else f"low power: {', '.join(weak)}" if weak else ""
         yield _row("expected_cosine", a, b, expected_cosine(grams[a, a], grams[b, b], grams[a, b]), note)
         if grams[a, a].sum() > 0 and grams[b, b].sum() > 0:
             naive = batch_cosine(grams[a, a], grams[b, b], grams[a, b])

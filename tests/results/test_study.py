@@ -20,6 +20,8 @@ from raysuite.results.study.sentences import along, gained, lead
 from tests.results.pages import check_self_contained
 
 NAN = math.nan
+WEAK = "weak"
+"""An objective of this name may have been found by luck."""
 
 
 Cosines = dict[tuple[str, str], tuple[float, float, float]]
@@ -36,12 +38,14 @@ def rows_of(
     shown = [label for label in labels if label not in silent]
     for label in labels:
         low = -0.1 if label in silent else 0.125
-        for quantity, value in (("squared_norm", (1.0, low, 2.0)), ("snr", (0.25, low, 0.5))):
+        chance = (0.1, 0.01, 0.8) if label in silent else (0.58, 0.03, 0.98) if label == WEAK else (0.99, 0.9, 1.0)
+        for quantity, value in (("squared_norm", (1.0, low, 2.0)), ("snr", (0.25, low, 0.5)), ("power", chance)):
             out.append((label, label, "whole", "", quantity, value, ""))
     for (a, b), value in cosines.items():
         without = [label for label in (a, b) if label in silent]
         for part, where in parts:
-            note = f"no direction: {', '.join(without)}" if without else ""
+            weak = f"low power: {WEAK} 58%" if WEAK in (a, b) else ""
+            note = f"no direction: {', '.join(without)}" if without else weak
             out.append((a, b, part, where, "expected_cosine", (NAN,) * 3 if without else value, note))
         out.append((a, b, "whole", "", "batch_cosine", (0.77, NAN, NAN), ""))
         if len(parts) > 1:
@@ -361,3 +365,12 @@ def test_report_recognises_a_study(tmp_path: Path, capsys: pytest.CaptureFixture
         main(["report", str(study), "--out", str(tmp_path / "page.html")])
     assert "push the same way" in capsys.readouterr().out
     assert "directions on toy" in (tmp_path / "page.html").read_text()
+
+
+def test_low_power_is_said_beside_the_cosine(tmp_path: Path) -> None:
+    study = fabricate(tmp_path, every(["ddpo", "weak"], (0.5, -0.2, 1.0)))
+    said = " ".join(lead(read_study(study)))
+    assert "Power is low (weak 58 % [3 %, 98 %]): with 64 units such a direction may be found by luck" in said
+    assert "ddpo 99" not in said
+    assert "0.50 [-0.20, 1.00] (low power: weak 58%)" in study_summary(study)
+    assert "<small>low power: weak 58%</small>" in write_study_report(study).read_text()

@@ -24,6 +24,8 @@ QUANTITIES = {
     "matched_cosine": ("Timesteps weighted alike", "the same after every range of timesteps was given equal size"),
     "batch_cosine": ("These very batches", "what one update of this size does; shared noise moves it away from zero"),
 }
+WEAK = "low power"
+"""How the note of a cosine begins whose objectives may have been found by luck."""
 SPACES = {
     "parameters": "In the space of parameters",
     "adam": "As the run's Adam scales gradients",
@@ -53,7 +55,7 @@ def study_summary(directory: Path) -> str:
     study = read_study(directory)
     rows: list[tuple[str, ...]] = [("", "", "expected [95 %]", "timesteps alike [95 %]")]
     rows += [(a, b, *(_inline(study, quantity, a, b) for quantity in figures.COSINES)) for a, b in study.pairs]
-    noise = [("", "signal to noise [95 %]", "units for a direction")]
+    noise = [("", "signal to noise [95 %]", "units for a direction", "power [95 %]")]
     noise += list(_noise(study, "parameters", study.rungs[0].number))
     return "\n".join([*sentences.lead(study), "", *table(rows), "", *table(noise)]).replace("−", "-")
 
@@ -125,12 +127,14 @@ def _cell(study: Study, quantity: str, a: str, b: str, space: str, rung: int) ->
         return None
     found = study.one(quantity, a, b, space=space, rung=rung)
     if found is None or math.isnan(found.interval.estimate):
-        return {"value": "–", "limits": "", "title": found.note if found else "", "share": 0, "colour": "held_out"}
+        title = found.note if found else ""
+        return {"value": "–", "limits": "", "note": "", "title": title, "share": 0, "colour": "held_out"}
     i = found.interval
     exact = f"{number(i.estimate, 3)}{'' if math.isnan(i.low) else ' ' + limits(i, 3)}"
     return {
         "value": number(i.estimate, 2),
         "limits": "" if math.isnan(i.low) else limits(i, 2),
+        "note": found.note if found.note.startswith(WEAK) else "",
         "title": "\n".join(filter(None, [f"{a} and {b}: {exact}", found.note])),
         "share": round(55 * abs(figures.supported(i))),
         "colour": "held_out" if i.estimate > 0 else "bad",
@@ -141,19 +145,22 @@ def _inline(study: Study, quantity: str, a: str, b: str) -> str:
     found = study.one(quantity, a, b, rung=study.rungs[0].number)
     if found is None or math.isnan(found.interval.estimate):
         return found.note if found else ""
-    return with_interval(found.interval, places=2)
+    return with_interval(found.interval, places=2) + (f" ({found.note})" if found.note.startswith(WEAK) else "")
 
 
-def _noise(study: Study, space: str, rung: int) -> Iterator[tuple[str, str, str]]:
-    """Objective, signal-to-noise of one unit, and how many units make noise and signal equal."""
+def _noise(study: Study, space: str, rung: int) -> Iterator[tuple[str, str, str, str]]:
+    """Objective, signal-to-noise of one unit, how many units make noise and signal equal, and the power of the study's number."""
     for label in study.labels:
         found = study.one("snr", label, space=space, rung=rung)
         if found is None or math.isnan(found.interval.estimate):
-            yield label, "no gradient", ""
+            yield label, "no gradient", "", ""
             continue
         i = found.interval
         shown = study.shows_direction(label, space=space, rung=rung)
-        yield label, _figures(i), f"{math.ceil(1 / i.estimate):,}" if shown and i.estimate > 0 else "no direction"
+        needed = f"{math.ceil(1 / i.estimate):,}" if shown and i.estimate > 0 else "no direction"
+        power = study.one("power", label, space=space, rung=rung)
+        chance = "" if power is None else sentences.chance(power.interval)
+        yield label, _figures(i) + (f" ({found.note})" if found.note else ""), needed, chance
 
 
 def _figures(i: Interval) -> str:

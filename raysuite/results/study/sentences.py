@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from raysuite.kernel.stats import Interval
+from raysuite.kernel.stats import ENOUGH_POWER, Interval
 from raysuite.results.comparison import number, with_interval
 from raysuite.results.run import SPLITS
 from raysuite.results.side_by_side.runs import listed
@@ -34,6 +34,12 @@ def lead(study: Study) -> list[str]:
         who = listed(silent) if shown else "no objective"
         verb = "show no" if len(silent) > 1 and shown else "shows no" if shown else "shows a"
         said.append(f"with {units} units {who} {verb} direction that can be told from noise")
+    powers = {label: e.interval for label in shown if (e := study.one("power", label, rung=rung.number))}
+    if weak := {label: i for label, i in powers.items() if i.estimate < ENOUGH_POWER}:
+        chances = ", ".join(f"{label} {chance(i)}" for label, i in weak.items())
+        said.append(
+            f"power is low ({chances}): with {units} units such a direction may be found by luck; draw more units"
+        )
     if len(shown) == 1:
         said.append(f"{shown[0]} shows one, and there is none to compare it with")
     if len(study.rungs) > 1:
@@ -142,6 +148,11 @@ def principal(shares: Sequence[float], objectives: int) -> str:
     enough = next(n for n in range(1, len(shares) + 1) if sum(shares[:n]) > SAME or n == len(shares))
     more = "which is nearly all" if enough == 1 else f"{enough} hold {100 * sum(shares[:enough]):.0f} %"
     return f"Of what {objectives} objectives want, one direction holds {first}, {more}."
+
+
+def chance(power: Interval) -> str:
+    """A probability with its limits, in percent."""
+    return f"{power.estimate:.0%} [{power.low:.0%}, {power.high:.0%}]".replace("%", " %")
 
 
 def _two(interval: Interval) -> str:
