@@ -315,7 +315,9 @@ class PipelinePolicy(Policy):
                 },
             )
         else:
-            with self._replaced({self.part: _network_of(self.trained.network, values), **self._encoders_as_they_came()}):
+            with self._replaced(
+                {self.part: _network_of(self.trained.network, values), **self._encoders_as_they_came()}
+            ):
                 self.pipeline.save_pretrained(directory, safe_serialization=True)
 
     def _encoders_as_they_came(self) -> dict[str, Any]:
