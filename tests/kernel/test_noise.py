@@ -133,7 +133,7 @@ def test_what_kinds_leave_of_the_noise_level(kind: Any, level: float) -> None:
 
 
 def test_slopes_of_the_mean() -> None:
-    """D mean / d v: sigma' - sigma for the ODE, (1 + a^2 / 2) times that for flow_sde, at sigma = 1 too only where 1 - t is t's."""
+    """D mean / d v: sigma' - sigma for the ODE; (1 + a^2 / 2) times that for flow_sde, but where its denominator is another's."""
     step = sd3_sigmas().diff()
     torch.testing.assert_close(transition.output_slope(flow(level=0.0)), step, atol=1e-12, rtol=0)
     slopes = transition.output_slope(flow(kind="flow_sde", level=0.7, floor=0.0))
