@@ -157,7 +157,7 @@ def test_objectives_that_ask_the_same_share_a_pass(policy_of: Opener) -> None:
     assert sharing(asked) == [
         ["ddpo"],
         ["trajectory_dpo"],
-        ["diffusion_dpo", "dspo", "cal_dpo"],
+        ["diffusion_dpo", "dspo", "dmpo", "cal_dpo"],
         ["sft", "forward_rl"],  # the batches' preferred pictures are the transitions' here
     ]
     calls = []
