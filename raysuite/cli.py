@@ -396,6 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app(args=list(arguments) if arguments is not None else None)
     except UserError as error:
         _say(error)
+        if isinstance(error, Stopped) and error.left:
+            os._exit(error.status)
         sys.exit(error.status)
     except Interrupted as interrupted:
         stopped = _stopped(interrupted.signum)

@@ -22,7 +22,9 @@ class RewardHung(UserError):
 class Stopped(UserError):
     """A run stopped because it was told to, by a signal."""
 
-    def __init__(self, message: str, signum: signal.Signals) -> None:
+    def __init__(self, message: str, signum: signal.Signals, *, left: bool = False) -> None:
         super().__init__(message)
+        self.left = left
+        """Whether a thread was left that still waits for Ray: ending the interpreter in order would end it with that."""
         self.status = 128 + signum
         """The exit status that shells know: 130 after Ctrl-C, 143 after SIGTERM."""

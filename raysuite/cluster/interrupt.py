@@ -16,8 +16,8 @@ from raysuite.signals import Interrupted, handled
 from raysuite.stages.stop import POLL_SECONDS
 
 PATIENCE_SECONDS = 20.0
-"""How long the learner has to put its last update on disk; with what Ray takes to end, well within half a minute."""
-GRACE_SECONDS = 5.0
+"""How long the learner has to put its last update on disk; with what Ray takes to end, half a minute."""
+GRACE_SECONDS = 10.0
 """How long Ray Train has to end by itself after the learner did."""
 
 
@@ -27,19 +27,18 @@ class Interruption:
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
 
-    def __init__(
-        self, request: Callable[[str], None], answered: Callable[[], bool], begun: Callable[[], bool] = lambda: True
-    ) -> None:
+    def __init__(self, request: Callable[[str], None], answered: Callable[[], bool]) -> None:
         """Prepare.
 
         Args:
             request: asks what is going on to stop, by the name of a signal.
             answered: whether it has.
-            begun: whether there is anything yet that could be lost.
         """
-        self._request, self._answered, self._begun = request, answered, begun
+        self._request, self._answered = request, answered
         self._heeds = threading.current_thread() is threading.main_thread()
-        self._learning = self._asked = False
+        self._asked = False
+        self.waiting = False
+        """Whether there is a thread that waits for Ray."""
         self._deadline = float("inf")
         self._handlers = ExitStack()
         self.signum: signal.Signals | None = None
@@ -58,14 +57,18 @@ class Interruption:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signal.Signals(number)
-        if not self._learning or again or not self._begun():
+        if not self.waiting or again:
             raise Interrupted(self.signum)
         self._asked = True
         self._deadline = time.monotonic() + PATIENCE_SECONDS
         self._request(self.signum.name)
 
     def _stopped(self, number: signal.Signals, how: str) -> Stopped:
-        return Stopped(f"stopped by {number.name} {how}: the same command goes on from the last checkpoint", number)
+        return Stopped(
+            f"stopped by {number.name} {how}: the same command goes on from the last checkpoint",
+            number,
+            left=self.waiting,
+        )
 
     def _check(self) -> None:
         """Raise again what somebody swallowed."""
@@ -83,17 +86,14 @@ class Interruption:
             return
         self._check()
         with ThreadPool(1) as thread:
-            result = thread.apply_async(work)
-            self._learning = True
-            while not result.ready():
+            result, answered = thread.apply_async(work), False
+            self.waiting = True
+            while not result.ready() and time.monotonic() < self._deadline:
                 result.wait(POLL_SECONDS)
-                answered = self.signum is not None and self._answered()
-                if answered:
-                    self._deadline = min(self._deadline, time.monotonic() + GRACE_SECONDS)
-                if time.monotonic() > self._deadline:
-                    break
-            self._learning = False
+                if self.signum is not None and not answered and self._answered():
+                    answered, self._deadline = True, time.monotonic() + GRACE_SECONDS
             if result.ready():
+                self.waiting = False
                 result.get()
             elif not answered:
                 assert self.signum is not None

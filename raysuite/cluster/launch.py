@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
@@ -32,7 +32,7 @@ from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
-from raysuite.stages.stop import StopFile
+from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 from raysuite.trackers import following, preflight as preflight_of_trackers
@@ -169,10 +169,9 @@ def train(config: RunConfig, directory: Path) -> None:
         Stopped: a signal came; the last completed update is in a checkpoint.
         UserError: something that the user can mend; the last checkpoint stands.
     """
-    cluster, failure, progress = config.cluster, directory / "failure.json", directory / "progress.json"
-    for file in (failure, progress):
-        file.unlink(missing_ok=True)
-    with StopFile(directory) as stop, Interruption(stop.request, failure.exists, progress.exists) as interruption:
+    cluster, failure = config.cluster, directory / "failure.json"
+    failure.unlink(missing_ok=True)
+    with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
         connect()
         check_resources(cluster, workers=cluster.workers)
         with following(config, directory), running_actors(config, workers=cluster.workers) as actors:
@@ -198,7 +197,9 @@ def train(config: RunConfig, directory: Path) -> None:
             interruption.wait_for(trainer.fit)
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
     if (message := failed(directory)) is not None:
-        raise Stopped(message, interruption.signum) if interruption.signum else UserError(message)
+        if interruption.signum:
+            raise Stopped(message, interruption.signum, left=interruption.waiting)
+        raise UserError(message)
 
 
 def failed(directory: Path) -> str | None:
@@ -220,6 +221,7 @@ def _learner(options: dict[str, Any]) -> None:
     # only the first worker looks for a request to stop: the others wait for it, and end with it
     check = StopFile(directory).check if accelerator.is_main_process else lambda: None
     try:
+        _leave_if_asked(check)
         policy = open_policy(config, accelerator.device)
         Training(config, directory, policy, RayCollector(mine, idle=check), accelerator, check=check).train()
     except (UserError, OSError) as error:
@@ -228,6 +230,15 @@ def _learner(options: dict[str, Any]) -> None:
         write_json(failure, {"message": _sentence(error, directory)})
         if workers > 1:  # the others wait for this one: let Ray Train end them all
             raise
+
+
+def _leave_if_asked(check: Callable[[], None]) -> None:
+    try:
+        check()
+    except StopRequested as request:
+        raise UserError(
+            f"stopped by {request} with no update under way: the same command goes on from the last checkpoint"
+        ) from request
 
 
 def _sentence(error: UserError | OSError, directory: Path) -> str:

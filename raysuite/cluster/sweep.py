@@ -67,6 +67,7 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
                 f"stopped by {interruption.signum.name} after {done} of {len(book.trials)} runs: the same command goes on with what "
                 "is left",
                 interruption.signum,
+                left=interruption.waiting,
             )
     return book
 

@@ -58,16 +58,21 @@ def test_a_run_is_stopped_whenever_the_signal_comes(
     driver = subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    process = psutil.Process(driver.pid)
-    until(lambda: driver.poll() is not None or event(process, out), moment, every=0.01)
-    time.sleep(random.uniform(0, later))
-    if "actor" in moment:  # meanwhile nobody else works there
-        for other in (["train", "toy-ddpo", *RUN, "--out", str(out)], ["evaluate", str(out), "--checkpoint", "0"]):
-            with pytest.raises(SystemExit) as refused:
-                main(other)
-            assert refused.value.code == 2
-            assert f"expected {out} to be free, process {driver.pid} on " in capsys.readouterr().err
-    os.killpg(driver.pid, number)  # as a terminal does
-    said = driver.communicate(timeout=HANG_GUARD)[1]
+    try:
+        process = psutil.Process(driver.pid)
+        until(lambda: driver.poll() is not None or event(process, out), moment, every=0.01)
+        time.sleep(random.uniform(0, later))
+        if "actor" in moment:  # meanwhile nobody else works there
+            for other in (["train", "toy-ddpo", *RUN, "--out", str(out)], ["evaluate", str(out), "--checkpoint", "0"]):
+                with pytest.raises(SystemExit) as refused:
+                    main(other)
+                assert refused.value.code == 2
+                assert f"expected {out} to be free, process {driver.pid} on " in capsys.readouterr().err
+        os.killpg(driver.pid, number)  # as a terminal does
+        said = driver.communicate(timeout=HANG_GUARD)[1]
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.communicate()
     assert driver.returncode == 128 + number, said
     assert said.startswith(f"raysuite: stopped by {number.name}") and said.count("\n") == 1, said
