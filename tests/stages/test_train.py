@@ -312,6 +312,19 @@ def test_what_the_sentence_about_lost_metrics_says_helps(tmp_path: Path) -> None
     assert numbers(tmp_path) == whole
 
 
+def test_an_evaluation_with_fewer_pictures_does_not_replace_what_is_stored(tmp_path: Path) -> None:
+    begin(toy(updates="2", evaluation__samples="3", evaluation__final_samples="4"), tmp_path).train()
+    expected = "expected at least the 4 pictures a prompt that are scored after 2 updates .*, got 1: .* set --samples 4 or more"
+    with pytest.raises(UserError, match=expected):
+        launch.check_evaluation(tmp_path, updates=None, samples=1)
+    with pytest.raises(UserError, match="scored after 0 updates"):
+        launch.check_evaluation(tmp_path, updates=0, samples=3)
+    for updates, samples in ((None, None), (2, 4), (0, 8), (1, 1)):  # nothing is stored after 1 update
+        launch.check_evaluation(tmp_path, updates=updates, samples=samples)
+    with pytest.raises(UserError, match="got 7: name one of them"):
+        launch.check_evaluation(tmp_path, updates=7, samples=None)
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(UserError, match=r"empty or new directory"):
