@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -12,19 +13,37 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from raysuite import places
 from raysuite.errors import Stopped, UserError
 from raysuite.signals import Interrupted, heeded
+from raysuite.terminal import speak_plainly
 
 app = typer.Typer(
-    help="Align text-to-image diffusion models by reinforcement or preference.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"raysuite {importlib.metadata.version('raysuite')}", highlight=False)
+        raise typer.Exit
+
+
 JOBS_CODE = "working_dir_files"
 """Where Ray keeps the code that jobs are submitted with."""
+
+
+@app.callback()
+def raysuite(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is, and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Align text-to-image diffusion models by reinforcement or preference."""
+
 
 Settings = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting; repeatable.")]
 Run = Annotated[Path, typer.Argument(help="The --out of a run.")]
@@ -40,15 +59,14 @@ def train(
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Train. The same command again goes on with a run that was stopped."""
-    from raysuite import (
-        config as configuration,
-    )  # torch and ray take seconds to import: not for --help, not for a typing error
+    directory = _place(out or Path("runs") / Path(run).stem)
+    _begin("train", directory)
+    from raysuite import config as configuration  # torch and ray take seconds to import: not for --help
 
     overrides = dict(_split(setting) for setting in settings)
     if keep_rollouts:
         overrides["rollouts.keep"] = "true"
     config = configuration.load(run, overrides)
-    directory = _place(out or Path("runs") / Path(run).stem)
     from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary, write_report
@@ -61,7 +79,7 @@ def train(
         else:
             with watch(directory, console):
                 launch.train(config, directory)
-        console.print(summary(directory))
+        console.print(summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
         console.print(f"report: {write_report(directory)}", soft_wrap=True)
 
 
@@ -77,10 +95,11 @@ def sweep(
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Race objectives at an equal budget. The same command again goes on; what has ended is not repeated."""
+    directory = _place(out)
+    _begin("sweep", directory)
     from raysuite.sweeps import declared as sweeps
 
     declared = sweeps.load(sweep, dict(_split(setting) for setting in settings))
-    directory = _place(out)
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
     from raysuite.stages.lock import locked
@@ -111,6 +130,8 @@ def pairs(
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Make an off-line preference set from a model and a reward. The same command again goes on with one that was stopped."""
+    directory = _place(out)
+    _begin("pairs", directory)
     from raysuite import config as configuration
 
     config = configuration.load(run, dict(_split(setting) for setting in settings))
@@ -120,7 +141,6 @@ def pairs(
     from raysuite.stages.lock import locked
 
     launch.preflight(config)
-    directory = _place(out)
     with locked(directory), Counting("drawing and ranking", "blocks", console) as counting:
         summary = make_pairs(
             config, directory, prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
@@ -153,15 +173,18 @@ def encode(
     actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
 ) -> None:
     """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
+    directory = _place(out)
+    _begin("encode", directory)
     from raysuite.datasets.sources import open_source
 
-    opened = open_source(source, layout=layout, split=split)
+    opened = open_source(
+        [path if not path.startswith("~") else str(places.whole(path)) for path in source], layout=layout, split=split
+    )
     from raysuite import config as configuration
     from raysuite.cluster import encode as encoding
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    directory = _place(out)
     with locked(directory), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,
@@ -192,19 +215,20 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt.")] = None,
 ) -> None:
     """Evaluate a checkpoint on the run's fixed prompts and seeds."""
+    directory = _place(places.existing(run))
+    _begin("evaluate", directory)
     from raysuite.cluster import launch
     from raysuite.progress import watch
     from raysuite.results.report import summary
     from raysuite.stages.files import RunDirectory
     from raysuite.stages.lock import locked
 
-    directory = _place(run)
     RunDirectory(directory).config()
     with locked(directory):
         launch.check_evaluation(directory, updates=checkpoint, samples=samples)
         with watch(directory, console):
             launch.evaluate(directory, updates=checkpoint, samples=samples)
-        console.print(summary(directory))
+        console.print(summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
@@ -230,6 +254,8 @@ def directions(
     settings: Settings = [],  # noqa: B006
 ) -> None:
     """Measure how far objectives push the same way. The same command again goes on with a study that was stopped."""
+    directory = _place(out)
+    _begin("directions", directory)
     from raysuite.study.declared import declare
 
     study = declare(
@@ -248,12 +274,11 @@ def directions(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    directory = _place(out)
     with locked(directory):
         measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.study.report import study_summary, write_study_report
 
-    console.print(study_summary(directory), soft_wrap=True, markup=False, highlight=False)
+    console.print(study_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {write_study_report(directory)}", soft_wrap=True)
 
 
@@ -268,20 +293,21 @@ def report(
     ] = None,
 ) -> None:
     """Write a page about one run, or a study of directions."""
-    if len(runs) > 1 or (runs[0] / "sweep.json").exists():
-        _compare(runs, out)
+    directory, *others = (places.existing(run) for run in runs)
+    if others or (directory / "sweep.json").exists():
+        _compare([directory, *others], out)
         return
-    (directory,) = runs
+    page = places.file(out or directory / "report.html")
     from raysuite.results.report import summary, write_report
 
     if (directory / "study.json").exists():
         from raysuite.results.study.report import study_summary, write_study_report
 
-        console.print(study_summary(directory), soft_wrap=True, markup=False, highlight=False)
-        path = write_study_report(directory, out)
+        console.print(study_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_study_report(directory, page)
     else:
-        console.print(summary(directory))
-        path = write_report(directory, out)
+        console.print(summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_report(directory, page)
     console.print(f"report: {path}", soft_wrap=True)
 
 
@@ -294,7 +320,7 @@ def track(
     from raysuite import config as configuration, trackers
     from raysuite.stages.files import RunDirectory
 
-    directory = _place(run)
+    directory = _place(places.existing(run))
     tree = RunDirectory(directory).config().canonical()
     for path, value in map(_split, settings):
         if not path.startswith("trackers."):
@@ -318,10 +344,12 @@ def compare(
 
 
 def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
-    from raysuite.results.side_by_side.report import comparison_summary, write_comparison
+    from raysuite.results.side_by_side.report import comparison_summary, page_of, write_comparison
 
-    console.print(comparison_summary(runs), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {write_comparison(runs, out)}", soft_wrap=True)
+    whole = [places.existing(run) for run in runs]
+    page = places.file(out or page_of(whole))
+    console.print(comparison_summary(whole, _width()), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {write_comparison(whole, page)}", soft_wrap=True)
 
 
 @app.command()
@@ -338,14 +366,24 @@ def _place(directory: Path) -> Path:
     """Where a command works, whole.
 
     Raises:
-        UserError: it would lie in the copy of the code from which a submitted job runs, and vanish with it.
+        UserError: it cannot be written, or would lie in the copy of the code from which a submitted job runs, and vanish with it.
     """
     if not directory.expanduser().is_absolute() and JOBS_CODE in Path.cwd().parts:
         raise UserError(
             f"expected an absolute path in a submitted job, got {directory}: it would lie in Ray's copy of the code, which does not "
             "outlive the job; name a directory that all machines see, such as /shared/run"
         )
-    return directory.expanduser().absolute()
+    return places.directory(directory)
+
+
+def _width() -> int | None:
+    """Characters of the terminal; in a file or a pipe lines may have any length."""
+    return console.width if console.is_terminal else None
+
+
+def _begin(command: str, directory: Path) -> None:
+    """Say at once what is going on: what it needs takes seconds to load."""
+    console.print(f"{command}: {directory}", soft_wrap=True, highlight=False, markup=False)
 
 
 rewards_app = typer.Typer(help="List rewards, and convert published ones.", invoke_without_command=True)
@@ -391,6 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and leave with its exit status."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "critical")  # what they log as errors comes as a sentence
+    speak_plainly()
     try:
         with heeded(_leave):
             app(args=list(arguments) if arguments is not None else None)

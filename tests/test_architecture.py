@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "rng", "errors", "background", "signals"},
+    {"types", "rng", "errors", "background", "signals", "places", "terminal"},
     {"kernel"},
     {"config"},
     {"families", "rewards", "worlds"},
@@ -28,7 +28,7 @@ OUTSIDE = {
     "typer": {"cli"},
 }
 """Who may import what from outside of the house."""
-RESULTS = {"results", "errors", "kernel.stats", "kernel.guards"}
+RESULTS = {"results", "errors", "places", "kernel.stats", "kernel.guards"}
 """What results may import of the house, so that a report needs neither torch nor Ray."""
 
 

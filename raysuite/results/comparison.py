@@ -195,7 +195,7 @@ def _guard_alarms(run: Run, *, said: Sequence[str]) -> list[str]:
 def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     """What limits the conclusions."""
     by = {(c.reward, c.split): c for c in comparisons}
-    found = []
+    found = [f"The last attempt to train ended early: {run.failure}."] if run.failure else []
     training, held_out = by.get((run.trained, "training")), by.get((run.trained, "held_out"))
     if training and held_out and training.direction > 0 and held_out.direction == 0:
         found.append(

@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.ticker import EngFormatter
 
+from raysuite import places
 from raysuite.errors import UserError
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import decimals, number, with_interval
@@ -28,8 +29,7 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
     Raises:
         UserError: a page cannot be written there.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"expected a file in a directory that exists for the page, got {path}: name another")
+    path = places.file(path)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -48,10 +48,29 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table for the terminal, its columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def table(rows: Sequence[Sequence[str]], width: int | None = None, *, names: int = 1) -> list[str]:
+    """Lines of a table for the terminal, its columns aligned.
+
+    Args:
+        rows: of cells, the header first.
+        width: of the terminal in characters. A wider table is continued below itself, so that no cell is broken. None where lines
+            may have any length.
+        names: how many columns on the left say what a row is about; they are repeated.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    parts: list[list[int]] = [[]]
+    for column in range(names, len(columns)):
+        together = [*range(names), *parts[-1], column]
+        if width is not None and parts[-1] and sum(widths[c] + 2 for c in together) - 2 > width:
+            parts.append([])
+        parts[-1].append(column)
+    lines: list[str] = []
+    for part in parts:
+        shown = [*range(names), *part]
+        lines += [""] * bool(lines)
+        lines += ["  ".join(row[c].ljust(widths[c]) for c in shown).rstrip() for row in rows]
+    return lines
 
 
 def picture_with_marks(run: Run, picture: Picture) -> dict[str, Any]:

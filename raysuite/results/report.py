@@ -64,8 +64,8 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     return write_page("report.html.jinja", _content(read_run(directory)), out or directory / "report.html")
 
 
-def summary(directory: Path) -> str:
-    """The verdict, what is wrong, and a table of before, after and difference, as plain text.
+def summary(directory: Path, width: int | None = None) -> str:
+    """The verdict, what is wrong, and a table of before, after and difference, as plain text for a terminal of so many characters.
 
     Raises:
         UserError: a file of the run is missing or damaged.
@@ -78,7 +78,7 @@ def summary(directory: Path) -> str:
     if compared:
         header = ("reward", "split", "prompts", "before", "after", "difference [95 %]")
         rows = [header, *(_cells(c) for c in compared)]
-        lines += ["", *table(rows)]
+        lines += ["", *table(rows, width, names=2)]
     return "\n".join(lines).replace("−", "-")
 
 

@@ -93,6 +93,8 @@ class Run:
     pictures: tuple[Picture, ...]
     ledger: Mapping[str, Any]
     """Empty where nothing has been spent yet."""
+    failure: str | None = None
+    """The sentence with which the last attempt ended, if it did not end well."""
 
     @property
     def evaluations(self) -> list[int]:
@@ -197,6 +199,7 @@ def read_run(directory: Path) -> Run:
         scores=scores,
         pictures=_pictures(directory / "images"),
         ledger=_json(directory / "ledger.json", required=begun),
+        failure=_json(directory / "failure.json", required=False).get("message"),
     )
 
 

@@ -366,7 +366,7 @@ def test_one_run_may_have_its_page_elsewhere(three: list[Path]):
 
 
 def test_a_page_that_cannot_be_written(three: list[Path]):
-    with pytest.raises(UserError, match="expected a file in a directory that exists for the page"):
+    with pytest.raises(UserError, match="expected a file in a directory that exists"):
         write_comparison(three, three[0] / "nowhere" / "page.html")
 
 

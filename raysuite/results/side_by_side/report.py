@@ -37,17 +37,23 @@ def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Pa
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
     """
+    page = out or page_of(directories)
     together = read_runs(directories)
     methods, found = summarise(together), contrasts(together)
-    holders = [directory.resolve() if is_sweep(directory) else directory.resolve().parent for directory in directories]
-    page = out or Path(os.path.commonpath(holders)) / "comparison.html"
     written = write_page("side_by_side.html.jinja", _content(together, methods, found), page)
     write_numbers(together, methods, found, page.with_suffix(".parquet"))
     return written
 
 
-def comparison_summary(directories: Sequence[Path]) -> str:
-    """The verdict, what is wrong, and tables of the methods and of their differences, as plain text.
+def page_of(directories: Sequence[Path]) -> Path:
+    """Where the page of several runs lies: in the directory that holds all of them, or is the sweep."""
+    holders = [directory.resolve() if is_sweep(directory) else directory.resolve().parent for directory in directories]
+    return Path(os.path.commonpath(holders)) / "comparison.html"
+
+
+def comparison_summary(directories: Sequence[Path], width: int | None = None) -> str:
+    """The verdict, what is wrong, and tables of the methods and of their differences, as plain text for a terminal of so many
+    characters.
 
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
@@ -57,10 +63,10 @@ def comparison_summary(directories: Sequence[Path]) -> str:
     lines = sentences.verdict(together, methods, found)
     lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
     lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
-    lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)])]
+    lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)], width)]
     if found:
         header = ("higher", "lower", f"difference {_level(found)}", "P(improvement) [95 %]")
-        lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)])]
+        lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)], width, names=2)]
     return "\n".join(lines).replace("−", "-")
 
 
@@ -124,6 +130,9 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "tiles": list(_tiles(methods, together)),
         "header": _header(methods),
         "rows": [_row(methods, method) for method in methods],
+        "named_apart": [
+            method.name != " + ".join(together.names[place] for place in method.runs) for method in methods
+        ],
         "repeated": any(len(method.runs) > 1 for method in methods),
         "best": Markup(panels.best_curve(together).svg()),
         "gains": list(_gains(together)),

@@ -26,6 +26,7 @@ QUANTITIES = {
 }
 WEAK = "low power"
 """How the note of a cosine begins whose objectives may have been found by luck."""
+GAINS = ("step along", "reward", "predicted [95 %]", "realised [95 %]", "KL [95 %]")
 SPACES = {
     "parameters": "In the space of parameters",
     "adam": "As the run's Adam scales gradients",
@@ -46,18 +47,43 @@ def write_study_report(directory: Path, out: Path | None = None) -> Path:
     return page
 
 
-def study_summary(directory: Path) -> str:
-    """Agreement and signal-to-noise of the first rung as tables for the terminal, after what they say in sentences.
+def study_summary(directory: Path, width: int | None = None) -> str:
+    """Agreement, signal-to-noise and gains of every rung as tables for a terminal of so many characters, after what they say in
+    sentences.
 
     Raises:
         UserError: the study is not finished, or a file of it is damaged.
     """
     study = read_study(directory)
-    rows: list[tuple[str, ...]] = [("", "", "expected [95 %]", "timesteps alike [95 %]")]
-    rows += [(a, b, *(_inline(study, quantity, a, b) for quantity in figures.COSINES)) for a, b in study.pairs]
-    noise = [("", "signal to noise [95 %]", "units for a direction", "power [95 %]")]
-    noise += list(_noise(study, "parameters", study.rungs[0].number))
-    return "\n".join([*sentences.lead(study), "", *table(rows), "", *table(noise)]).replace("−", "-")
+    lines = sentences.lead(study)
+    lines += [
+        said
+        for path in study.ladders
+        for quantity in figures.COSINES
+        if (said := sentences.along(study, path, quantity))
+    ]
+    for rung in study.rungs:
+        if len(study.rungs) > 1:
+            lines += ["", f"{rung.title}:"]
+        if study.pairs:
+            rows: list[tuple[str, ...]] = [("", "", "expected [95 %]", "timesteps alike [95 %]")]
+            rows += [
+                (a, b, *(_inline(study, quantity, a, b, rung) for quantity in figures.COSINES)) for a, b in study.pairs
+            ]
+            lines += ["", *table(rows, width, names=2)]
+        noise = [("", "signal to noise [95 %]", "units for a direction", "power [95 %]")]
+        noise += list(_noise(study, "parameters", rung.number))
+        lines += ["", *table(noise, width)]
+        outcome, trained, watched = _gains(study, rung)
+        if trained or watched:
+            lines += ["", *outcome, "", *table([GAINS, *map(_gain, (*trained, *watched))], width, names=2)]
+    return "\n".join(lines).replace("−", "-")
+
+
+def _gain(gain: Gain) -> tuple[str, ...]:
+    predicted = "" if math.isnan(gain.predicted.estimate) else with_interval(gain.predicted, signed=True)
+    where = f"{gain.reward}, {SPLITS[gain.split]}"
+    return gain.objective, where, predicted, with_interval(gain.realised, signed=True), with_interval(gain.kl)
 
 
 def _content(study: Study) -> dict[str, Any]:
@@ -141,8 +167,8 @@ def _cell(study: Study, quantity: str, a: str, b: str, space: str, rung: int) ->
     }
 
 
-def _inline(study: Study, quantity: str, a: str, b: str) -> str:
-    found = study.one(quantity, a, b, rung=study.rungs[0].number)
+def _inline(study: Study, quantity: str, a: str, b: str, rung: Rung) -> str:
+    found = study.one(quantity, a, b, rung=rung.number)
     if found is None or math.isnan(found.interval.estimate):
         return found.note if found else ""
     return with_interval(found.interval, places=2) + (f" ({found.note})" if found.note.startswith(WEAK) else "")

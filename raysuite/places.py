@@ -1,0 +1,109 @@
+"""Places to write to, looked at before anything slow begins: whether they can be written, without writing there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from raysuite.errors import UserError
+
+
+def whole(path: Path | str) -> Path:
+    """A path without `~`, from the root.
+
+    Raises:
+        UserError: `~name` of nobody.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError(f"expected a path, got {path}, of which nobody is the user: write it out") from error
+
+
+def existing(path: Path | str) -> Path:
+    """A directory that is there, to read; the path as `whole` gives it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    place = whole(path)
+    if not place.is_dir():
+        what = "which is a file" if place.exists() else "where there is nothing"
+        raise UserError(f"expected a directory that an earlier command wrote, got {place}, {what}: check the path")
+    return place
+
+
+def directory(path: Path | str) -> Path:
+    """A directory to work in, which exists or can be made; the path as `whole` gives it.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    place = whole(path)
+    for at in (place, *place.parents):
+        found = _kind(at, place)
+        if found is None:
+            continue
+        if not stat.S_ISDIR(found):
+            raise UserError(f"expected a directory to work in, got {place}, where {at} is {_name(found)}: name another")
+        _try(at, place)
+        return place
+    raise AssertionError("the root is a directory")
+
+
+def file(path: Path | str) -> Path:
+    """A file to write, whose directory exists; the path as `whole` gives it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = whole(path)
+    above = _kind(place.parent, place)
+    if above is None or not stat.S_ISDIR(above):
+        what = "is not there" if above is None else f"is {_name(above)}"
+        raise UserError(f"expected a file in a directory that exists, got {place}: {place.parent} {what}; name another")
+    found = _kind(place, place)
+    if found is not None and not stat.S_ISREG(found):
+        raise UserError(f"expected a file to write, got {place}, which is {_name(found)}: name another")
+    _try(place.parent, place)
+    return place
+
+
+def _kind(at: Path, place: Path) -> int | None:
+    """What there is, as in `stat`'s mode; None for nothing."""
+    try:
+        return at.stat().st_mode
+    except NotADirectoryError:
+        return None  # a parent will be told of
+    except FileNotFoundError as error:
+        if at.is_symlink():
+            raise UserError(
+                f"expected a place that can be written, got {place}, where {at} is a link to {at.readlink()}, which is not there: "
+                "remove the link, or name another"
+            ) from error
+        return None
+    except OSError as error:
+        raise _cannot(place, error) from error
+
+
+def _name(mode: int) -> str:
+    return "a directory" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a device"
+
+
+def _try(existing: Path, place: Path) -> None:
+    """Write a file without a name there, which leaves no trace."""
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+        if len(os.fsencode(place.name)) > 240:  # temporary files beside it have longer names
+            raise OSError(errno.ENAMETOOLONG, "its name is too long")
+    except OSError as error:
+        raise _cannot(place, error) from error
+
+
+def _cannot(place: Path, error: OSError) -> UserError:
+    return UserError(
+        f"expected a place that can be written, got {place}: {(error.strerror or str(error)).lower()}; name another"
+    )

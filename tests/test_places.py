@@ -1,0 +1,100 @@
+"""Places that cannot be written are told apart before anything is written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raysuite import places
+from raysuite.errors import UserError
+
+
+def lay_out(root: Path) -> Path:
+    """A file, a link to nowhere and one in a circle."""
+    (root / "file").write_text("kept")
+    (root / "dangling").symlink_to(root / "nowhere")
+    (root / "circle").symlink_to(root / "circle")
+    (root / "folder").mkdir()
+    return root
+
+
+BAD = [
+    ("file", "where {root}/file is a file"),
+    ("file/below", "where {root}/file is a file"),
+    ("dangling", "is a link to {root}/nowhere, which is not there"),
+    ("dangling/below", "is a link to {root}/nowhere, which is not there"),
+    ("circle", "too many levels of symbolic links"),
+    ("x" * 300, "name too long"),
+    ("/dev/null", "/dev/null is a device"),
+    ("/dev/null/below", "/dev/null is a device"),
+    ("/proc/below/it", "expected a place that can be written, got /proc/below/it"),
+]
+
+
+@pytest.mark.parametrize(("place", "mentions"), BAD, ids=[place[:20] for place, _ in BAD])
+def test_a_directory_that_cannot_be_made(place: str, mentions: str, tmp_path: Path) -> None:
+    root = lay_out(tmp_path)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UserError) as refused:
+        places.directory(root / place)
+    assert mentions.format(root=root) in str(refused.value)
+    assert sorted(root.rglob("*")) == before
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    ("place", "mentions"),
+    [
+        ("folder", "which is a directory"),
+        ("nowhere/page.html", "{root}/nowhere is not there"),
+        ("file/page.html", "{root}/file is a file"),
+        ("dangling", "which is not there"),
+        ("/dev/null", "which is a device"),
+        ("/proc/page.html", "expected a place that can be written, got /proc/page.html"),
+    ],
+)
+def test_a_file_that_cannot_be_written(place: str, mentions: str, tmp_path: Path) -> None:
+    root = lay_out(tmp_path)
+    with pytest.raises(UserError) as refused:
+        places.file(root / place)
+    assert mentions.format(root=root) in str(refused.value)
+
+
+@pytest.mark.parametrize("of", [places.directory, places.file])
+def test_what_can_be_written_is_given_from_the_root_and_left_alone(
+    of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = lay_out(tmp_path)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("HOME", str(root))
+    before = [(path, path.lstat().st_mtime_ns) for path in sorted(root.rglob("*"))]
+    assert of("new") == of("~/new") == root / "new"
+    assert of("folder/new") == root / "folder" / "new"
+    assert [(path, path.lstat().st_mtime_ns) for path in sorted(root.rglob("*"))] == before
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    for of in (places.directory, places.file):
+        with pytest.raises(UserError, match="read-only file system; name another"):
+            of(tmp_path / "new")
+
+
+def test_what_is_read_must_be_there(tmp_path: Path) -> None:
+    root = lay_out(tmp_path)
+    assert places.existing(root / "folder") == root / "folder"
+    for place, what in (("file", "which is a file"), ("nowhere", "where there is nothing"), ("dangling", "nothing")):
+        with pytest.raises(UserError, match=what):
+            places.existing(root / place)
+
+
+def test_the_home_of_nobody() -> None:
+    with pytest.raises(UserError, match="of which nobody is the user"):
+        places.whole("~nobody-of-this-name/run")
