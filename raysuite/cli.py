@@ -32,10 +32,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-JOBS_CODE = "working_dir_files"
-"""Where Ray keeps the code that jobs are submitted with."""
-
-
 @app.callback()
 def raysuite(
     version: Annotated[
@@ -368,7 +364,7 @@ def _place(directory: Path) -> Path:
     Raises:
         UserError: it cannot be written, or would lie in the copy of the code from which a submitted job runs, and vanish with it.
     """
-    if not directory.expanduser().is_absolute() and JOBS_CODE in Path.cwd().parts:
+    if not directory.expanduser().is_absolute() and places.in_job():
         raise UserError(
             f"expected an absolute path in a submitted job, got {directory}: it would lie in Ray's copy of the code, which does not "
             "outlive the job; name a directory that all machines see, such as /shared/run"

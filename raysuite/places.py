@@ -10,6 +10,14 @@ from pathlib import Path
 
 from raysuite.errors import UserError
 
+JOBS_CODE = "working_dir_files"
+"""Where Ray keeps the code that jobs are submitted with: a place of its own for each submission and machine."""
+
+
+def in_job() -> bool:
+    """Whether this command runs in the copy of the code that was made for a submitted job."""
+    return JOBS_CODE in Path.cwd().parts
+
 
 def whole(path: Path | str) -> Path:
     """A path without `~`, from the root.

@@ -31,7 +31,10 @@ def test_signs_have_stand_ins(text: str, shown: str) -> None:
     ids=["ascii", "C"],
 )
 def test_a_terminal_without_our_signs(environment: dict[str, str]) -> None:
-    print_it = "from raysuite.terminal import speak_plainly; speak_plainly(); print('a → b'); import sys; print('–', file=sys.stderr)"
+    print_it = (
+        "import sys; from raysuite.terminal import speak_plainly; speak_plainly(); "
+        "print('a \\u2192 b'); print('\\u2013', file=sys.stderr)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", print_it], env={**os.environ, **environment}, capture_output=True, check=True
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
+import re
 import threading
 import uuid
 from collections import Counter
@@ -78,15 +79,23 @@ def start_actors(
 class RayCollector(Collector):
     """Deals blocks to actors as they become free."""
 
-    def __init__(self, actors: Sequence[ray.actor.ActorHandle], *, idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        actors: Sequence[ray.actor.ActorHandle],
+        *,
+        idle: Callable[[], None] = lambda: None,
+        rewards: Sequence[str] = (),
+    ) -> None:
         self._actors = list(actors)
+        self._rewards = rewards
+        """What they score with: user code, which may end their process."""
         self._idle = idle
         """Called now and then while there is nothing to hand out; what it raises ends the waiting."""
         self._lives: dict[ray.actor.ActorHandle, str] = {}
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin at once, in a thread; the iterator yields blocks in the order in which they are done."""
-        deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version)
+        deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version, self._rewards)
         threading.Thread(target=deal.run, daemon=True).start()
 
         def iterate() -> Iterator[Rollouts]:
@@ -108,8 +117,9 @@ class _Deal:
         blocks: Sequence[Block],
         weights: ray.ObjectRef,
         version: int,
+        rewards: Sequence[str],
     ) -> None:
-        self._actors, self._lives = actors, lives
+        self._actors, self._lives, self._rewards = actors, lives, rewards
         self._blocks, self._weights, self._version = list(enumerate(blocks)), weights, version
         self._free = list(actors) * IN_FLIGHT
         self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
@@ -139,8 +149,20 @@ class _Deal:
         except ray.exceptions.RayTaskError as error:
             # a sentence for the user crosses processes as it was written
             self._results.put(error.cause if isinstance(error.cause, UserError) else error)
+        except ray.exceptions.RayActorError as error:
+            self._results.put(self._lost(error))
         except ray.exceptions.RayError as error:
             self._results.put(error)
+
+    def _lost(self, error: ray.exceptions.RayActorError) -> UserError:
+        """A sentence about an actor that could not be kept alive."""
+        told = re.search(r"exit code \d+|SIG\w+|OOM|out of memory", str(error))
+        asked = f" (with {', '.join(self._rewards)})" if self._rewards else ""
+        return UserError(
+            f"expected an actor that draws pictures and scores them{asked} to go on, its process ended again and again"
+            f"{f' ({told[0]})' if told else ''}: a reward may leave it (os._exit), crash it, or need more memory than there is; try "
+            "the reward alone on a picture"
+        )
 
     def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block) -> None:
         about = (actor, number, block, self._lives.get(actor))

@@ -176,7 +176,7 @@ def _draw(
     missing = held.undrawn(blocks)
     with counting:
         counting.begin(len(blocks), done=len(blocks) - len(missing))
-        for rollouts in RayCollector(actors).start(missing, weights, 0):
+        for rollouts in RayCollector(actors, rewards=held.rung.config.reward_names).start(missing, weights, 0):
             held.keep(rollouts)
             counting.advance()
 
@@ -220,7 +220,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
     with _actors(held, steps=True) as actors, progress("taking steps", "objectives") as counting:
-        collector, versions = RayCollector(actors), iter(range(1, 1_000_000))
+        collector, versions = RayCollector(actors, rewards=config.reward_names), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
             return list(collector.by_split(of, flat, next(versions)))

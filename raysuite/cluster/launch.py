@@ -223,7 +223,14 @@ def _learner(options: dict[str, Any]) -> None:
     try:
         _leave_if_asked(check)
         policy = open_policy(config, accelerator.device)
-        Training(config, directory, policy, RayCollector(mine, idle=check), accelerator, check=check).train()
+        Training(
+            config,
+            directory,
+            policy,
+            RayCollector(mine, idle=check, rewards=config.reward_names),
+            accelerator,
+            check=check,
+        ).train()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -261,7 +268,9 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     check_resources(config.cluster)
     with running_actors(config) as actors:
         policy = open_policy(config, torch.device("cpu"))
-        training = Training(config, directory, policy, RayCollector(actors), Accelerator(cpu=True))
+        training = Training(
+            config, directory, policy, RayCollector(actors, rewards=config.reward_names), Accelerator(cpu=True)
+        )
         if found is not None:
             training.state = checkpoint.load(found, policy)
         training.measure()

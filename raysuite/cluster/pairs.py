@@ -77,7 +77,7 @@ def make_pairs(
         launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
         with launch.running_actors(drawing) as actors:
-            for drawn in RayCollector(actors).start(missing, policy.weights(), 0):
+            for drawn in RayCollector(actors, rewards=config.reward_names).start(missing, policy.weights(), 0):
                 block = drawn.block
                 indices_RM, ties = rankings(config, block, drawn.reward_N)
                 ranked = compared(drawn, indices_RM)

@@ -5,7 +5,7 @@
 3e-05
 """
 
-from raysuite.config.reading import document, load, parse, put, read, recipes, validate
+from raysuite.config.reading import base_of, contents, document, load, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
     TOYS,
@@ -30,7 +30,7 @@ from raysuite.config.sections import (
     Window,
     spelled_out,
 )
-from raysuite.config.words import one_of, sentence
+from raysuite.config.words import nearest, one_of, sentence
 
 __all__ = [
     "TOYS",
@@ -54,8 +54,11 @@ __all__ = [
     "Section",
     "Trackers",
     "Window",
+    "base_of",
+    "contents",
     "document",
     "load",
+    "nearest",
     "one_of",
     "parse",
     "put",

@@ -165,6 +165,11 @@ def _check_rewards(run: Run) -> None:
     names = [reward.name for reward in run.rewards]
     if len(set(names)) < len(names):
         raise UserError(f"expected every reward once, got {names}: add the weights up")
+    if not any(reward.weight for reward in run.rewards):
+        raise UserError(
+            f"expected a reward to learn from, got weight 0 for {', '.join(names)}: give one another weight, and name what is only "
+            "watched in evaluation.rewards"
+        )
     toy = run.model.path
     if toy in TOYS and "scenes" in (run.prompts.training, run.prompts.held_out):
         raise UserError(

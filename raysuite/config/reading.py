@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from raysuite.config.run import RunConfig
 from raysuite.config.sections import paths, spelled_out, texts
 from raysuite.config.words import one_of, sentence
 from raysuite.errors import UserError
+
+MOST_BYTES = 200_000
+"""Of a YAML file of settings: a second's reading. (libyaml is faster, and ends the process where brackets lie deep.)"""
 
 
 def recipes() -> dict[str, str]:
@@ -63,16 +67,20 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         raise UserError(sentence(error, set(paths()))) from error
 
 
-def read(recipe_or_file: str) -> dict[str, Any]:
+def read(recipe_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]:
     """A recipe's or a YAML file's plain values, on top of those of the recipe that it extends.
 
+    Args:
+        recipe_or_file: a name or a path.
+        extended_by: what led here, by `extends`.
+
     Raises:
-        UserError: there is no such recipe or file, or it holds something else.
+        UserError: there is no such recipe or file, it holds something else, or it extends itself.
     """
     if recipe_or_file in recipes():
         text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_bytes()
-    elif Path(recipe_or_file).is_file():
-        text = Path(recipe_or_file).read_bytes()
+    elif (path := Path(recipe_or_file).expanduser()).is_file():
+        text = contents(path)
     elif recipe_or_file.endswith((".yaml", ".yml")):
         raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")
     else:
@@ -83,8 +91,45 @@ def read(recipe_or_file: str) -> dict[str, Any]:
     tree = document(text, recipe_or_file)
     if isinstance(tree.get("sampler"), dict):  # before it meets another's: noise replaces noise, whichever form it has
         tree["sampler"] = spelled_out(tree["sampler"])
+    chain = (*extended_by, recipe_or_file)
+    base = base_of(tree, chain)
+    return tree if base is None else _over(read(base, chain), tree)
+
+
+def base_of(tree: dict[str, Any], chain: Sequence[str]) -> str | None:
+    """Take what a document extends out of it: the name of a recipe or of a file.
+
+    Args:
+        tree: the document.
+        chain: what led to it by `extends`, and its own name.
+
+    Raises:
+        UserError: it is no name, or leads back into the chain.
+    """
     base = tree.pop("extends", None)
-    return _over(read(base), tree) if base else tree
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"expected the name of one recipe or file as `extends` in {chain[-1]}, got {base!r}: name one")
+    if base is not None and os.path.realpath(base) in map(os.path.realpath, chain):
+        raise UserError(
+            f"expected `extends` to come to an end, got {' -> '.join((*chain, base))}: take one of them out"
+        )
+    return base
+
+
+def contents(path: Path) -> bytes:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: it cannot be read, or is too large to be settings.
+    """
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise UserError(
+                f"expected settings of at most {MOST_BYTES // 1000:,} kB in {path}, got {size // 1000:,} kB: this is another file"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"expected a YAML file at {path}, could not read it ({error.strerror}): check it") from error
 
 
 def document(text: bytes, where: str) -> dict[str, Any]:
@@ -95,19 +140,45 @@ def document(text: bytes, where: str) -> dict[str, Any]:
     """
     try:
         tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"expected YAML with settings in {where}, but {_problem(error)}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"expected YAML in {where}, got something else: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"expected sections such as `model:` in {where}, got {type(tree).__name__}: see a recipe")
+    if nameless := [key for key in tree if not isinstance(key, str)]:
+        raise UserError(f"expected names of sections such as `model:` in {where}, got {nameless[0]!r}: see a recipe")
     return tree
+
+
+def _problem(error: yaml.constructor.ConstructorError) -> str:
+    where = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+    return f"{error.problem}{where}"
 
 
 class _Loader(yaml.SafeLoader):
     """Plain words mean what people mean by them. YAML 1.1, which PyYAML reads, takes 010 for eight, 1:30 for ninety, `no` for false,
-    2024-01-01 for a date, and 3e-5 for text.
+    2024-01-01 for a date, and 3e-5 for text. No key is given twice: the last would count in silence.
     """
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012 - as its base declares it
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base does it.
+
+        Raises:
+            ConstructorError: a key is given twice.
+        """
+        seen: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and name in seen:
+                first, again = (at.start_mark.line + 1 for at in (seen[name], key))
+                problem = f"{key.value} is given twice, in lines {first} and {again}: leave one out"
+                raise yaml.constructor.ConstructorError(None, None, problem)
+            seen[name] = key
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 for kind, words, first in (
@@ -173,6 +244,8 @@ def parse(path: str, text: str) -> Any:
     """
     try:
         value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"expected a YAML value for {path}, got {text!r}, where {_problem(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"expected a YAML value for {path}, got {text!r}") from error
     return text.strip() if path in texts() and isinstance(value, bool | int | float) else value

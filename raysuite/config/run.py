@@ -40,6 +40,11 @@ class RunConfig(Run):
                     del reward[name]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """Names of all rewards, those that are trained first."""
+        return tuple(dict.fromkeys([*(reward.name for reward in self.rewards), *self.evaluation.rewards]))
+
     def reward(self, name: str) -> Reward:
         """The settings of a reward, trained or only watched."""
         return next((reward for reward in (*self.rewards, *self.watched) if reward.name == name), Reward(name=name))

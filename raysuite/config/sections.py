@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,9 +25,29 @@ from raysuite.errors import UserError
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
+from raysuite.places import in_job
 
 TOYS = ("toy", "toy-flow")
 """Models that are built in: Gaussian mixtures with three prompts, for trying things out."""
+
+
+def located(path: str | None) -> str | None:
+    """A setting that names a place: what is there is named from the root, since processes of a cluster may run in other
+    directories, and the home directory is written out. What is built in, on a hub or nowhere keeps its name; so do files that
+    come with a submitted job, which every machine finds in its own copy.
+    """
+    if path is None or path in ("scenes", *TOYS):
+        return path
+    try:
+        if path.startswith("~"):
+            return str(Path(path).expanduser())
+        exists = Path(path).exists() and not in_job()
+    except (OSError, RuntimeError):  # no name of a file, or the home of nobody: whoever looks there will say so
+        return path
+    return str(Path(path).absolute()) if exists else path
+
+
+Location = Annotated[str, AfterValidator(located)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -48,9 +70,9 @@ class Section(BaseModel):
 class Model(Section):
     """What is aligned."""
 
-    path: str
+    path: Location
     """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, a hub id, or a single-file checkpoint."""
-    config: str | None = None
+    config: Annotated[str | None, AfterValidator(located)] = None
     """A directory or hub id with the configuration of the pipeline that a single-file checkpoint holds."""
     variant: str | None = None
     """Weight variant of a hub model, such as fp16."""
@@ -167,9 +189,9 @@ class Parameters(Section):
 class Prompts(Section):
     """Where prompts come from."""
 
-    training: str = "scenes"
+    training: Location = "scenes"
     """`scenes`, `toy`, or a file: .txt with a prompt a line, or .jsonl with `prompt` and any metadata."""
-    held_out: str | None = "scenes"
+    held_out: Annotated[str | None, AfterValidator(located)] = "scenes"
     """The same, for prompts that are only evaluated."""
 
 
@@ -202,7 +224,7 @@ class RolloutSettings(Section):
     """How many updates the sampling policy may be behind: 0 is exactly on-policy, 1 lets sampling overlap learning."""
     keep: bool = False
     """Store every update's rollouts under rollouts/, so that another run can learn from the same (`--keep-rollouts`)."""
-    replay: str | None = None
+    replay: Annotated[str | None, AfterValidator(located)] = None
     """Learn from the rollouts that the run in this directory kept, in place of drawing any."""
 
     @property
@@ -234,7 +256,7 @@ class Credit(Section):
 class Preferences(Section):
     """Which pictures are compared and who is preferred, for objectives that learn from preferences."""
 
-    source: str | None = None
+    source: Annotated[str | None, AfterValidator(located)] = None
     """A preference set (`raysuite encode`, `raysuite pairs`) to learn from; null compares the run's own rollouts. From a set,
     an update takes rollouts.prompts rankings, whatever rollouts.samples."""
     choose: Choice = "best_worst"
@@ -371,7 +393,7 @@ class Mlflow(Section):
 
     experiment: str | None = None
     """Where runs go; naming it turns the tracker on."""
-    uri: str | None = None
+    uri: Annotated[str | None, AfterValidator(located)] = None
     """A tracking server or a directory; by default MLFLOW_TRACKING_URI, or trackers/mlflow in the run directory."""
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from raysuite.config import one_of
 from raysuite.errors import RewardHung, UserError
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
@@ -109,13 +110,16 @@ def resolve(name: str) -> Any:
     """
     module, _, attribute = (REWARDS[name].place if name in REWARDS else name).partition(":")
     if not attribute:
-        raise UserError(f"expected a reward ({', '.join(REWARDS)}) or package.module:function, got {name!r}")
+        raise UserError(f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own module beside the command, as `python -m` finds it
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's module raises as it is imported
-        raise UserError(f"expected a function at {name}, could not import it: {error}") from error
+        found = importlib.import_module(module)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a user's module raises as it is imported
+        raise UserError(f"expected a function at {name}, could not import it: {_told(error)}") from error
+    function = getattr(found, attribute, None)
+    if function is None:
+        raise UserError(f"expected a function at {name}, {module} has none of that name: check it")
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")
     return function
@@ -229,7 +233,10 @@ def score(
         # copies: what a reward does to its pictures in place must reach neither other rewards nor those that are kept
         arguments = (images_N.copy(), list(prompts_N), list(map(dict, metadata_N)))
         try:
-            answer = limit.thread.apply_async(asked, arguments).get(limit.seconds) if limit else asked(*arguments)
+            if limit is None:
+                answer = asked(*arguments)
+            else:
+                answer = limit.thread.apply_async(_answer, (asked, arguments)).get(limit.seconds)
             scores = _numbers(answer)
             break
         except multiprocessing.TimeoutError as error:
@@ -239,11 +246,13 @@ def score(
                 f"{prompts}: mend it, or give it more time (seconds in its entry of rewards)",
                 retries,
             ) from error
-        except Exception as error:  # whatever a user's function raises is reported with the prompts it was given
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a user's function raises is reported with the prompts it was given
             times = f", {attempt + 1} times in a row" if attempt else ""
-            failure = UserError(
-                f"the reward {name} raised {type(error).__name__}: {error}; the prompts were {prompts}{times}"
-            )
+            raised = str(error) if isinstance(error, _Left) else _told(error)
+            failure = UserError(f"the reward {name} raised {raised}; the prompts were {prompts}{times}")
             if attempt == retries:
                 raise failure from error
             told(failure)
@@ -281,6 +290,23 @@ def _by_group(function: RewardFunction) -> RewardFunction:
         return np.concatenate([_numbers(function(images_N[g], prompts_N[g], metadata_N[g])) for g in groups])
 
     return asked
+
+
+class _Left(Exception):
+    """What a reward raised to end its process: a thread that it ended would leave whoever waits for the answer waiting."""
+
+
+def _answer(function: RewardFunction, arguments: tuple[Any, Any, Any]) -> Sequence[float] | np.ndarray:
+    """The answer, in a thread, where Ctrl-C never arrives: an interrupt is the reward's own doing."""
+    try:
+        return function(*arguments)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _Left(_told(error)) from error
+
+
+def _told(error: BaseException) -> str:
+    """An exception in words: its message may be empty, or say too little without its kind."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _some(prompts_N: Sequence[str]) -> str:

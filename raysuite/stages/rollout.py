@@ -195,4 +195,11 @@ def _pictures(drawn: Drawn, config: RunConfig) -> np.ndarray | None:
 
 
 def _total(scores: dict[str, np.ndarray], terms: Sequence[Reward]) -> np.ndarray:
-    return np.sum([term.weight * scores[term.name] for term in terms], axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum([term.weight * scores[term.name] for term in terms], axis=0)
+    if not np.isfinite(total).all():
+        each = ", ".join(f"{t.weight:g} x {t.name} (up to {np.abs(scores[t.name]).max():.3g})" for t in terms)
+        raise UserError(
+            f"expected a finite sum of rewards, got {total[~np.isfinite(total)][0]} from {each}: lower the weights"
+        )
+    return np.asarray(total)

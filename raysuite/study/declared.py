@@ -157,13 +157,18 @@ def declare(
     Raises:
         UserError: anything unknown, mistyped, out of range or contradictory.
     """
-    run = Path(source) if Path(source).is_dir() else None
+    run = place if (place := Path(source).expanduser()).is_dir() else None
     if run and not (run / "config.json").is_file():
         raise UserError(
             f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe"
         )
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
     tree["sampler"] = configuration.spelled_out(tree.get("sampler") or {})
+    if repeated := [label for label in dict.fromkeys(objectives) if list(objectives).count(label) > 1]:
+        raise UserError(
+            f"expected every objective of --objectives once, got {repeated[0]} again: it agrees with itself; to compare two settings "
+            "of one, name two YAML files"
+        )
     own = tree.pop("objective", {})
     chosen = {label: _objective(label, own) for label in objectives}
     before = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
@@ -200,8 +205,10 @@ def _objective(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": label, **STANDARD[label]}
     if label in configuration.recipes() or label.endswith((".yaml", ".yml")):
         return dict(configuration.read(label)["objective"])
+    known = [*OBJECTIVES, *configuration.recipes()]
     raise UserError(
         f"expected --objectives from {', '.join(OBJECTIVES)}, or recipes whose objectives are meant, got {label!r}"
+        + (f": did you mean {meant}?" if (meant := configuration.nearest(label, known)) else "")
     )
 
 

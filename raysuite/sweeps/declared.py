@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -245,21 +245,22 @@ def _shipped() -> Any:
     return resources.files("raysuite.recipes") / "sweeps"
 
 
-def _read(sweep_or_file: str) -> dict[str, Any]:
+def _read(sweep_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]:
     if sweep_or_file in sweeps():
         text = (_shipped() / f"{sweep_or_file}.yaml").read_bytes()
-    elif Path(sweep_or_file).is_file():
-        text = Path(sweep_or_file).read_bytes()
+    elif (path := Path(sweep_or_file).expanduser()).is_file():
+        text = configuration.contents(path)
     else:
         raise UserError(
             f"expected a sweep ({configuration.one_of(sweep_or_file, sweeps())}) or a YAML file, got {sweep_or_file!r}: check "
             "the path"
         )
     tree = configuration.document(text, sweep_or_file)
-    base = tree.pop("extends", None)
+    chain = (*extended_by, sweep_or_file)
+    base = configuration.base_of(tree, chain)
     if base is None:
         return tree
-    below = _read(base)
+    below = _read(base, chain)
     merged = {**(below.get("settings") or {}), **(tree.get("settings") or {})}
     return {**below, **tree, "settings": merged}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,18 @@ import numpy as np
 def fails_on_right(images, prompts, metadata):
     if "right" in prompts:
         raise RuntimeError("out of paint")
+    return np.zeros(len(images))
+
+
+def leaves_on_right(images, prompts, metadata):
+    if "right" in prompts:
+        sys.exit("out of paint")
+    return np.zeros(len(images))
+
+
+def vanishes_on_right(images, prompts, metadata):
+    if "right" in prompts:
+        os._exit(3)
     return np.zeros(len(images))
 
 

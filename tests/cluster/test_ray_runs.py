@@ -141,10 +141,23 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     ray.kill(actors[0])
 
 
-def test_a_reward_that_raises_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]")
+@pytest.mark.parametrize(
+    ("reward", "sentence"),
+    [
+        ("fails_on_right", r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"),
+        ("leaves_on_right", r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"),
+        (
+            "vanishes_on_right",
+            r"an actor .*vanishes_on_right\) to go on, its process ended again and again \(exit code 3\)",
+        ),
+    ],
+)
+def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(
+    reward: str, sentence: str, tmp_path: Path
+) -> None:
+    config = toy(rewards=f"[{{name: 'tests.cluster.rewards:{reward}'}}]")
     launch.claim(config, tmp_path, ["test"])
-    with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
+    with pytest.raises(UserError, match=sentence):
         launch.train(config, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
 

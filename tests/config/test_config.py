@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from raysuite.config import Credit, Learn, Noise, RunConfig, Window, load, put, recipes, validate
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
+from raysuite.sweeps.declared import load as load_sweep
 
 SMALL: dict[str, Any] = {
     "updates": 1,
@@ -490,3 +491,75 @@ def _credit(settings: dict[str, str | None]) -> dict[str, str]:
 @pytest.mark.parametrize("settings", [DPO, DENSE, {**DPO, "sampler.eta": "0"}, {**DENSE, "preferences.members": "3"}])
 def test_what_does(settings: dict[str, str]) -> None:
     assert load("toy-ddpo", settings).built_objective.consumes == "preferences"
+
+
+@pytest.mark.parametrize(
+    ("files", "mentions"),
+    [
+        ({"a": "extends: a.yaml"}, "expected `extends` to come to an end, got a.yaml -> a.yaml"),
+        ({"a": "extends: b.yaml", "b": "extends: ./a.yaml"}, "got a.yaml -> b.yaml -> ./a.yaml"),
+        (
+            {"a": "extends: [toy-ddpo]"},
+            "expected the name of one recipe or file as `extends` in a.yaml, got ['toy-ddpo']",
+        ),
+        ({"a": "extends: toy-ddpo\nlearn:\n  epochs: 1\n  epochs: 2"}, "epochs is given twice, in lines 3 and 4"),
+        ({"a": "extends: toy-ddpo\n? [a, b]\n: 1"}, "found unhashable key (line 2)"),
+        ({"a": "extends: toy-ddpo\n1: 2"}, "expected names of sections such as `model:` in a.yaml, got 1"),
+        ({"a": "a: " + "[" * 5_000}, "expected YAML in a.yaml"),
+        ({"a": "a: 1\n" * 50_000}, "expected settings of at most 200 kB in a.yaml, got 250 kB"),
+    ],
+    ids=["itself", "circle", "list", "twice", "unhashable", "number", "deep", "large"],
+)
+@pytest.mark.parametrize("of", [load, load_sweep], ids=["run", "sweep"])
+def test_yaml_that_is_no_settings(
+    files: dict[str, str],
+    mentions: str,
+    of: Callable[[str], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        of("a.yaml")
+    assert mentions in str(refused.value)
+
+
+def test_a_value_with_a_key_twice() -> None:
+    with pytest.raises(UserError, match=r"objective.*name is given twice"):
+        load("toy-ddpo", {"objective": "{name: ddpo, name: dspo}"})
+
+
+@pytest.mark.parametrize(
+    "path", ["model.path", "prompts.training", "prompts.held_out", "rollouts.replay", "trackers.mlflow.uri"]
+)
+def test_settings_that_name_places_mean_the_same_in_every_process(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+
+    def read(given: str) -> object:
+        value: object = load("toy-ddpo", {path: given})
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    assert read("here") == str(tmp_path / "here")
+    assert read("~/model") == str(tmp_path / "home" / "model")
+    assert read("someone/model") == "someone/model"  # on a hub, or nowhere
+    assert read("/somewhere") == "/somewhere"
+
+
+def test_what_comes_with_a_submitted_job_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "working_dir_files" / "package"
+    (job / "model").mkdir(parents=True)
+    monkeypatch.chdir(job)
+    assert load("toy-ddpo", {"model.path": "model"}).model.path == "model"
+
+
+def test_a_run_must_have_something_to_learn_from() -> None:
+    with pytest.raises(UserError, match="expected a reward to learn from, got weight 0 for redness"):
+        load("toy-ddpo", {"rewards": "[{name: redness, weight: 0}]"})

@@ -116,7 +116,7 @@ def test_a_function_beside_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     assert scores.tolist() == [2.0, 14.0] and scores.dtype == np.float64
     assert resolve(name) is resolve(name)
     for wrong, mentions in (
-        ("my_rewards_of_a_test:width", "expected a function at my_rewards_of_a_test:width, could not import it"),
+        ("my_rewards_of_a_test:width", "expected a function at my_rewards_of_a_test:width, my_rewards_of_a_test has none"),
         ("my_rewards_of_a_test:number", "expected a function at my_rewards_of_a_test:number, got int"),
         ("no_such_module_at_all:f", "expected a function at no_such_module_at_all:f, could not import it"),
     ):
@@ -342,3 +342,40 @@ def test_a_reward_of_whole_groups_sees_all_pictures_of_a_prompt_at_once(monkeypa
     assert answer.tolist() == [1.0, 0.0, 0.5, 0.0, 1.0]
     answer = score("rank", images[:4], ["a"] * 4, [{"n": 1}, {"n": 1}, {"n": 2}, {"n": 2}])  # one text, two prompts
     assert answer.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("raised", [SystemExit(3), SystemExit(), KeyboardInterrupt("x")], ids=repr)
+def test_a_reward_that_leaves_is_named(
+    raised: BaseException, limited: bool, thread: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaves(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+        raise raised
+
+    monkeypatch.setattr("raysuite.rewards.resolve", lambda name: leaves)
+    limit = Limit(300.0, thread) if limited else None
+    if isinstance(raised, KeyboardInterrupt) and not limited:  # in the main thread it is Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            score("leaves", np.stack([noise()]), PROMPTS[:1], [{}])
+        return
+    with pytest.raises(UserError, match=f"the reward leaves raised {type(raised).__name__}"):
+        score("leaves", np.stack([noise()]), PROMPTS[:1], [{}], limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "mentions"),
+    [
+        ("rednes", "did you mean redness?"),
+        ("beauty", "jpeg_compressibility, jpeg_incompressibility, redness"),
+        ("raysuite.rewards.redness:rednes", "raysuite.rewards.redness has none of that name"),
+        ("nowhere.at_all:reward", "No module named 'nowhere'"),
+        ("raysuite.rewards.redness:np", "got module"),
+        ("leaves_as_it_is_imported:reward", "could not import it: SystemExit: 4"),
+    ],
+)
+def test_a_reward_that_is_not_there(name: str, mentions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaves_as_it_is_imported.py").write_text("import sys\n\nsys.exit(4)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError) as refused:
+        rewards.resolve(name)
+    assert mentions in str(refused.value)

@@ -96,6 +96,8 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
     ("options", "sentence"),
     [
         ({"objectives": ["dpo"]}, "expected --objectives from ddpo, .*, got 'dpo'"),
+        ({"objectives": ["ddpo", "dspo", "ddpo"]}, "expected every objective of --objectives once, got ddpo again"),
+        ({"objectives": ["dpso"]}, r"got 'dpso': did you mean dspo\?"),
         ({"units": 6}, "expected --units of at least 8, got 6"),
         ({"units": 15}, r"expected --units as a multiple of rollouts.prompts=2, got 15"),
         ({"checkpoint": "3"}, "expected a checkpoint of a recipe, which has none, got '3'"),
