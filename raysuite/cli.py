@@ -211,7 +211,7 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt.")] = None,
 ) -> None:
     """Evaluate a checkpoint on the run's fixed prompts and seeds."""
-    directory = _place(places.existing(run))
+    directory = places.existing(_place(run))
     _begin("evaluate", directory)
     from raysuite.cluster import launch
     from raysuite.progress import watch
@@ -316,7 +316,7 @@ def track(
     from raysuite import config as configuration, trackers
     from raysuite.stages.files import RunDirectory
 
-    directory = _place(places.existing(run))
+    directory = places.existing(_place(run))
     tree = RunDirectory(directory).config().canonical()
     for path, value in map(_split, settings):
         if not path.startswith("trackers."):

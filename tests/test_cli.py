@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,3 +179,64 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["recipes"])
     assert leave.value.code == 0
     assert "scenes-ddpo" in capsys.readouterr().out
+
+
+LOADS = ("torch", "ray", "transformers", "diffusers")
+
+
+@pytest.mark.parametrize("place", ["file/below", "dangling", "/dev/null", "/proc/run"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "toy-ddpo"],
+        ["sweep", "toy"],
+        ["pairs"],
+        ["encode", "/nowhere.jsonl"],
+        ["directions", "toy-ddpo", "--objectives", "ddpo"],
+        ["report", "{run}"],
+        ["compare", "{run}", "{run}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_place_that_cannot_be_written_is_told_at_once(
+    words: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "run").mkdir()
+    command = [word.format(run=tmp_path / "run") for word in words]
+    message = fails([*command, "--out", str(tmp_path / place)], capsys)
+    assert message.startswith("raysuite: expected a ") and message.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not (tmp_path / "nowhere").exists() and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("words", [["compare", "{0}", "{0}"], ["report", "{0}"], ["evaluate", "{0}"], ["track", "{0}"]])
+def test_a_directory_that_is_not_there(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails([word.format(tmp_path / "nowhere") for word in words], capsys)
+    assert f"got {tmp_path / 'nowhere'}, where there is nothing: check the path" in message
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["--version"], 0), (["--help"], 0), (["train", "--fast"], 2), (["train", "toy-ddpo", "--out", "/dev/null"], 2)],
+)
+def test_what_needs_no_library_loads_none(words: list[str], status: int) -> None:
+    look = (
+        "import sys\nfrom raysuite.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        f"finally:\n    assert not set({LOADS}) & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", look, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    if words == ["--version"]:
+        assert done.stdout == f"raysuite {importlib.metadata.version('raysuite')}\n"
+
+
+def test_a_command_says_what_it_works_on_before_it_loads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "scene-ddpo", "--out", str(tmp_path / "run")])
+    assert capsys.readouterr().out == f"train: {tmp_path / 'run'}\n"

@@ -116,7 +116,10 @@ def test_a_function_beside_the_command(tmp_path: Path, monkeypatch: pytest.Monke
     assert scores.tolist() == [2.0, 14.0] and scores.dtype == np.float64
     assert resolve(name) is resolve(name)
     for wrong, mentions in (
-        ("my_rewards_of_a_test:width", "expected a function at my_rewards_of_a_test:width, my_rewards_of_a_test has none"),
+        (
+            "my_rewards_of_a_test:width",
+            "expected a function at my_rewards_of_a_test:width, my_rewards_of_a_test has none",
+        ),
         ("my_rewards_of_a_test:number", "expected a function at my_rewards_of_a_test:number, got int"),
         ("no_such_module_at_all:f", "expected a function at no_such_module_at_all:f, could not import it"),
     ):
