@@ -43,7 +43,7 @@ class RunConfig(Run):
     @property
     def reward_names(self) -> tuple[str, ...]:
         """Names of all rewards, those that are trained first."""
-        return tuple(dict.fromkeys([*(reward.name for reward in self.rewards), *self.evaluation.rewards]))
+        return tuple(dict.fromkeys(reward.name for reward in (*self.rewards, *self.watched)))
 
     def reward(self, name: str) -> Reward:
         """The settings of a reward, trained or only watched."""

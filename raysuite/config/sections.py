@@ -180,7 +180,7 @@ class Parameters(Section):
     """LoRA scale numerator; the rank by default, which makes the scale 1."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the layers that get an adapter, or how these end; by default the attention of the model's class (docs/models.md)."""
-    start: str | None = None
+    start: Annotated[str | None, AfterValidator(located)] = None
     """A LoRA file to begin from. Its adapter is trained on, with its rank, alpha and targets, and belongs to the reference too."""
     checkpointing: bool = False
     """Compute activations again on the way back rather than keeping them: less memory for a third more time. The same numbers."""
@@ -201,7 +201,7 @@ class Reward(Section):
     name: str
     """A registered reward, or a function or class as `package.module:name`."""
     weight: float = 1.0
-    model: str | None = None
+    model: Annotated[str | None, AfterValidator(located)] = None
     """Hub id or directory of a reward that is a network; by default the weights that it was published with, where a hub has them."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Other arguments of a reward that is a class, such as `{precision: bfloat16, batch: 8}`."""

@@ -234,10 +234,9 @@ def score(
         arguments = (images_N.copy(), list(prompts_N), list(map(dict, metadata_N)))
         try:
             if limit is None:
-                answer = asked(*arguments)
+                scores = _numbers(asked(*arguments))
             else:
-                answer = limit.thread.apply_async(_answer, (asked, arguments)).get(limit.seconds)
-            scores = _numbers(answer)
+                scores = _numbers(limit.thread.apply_async(_answer, (asked, arguments)).get(limit.seconds))
             break
         except multiprocessing.TimeoutError as error:
             assert limit is not None

@@ -369,7 +369,7 @@ def test_a_reward_that_leaves_is_named(
     ("name", "mentions"),
     [
         ("rednes", "did you mean redness?"),
-        ("beauty", "jpeg_compressibility, jpeg_incompressibility, redness"),
+        ("beauty", "aesthetic, clip_score"),
         ("raysuite.rewards.redness:rednes", "raysuite.rewards.redness has none of that name"),
         ("nowhere.at_all:reward", "No module named 'nowhere'"),
         ("raysuite.rewards.redness:np", "got module"),
