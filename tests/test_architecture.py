@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "rng", "errors", "background", "signals", "places", "terminal"},
-    {"kernel"},
+    {"types", "rng", "errors", "background", "signals", "terminal"},
+    {"kernel", "places"},
     {"config"},
     {"families", "rewards", "worlds"},
     {"stages"},
