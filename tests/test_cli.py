@@ -157,7 +157,7 @@ def test_a_pipeline_that_no_family_handles(tmp_path: Path, capsys: pytest.Captur
     model.mkdir()
     (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     message = fails(["train", "toy-ddpo", "--set", f"model.path={model}", "--out", str(out)], capsys)
-    assert "got FluxPipeline: no family handles it yet" in message
+    assert "got FluxPipeline: it has no unet or transformer" in message
     assert not out.exists()
 
 

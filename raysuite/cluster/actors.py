@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-import re
 import threading
 import uuid
 from collections import Counter
@@ -149,19 +148,17 @@ class _Deal:
         except ray.exceptions.RayTaskError as error:
             # a sentence for the user crosses processes as it was written
             self._results.put(error.cause if isinstance(error.cause, UserError) else error)
-        except ray.exceptions.RayActorError as error:
-            self._results.put(self._lost(error))
+        except ray.exceptions.RayActorError:
+            self._results.put(self._lost())
         except ray.exceptions.RayError as error:
             self._results.put(error)
 
-    def _lost(self, error: ray.exceptions.RayActorError) -> UserError:
+    def _lost(self) -> UserError:
         """A sentence about an actor that could not be kept alive."""
-        told = re.search(r"exit code \d+|SIG\w+|OOM|out of memory", str(error))
         asked = f" (with {', '.join(self._rewards)})" if self._rewards else ""
         return UserError(
-            f"expected an actor that draws pictures and scores them{asked} to go on, its process ended again and again"
-            f"{f' ({told[0]})' if told else ''}: a reward may leave it (os._exit), crash it, or need more memory than there is; try "
-            "the reward alone on a picture"
+            f"expected an actor that draws pictures and scores them{asked} to go on, its process ended again and again: a reward may "
+            "leave it (os._exit), crash it, or need more memory than there is; try the reward alone on a picture"
         )
 
     def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block) -> None:

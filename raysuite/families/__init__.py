@@ -78,13 +78,18 @@ def check_model(model: Model) -> str:
     """The pipeline class at `model.path` (or the name of a toy), without loading weights.
 
     Raises:
-        UserError: there is no model, or one that no family handles.
+        UserError: there is no model, one that no family handles, or one that is not whole.
     """
     if model.path in TOYS:
         return model.path
+    from raysuite.families.inspect import inspect
     from raysuite.families.loading import pipeline_class
 
-    return pipeline_class(located(model))
+    found = located(model)
+    name = pipeline_class(found)
+    if Path(found.path).is_dir():
+        inspect(Path(found.path), found.variant)
+    return name
 
 
 def encoder_digests(model: Model) -> dict[str, str]:

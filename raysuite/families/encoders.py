@@ -64,7 +64,7 @@ def _network(folder: Path, variant: str | None) -> Iterator[bytes]:
     config = json.loads((folder / "config.json").read_text())
     yield json.dumps([config.get(name, default) for name, default in DECODING.items()]).encode()
     tensors = set()
-    for file in _weights(folder, variant):
+    for file in weights_of(folder, variant):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 if (tensor := stored.get_tensor(name)).is_floating_point():  # others count positions
@@ -72,7 +72,7 @@ def _network(folder: Path, variant: str | None) -> Iterator[bytes]:
     yield from (tensor.encode() for tensor in sorted(tensors))
 
 
-def _weights(folder: Path, variant: str | None) -> list[Path]:
+def weights_of(folder: Path, variant: str | None) -> list[Path]:
     """The files that are loaded: those of the variant, where there are any."""
     of: dict[str | None, list[Path]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -84,9 +84,14 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
     return files
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer's directory has the words that it knows."""
+    return any(file.name in VOCABULARIES or file.suffix == ".model" for file in folder.glob("*"))
+
+
 def _tokenizer(folder: Path, kind: str) -> Iterator[bytes]:
     """The vocabulary, the longest prompt, and the numbers of some words."""
-    if not any(file.name in VOCABULARIES or file.suffix == ".model" for file in folder.glob("*")):
+    if not has_vocabulary(folder):
         raise OSError(f"no vocabulary in {folder}")  # transformers would make an empty one
     tokenizer = getattr(transformers, kind).from_pretrained(folder)
     used = [tokenizer.model_max_length, tokenizer.pad_token_id, *(tokenizer(word).input_ids for word in PROBE)]

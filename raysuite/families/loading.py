@@ -63,7 +63,7 @@ def _index(model: Model) -> Mapping[str, Any]:
             index = json.loads((Path(path) / "model_index.json").read_text())
         else:
             index = DiffusionPipeline.load_config(path)
-        if "_class_name" not in index:
+        if not isinstance(index, dict) or "_class_name" not in index:
             raise KeyError("model_index.json names no _class_name")
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
