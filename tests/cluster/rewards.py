@@ -24,12 +24,6 @@ def leaves_on_right(images, prompts, metadata):
     return np.zeros(len(images))
 
 
-def vanishes_on_right(images, prompts, metadata):
-    if "right" in prompts:
-        os._exit(3)
-    return np.zeros(len(images))
-
-
 def blind_on_left(images, prompts, metadata):
     """Redness, but every picture of "left" is as good as any."""
     red = images[..., 0].astype(float).mean((1, 2))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
@@ -146,10 +147,6 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     [
         ("fails_on_right", r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"),
         ("leaves_on_right", r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"),
-        (
-            "vanishes_on_right",
-            r"an actor .*vanishes_on_right\) to go on, its process ended again and again \(exit code 3\)",
-        ),
     ],
 )
 def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(
@@ -160,6 +157,21 @@ def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_c
     with pytest.raises(UserError, match=sentence):
         launch.train(config, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_an_actor_whose_process_ends_again_and_again_is_a_sentence_with_its_rewards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(asked: object) -> None:
+        raise ray.exceptions.ActorUnavailableError("socket closed", None)
+
+    monkeypatch.setattr(ray, "get", gone)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    config = toy()
+    blocks = training_blocks(config, load_prompts(config.prompts), update=0)
+    collector = RayCollector([MagicMock()], rewards=["redness", "mine:beauty"])
+    with pytest.raises(UserError, match=r"scores them \(with redness, mine:beauty\) to go on, its process ended again"):
+        list(collector.start(blocks, np.zeros(2), 0))
 
 
 def test_more_than_the_machine_has_is_refused() -> None:
