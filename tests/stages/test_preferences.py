@@ -167,6 +167,7 @@ ON_FLOW: dict[str, dict[str, str]] = {
     "trajectory_dpo": {"objective": DENSE},
     "diffusion_dpo": {"objective": "{name: diffusion_dpo, beta: 100.0, levels: logit_normal}"},
     "dspo": {"objective": "{name: dspo, beta: 0.1, levels: sampler, draws: 2}"},
+    "dmpo": {"objective": "{name: dmpo, beta: 100.0}"},
     "cal_dpo": {"objective": "{name: cal_dpo, beta: 100.0, share: 0.1}"},
     "sft": {"objective": "{name: sft}"},
     "forward_rl": {
