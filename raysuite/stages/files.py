@@ -77,7 +77,7 @@ def is_held(
     file = directory / name
     if file.exists():
         differing = list(_differences(settled(_json_of(file, what)), wanted))
-        if differing and any(found for pattern in begun for found in directory.glob(pattern)):
+        if differing and _any(directory, begun):
             shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if differing[3:] else "")
             raise UserError(
                 f"expected {directory} to hold this {what}, got one that differs in {shown}: name another --out, or repeat the "
@@ -89,6 +89,10 @@ def is_held(
             f"expected an empty or new directory, or one that holds this {what}, got {directory}: name another --out"
         )
     return False
+
+
+def _any(directory: Path, patterns: Sequence[str]) -> bool:
+    return any(True for pattern in patterns for _ in directory.glob(pattern))
 
 
 def _json_of(file: Path, what: str) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class RunDirectory:
         known, read = self.path / "provenance.json", inputs(config)
         if held and known.exists():  # what began the run stays, what goes on with it is added
             began = _json_of(known, "run")
-            before = began.get("inputs", {})
+            before = began.get("inputs", {}) if _any(self.path, begun) else {}
             for setting in sorted(before.keys() & read.keys()):
                 if before[setting] != read[setting]:
                     raise UserError(
@@ -180,7 +184,7 @@ class RunDirectory:
             raise UserError(
                 f"expected a run in {self.path}, found no config.json: name the --out of a `raysuite train`"
             )
-        return validate(json.loads(file.read_text()))
+        return validate(_json_of(file, "run"))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics. They are on the disk before a checkpoint that says so is."""

@@ -225,6 +225,8 @@ def test_prompts_that_were_changed_in_place_are_found_when_a_run_goes_on(tmp_pat
     config = toy(prompts__training=str(file), prompts__held_out="null")
     file.write_text("left\nright\n")
     run.claim(config, ["test"])
+    file.write_text("right\nleft\n")  # nothing was done yet
+    run.claim(config, ["test"])
     run.log(0, {"evaluation/training/redness": 0.5})
     run.claim(config, ["test"])
     before = (run.path / "provenance.json").read_bytes()
