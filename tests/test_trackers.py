@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -264,3 +265,38 @@ def test_mlflow_that_refuses_is_told_in_a_sentence(tmp_path: Path) -> None:
     changed: Any = load("toy-ddpo", {**SETTINGS["mlflow"], "trackers.mlflow.uri": "nowhere://"})
     with pytest.raises(UserError, match="expected MLflow at nowhere://"), trackers.following(changed, run.path):
         pass
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+@pytest.mark.parametrize("there", [True, False], ids=["silent", "nobody"])
+def test_a_server_that_does_not_answer_is_told_before_anything_starts(
+    tracker: str, there: bool, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://{silent if there else '127.0.0.1:1'}"
+    monkeypatch.setattr(follow, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    settings = SETTINGS[tracker] | ({"trackers.wandb.mode": "online"} if tracker == "wandb" else {})
+    with pytest.raises(UserError, match=f"the server of trackers.{tracker} at {address} to answer within 0.2 seconds"):
+        trackers.preflight(load("toy-ddpo", settings).trackers)
+
+
+def test_wandb_is_off_line_where_the_environment_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    silent = load("toy-ddpo", {"trackers.wandb.project": "tests"})
+    trackers.preflight(silent.trackers)
+    run = begin("wandb", tmp_path / "run")
+    run.log(0, {"train/reward": 0.25})
+    with trackers.following(silent, run.path):
+        pass
+    (told,) = json.loads((run.path / "trackers" / "told-wandb.json").read_text())
+    assert told.endswith("tests at offline")

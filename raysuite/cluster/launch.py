@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
@@ -37,6 +38,8 @@ from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 from raysuite.trackers import following, preflight as preflight_of_trackers
 
+ANSWER_SECONDS = 4.0
+"""How long a cluster that is to be joined may take for its first answer."""
 ENVIRONMENT = {
     # threads that wait soon sleep: other processes need the cores (docs/log.md, 2026-11-24, says why 300 spins and not 0)
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -90,8 +93,15 @@ def connect() -> None:
 
 
 def _connect() -> None:
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_answer(address)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"expected to join the Ray cluster at RAY_ADDRESS={address}, could not: {' '.join(str(error).split())[:300]}; check "
+                "its address and token, or unset RAY_ADDRESS to start one on this machine"
+            ) from error
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away with a notice
         ray.init(
@@ -103,20 +113,45 @@ def _connect() -> None:
         )
 
 
+def _check_answer(address: str) -> None:
+    """Whether anybody is there: Ray would ask for minutes, and end the process.
+
+    Raises:
+        UserError: nobody is.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"expected a Ray cluster at RAY_ADDRESS={address}, nobody answered within {ANSWER_SECONDS:g} seconds ({error}): start it, "
+            "correct the address, or unset RAY_ADDRESS to start one on this machine"
+        ) from error
+
+
 def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
-    """Refuse what would wait forever: the actors, and as many learners. A cluster that was joined may grow: there Ray waits.
+    """Refuse what would wait forever: the actors, and as many learners. A cluster that was joined may grow: there Ray waits, which
+    is said.
 
     Raises:
         UserError: the cluster is too small.
     """
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    total = ray.cluster_resources()
+    joined, total = os.environ.get("RAY_ADDRESS"), ray.cluster_resources()
     for kind, wanted in (
         ("CPU", workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
         ("GPU", workers * cluster.worker_gpus + cluster.actors * cluster.actor_gpus),
     ):
-        if wanted > total.get(kind, 0):
+        if wanted > total.get(kind, 0) and joined:
+            logging.getLogger("raysuite").warning(
+                "WARNING: the run wants %g %ss, the cluster at %s has %g: it waits until there are more. Ctrl-C ends the waiting.",
+                wanted,
+                kind,
+                joined,
+                total.get(kind, 0),
+            )
+        elif wanted > total.get(kind, 0):
             raise UserError(
                 f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, the run wants {wanted:g} (workers and "
                 f"actors, cluster.*_{kind.lower()}s each): lower them, or join a cluster"

@@ -384,8 +384,8 @@ class Wandb(Section):
     """The user or team; the logged-in user's own by default."""
     group: str | None = None
     """Shown together: a sweep's name, say."""
-    mode: Literal["online", "offline"] = "online"
-    """`offline` writes files, which `wandb sync` sends later."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline` writes files, which `wandb sync` sends later; by default as WANDB_MODE says, or online."""
 
 
 class Mlflow(Section):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import logging
+import os
+import ssl
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +23,8 @@ from raysuite.stages.lock import locked
 from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
 
 POLL_SECONDS = 2.0
+ANSWER_SECONDS = 4.0
+"""How long a tracker's server may take for its first answer."""
 PICTURES = "(pictures)"
 """Stands for the pictures among the names of metrics."""
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
@@ -34,7 +41,7 @@ def wanted(trackers: Trackers) -> list[str]:
 
 
 def preflight(trackers: Trackers) -> None:
-    """Find in a second whether a tracker's package is there.
+    """Find in a few seconds whether a tracker's package is there, and its server.
 
     Raises:
         UserError: it is not.
@@ -45,6 +52,39 @@ def preflight(trackers: Trackers) -> None:
                 f"expected the package {PACKAGES[name]} for trackers.{name}, which is not installed: pip install "
                 f"'raysuite[{name}]', or leave trackers.{name} out"
             )
+        if (address := _server(name, trackers)) is not None:
+            _check_answer(name, address)
+
+
+def _server(name: str, trackers: Trackers) -> str | None:
+    """The address of the server that is to be told, if one is."""
+    if name == "wandb" and (trackers.wandb.mode or os.environ.get("WANDB_MODE") or "online") == "online":
+        return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    if name == "mlflow":
+        address = trackers.mlflow.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+        return address if address.startswith(("http://", "https://")) else None
+    return None
+
+
+def _check_answer(name: str, address: str) -> None:
+    """Ask a server for anything: libraries wait for minutes until somebody answers.
+
+    Raises:
+        UserError: nobody does.
+    """
+    try:
+        urllib.request.urlopen(address, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:  # an answer, too
+        pass
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # somebody is there; whether to be trusted is for the library to say
+            return
+        instead = {"wandb": "set trackers.wandb.mode=offline", "mlflow": "set trackers.mlflow.uri to a directory"}[name]
+        raise UserError(
+            f"expected the server of trackers.{name} at {address} to answer within {ANSWER_SECONDS:g} seconds, it did not ({reason}): "
+            f"check the address, or {instead}"
+        ) from error
 
 
 def open_tracker(name: str, run: TrackedRun) -> Tracker:

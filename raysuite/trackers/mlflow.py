@@ -16,6 +16,8 @@ from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
 
 IDENTITY = "raysuite.run"
 """The tag that a run which goes on is found by."""
+LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""A run's end waits for no server longer than that, unless the environment says so; what is not told is told the next time."""
 MOST_PARAMETERS = 100
 """That MLflow takes at once."""
 
@@ -37,6 +39,8 @@ class Mlflow(Tracker):
             address = os.path.abspath(address)  # noqa: PTH100 - beside the run directory it is absolute
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
         self.destination = f"{wanted.experiment} at {address}"
+        for limit, value in LIMITS.items():
+            os.environ.setdefault(limit, value)
         try:
             self._client = MlflowClient(tracking_uri=address)
             self._id = self._opened(run, str(wanted.experiment))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import wandb
 
@@ -18,6 +20,7 @@ class WeightsAndBiases(Tracker):
     def __init__(self, run: TrackedRun) -> None:
         wanted = run.config.trackers.wandb
         run.place.mkdir(exist_ok=True)
+        mode: Any = wanted.mode or os.environ.get("WANDB_MODE")  # wandb reads it once a process
         try:
             self._run = wandb.init(
                 project=wanted.project,
@@ -26,7 +29,7 @@ class WeightsAndBiases(Tracker):
                 name=run.name,
                 id=run.identity,
                 resume="allow",
-                mode=wanted.mode,
+                mode=mode,
                 dir=run.place,
                 config=run.config.canonical(),
                 settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
@@ -36,7 +39,7 @@ class WeightsAndBiases(Tracker):
                 f"expected Weights & Biases to take the run, got: {' '.join(str(error).split()).rstrip('.')}: log in with "
                 "`wandb login`, or set trackers.wandb.mode=offline"
             ) from error
-        where = "offline" if wanted.mode == "offline" else self._run.settings.base_url
+        where = "offline" if self._run.offline else self._run.settings.base_url
         self.destination = f"{self._run.entity or ''}/{wanted.project} at {where}"
         self._run.define_metric("*", step_metric="update")
 
