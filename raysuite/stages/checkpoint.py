@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
@@ -107,6 +108,8 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(temporary, policy, state)
+        for earlier in completed(directory)[-1:]:
+            _share(temporary / "model", earlier / "model")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
@@ -144,6 +147,21 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
         "sha256": {name: digest(temporary / name) for name in files},
     }
     (temporary / "state.json").write_bytes(_sealed(document))
+
+
+def _share(model: Path, before: Path) -> None:
+    """Let files that training did not touch, such as a VAE's, take room once: one file under the names of both checkpoints.
+
+    Nothing writes into a file of a checkpoint, and removing one of its names leaves the other.
+    """
+    for file in sorted(path for path in model.rglob("*") if path.is_file()):
+        twin, spare = before / file.relative_to(model), file.with_name(f".{file.name}")
+        if twin.is_file() and filecmp.cmp(file, twin, shallow=False):
+            try:
+                spare.hardlink_to(twin)
+            except OSError:  # a file system without links, or at their limit: two files, then
+                return
+            spare.replace(file)
 
 
 SEAL = b'{"digest": "'
