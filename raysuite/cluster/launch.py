@@ -61,6 +61,8 @@ def preflight(config: RunConfig) -> None:
         UserError: prompts, rewards or the model are not there, or the model is not complete or not for these settings (one whose
             weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
+    if (address := os.environ.get("RAY_ADDRESS")) and not ray.is_initialized():
+        _check_answer(address)
     check_model(config.model)
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
         check_noise(config, open_policy(config, torch.device("cpu")).schedule)
