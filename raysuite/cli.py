@@ -228,6 +228,33 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The file.")],
+    form: Annotated[str, typer.Option("--format", help="kohya: what ComfyUI and kohya's tools read.")] = "kohya",
+    checkpoint: Annotated[
+        int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
+    ] = None,
+) -> None:
+    """Write a run's LoRA in another form. For diffusers nothing needs to be written: it loads checkpoints/<updates>/model."""
+    if form != "kohya":
+        raise UserError(f"expected --format kohya, got {form}: there is no other")
+    from raysuite.families.export import to_kohya
+    from raysuite.stages import checkpoint as checkpoints
+    from raysuite.stages.files import RunDirectory
+
+    RunDirectory(run).config()
+    found = {int(path.name): path for path in checkpoints.completed(run / "checkpoints")}
+    updates = checkpoint if checkpoint is not None else max(found, default=None)
+    if updates not in found:
+        raise UserError(
+            f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
+        )
+    layers = to_kohya(found[updates] / "model", out)
+    console.print(f"{layers} layers after {updates} updates: {out}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def directions(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE", help="A run, a recipe's name or a YAML file.")],
     objectives: Annotated[

@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,18 @@ IDLE_SECONDS = 0.2
 class RolloutActor:
     """Draws and scores blocks. Made remote by `start_actors`; runs `IN_FLIGHT` calls in threads."""
 
-    def __init__(self, config: RunConfig, *, threads: int) -> None:
+    def __init__(self, config: RunConfig, *, threads: int, texts: Path | None = None) -> None:
+        """Open the policy.
+
+        Args:
+            config: of the run.
+            threads: of torch.
+            texts: where the run's text states are, if they were encoded before; the actor then has no encoder.
+        """
         torch.set_num_threads(threads)
         self._config = config
-        self._policy = open_policy(config, torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu"))
+        device = torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu")
+        self._policy = open_policy(config, device, texts=texts, encoders=texts is None)
         self._version = -1
         self._drawing, self._scoring = threading.Lock(), threading.Lock()
         self._rewards = ThreadPool(1)

@@ -24,6 +24,7 @@ from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.placement import room_for_learners, worker_resources
+from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, open_policy
@@ -175,14 +176,19 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
 
 
 @contextmanager
-def running_actors(config: RunConfig, *, workers: int = 0) -> Iterator[list[ray.actor.ActorHandle]]:
-    """The run's rollout actors, for the length of a `with`, placed so that so many learners find their places too."""
+def running_actors(
+    config: RunConfig, *, workers: int = 0, texts: Path | None = None
+) -> Iterator[list[ray.actor.ActorHandle]]:
+    """The run's rollout actors, for the length of a `with`, placed so that so many learners find their places too.
+
+    With `texts` they read text states there, and load no encoder.
+    """
     cluster = config.cluster
     threads = threads_of(config, cluster.actors, cluster.actor_cpus)
     with ExitStack() as stack:
         with room_for_learners(cluster, workers) as shared:
             actors = stack.enter_context(
-                killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads))
+                killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads, texts=texts))
             )
             if shared:
                 ray.get([actor.ready.remote() for actor in actors])
@@ -211,7 +217,8 @@ def train(config: RunConfig, directory: Path) -> None:
     with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
         connect()
         check_resources(cluster, workers=cluster.workers)
-        with following(config, directory), running_actors(config, workers=cluster.workers) as actors:
+        texts = encode_once(config, directory, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
+        with following(config, directory), running_actors(config, workers=cluster.workers, texts=texts) as actors:
             trainer = TorchTrainer(
                 _learner,
                 train_loop_config={
@@ -219,6 +226,7 @@ def train(config: RunConfig, directory: Path) -> None:
                     "directory": str(directory),
                     "actors": actors,
                     "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
+                    "texts": texts,
                 },
                 scaling_config=ScalingConfig(
                     num_workers=cluster.workers,
@@ -259,7 +267,8 @@ def _learner(options: dict[str, Any]) -> None:
     check = StopFile(directory).check if accelerator.is_main_process else lambda: None
     try:
         _leave_if_asked(check)
-        policy = open_policy(config, accelerator.device)
+        texts = options["texts"]
+        policy = open_policy(config, accelerator.device, texts=texts, encoders=texts is None)
         Training(
             config,
             directory,
@@ -303,8 +312,9 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     config, found = _evaluated(directory, updates, samples)
     connect()
     check_resources(config.cluster)
-    with running_actors(config) as actors:
-        policy = open_policy(config, torch.device("cpu"))
+    texts = encode_once(config, directory, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
+    with running_actors(config, texts=texts) as actors:
+        policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         training = Training(
             config, directory, policy, RayCollector(actors, rewards=config.reward_names), Accelerator(cpu=True)
         )

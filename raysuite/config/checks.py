@@ -203,6 +203,11 @@ def _check_cluster(run: Run) -> None:
             f"expected parameters.kind=all and several cluster.workers with cluster.shard, got {run.parameters.kind} and "
             f"{cluster.workers}: a LoRA is small, and one worker has nobody to share with; leave it out"
         )
+    if cluster.encode_once and run.parameters.kind == "all":
+        raise UserError(
+            "expected parameters.kind=lora with cluster.encode_once, got all: checkpoints are then whole pipelines, with the text "
+            "encoders that learners do not have; leave it out"
+        )
     for name in ("worker_gpus", "actor_gpus"):
         gpus = getattr(cluster, name)
         if gpus > 1 and gpus != int(gpus):

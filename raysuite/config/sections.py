@@ -71,9 +71,7 @@ class Model(Section):
     """What is aligned."""
 
     path: Location
-    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, a hub id, or a single-file checkpoint."""
-    config: Annotated[str | None, AfterValidator(located)] = None
-    """A directory or hub id with the configuration of the pipeline that a single-file checkpoint holds."""
+    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, or a hub id."""
     variant: str | None = None
     """Weight variant of a hub model, such as fp16."""
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
@@ -363,6 +361,8 @@ class Cluster(Section):
     """Spread the network, its gradients and moments over the workers (FSDP2), in place of a copy in each: all weights only."""
     threads: PositiveInt | None = None
     """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
+    encode_once: bool = False
+    """Encode the run's prompts before it begins, into texts/ of the run directory: learners and actors then load no text encoder."""
     max_failures: NonNegativeInt = 2
     """Times a learner may be lost and restarted from its last checkpoint."""
 

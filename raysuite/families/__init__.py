@@ -20,7 +20,14 @@ BUNDLED = {"scenes": "raysuite.worlds.scenes"}
 """Models that ship with the package: in `model/` of the package of their world."""
 
 
-def open_policy(config: RunConfig, device: torch.device, *, texts: Path | None = None, encoders: bool = True) -> Policy:
+def open_policy(
+    config: RunConfig,
+    device: torch.device,
+    *,
+    texts: Path | None = None,
+    encoders: bool = True,
+    weights: bool = True,
+) -> Policy:
     """The policy that a run starts from, on `device`.
 
     Args:
@@ -28,11 +35,12 @@ def open_policy(config: RunConfig, device: torch.device, *, texts: Path | None =
         device: where to.
         texts: a directory for text states: what is there is read, and what is missing is encoded and written.
         encoders: whether to load text encoders; without them all text states must be there.
+        weights: whether to load the network; without it the policy can encode prompts, and nothing else.
 
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    return _open(config.model, config.sampler, config.parameters, config.seed, device, texts, encoders)
+    return _open(config.model, config.sampler, config.parameters, config.seed, device, texts, encoders, weights)
 
 
 def open_model(model: Model, device: torch.device) -> Policy:
@@ -52,6 +60,7 @@ def _open(
     device: torch.device,
     texts: Path | None = None,
     encoders: bool = True,
+    weights: bool = True,
 ) -> Policy:
     name = check_model(model)
     if name in TOYS:
@@ -71,6 +80,7 @@ def _open(
         device=device,
         texts=texts,
         encoders=encoders,
+        weights=weights,
     )
 
 

@@ -1,4 +1,4 @@
-"""Pipelines from directories, the hub and single files: which class, and in which precision."""
+"""Pipelines from directories and the hub: which class, and in which precision."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ def pipeline_class(model: Model) -> str:
 
 def _index(model: Model) -> Mapping[str, Any]:
     """What a pipeline's model_index.json says."""
-    path, setting = (model.path, "model.path") if model.config is None else (model.config, "model.config")
-    if model.config is None and Path(path).is_file():
+    path = model.path
+    if Path(path).is_file():
         raise UserError(
-            f"expected model.config beside a single-file checkpoint, got {path} alone: set model.config to a directory (or hub id) "
-            "with the configuration of its pipeline"
+            f'expected a diffusers pipeline at model.path={path}, got a file: write it as one with\n  python -c "from diffusers '
+            f"import StableDiffusionXLPipeline as P; P.from_single_file('{path}').save_pretrained('DIRECTORY')\"\n(or another class), "
+            "and set model.path=DIRECTORY"
         )
     if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
         raise UserError(
-            f"expected a diffusers pipeline at {setting}={path}, there is no such directory: check the path"
+            f"expected a diffusers pipeline at model.path={path}, there is no such directory: check the path"
         )
     try:
         if Path(path).is_dir():
@@ -67,14 +68,19 @@ def _index(model: Model) -> Mapping[str, Any]:
             raise KeyError("model_index.json names no _class_name")
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
-            f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at {setting}={path}, found "
+            f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at model.path={path}, found "
             f"none: check the path ({str(error).splitlines()[0]})"
         ) from error
     return index
 
 
 def load_pipeline(
-    model: Model, *, part: str | None = None, network: torch.dtype = torch.float32, without: Collection[str] = ()
+    model: Model,
+    *,
+    part: str | None = None,
+    network: torch.dtype = torch.float32,
+    without: Collection[str] = (),
+    hollow: bool = False,
 ) -> Any:
     """A pipeline on the CPU, in evaluation mode.
 
@@ -83,6 +89,7 @@ def load_pipeline(
         part: load this component alone.
         network: the denoising network's type. Encoders are loaded in the model's precision, the VAE in float32.
         without: components to leave out.
+        hollow: give the denoising network its configuration and zeros that take no memory, in place of its weights.
 
     Raises:
         UserError: weights are missing, or the pipeline is of another kind.
@@ -96,10 +103,9 @@ def load_pipeline(
     options: dict[str, Any] = {**facts_of(name).load, **dict.fromkeys(left_out), "dtype": types}
     cls = getattr(diffusers, name)
     try:
-        if model.config is not None:
-            pipeline = cls.from_single_file(model.path, config=model.config, **options)
-        else:
-            pipeline = cls.from_pretrained(model.path, variant=model.variant, use_safetensors=True, **options)
+        if hollow:
+            options |= _hollow(model, network)
+        pipeline = cls.from_pretrained(model.path, variant=model.variant, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: "
@@ -113,3 +119,19 @@ def load_pipeline(
 def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
     """Its networks by name."""
     return {name: value for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)}
+
+
+def _hollow(model: Model, dtype: torch.dtype) -> dict[str, Any]:
+    """The denoising network by its name, with every weight the same zero."""
+    index = _index(model)
+    part = next(part for part in PARTS if index.get(part, [None])[0] is not None)
+    cls = getattr(diffusers, index[part][1])
+    with torch.device("meta"):
+        network = cls.from_config(cls.load_config(model.path, subfolder=part))
+    zero = torch.zeros((), dtype=dtype)
+    for module in network.modules():
+        for name, value in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(zero.expand(value.shape), requires_grad=False))
+        for name, value in module.named_buffers(recurse=False):
+            module.register_buffer(name, zero.expand(value.shape).to(value.dtype))
+    return {part: network}

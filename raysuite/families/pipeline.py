@@ -47,6 +47,7 @@ class PipelinePolicy(Policy):
         device: torch.device,
         texts: Path | None = None,
         encoders: bool = True,
+        weights: bool = True,
     ) -> None:
         """Open a pipeline.
 
@@ -58,6 +59,7 @@ class PipelinePolicy(Policy):
             device: where everything is to be.
             texts: a directory for text states: what is there is read, and what is missing is encoded and written.
             encoders: whether to load text encoders; without them all text states must be there.
+            weights: whether to load the network; without it the policy can encode prompts, and nothing else.
 
         Raises:
             UserError: it cannot be opened, or does not do what the settings say.
@@ -68,13 +70,16 @@ class PipelinePolicy(Policy):
         self.model, self.dtype = model, getattr(torch, model.precision)
         # trained weights stay in float32 (autocast casts them as they are used); frozen ones are stored in `precision`
         network_type = self.dtype if parameters.kind == "lora" else torch.float32
-        self.pipeline = self._load(model, network_type, encoders=encoders)
+        names = () if encoders else (ENCODER, *(f"{ENCODER}_{number}" for number in range(2, 5)))
+        self.pipeline = load_pipeline(model, network=network_type, without=names, hollow=not weights)
         self.name = type(self.pipeline).__name__
         self.facts = facts_of(self.name)
         self.part = next(part for part in PARTS if getattr(self.pipeline, part, None) is not None)
-        self.trained = self._trained(model, parameters, seed)
-        for module in modules_of(self.pipeline).values():
-            module.to(device)
+        if weights:
+            self.trained = self._trained(model, parameters, seed)
+        for name, module in modules_of(self.pipeline).items():
+            if weights or name != self.part:
+                module.to(device)
         self._check(sampler)
         self.driver = Driver(
             self.pipeline,
@@ -92,10 +97,6 @@ class PipelinePolicy(Policy):
         self.schedule = self._schedule(sampler).to(device)
 
     # opening
-
-    def _load(self, model: Model, network_type: torch.dtype, *, encoders: bool) -> Any:
-        names = () if encoders else (ENCODER, *(f"{ENCODER}_{number}" for number in range(2, 5)))
-        return load_pipeline(model, network=network_type, without=names)
 
     def _trained(self, model: Model, parameters: Parameters, seed: int) -> Trained:
         network = getattr(self.pipeline, self.part)
@@ -238,7 +239,7 @@ class PipelinePolicy(Policy):
     def remember(self, states: TextStates) -> None:
         """Keep answers, within the memory's budget."""
         for question, answer in states.items():
-            self.driver.memory.put(question, answer)
+            self.driver.memory.keep(question, answer)
 
     # pictures
 

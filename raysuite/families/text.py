@@ -62,17 +62,18 @@ class TextMemory:
             path = None if self.directory is None else answer_file(self.directory, question)
             if path is None or not path.is_file():
                 raise KeyError(question)
-            self._keep(question, read(path)[question])
+            self.keep(question, read(path)[question])
         self._answers.move_to_end(question)
         return self._answers[question]
 
     def put(self, question: str, answer: Answer) -> None:
         """Keep an answer on the CPU, and write it down where there is a directory."""
-        self._keep(question, answer)
+        self.keep(question, answer)
         if self.directory is not None:
             write(answer_file(self.directory, question), {question: self._answers[question]})
 
-    def _keep(self, question: str, answer: Answer) -> None:
+    def keep(self, question: str, answer: Answer) -> None:
+        """Keep an answer on the CPU."""
         self._forget(question)
         self._answers[question] = _on_cpu(answer)
         self._bytes += _size(answer)

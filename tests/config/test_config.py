@@ -563,3 +563,27 @@ def test_what_comes_with_a_submitted_job_keeps_its_name(tmp_path: Path, monkeypa
 def test_a_run_must_have_something_to_learn_from() -> None:
     with pytest.raises(UserError, match="expected a reward to learn from, got weight 0 for redness"):
         load("toy-ddpo", {"rewards": "[{name: redness, weight: 0}]"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sdxl-diffusion-dpo",
+        "sd35-medium-grpo",
+        "flux1-dev-grpo",
+        "flux2-klein-grpo",
+        "qwen-image-grpo",
+        "z-image-grpo",
+    ],
+)
+def test_recipes_of_large_models_say_what_they_are(name: str) -> None:
+    """Their places are those that docs/models.md speaks of, and nobody may think that they were run."""
+    config = load(name)
+    assert "Not run on its weights" in recipes()[name]
+    gpus = 2 if name == "qwen-image-grpo" else 1
+    assert config.cluster.worker_gpus + config.cluster.actor_gpus == gpus
+    assert config.model.precision == "bfloat16" and config.parameters.checkpointing
+    assert config.learn.microbatch == config.rollouts.prompts_per_block * (
+        1 if config.preferences.source else config.rollouts.samples
+    )
+    assert f"`{name}`" in (Path(__file__).parents[2] / "docs" / "models.md").read_text()

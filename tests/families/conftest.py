@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from raysuite.config import Model, Parameters, Sampler
+from raysuite.config import Model, Parameters, RunConfig, Sampler, validate
 from raysuite.families.pipeline import PipelinePolicy
 from tests.families.pipelines import ARGUMENTS, build
 
@@ -17,6 +17,15 @@ WITHOUT_GUIDANCE = {"flux2"}
 WITHOUT_LORA = {"pixart"}
 SIDE = {"hidream": 512}  # it draws one area only
 """Pixels of the tests' pictures; 32 for all others."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ddpo": {"clip": 0.1, "advantage_clip": 5.0},
+    "trajectory_dpo": {"strength": 10.0, "discount": 0.9},
+    "forward_rl": {"contrast": 1.0, "advantage_limit": 2.0},
+    "diffusion_dpo": {"beta": 500.0},
+    "dspo": {"beta": 0.01},
+    "cal_dpo": {"beta": 500.0, "share": 0.1},
+    "sft": {},
+}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +45,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def open_tiny(tiny: Callable[[str], Path]) -> Callable[..., PipelinePolicy]:
     """Opens a tiny pipeline as a policy: guided where its class knows guidance, with noise of level 1 unless said otherwise."""
 
-    def give(name: str, *, texts: Path | None = None, encoders: bool = True, **settings: Any) -> PipelinePolicy:
+    def give(
+        name: str, *, texts: Path | None = None, encoders: bool = True, weights: bool = True, **settings: Any
+    ) -> PipelinePolicy:
         sampler = {"steps": 4, "guidance": 1 if name in WITHOUT_GUIDANCE else 3, **settings.pop("sampler", {})}
         model = {"size": SIDE.get(name, 32), "arguments": ARGUMENTS[name], **settings.pop("model", {})}
         parameters = {"kind": "all" if name in WITHOUT_LORA else "lora", "rank": 2, **settings.pop("parameters", {})}
@@ -49,6 +60,7 @@ def open_tiny(tiny: Callable[[str], Path]) -> Callable[..., PipelinePolicy]:
             device=torch.device("cpu"),
             texts=texts,
             encoders=encoders,
+            weights=weights,
         )
 
     return give
@@ -72,3 +84,24 @@ def policy(
     for parameter in found.trainable().values():
         parameter.grad = None
     return found
+
+
+@pytest.fixture
+def tiny_run(tiny: Callable[[str], Path]) -> Callable[..., RunConfig]:
+    """Makes the configuration of two updates on a tiny pipeline; keywords replace sections."""
+
+    def make(pipeline: str, objective: str, **changes: Any) -> RunConfig:
+        tree: dict[str, Any] = {
+            "updates": 2,
+            "model": {"path": str(tiny(pipeline)), "size": 32, "arguments": ARGUMENTS[pipeline]},
+            "sampler": {"steps": 3, "guidance": 2.0},
+            "parameters": {"rank": 2},
+            "rewards": [{"name": "redness"}],
+            "rollouts": {"prompts": 2, "samples": 2, "prompts_per_block": 2},
+            "objective": {"name": objective, **SETTINGS[objective]},
+            "evaluation": {"prompts": 1, "final_samples": 1, "every": 2},
+            **changes,
+        }
+        return validate(tree)
+
+    return make

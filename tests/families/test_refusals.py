@@ -119,9 +119,11 @@ def test_every_promised_class_has_its_seams_and_a_tiny_pipeline(tiny: Callable[[
         assert missing_seam(getattr(diffusers, name)) is None
 
 
-def test_a_single_file_without_a_configuration(tmp_path: Path) -> None:
+def test_a_single_file_is_told_how_to_become_a_pipeline(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"expected model.config beside a single-file checkpoint"):
+    with pytest.raises(
+        UserError, match=r"got a file: write it as one with\n  python -c .*from_single_file\('.*model.safetensors'\)"
+    ):
         check_model(Model(path=str(tmp_path / "model.safetensors")))
 
 

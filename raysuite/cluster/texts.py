@@ -1,0 +1,74 @@
+"""A run's prompts encoded once, before it begins: learners and rollout actors then never load a text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from raysuite.config import TOYS, RunConfig
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.stages.files import write_json
+from raysuite.stages.prompts import load_prompts
+
+PROMPTS_AT_ONCE = 32
+"""That an actor is given: what is lost when one dies."""
+
+
+class TextEncoder:
+    """One actor: opens a pipeline without its denoising network, and writes what its encoders make of prompts."""
+
+    def __init__(self, config: RunConfig, directory: Path, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu")
+        self._policy = open_policy(config, device, texts=directory, weights=False)
+
+    def encode(self, prompts: Sequence[str]) -> int:
+        """Write the text states of prompts that are not there yet; returns how many prompts these were."""
+        return len(self._policy.text_states(prompts))
+
+
+def encode_once(config: RunConfig, directory: Path, *, threads: int) -> Path | None:
+    """The directory of a run's text states, all there; None for a run whose processes encode for themselves.
+
+    Needs Ray to run. What was encoded before is not encoded again.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        threads: of each actor.
+
+    Raises:
+        UserError: the model cannot be opened.
+    """
+    if not config.cluster.encode_once or config.model.path in TOYS:
+        return None
+    texts = directory / "texts"
+    known = load_prompts(config.prompts)
+    prompts = list(dict.fromkeys(["", *(prompt.text for split in known.splits.values() for prompt in split)]))
+    of = {"prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(), "model": config.canonical()["model"]}
+    done = texts / "complete.json"
+    if done.exists() and json.loads(done.read_text()) == of:
+        return texts
+    remote: Any = ray.remote(TextEncoder).options(
+        num_cpus=config.cluster.actor_cpus, num_gpus=config.cluster.actor_gpus, max_restarts=2, max_task_retries=2
+    )
+    actors = [remote.remote(config, texts, threads=threads) for _ in range(config.cluster.actors)]
+    pieces = [prompts[first : first + PROMPTS_AT_ONCE] for first in range(0, len(prompts), PROMPTS_AT_ONCE)]
+    try:
+        list(ray.util.ActorPool(actors).map_unordered(lambda actor, piece: actor.encode.remote(piece), pieces))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):  # a sentence for the user crosses processes as it was written
+            raise error.cause from None
+        raise
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    write_json(done, of)
+    return texts

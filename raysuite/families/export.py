@@ -1,0 +1,61 @@
+"""A LoRA of a run in the form that tools other than diffusers read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raysuite.errors import UserError
+from raysuite.families.pipeline import LORA_FILE
+
+HEADER = "lora_adapter_metadata"
+"""Where diffusers' files say what rank and alpha are."""
+MATRICES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+
+
+def to_kohya(model: Path, file: Path) -> int:
+    """Write the LoRA of a checkpoint's `model` directory as kohya's tools do, and return how many layers it has.
+
+    Each layer has `lora_down`, `lora_up` and `alpha`, of which readers make up @ down x alpha / rank: the strength with which it was
+    trained. Layers of U-Nets are called `lora_unet_<name with underscores>`, those of transformers by their names in diffusers,
+    `transformer.<name>`.
+
+    Raises:
+        UserError: the checkpoint has no LoRA, or one of another kind.
+    """
+    source = model / LORA_FILE
+    if not source.is_file():
+        raise UserError(f"expected a LoRA in {model}, found none: a run with parameters.kind=all saves whole pipelines")
+    with safetensors.safe_open(source, framework="pt") as stored:
+        said: dict[str, Any] = json.loads((stored.metadata() or {})[HEADER])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+    found: dict[str, Tensor] = {}
+    layers = set()
+    for name, tensor in tensors.items():
+        layer, _, matrix = name.removesuffix(".weight").rpartition(".")
+        if matrix not in MATRICES:
+            raise UserError(
+                f"expected a LoRA of two matrices a layer in {source}, got {name}: kohya's form has no place for it"
+            )
+        part, _, inside = layer.partition(".")
+        called = f"lora_unet_{inside.replace('.', '_')}" if part == "unet" else layer
+        found[f"{called}.{MATRICES[matrix]}.weight"] = tensor.contiguous()
+        found[f"{called}.alpha"] = torch.tensor(_alpha(said, part, inside))
+        layers.add(layer)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(found, file)
+    return len(layers)
+
+
+def _alpha(said: Mapping[str, Any], part: str, layer: str) -> float:
+    """Alpha of a layer, which a LoRA that was begun from a file may have for each."""
+    pattern = said.get(f"{part}.alpha_pattern") or {}
+    own = [alpha for name, alpha in pattern.items() if layer == name or layer.endswith(f".{name}")]
+    return float(own[0] if own else said[f"{part}.lora_alpha"])

@@ -1,0 +1,85 @@
+"""Every objective learns on one U-Net and on one flow transformer, from rollouts and from preference sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from raysuite.config import RunConfig
+from raysuite.datasets.encode import encode_block
+from raysuite.datasets.sources import open_source
+from raysuite.families import encoder_digests, open_model, open_policy
+from raysuite.kernel.objectives import OBJECTIVES
+from raysuite.stages import preference_set
+from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.train import Training
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+PIPELINES = ("sdxl", "sd3")
+
+
+def trained(config: RunConfig, directory: Path) -> tuple[np.ndarray, dict[str, dict[int, float]]]:
+    """The weights after a run in this process, before which they were zeros or small, and its metrics."""
+    RunDirectory(directory).claim(config, ["test"])
+    policy = open_policy(config, torch.device("cpu"))
+    before = policy.weights()
+    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
+    assert not np.array_equal(policy.weights(), before)
+    return policy.weights(), RunDirectory(directory).metrics()
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_updates(pipeline: str, objective: str, tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    more: dict[str, Any] = {"reference": {"refresh": 1}} if objective == "forward_rl" else {}
+    weights, metrics = trained(tiny_run(pipeline, objective, **more), tmp_path)
+    assert np.isfinite(weights).all()
+    assert set(metrics["learn/loss"]) == {0, 1}
+    assert all(value > 0 for value in metrics["learn/grad_norm"].values())
+    if objective == "ddpo":
+        assert metrics["learn/ratio"] == {0: 1.0, 1: 1.0}  # exactly, at the first of each update
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_published_set_is_encoded_and_learned_from(
+    pipeline: str, tiny_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Its text states are those that the run's own encoders would give."""
+    draw, lines = np.random.default_rng(0), []
+    for number in range(2):
+        for which in ("a", "b"):
+            picture = draw.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(picture).save(tmp_path / f"{number}{which}.png")
+        row = {"prompt": f"a photo of {number} cats", "preferred": f"{number}a.png", "rejected": f"{number}b.png"}
+        lines.append(json.dumps(row))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    config = tiny_run(pipeline, "diffusion_dpo", preferences={"source": str(tmp_path / "set")})
+    encoder = open_model(config.model, torch.device("cpu"))
+    source = open_source([str(tmp_path / "pairs.jsonl")], layout=None, split="train")
+    identity = {
+        "model": config.model.path,
+        "encoders": encoder_digests(config.model),
+        "latent_shape": encoder.latent_shape,
+        "members": 2,
+        "steps": None,
+        "sampler": None,
+        "source": source.identity(),
+    }
+    preference_set.claim(tmp_path / "set", identity, ["test"])
+    for part in source.parts(2):
+        encode_block(encoder, source, part, tmp_path / "set")
+    preference_set.summarise(tmp_path / "set")
+    states = preference_set.PreferenceSet(tmp_path / "set").texts([0, 1])
+    own = open_policy(config, torch.device("cpu")).text_states(["a photo of 0 cats", "a photo of 1 cats"])
+    assert states and states.keys() < {question for of in own.values() for question in of}  # guided questions besides
+    trained(config, tmp_path / "run")

@@ -1,0 +1,63 @@
+"""A run that begins from a LoRA file: it is trained on, and the reference has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raysuite.errors import UserError
+from raysuite.families.pipeline import PipelinePolicy
+from tests.families.test_pipelines import PROMPTS, latents, plain_pipeline, plainly, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+Opener = Callable[..., PipelinePolicy]
+
+
+@pytest.mark.parametrize("pipeline", ["sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["lora", "all"])
+def test_start(pipeline: str, kind: str, open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of rank 3 and alpha 6 on two kinds of layers, whatever the run's defaults are."""
+    first = open_tiny(pipeline, parameters={"rank": 3, "alpha": 6.0, "targets": ["to_q", "to_out.0"]})
+    stirred = np.random.default_rng(0).standard_normal(first.weights().shape).astype(np.float32)
+    first.set_weights(first.weights() + 0.2 * stirred)
+    first.save(tmp_path / "first", first.weights())
+    file = tmp_path / "first" / "pytorch_lora_weights.safetensors"
+    policy = open_tiny(pipeline, parameters={"kind": kind, "rank": 16, "start": str(file)})
+    x, (t, prompts) = latents(policy), rows(policy, 2)
+    with torch.no_grad():
+        expected = first.predict(x, t, prompts)
+        plain = first.predict(x, t, prompts, reference=True)
+        came = policy.predict(x, t, prompts)
+        torch.testing.assert_close(came, expected, rtol=1e-4, atol=1e-5)
+        assert float((came - plain).abs().max()) > 1e-3
+        draw = np.random.default_rng(1)
+        before = policy.weights()
+        policy.set_weights(before + 0.05 * draw.standard_normal(before.shape).astype(np.float32))
+        assert float((policy.predict(x, t, prompts) - came).abs().max()) > 1e-3
+        for of in ({"reference": True}, {"base": True}):
+            torch.testing.assert_close(policy.predict(x, t, prompts, **of), came, rtol=1e-4, atol=1e-5)
+        policy.set_reference(policy.weights())  # a reference that follows leaves the model as it came
+        assert torch.equal(policy.predict(x, t, prompts, reference=True), policy.predict(x, t, prompts))
+        torch.testing.assert_close(policy.predict(x, t, prompts, base=True), came, rtol=1e-4, atol=1e-5)
+    if kind == "lora":
+        assert before.shape == first.weights().shape  # the file's rank and layers
+    policy.save(tmp_path / "trained", policy.weights())
+    if kind == "lora":
+        loaded = plain_pipeline(tiny(pipeline), pipeline)
+        loaded.load_lora_weights(tmp_path / "trained")
+    else:
+        loaded = plain_pipeline(tmp_path / "trained", pipeline)
+    trained = plainly(policy.pipeline, pipeline, PROMPTS[:1], steps=2)
+    np.testing.assert_array_equal(plainly(loaded, pipeline, PROMPTS[:1], steps=2), trained)
+
+
+def test_no_lora_of_this_model(open_tiny: Opener, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    for file in ("broken.safetensors", "missing.safetensors"):
+        with pytest.raises(UserError, match=r"expected a LoRA of this model at parameters\.start"):
+            open_tiny("sd3", parameters={"start": str(tmp_path / file)})
