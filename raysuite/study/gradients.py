@@ -176,14 +176,12 @@ def _predict(policy: Policy, chunk: Queries, microbatch: int, **who: bool) -> Te
 
 
 def _gradients(policy: Policy, value: Tensor, weight: Tensor | None, *, retain: bool) -> dict[str, Tensor]:
+    """Zeros for what no gradient reaches: some networks have layers whose output nothing reads."""
     parameters = policy.trainable()
-    return dict(
-        zip(
-            parameters,
-            torch.autograd.grad(value, list(parameters.values()), weight, retain_graph=retain),
-            strict=True,
-        )
+    found = torch.autograd.grad(
+        value, list(parameters.values()), weight, retain_graph=retain, allow_unused=True, materialize_grads=True
     )
+    return dict(zip(parameters, found, strict=True))
 
 
 def _cost(policy: Policy, chunk: Queries, *, forward: int, backward: int) -> Cost:

@@ -22,6 +22,7 @@ from raysuite.stages import preference_set
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
+from raysuite.study.gradients import _gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -48,6 +49,24 @@ def test_two_updates(pipeline: str, objective: str, tiny_run: Callable[..., RunC
     assert all(value > 0 for value in metrics["learn/grad_norm"].values())
     if objective == "ddpo":
         assert metrics["learn/ratio"] == {0: 1.0, 1: 1.0}  # exactly, at the first of each update
+
+
+def test_layers_that_no_gradient_reaches(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """What the last block of Qwen-Image makes of the text is read by nobody. Learned from, saved, resumed and studied all the same."""
+    config = tiny_run("qwen_image", "ddpo", parameters={"rank": 2, "targets": ["to_q", "to_add_out"]})
+    trained(config, tmp_path)
+    policy = open_policy(config, torch.device("cpu"))
+    training = Training(config, tmp_path, policy, LocalCollector(policy, config), Accelerator(cpu=True))
+    training.resume()
+    assert training.state.updates == 2
+    x = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    value = policy.predict(x, policy.schedule.timesteps_K[:1], ["a photo of a red cat"]).square().sum()
+    value.backward(retain_graph=True)
+    unread = [name for name, p in policy.trainable().items() if p.grad is None]
+    assert unread and all("to_add_out" in name for name in unread)
+    studied = _gradients(policy, value, None, retain=False)
+    for name, p in policy.trainable().items():
+        assert torch.equal(studied[name], torch.zeros_like(p) if p.grad is None else p.grad), name
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
