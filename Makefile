@@ -13,7 +13,7 @@ DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
-.PHONY: help setup demo test check fix bench bench-peer clean
+.PHONY: help setup demo test check fix docs bench bench-peer clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ fix: setup ## mend what lint and format can mend by themselves, show the rest
 	$(BIN)/ruff check --fix --exit-zero --quiet . > /dev/null
 	$(BIN)/ruff format .
 	$(BIN)/ruff check .
+
+docs: setup ## the documents as a site in build/docs; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The site is $(CURDIR)/build/docs/index.html"
 
 bench: setup ## how fast the suite is on this machine
 	$(BIN)/python jobs/bench.py

@@ -170,7 +170,9 @@ def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | 
     """`expected_cosine` of sum_t g^t / |E g^t|: what is left of disagreement once timestep weights are taken out.
 
     Args:
-        aa, bb, ab: (n, T, n, T).
+        aa: K of the first objective, (n, T, n, T).
+        bb: of the second.
+        ab: of both.
 
     Returns:
         None where no bin shows a direction under both objectives.

@@ -348,9 +348,14 @@ def variance_preserving_schedule(
 
     Args:
         alpha_bar_T: (T,) cumulative products of the training schedule, float64.
-        steps, spacing, offset: see `spaced_timesteps`.
+        steps: see `spaced_timesteps`.
+        spacing: likewise.
+        offset: likewise.
         prediction: what the network predicts.
-        kind, level, floor, dtype: see `noisy_schedule`.
+        kind: see `noisy_schedule`.
+        level: likewise.
+        floor: likewise.
+        dtype: likewise.
     """
     dtype = dtype or alpha_bar_T.dtype
     timesteps_K = torch.from_numpy(spaced_timesteps(len(alpha_bar_T), steps, spacing=spacing, offset=offset).copy())
