@@ -122,6 +122,7 @@ class Window(Section):
     every: PositiveInt = 1
     """Updates between two moves."""
     stride: PositiveInt = 1
+    """Steps that `progressive` moves by."""
     shared_start: bool = False
     """All samples of a prompt begin from the same noise in training, and part where the window begins (Flow-GRPO-Fast)."""
 
@@ -135,6 +136,7 @@ class Sampler(Section):
     """How pictures are drawn, in rollouts, learning and evaluation alike. `eta: 0.5` is short for noise of kind ddim and level 0.5."""
 
     steps: PositiveInt = 50
+    """Denoising steps of a picture."""
     noise: Noise = Noise()
     window: Window | None = None
     """Where noise is added; null for every step."""
@@ -172,6 +174,7 @@ class Parameters(Section):
     """What is trained."""
 
     kind: Literal["lora", "all"] = "lora"
+    """Low-rank adapters, or all weights."""
     rank: PositiveInt = 16
     """LoRA rank."""
     alpha: PositiveFloat | None = None
@@ -199,6 +202,7 @@ class Reward(Section):
     name: str
     """A registered reward, or a function or class as `package.module:name`."""
     weight: float = 1.0
+    """In the sum."""
     model: Annotated[str | None, AfterValidator(located)] = None
     """Hub id or directory of a reward that is a network; by default the weights that it was published with, where a hub has them."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -214,6 +218,7 @@ class RolloutSettings(Section):
     """What one update samples."""
 
     prompts: PositiveInt = 16
+    """Prompts an update."""
     samples: PositiveInt = 8
     """Pictures a prompt: a group."""
     prompts_per_block: PositiveInt = 4
@@ -248,7 +253,9 @@ class Credit(Section):
     """Over the batch; per prompt group (as GRPO); each group's mean with the batch's deviation (as Flow-GRPO and DiffusionNFT); or
     by each prompt's running statistics (as DDPO)."""
     tracker_size: PositiveInt = 32
+    """Rewards that `tracked` remembers of each prompt."""
     tracker_minimum: PositiveInt = 16
+    """Rewards of a prompt below which `tracked` takes the batch's statistics."""
 
 
 class Preferences(Section):
@@ -286,13 +293,19 @@ class Learn(Section):
     """How an update learns from its rollouts. AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
+    """AdamW's, constant."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """AdamW's."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay of the moments."""
     epsilon: PositiveFloat = 1e-8
+    """AdamW's."""
     max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are scaled down to it."""
     minibatches: PositiveInt = 1
     """Optimiser steps per pass over the rollouts."""
     epochs: PositiveInt = 1
+    """Passes over the rollouts of an update."""
     microbatch: PositiveInt = 32
     """Points through the network at once. With the size of a block, the first ratio is exactly 1."""
 
@@ -301,6 +314,7 @@ class Evaluation(Section):
     """Fixed prompts and seeds, before the first update, every few updates, and after the last."""
 
     every: PositiveInt = 10
+    """Updates from one evaluation to the next."""
     prompts: PositiveInt = 96
     """Prompts of each split."""
     samples: PositiveInt = 1
@@ -338,6 +352,7 @@ class Guards(Section):
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01
+    """How far the ratio may be off 1."""
     spread: Reaction = "warn"
     """In an update every prompt's pictures had equal rewards."""
     finite: Reaction = "warn"
@@ -352,9 +367,11 @@ class Cluster(Section):
     actors: PositiveInt = 1
     """Rollout processes."""
     worker_cpus: PositiveFloat = 1.0
+    """Of each learner; what Ray sets aside."""
     worker_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest: one GPU does both in turn."""
     actor_cpus: PositiveFloat = 1.0
+    """Of each actor."""
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each actor; whole ones set actors apart from learners."""
     shard: bool = False
@@ -371,6 +388,7 @@ class Checkpoints(Section):
     """What is kept."""
 
     every: PositiveInt = 10
+    """Updates from one checkpoint to the next; there is one at every evaluation, too."""
     keep: PositiveInt = 2
     """Most recent checkpoints that stay on disk."""
 
@@ -410,6 +428,7 @@ class Run(Section):
     """All sections side by side, whether they agree or not: `RunConfig` is a run whose sections do."""
 
     seed: NonNegativeInt = 0
+    """Of everything that the run draws, but for its evaluations."""
     updates: PositiveInt
     """Updates after which the run ends."""
     budget: PositiveInt | None = None
@@ -419,6 +438,7 @@ class Run(Section):
     parameters: Parameters = Parameters()
     prompts: Prompts = Prompts()
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    """Terms of the trained reward, which is their weighted sum."""
     rollouts: RolloutSettings = RolloutSettings()
     credit: Credit = Credit()
     preferences: Preferences = Preferences()

@@ -114,6 +114,7 @@ def test_settings_and_objectives_are_all_on_the_page() -> None:
     rows = set(re.findall(r"^\| `([^`]+)` \|", made, re.MULTILINE))
     assert set(paths()) <= rows
     assert {f"### {name}" for name in OBJECTIVES} <= set(made.splitlines())
+    assert not re.findall(r"^.*\|  \|$", made, re.MULTILINE), "a setting without a sentence"
     assert "objective.winner_margin" in rows  # inherited fields, too
 
 
