@@ -45,7 +45,7 @@ fix: setup ## mend what lint and format can mend by themselves, show the rest
 	$(BIN)/ruff check .
 
 docs: setup ## the documents as a site in build/docs; warnings are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "The site is $(CURDIR)/build/docs/index.html"
 
 bench: setup ## how fast the suite is on this machine
