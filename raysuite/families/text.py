@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ TextStates = Mapping[str, Answer]
 """Answers by question."""
 
 REMEMBERED_BYTES = 2**32
-"""Of answers kept by a process: 4 GiB, which is 14,000 prompts of SDXL, 1,000 of FLUX.1, 270 of FLUX.2."""
+"""Of answers kept by a process: 4 GiB, which is 14,000 prompts of SDXL, 1,000 of FLUX.1, 270 of FLUX.2-dev."""
 
 
 def tensors_of(answer: Answer) -> Iterator[Tensor]:
@@ -39,7 +39,11 @@ def tensors_of(answer: Answer) -> Iterator[Tensor]:
 
 
 class TextMemory:
-    """Answers by question. The longest unused go when there are more bytes than the budget."""
+    """Answers by question. The longest unused go when there are more bytes than the budget.
+
+    Tensors that are equal are there once: a negative prompt's in the answers to all guided questions, a prompt's in those with
+    guidance and without.
+    """
 
     def __init__(self, budget: int = REMEMBERED_BYTES, directory: Path | None = None) -> None:
         """An empty memory.
@@ -50,7 +54,11 @@ class TextMemory:
         """
         self.budget, self.directory = budget, directory
         self._answers: OrderedDict[str, Answer] = OrderedDict()
-        self._bytes = 0
+        self._tensors: dict[str, Tensor] = {}
+        self._uses: Counter[str] = Counter()
+        self._digests: dict[int, str] = {}
+        """Of the tensors that are kept, by their identity."""
+        self.bytes = 0
 
     def get(self, question: str) -> Answer:
         """The answer, from memory or from the directory.
@@ -74,31 +82,38 @@ class TextMemory:
 
     def keep(self, question: str, answer: Answer) -> None:
         """Keep an answer on the CPU."""
+        kept = self._kept(answer)
         self._forget(question)
-        self._answers[question] = _on_cpu(answer)
-        self._bytes += _size(answer)
-        while self._bytes > self.budget and len(self._answers) > 1:
+        self._answers[question] = kept
+        while self.bytes > self.budget and len(self._answers) > 1:
             self._forget(next(iter(self._answers)))
 
+    def _kept(self, answer: Answer) -> Answer:
+        if isinstance(answer, list | tuple):
+            return type(answer)(self._kept(part) for part in answer)
+        if not isinstance(answer, Tensor):
+            if answer is not None:
+                raise UserError(
+                    f"expected tensors from the pipeline's encode_prompt, got {type(answer).__name__}: this pipeline class is not "
+                    "supported"
+                )
+            return None
+        tensor = answer.detach().cpu().contiguous()
+        content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().data).hexdigest()
+        digest = f"{tensor.dtype} {tuple(tensor.shape)} {content}"
+        if digest not in self._tensors:
+            self._tensors[digest], self._digests[id(tensor)] = tensor, digest
+            self.bytes += tensor.nbytes
+        self._uses[digest] += 1
+        return self._tensors[digest]
+
     def _forget(self, question: str) -> None:
-        if question in self._answers:
-            self._bytes -= _size(self._answers.pop(question))
-
-
-def _size(answer: Answer) -> int:
-    return sum(tensor.nbytes for tensor in tensors_of(answer))
-
-
-def _on_cpu(answer: Answer) -> Answer:
-    if isinstance(answer, Tensor):
-        return answer.detach().cpu()
-    if isinstance(answer, list | tuple):
-        return type(answer)(_on_cpu(part) for part in answer)
-    if answer is not None:
-        raise UserError(
-            f"expected tensors from the pipeline's encode_prompt, got {type(answer).__name__}: this pipeline class is not supported"
-        )
-    return None
+        for tensor in tensors_of(self._answers.pop(question, None)):
+            digest = self._digests[id(tensor)]
+            self._uses[digest] -= 1
+            if not self._uses[digest]:
+                self.bytes -= tensor.nbytes
+                del self._tensors[digest], self._uses[digest], self._digests[id(tensor)]
 
 
 # as one batch

@@ -189,13 +189,27 @@ def test_default_targets_reach_every_block_of_flux_2(double: int, single: int) -
 def test_memory_is_counted_in_bytes() -> None:
     """Three answers of 400 bytes in 1,000: the one that was not used for longest goes."""
     memory = TextMemory(budget=1000)
-    for name in ("first", "second"):
-        memory.put(name, (torch.zeros(50), [torch.zeros(50)]))
+    for number, name in enumerate(("first", "second")):
+        memory.put(name, (torch.full((50,), 2.0 * number), [torch.full((50,), 2.0 * number + 1)]))
     memory.get("first")
-    memory.put("third", torch.zeros(100))
+    memory.put("third", torch.full((100,), 9.0))
+    assert memory.bytes == 800
     with pytest.raises(KeyError):
         memory.get("second")
     memory.get("first"), memory.get("third")
+
+
+def test_equal_tensors_are_kept_once() -> None:
+    """Until the last answer that has one is forgotten; another type or shape is another tensor."""
+    memory, shared = TextMemory(budget=1000), torch.arange(50.0)
+    memory.put("first", (torch.zeros(50), shared.clone()))
+    memory.put("second", (torch.ones(50), shared.clone()))
+    assert memory.bytes == 600
+    assert memory.get("first")[1] is memory.get("second")[1]
+    memory.put("first", (torch.zeros(50).int(), torch.zeros(1, 50)))  # the same bytes, twice, and no longer the shared
+    assert memory.bytes == 800
+    memory.put("second", None)
+    assert memory.bytes == 400
 
 
 def test_answers_go_to_files_and_come_back(tmp_path: Path) -> None:
