@@ -27,9 +27,9 @@ def build_tiny(directory: Path, prediction_type: str) -> None:
     """A random `StableDiffusionPipeline` of a few hundred kilobytes; the v one has zero terminal signal, as SD 2.1's fix."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    from raysuite.worlds.scenes.pretrain import build_pipeline
+    from raysuite.worlds.scenes.bundled import BUNDLED
 
-    pipeline = build_pipeline(seed=0)
+    pipeline = BUNDLED["scenes"].build(seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline.vae = AutoencoderKL(

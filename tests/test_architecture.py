@@ -23,7 +23,7 @@ ABOVE_THEIR_OWN = {("rewards", "worlds")}
 """Rooms of one floor of which the first may import the second."""
 OUTSIDE = {
     "ray": {"cluster"},
-    "diffusers": {"families", "worlds.scenes.pretrain"},
+    "diffusers": {"families", "worlds.scenes.bundled", "worlds.scenes.pretrain"},
     "peft": {"families"},
     "typer": {"cli"},
 }

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import runpy
 import sys
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from transformers import CLIPTokenizer
 
+from raysuite.errors import UserError
 from raysuite.worlds.scenes import grammar, pretrain
+from raysuite.worlds.scenes.bundled import BUNDLED, FLOW_PROMPT_TOKENS, PROMPT_TOKENS, Bundled, build_tokenizer
 from raysuite.worlds.scenes.grammar import COLOURS, COUNTS, RELATIONS, SHAPES, Scene, parse
-from raysuite.worlds.scenes.pretrain import PROMPT_TOKENS, build_tokenizer, vae_round_trip_rate
+from raysuite.worlds.scenes.pretrain import pass_rates, vae_round_trip_rate
 from raysuite.worlds.scenes.render import render
 from raysuite.worlds.scenes.verify import Verdict, read, verify
 
 TRAINING, HELD_OUT = grammar.training_prompts(), grammar.held_out_prompts()
-MODEL = Path(str(resources.files("raysuite.worlds.scenes") / "model"))
 
 
 # prompts
@@ -253,9 +253,11 @@ def test_other_pictures_are_refused(image: np.ndarray) -> None:
 # the tokenizer and the bundled model
 
 
-@pytest.fixture(scope="module", params=["built", "bundled"])
+@pytest.fixture(scope="module", params=["built", *BUNDLED])
 def tokenizer(request: pytest.FixtureRequest) -> CLIPTokenizer:
-    return build_tokenizer() if request.param == "built" else CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    if request.param == "built":
+        return build_tokenizer(PROMPT_TOKENS)
+    return CLIPTokenizer.from_pretrained(BUNDLED[request.param].directory / "tokenizer")
 
 
 def test_one_token_a_word(tokenizer: CLIPTokenizer) -> None:
@@ -274,46 +276,54 @@ def test_one_token_a_word(tokenizer: CLIPTokenizer) -> None:
 def test_other_words_are_spelled(tokenizer: CLIPTokenizer) -> None:
     """No word is unknown, and prompts that are too long are cut."""
     assert tokenizer.decode(tokenizer("zebra").input_ids, skip_special_tokens=True).strip() == "zebra"
-    cut = tokenizer("red " * 50, padding="max_length", max_length=PROMPT_TOKENS, truncation=True).input_ids
-    assert len(cut) == PROMPT_TOKENS
+    cut = tokenizer("red " * 50, padding="max_length", truncation=True).input_ids
+    assert len(cut) == tokenizer.model_max_length in (PROMPT_TOKENS, FLOW_PROMPT_TOKENS)
+
+
+def test_no_prompt_is_cut(tokenizer: CLIPTokenizer) -> None:
+    assert max(len(ids) for ids in tokenizer(list(TRAINING + HELD_OUT)).input_ids) <= tokenizer.model_max_length
+
+
+@pytest.fixture(scope="module", params=BUNDLED.values(), ids=BUNDLED)
+def model(request: pytest.FixtureRequest) -> Bundled:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def bundled() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None)
+def pipeline(model: Bundled) -> DiffusionPipeline:
+    pipeline = model.open(model.directory)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def test_renders_survive_the_bundled_vae(bundled: StableDiffusionPipeline) -> None:
-    assert vae_round_trip_rate(bundled, 2_000) >= 0.995
+def test_renders_survive_the_bundled_vae(pipeline: DiffusionPipeline) -> None:
+    assert vae_round_trip_rate(pipeline, 1_000) >= 0.995
 
 
-def test_the_bundled_model_draws_and_listens_badly(bundled: StableDiffusionPipeline) -> None:
+def test_a_bundled_model_draws_and_listens_badly(model: Bundled, pipeline: DiffusionPipeline) -> None:
     """Most pictures hold clean shapes; some but not all follow the prompt: there is something to learn."""
-    from raysuite.worlds.scenes.pretrain import pass_rates
-
-    passed = pass_rates(bundled, grammar.balanced(TRAINING, 48), guidance=1.0)
+    passed = pass_rates(pipeline, model, grammar.balanced(TRAINING, 48), guidance=2.0)
     assert 0.05 < passed.mean() < 0.8
-    bundled.set_progress_bar_config(disable=True)
-    images = bundled(
-        list(grammar.balanced(TRAINING, 16)),
-        num_inference_steps=12,
+    images = pipeline(
+        list(grammar.balanced(HELD_OUT, 16)),
         guidance_scale=1.0,
-        eta=1.0,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
+        **model.drawing,
     ).images
     shapes = [thing.shape for image in np.rint(images * 255).astype(np.uint8) for thing in read(image)]
     assert len(shapes) >= 16
     assert np.mean([shape != "blob" for shape in shapes]) > 0.6
 
 
-def test_the_bundled_model_is_small_and_has_a_card() -> None:
-    size = sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file())
-    assert size < 25e6
-    assert "Apache-2.0" in (MODEL / "README.md").read_text()
+def test_a_bundled_model_is_small_and_has_a_card(model: Bundled) -> None:
+    assert sum(file.stat().st_size for file in model.directory.rglob("*") if file.is_file()) < 12e6
+    card = (model.directory / "README.md").read_text()
+    assert "Apache-2.0" in card
+    assert card.startswith(f"# {model.name}: ")
 
 
-# the job that makes the model
+# the job that makes them
 
 JOB = Path(__file__).parents[2] / "jobs" / "pretrain_scenes.py"
 
@@ -331,20 +341,47 @@ def weights(directory: Path, part: str) -> bytes:
 
 
 def test_the_job_makes_a_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Bundled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_job(monkeypatch, tmp_path)
+    run_job(monkeypatch, tmp_path, f"--model={model.name}")
     assert "denoiser: step 3 of 3" in capsys.readouterr().out
     card = (tmp_path / "README.md").read_text()
     assert "| denoiser_steps | 3 |" in card and "| held-out | 3 |" in card
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    pipeline = model.open(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    assert np.isfinite(pipeline("one red circle", num_inference_steps=2, output_type="np").images).all()
-    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    arguments = {**model.drawing, "num_inference_steps": 2}
+    assert np.isfinite(pipeline("one red circle", output_type="np", **arguments).images).all()
+    assert not (tmp_path / "training.pt").exists()
 
-    vae, unet = weights(tmp_path, "vae"), weights(tmp_path, "unet")
-    monkeypatch.setattr(pretrain, "write_card", lambda *_, **__: None)  # measured above
-    run_job(monkeypatch, tmp_path, "--seed=1")  # as after a stop: a finished VAE is kept
+    vae, denoiser = weights(tmp_path, "vae"), weights(tmp_path, model.denoiser)
+    monkeypatch.setattr(pretrain, "write_card", lambda *_: None)  # measured above
+    run_job(monkeypatch, tmp_path, f"--model={model.name}", "--seed=1")  # as after a stop: a finished VAE is kept
     assert "VAE: step" not in capsys.readouterr().out
     assert weights(tmp_path, "vae") == vae
-    assert weights(tmp_path, "unet") != unet
+    assert weights(tmp_path, model.denoiser) != denoiser
+
+
+def test_a_stopped_job_goes_on_to_the_same_bits(
+    model: Bundled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pretrain, "write_card", lambda *_: None)
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", 2)
+    job = (f"--model={model.name}", "--denoiser-steps=4", "--denoiser-cooldown=2")
+    run_job(monkeypatch, tmp_path / "whole", *job)
+
+    loss, calls = type(model).loss, iter(range(10))
+
+    def stop_at_the_fourth(*arguments: object) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(type(model), "loss", stop_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(monkeypatch, tmp_path / "stopped", *job)
+    with pytest.raises(UserError, match=r"expected the settings that .* was written with"):
+        run_job(monkeypatch, tmp_path / "stopped", *job, "--seed=1")
+    run_job(monkeypatch, tmp_path / "stopped", *job)
+    for part in model.trained:
+        assert weights(tmp_path / "stopped", part) == weights(tmp_path / "whole", part)

@@ -1,34 +1,33 @@
-"""How the bundled model is made: a small but genuine `StableDiffusionPipeline` that draws well and listens badly.
+"""How the bundled models are made: small but genuine diffusers pipelines (`bundled`) that draw well and listen badly.
 
-Three stages: a word-level CLIP tokenizer and text encoder are built, a VAE is fitted to renders, and a U-Net
-is trained together with the text encoder on renders whose captions are wrong in one attribute part of the
-time. What is left to learn is to follow the prompt, which is what alignment is for.
+A VAE is fitted to renders, and a denoiser is trained together with its text encoders on renders whose captions are wrong in one
+attribute part of the time. What is left to learn is to follow the prompt, which is what alignment is for.
 
-(Model families elsewhere only load models; this file and `raysuite.families` are the two that know diffusers.)
+(Model families elsewhere only load models; this file, `bundled` and `raysuite.families` are what knows diffusers.)
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torch.nn.functional import mse_loss
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.worlds.scenes import grammar
-from raysuite.worlds.scenes.render import SIZE, render
+from raysuite.worlds.scenes.bundled import Bundled
+from raysuite.worlds.scenes.render import render
 from raysuite.worlds.scenes.verify import verify
 
-PROMPT_TOKENS = 16
+SAVE_EVERY = 250
+"""Steps of the denoiser after which a stopped job can go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,98 +47,28 @@ class Pretraining:
     denoiser_steps: int = 4_000
     denoiser_batch: int = 64
     denoiser_learning_rate: float = 6e-4
+    denoiser_cooldown: int = 0
+    """Last steps, over which the learning rate falls linearly to 0."""
     ema: float = 0.999
     """Decay of the averaged weights, which are the ones that ship."""
     card_prompts: int = 72
-    """Prompts of each split, half of them counts, that the card's pass rates are measured on; 4 pictures each."""
+    """Prompts of each split, half of them counts, that the card's pass rates are measured on; 6 pictures each."""
     card_renders: int = 2_000
     """Renders that the VAE is measured on."""
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer to which every word of the world is one token, with every byte as a fallback."""
-    words = {word for p in grammar.training_prompts() + grammar.held_out_prompts() for word in p.split()}
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    bpe.train_from_iterator(
-        sorted(words), trainers.BpeTrainer(vocab_size=1_000, end_of_word_suffix="</w>", show_progress=False)
-    )
-    learned = json.loads(bpe.to_str())["model"]
-    pieces = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *sorted(learned["vocab"]),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    return CLIPTokenizer(
-        vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))},
-        merges=[tuple(pair) for pair in learned["merges"]],
-        model_max_length=PROMPT_TOKENS,
-    )
-
-
-def build_pipeline(seed: int) -> StableDiffusionPipeline:
-    """The untrained pipeline: 0.7M-parameter VAE, 0.2M text encoder, 2.8M U-Net, 4x8x8 latents."""
-    tokenizer = build_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_generator(seed=seed, stage=Stage.PARAMETERS).initial_seed())
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=256,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=PROMPT_TOKENS,
-                projection_dim=64,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        vae = AutoencoderKL(
-            in_channels=3,
-            out_channels=3,
-            latent_channels=4,
-            block_out_channels=(16, 32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            norm_num_groups=16,
-            sample_size=SIZE,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=SIZE // 4,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(64, 96),
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-            layers_per_block=1,
-            attention_head_dim=4,  # the number of heads, in this class
-            cross_attention_dim=64,
-            norm_num_groups=16,
-        )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+SETTINGS = {
+    "scenes": Pretraining(),
+    "scenes-flow": Pretraining(
+        denoiser_steps=3_300,
+        denoiser_batch=32,
+        denoiser_learning_rate=1.5e-3,
+        denoiser_cooldown=1_300,
+        ema=0.998,
+        card_prompts=36,
+    ),
+}
+"""What each of the bundled models was made with."""
 
 
 def draw_pictures(number: int, seed: int) -> tuple[list[str], torch.Tensor]:
@@ -153,12 +82,12 @@ def draw_pictures(number: int, seed: int) -> tuple[list[str], torch.Tensor]:
     return prompts, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(pipeline: StableDiffusionPipeline, images: torch.Tensor, options: Pretraining) -> None:
+def train_vae(pipeline: DiffusionPipeline, images: torch.Tensor, options: Pretraining) -> None:
     """Fit the VAE to `images` by squared error with a faint KL term, then set its scaling factor to 1 / std."""
     vae = pipeline.vae.train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=options.vae_learning_rate, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.vae_learning_rate, options.vae_steps, pct_start=0.1)
-    for step in _progress("VAE", options.vae_steps):
+    for step in _progress("VAE", 0, options.vae_steps):
         generator = torch_generator(seed=options.seed, stage=Stage.WORLD, update=1, sample=step)
         rows = torch.randint(len(images), (options.vae_batch,), generator=generator)
         posterior = vae.encode(images[rows]).latent_dist
@@ -173,44 +102,52 @@ def train_vae(pipeline: StableDiffusionPipeline, images: torch.Tensor, options: 
 
 
 @torch.no_grad()
-def encode(pipeline: StableDiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
+def encode(pipeline: DiffusionPipeline, images: torch.Tensor) -> torch.Tensor:
     """Unscaled mean latents of images in [-1, 1]."""
     return torch.cat([pipeline.vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
 
 
 def train_denoiser(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
+    model: Bundled,
     prompts: list[str],
     latents: torch.Tensor,
     options: Pretraining,
-    save: Callable[[int], None],
+    directory: Path,
 ) -> None:
-    """Train U-Net and text encoder jointly on the noise-prediction loss; leaves the averaged weights in place.
+    """Train denoiser and text encoders together on the denoising loss; leaves the averaged weights in place.
 
-    `save(step)` is called every 1,000 steps with the averaged weights in the pipeline.
+    Every `SAVE_EVERY` steps the averaged weights are saved in `directory`, and beside them, in a file that is gone when training is
+    done, all that is needed to go on from there: every draw is a function of the step.
     """
-    networks = torch.nn.ModuleList([pipeline.unet, pipeline.text_encoder])
-    learner = copy.deepcopy(networks).train()
-    unet, text_encoder = learner
+    networks = torch.nn.ModuleList([getattr(pipeline, part) for part in model.trained])
+    student = copy.copy(pipeline)
+    for part in model.trained:
+        setattr(student, part, copy.deepcopy(getattr(pipeline, part)).train())
+    learner = torch.nn.ModuleList([getattr(student, part) for part in model.trained])
     optimizer = torch.optim.AdamW(learner.parameters(), lr=options.denoiser_learning_rate, fused=True)
-    tokens = {
-        p: torch.tensor(
-            pipeline.tokenizer(p, padding="max_length", max_length=PROMPT_TOKENS, truncation=True).input_ids
-        )
-        for p in ("", *grammar.training_prompts())
-    }
-    for step in _progress("denoiser", options.denoiser_steps):
+    first, stopped = 0, directory / "training.pt"
+    settings = {**asdict(options), "denoiser_steps": None}  # more may be asked for
+    if stopped.exists():
+        state = torch.load(stopped)
+        if state["settings"] != settings:
+            raise UserError(
+                f"expected the settings that {stopped} was written with, got others: give another directory"
+            )
+        first = state["step"]
+        networks.load_state_dict(state["average"])
+        learner.load_state_dict(state["learner"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in _progress("denoiser", first, options.denoiser_steps):
         for group in optimizer.param_groups:
-            group["lr"] = options.denoiser_learning_rate * min(1.0, (step + 1) / 200)
+            group["lr"] = options.denoiser_learning_rate * min(
+                1.0, (step + 1) / 200, (options.denoiser_steps - step) / max(1, options.denoiser_cooldown)
+            )
         generator = torch_generator(seed=options.seed, stage=Stage.WORLD, update=2, sample=step)
         rng = numpy_generator(seed=options.seed, stage=Stage.WORLD, update=2, sample=step)
         rows = torch.randint(len(latents), (options.denoiser_batch,), generator=generator)
         captions = [_caption(prompts[row], rng, options) for row in rows.tolist()]
-        noise = torch.randn(latents[rows].shape, generator=generator)
-        timesteps = torch.randint(1000, (options.denoiser_batch,), generator=generator)
-        noisy = pipeline.scheduler.add_noise(latents[rows], noise, timesteps)
-        states = text_encoder(torch.stack([tokens[caption] for caption in captions])).last_hidden_state
-        loss = mse_loss(unet(noisy, timesteps, states).sample, noise)
+        loss = model.loss(student, latents[rows], captions, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -219,9 +156,20 @@ def train_denoiser(
         with torch.no_grad():
             for average, parameter in zip(networks.parameters(), learner.parameters(), strict=True):
                 average.lerp_(parameter, 1 - decay)
-        if (step + 1) % 1_000 == 0:
-            save(step + 1)
+        if (step + 1) % SAVE_EVERY == 0:
+            save_pipeline(pipeline, model, directory)
+            state = {
+                "settings": settings,
+                "step": step + 1,
+                "average": networks.state_dict(),
+                "learner": learner.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            torch.save(state, stopped.with_suffix(".new"))
+            stopped.with_suffix(".new").replace(stopped)
     networks.eval()
+    save_pipeline(pipeline, model, directory)
+    stopped.unlink(missing_ok=True)
 
 
 def _caption(prompt: str, rng: np.random.Generator, options: Pretraining) -> str:
@@ -235,33 +183,31 @@ def _caption(prompt: str, rng: np.random.Generator, options: Pretraining) -> str
     return prompt
 
 
-def save_pipeline(pipeline: StableDiffusionPipeline, directory: Path) -> None:
-    """Save with the VAE and the U-Net in half precision (the text encoder stays in float32)."""
-    copies = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
-    StableDiffusionPipeline(**{**pipeline.components, **copies}, requires_safety_checker=False).save_pretrained(
-        directory, safe_serialization=True
-    )
+def save_pipeline(pipeline: DiffusionPipeline, model: Bundled, directory: Path) -> None:
+    """Save with the VAE and the denoiser in half precision (text encoders stay in float32)."""
+    halved = copy.copy(pipeline)
+    for part in ("vae", model.denoiser):
+        setattr(halved, part, copy.deepcopy(getattr(pipeline, part)).half())
+    halved.save_pretrained(directory, safe_serialization=True)
 
 
 @torch.no_grad()
 def pass_rates(
-    pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], guidance: float, seed: int = 0
+    pipeline: DiffusionPipeline, model: Bundled, prompts: tuple[str, ...], guidance: float, seed: int = 0
 ) -> np.ndarray:
-    """Strict passes of one 20-step DDIM (eta = 1) picture a prompt, as booleans."""
+    """Strict passes of one picture a prompt, drawn as the model's `drawing` says, as booleans."""
     pipeline.set_progress_bar_config(disable=True)
     passed = []
     for start in range(0, len(prompts), 32):
         chunk = list(prompts[start : start + 32])
         generator = torch_generator(seed=seed, stage=Stage.EVALUATION_INITIAL_NOISE, sample=start)
-        images = pipeline(
-            chunk, num_inference_steps=20, guidance_scale=guidance, eta=1.0, generator=generator, output_type="np"
-        ).images
+        images = pipeline(chunk, guidance_scale=guidance, generator=generator, output_type="np", **model.drawing).images
         pixels = np.rint(images * 255).astype(np.uint8)
         passed += [verify(image, grammar.parse(prompt)).passed for image, prompt in zip(pixels, chunk, strict=True)]
     return np.array(passed)
 
 
-def vae_round_trip_rate(pipeline: StableDiffusionPipeline, number: int, seed: int = 1) -> float:
+def vae_round_trip_rate(pipeline: DiffusionPipeline, number: int, seed: int = 1) -> float:
     """Share of fresh renders that the verifier still passes after encoding and decoding."""
     prompts, images = draw_pictures(number, seed)
     with torch.no_grad():
@@ -270,14 +216,20 @@ def vae_round_trip_rate(pipeline: StableDiffusionPipeline, number: int, seed: in
     return float(np.mean([verify(i, grammar.parse(p)).passed for i, p in zip(pixels, prompts, strict=True)]))
 
 
-def pretrain(options: Pretraining, directory: Path) -> None:
-    """Make the bundled model in `directory`; a finished VAE found there is kept, so that a stopped job goes on."""
+def pretrain(model: Bundled, options: Pretraining, directory: Path) -> None:
+    """Make a bundled model in `directory`.
+
+    A stopped job goes on: a finished VAE found there is kept, and the denoiser goes on from the last step that it saved.
+
+    Raises:
+        UserError: what is to go on was begun with other settings.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    started = time.time()
     prompts, images = draw_pictures(options.pictures, options.seed)
-    pipeline = build_pipeline(options.seed)
-    if (directory / "vae" / "diffusion_pytorch_model.safetensors").exists():
-        pipeline.vae = AutoencoderKL.from_pretrained(directory / "vae", dtype=torch.float32).eval()
+    pipeline = model.build(options.seed)
+    finished = next((d for d in (directory, model.vae_of) if d and (d / "vae" / "config.json").exists()), None)
+    if finished:
+        pipeline.vae = AutoencoderKL.from_pretrained(finished / "vae", dtype=torch.float32, **model.vae_settings).eval()
     else:
         train_vae(pipeline, images, options)
         pipeline.vae.half().save_pretrained(directory / "vae")
@@ -287,57 +239,57 @@ def pretrain(options: Pretraining, directory: Path) -> None:
         flush=True,
     )
     latents = encode(pipeline, images) * pipeline.vae.config.scaling_factor
-    train_denoiser(pipeline, prompts, latents, options, lambda step: save_pipeline(pipeline, directory))
-    save_pipeline(pipeline, directory)
-    write_card(directory, options, minutes=(time.time() - started) / 60)
+    train_denoiser(pipeline, model, prompts, latents, options, directory)
+    write_card(model, options, directory)
 
 
-def write_card(directory: Path, options: Pretraining, minutes: float) -> None:
+def write_card(model: Bundled, options: Pretraining, directory: Path) -> None:
     """Measure the model in `directory` as it was saved, and write its card."""
-    pipeline = StableDiffusionPipeline.from_pretrained(directory, dtype=torch.float32, safety_checker=None)
+    pipeline = model.open(directory)
     rows = []
     for split, prompts in (("training", grammar.training_prompts()), ("held-out", grammar.held_out_prompts())):
-        for guidance in (1.0, 3.0):
+        for guidance in (1.0, 2.0, 3.0):
             counts = sum(grammar.parse(prompt).relation is None for prompt in prompts)
             chosen = grammar.balanced(prompts, min(2 * counts, options.card_prompts))
-            passed = np.concatenate([pass_rates(pipeline, chosen, guidance, seed=seed) for seed in range(4)])
+            passed = np.concatenate([pass_rates(pipeline, model, chosen, guidance, seed=seed) for seed in range(6)])
             error = 1.96 * passed.std() / len(passed) ** 0.5
             rows.append(f"| {split} | {guidance:g} | {passed.mean():.3f} ± {error:.3f} | {len(passed)} |")
     settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(options).items())
     size = sum(file.stat().st_size for file in directory.rglob("*.safetensors")) / 1e6
     (directory / "README.md").write_text(
         CARD.format(
+            name=model.name,
+            kind=model.kind,
+            drawn=model.drawn,
             rows="\n".join(rows),
             settings=settings,
             size=size,
-            minutes=minutes,
             vae=vae_round_trip_rate(pipeline, options.card_renders),
             renders=options.card_renders,
         )
     )
 
 
-def _progress(name: str, steps: int) -> Iterator[int]:
-    """Count steps, printing the time left about fifty times."""
+def _progress(name: str, first: int, steps: int) -> Iterator[int]:
+    """Count steps from `first` on, printing the time left about fifty times."""
     started = time.time()
-    for step in range(steps):
+    for step in range(first, steps):
         yield step
         if (step + 1) % max(1, steps // 50) == 0:
-            left = (time.time() - started) / (step + 1) * (steps - step - 1)
+            left = (time.time() - started) / (step + 1 - first) * (steps - step - 1)
             print(f"{name}: step {step + 1} of {steps}, {left / 60:.1f} minutes left", flush=True)
 
 
-CARD = """# scenes: the model that ships with raysuite
+CARD = """# {name}: a model that ships with raysuite
 
-A small `StableDiffusionPipeline` (32-pixel pictures, 4x8x8 latents, noise prediction) that draws coloured
-shapes cleanly and follows prompts only partly: it was trained on captions that were made wrong on purpose.
-It is a test bed for alignment methods, and nothing else.
+{kind} It draws coloured shapes cleanly and follows prompts only partly: it was trained on captions that
+were made wrong on purpose. It is a test bed for alignment methods, and nothing else.
 
 - Data: renders of `raysuite.worlds.scenes`, training prompts only (held-out combinations never drawn).
-- Made by: `python jobs/pretrain_scenes.py --out DIR`, {minutes:.0f} minutes on 2 CPU cores; {size:.1f} MB of weights.
+- Made by: `python jobs/pretrain_scenes.py --model {name} --out DIR`; {size:.1f} MB of weights.
 - Licence: Apache-2.0, like the package.
 
-## Strict pass rate of the verifier (20 DDIM steps, eta 1; half counts, half relations; ± is 1.96 standard errors)
+## Strict pass rate of the verifier ({drawn}; half counts, half relations; ± is 1.96 standard errors)
 
 | prompts | guidance | passes | pictures |
 |---|---|---|---|
