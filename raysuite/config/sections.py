@@ -36,7 +36,7 @@ def located(path: str | None) -> str | None:
     directories, and the home directory is written out. What is built in, on a hub or nowhere keeps its name; so do files that
     come with a submitted job, which every machine finds in its own copy.
     """
-    if path is None or path in ("scenes", *TOYS):
+    if path is None or path in ("scenes", "scenes-flow", *TOYS):
         return path
     try:
         if path.startswith("~"):
@@ -71,7 +71,7 @@ class Model(Section):
     """What is aligned."""
 
     path: Location
-    """`scenes` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, or a hub id."""
+    """`scenes` or `scenes-flow` (bundled), `toy` or `toy-flow`, a diffusers pipeline directory, or a hub id."""
     variant: str | None = None
     """Weight variant of a hub model, such as fp16."""
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None

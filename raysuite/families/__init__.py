@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Policy", "check_model", "encoder_digests", "open_model", "open_policy"]
 
-BUNDLED = {"scenes": "raysuite.worlds.scenes"}
-"""Models that ship with the package: in `model/` of the package of their world."""
+BUNDLED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "scenes": ("model", {}),
+    "scenes-flow": ("model_flow", {"max_sequence_length": 1}),
+}
+"""Models that ship with the package: their directory in the scenes world, and arguments that their pipeline is called with."""
 
 
 def open_policy(
@@ -117,5 +121,8 @@ def encoder_digests(model: Model) -> dict[str, str]:
 
 def located(model: Model) -> Model:
     """The model with a path where a bundled name was."""
-    world = BUNDLED.get(model.path)
-    return model if world is None else model.model_copy(update={"path": str(resources.files(world) / "model")})
+    if model.path not in BUNDLED:
+        return model
+    directory, arguments = BUNDLED[model.path]
+    path = resources.files("raysuite.worlds.scenes") / directory
+    return model.model_copy(update={"path": str(path), "arguments": {**arguments, **model.arguments}})

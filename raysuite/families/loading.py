@@ -94,11 +94,16 @@ def load_pipeline(
     Raises:
         UserError: weights are missing, or the pipeline is of another kind.
     """
-    for library in (diffusers, transformers):  # bars of files that are read in a second; downloads show their own
-        library.utils.logging.disable_progress_bar()
+    for package in (diffusers, transformers):  # bars of files that are read in a second; downloads show their own
+        package.utils.logging.disable_progress_bar()
     name = pipeline_class(model)
-    components = [key for key, value in _index(model).items() if isinstance(value, list) and not key.startswith("_")]
-    left_out = [key for key in components if key in without or (part is not None and key not in (part, "scheduler"))]
+    components = {key: value for key, value in _index(model).items() if isinstance(value, list) and key[0] != "_"}
+    left_out = [
+        key
+        for key, (library, _) in components.items()
+        # diffusers wants to be told of what was saved as absent, such as Stable Diffusion 3's third encoder
+        if library is None or key in without or (part is not None and key not in (part, "scheduler"))
+    ]
     types = {"default": getattr(torch, model.precision), "vae": torch.float32, **dict.fromkeys(PARTS, network)}
     options: dict[str, Any] = {**facts_of(name).load, **dict.fromkeys(left_out), "dtype": types}
     cls = getattr(diffusers, name)
