@@ -135,7 +135,8 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
         for key, value in entry.items()
     }
     safetensors.torch.save_file(named, temporary / "optimizer.safetensors")
-    behaviour = {str(version): flat for version, flat in state.behaviour.items()}
+    # the newest version is the model itself, and takes no room a second time
+    behaviour = {str(version): flat for version, flat in state.behaviour.items() if version != state.updates}
     safetensors.numpy.save_file(behaviour, temporary / "behaviour.safetensors")
     if state.reference is not None:
         safetensors.numpy.save_file({"reference": state.reference}, temporary / "reference.safetensors")
@@ -248,7 +249,7 @@ def _load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | N
                 entries[index] = entry
         restore_moments(optimizer, entries)
     behaviour = safetensors.numpy.load_file(checkpoint / "behaviour.safetensors")
-    state.behaviour = {int(version): flat for version, flat in behaviour.items()}
+    state.behaviour = {state.updates: policy.weights(), **{int(version): flat for version, flat in behaviour.items()}}
     if (checkpoint / "reference.safetensors").exists():
         state.reference = safetensors.numpy.load_file(checkpoint / "reference.safetensors")["reference"]
         policy.set_reference(state.reference)
