@@ -16,3 +16,8 @@ def equal_but_for_rounding(images, prompts, metadata):
     return np.nextafter(
         np.full(len(images), 20, np.float32), np.where(np.arange(len(images)) % 2, 21, 20).astype(np.float32)
     )
+
+
+def hundred(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+    """100, whatever it is shown."""
+    return [100.0] * len(images)
