@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-from raysuite.config import Model, Parameters, RunConfig, Sampler, validate
+from raysuite.config import Model, Parameters, RunConfig, Sampler, read, recipes, validate
 from raysuite.families.pipeline import PipelinePolicy
+from raysuite.kernel.objectives import OBJECTIVES
 from tests.families.pipelines import ARGUMENTS, build
 
 WITHOUT_GUIDANCE = {"flux2"}
 WITHOUT_LORA = {"pixart"}
 SIDE = {"hidream": 512}  # it draws one area only
 """Pixels of the tests' pictures; 32 for all others."""
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ddpo": {"clip": 0.1, "advantage_clip": 5.0},
-    "trajectory_dpo": {"strength": 10.0, "discount": 0.9},
-    "forward_rl": {"contrast": 1.0, "advantage_limit": 2.0},
-    "diffusion_dpo": {"beta": 500.0},
-    "dspo": {"beta": 0.01},
-    "cal_dpo": {"beta": 500.0, "share": 0.1},
-    "sft": {},
-}
+OBJECTIVES_OF_RECIPES = {of["name"]: of for of in (read(name).get("objective") for name in recipes()) if of}
+"""Settings with which objectives can learn; 1 for those without a default where there is no recipe."""
+
+
+def settings_of(objective: str) -> dict[str, Any]:
+    needed = [f.name for f in dataclasses.fields(OBJECTIVES[objective]) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    return OBJECTIVES_OF_RECIPES.get(objective, {"name": objective, **dict.fromkeys(needed, 1.0)})
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +98,7 @@ def tiny_run(tiny: Callable[[str], Path]) -> Callable[..., RunConfig]:
             "parameters": {"rank": 2},
             "rewards": [{"name": "redness"}],
             "rollouts": {"prompts": 2, "samples": 2, "prompts_per_block": 2},
-            "objective": {"name": objective, **SETTINGS[objective]},
+            "objective": settings_of(objective),
             "evaluation": {"prompts": 1, "final_samples": 1, "every": 2},
             **changes,
         }
