@@ -157,8 +157,8 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
     monkeypatch.setattr(RunDirectory, "log", full)
     config = load("toy-ddpo", SETTINGS)
     policy = open_policy(config, torch.device("cpu"))
-    monkeypatch.setattr(launch, "RayCollector", lambda actors, idle: LocalCollector(policy, config))
-    options = {"config": config.canonical(), "directory": str(tmp_path), "actors": [None], "threads": 1}
+    monkeypatch.setattr(launch, "RayCollector", lambda actors, **options: LocalCollector(policy, config))
+    options = {"config": config.canonical(), "directory": str(tmp_path), "actors": [None], "threads": 1, "texts": None}
     expected = contextlib.nullcontext() if number != errno.EACCES else pytest.raises(PermissionError)
     with expected:
         launch._learner(options)
