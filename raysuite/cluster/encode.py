@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,33 @@ def encode(
     missing = [part for part in parts if part.number not in done]
     counting.begin(len(parts), done=len(parts) - len(missing))
     if missing:
-        # Ray Data keeps actors' arguments in the object store, and Ray's core warns of that on every start
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        launch.connect()
+        with _core_is_quiet():
+            launch.connect()
         _check_resources(actors, actor_gpus)
         for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()
     return preference_set.summarise(directory)
+
+
+@contextmanager
+def _core_is_quiet() -> Iterator[None]:
+    """For the length of a `with` that starts Ray: its core says only what is fatal, then and later.
+
+    Ray Data keeps actors' arguments in the object store, of which the core warns on every start; and that it is to be quiet it says on
+    stderr, too, before it is. What goes wrong meanwhile is raised.
+    """
+    name = "RAY_BACKEND_LOG_LEVEL"
+    before, spoken = os.environ.get(name), os.dup(2)
+    try:
+        os.environ[name] = before or "fatal"
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(spoken, 2)
+        os.close(spoken)
+        if before is None:
+            del os.environ[name]
 
 
 def _encoded(
