@@ -129,7 +129,7 @@ def train_denoiser(
     first, stopped = 0, directory / "training.pt"
     settings = {**asdict(options), "denoiser_steps": None}  # more may be asked for
     if stopped.exists():
-        state = torch.load(stopped)
+        state = torch.load(stopped, weights_only=True)
         if state["settings"] != settings:
             raise UserError(
                 f"expected the settings that {stopped} was written with, got others: give another directory"
