@@ -441,6 +441,31 @@ def convert(
     console.print(f"{convert(name, file, out, tokenizer=tokenizer)}: {{name: {name}, model: {out}}}", soft_wrap=True)
 
 
+@rewards_app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="A reward, or a function or class as package.module:name.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8100,
+    host: Annotated[str, typer.Option(help="Whoever reaches it may use it: there is no password.")] = "127.0.0.1",
+    model: Annotated[str | None, typer.Option(help="Hub id or directory of a reward that is a network.")] = None,
+    options: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Another argument of it; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Serve a reward over HTTP, for the reward `http` of runs elsewhere, until it is stopped."""
+    from raysuite import rewards
+    from raysuite.config import parse
+    from raysuite.rewards.serve import Served, serve
+
+    chosen = {option: parse(f"--option {option}", value) for option, value in (_split(o, "--option") for o in options)}
+    rewards.check(name, model=model, options=chosen)
+    serve(
+        Served(name, model, chosen),
+        host,
+        port,
+        lambda url: console.print(f"serving {name} at {url}", soft_wrap=True, highlight=False, markup=False),
+    )
+
+
 def _split(setting: str, option: str = "--set") -> tuple[str, str]:
     path, equals, value = setting.partition("=")
     if not equals:

@@ -72,6 +72,12 @@ REWARDS = {
         "CLIP ViT-H/14 (3.9 GB): raysuite rewards convert",
         "Apache-2.0",
     ),
+    "http": Registered(
+        "raysuite.rewards.http:Http",
+        "what a server says that speaks the protocol of raysuite rewards serve",
+        "the server's",
+        "options {url: http://host:port}",
+    ),
     "image_reward": Registered(
         "raysuite.rewards.image_reward:ImageReward",
         "what people preferred among pictures of a prompt",
@@ -143,7 +149,7 @@ def check(name: str, *, model: str | None = None, options: Mapping[str, Any] | N
     except TypeError as error:
         raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
     if hasattr(found, "check"):
-        found.check(model)
+        found.check(model, **(options or {}))
 
 
 def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> RewardFunction:

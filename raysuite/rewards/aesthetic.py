@@ -51,7 +51,7 @@ class Aesthetic(ClipReward):
         self._head = self._head.to(self.device).requires_grad_(False).eval()
 
     @classmethod
-    def check(cls, model: str | None) -> None:
+    def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory without a head."""
         if model is None:
             raise UserError(

@@ -37,7 +37,7 @@ class ClipReward(NetworkReward):
         self._frame = self._framed()
 
     @classmethod
-    def check(cls, model: str | None) -> None:
+    def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory that lacks something."""
         check_directory(model or cls.MODEL, NEEDS, cls.OTHERWISE)
 

@@ -42,7 +42,7 @@ class HpsV2(ClipReward):
         super().__init__(model, **options)
 
     @classmethod
-    def check(cls, model: str | None) -> None:
+    def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory that lacks something."""
         if model is None:
             raise UserError(

@@ -61,7 +61,7 @@ class ImageReward(NetworkReward):
         self._frame = Frame(self.model, self.OTHERWISE)
 
     @classmethod
-    def check(cls, model: str | None) -> None:
+    def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory that lacks something."""
         if model is None:
             raise UserError(
