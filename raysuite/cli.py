@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from raysuite import places
 from raysuite.errors import Stopped, UserError
@@ -421,9 +422,11 @@ def rewards(context: typer.Context) -> None:
     from raysuite.rewards import REWARDS
 
     for name, known in REWARDS.items():
-        console.print(f"[bold]{name:22}[/bold] {known.measures}; {known.range}", soft_wrap=True, highlight=False)
+        said = f"{known.measures}; {known.range}"
+        console.print(f"[bold]{name:22}[/bold] {escape(said)}", soft_wrap=True, highlight=False)
         if known.needs != "nothing":
-            console.print(f"{'':22} needs {known.needs}; licence: {known.licence}", soft_wrap=True, highlight=False)
+            said = f"needs {known.needs}; licence: {known.licence}"
+            console.print(f"{'':22} {escape(said)}", soft_wrap=True, highlight=False)
 
 
 @rewards_app.command()

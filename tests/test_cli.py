@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from raysuite.cli import main
+from raysuite.rewards import REWARDS
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,6 +42,12 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["toy-ddpo", "--set", "model.path=/nowhere"], "there is no such directory"),
         (["toy-ddpo", "--set", "prompts.training=/nowhere.txt"], "/nowhere.txt"),
         (["toy-ddpo", "--set", "rewards=[{name: beauty}]"], "expected a reward"),
+        (["toy-ddpo", "--set", "rewards=[{name: ocr}]"], "in double quotes or as 'target' in its metadata"),
+        (["toy-ddpo", "--set", "evaluation.rewards=[ocr]"], "in double quotes or as 'target' in its metadata"),
+        (
+            ["toy-ddpo", "--set", "rewards=[{name: http, options: {url: 'http://127.0.0.1:1'}}]"],
+            "expected a server at http://127.0.0.1:1, could not connect",
+        ),
         (["toy-ddpo", "--set", "rollouts.prompts=16"], "at most the 2 training prompts"),
         (["toy-ddpo", "--set", "rollouts.replay=/nowhere"], "make one with --keep-rollouts"),
         (["toy-ddpo", "--keep-rollouts", "--set", "rollouts.replay=/nowhere"], "a run that draws none"),
@@ -240,3 +247,29 @@ def test_a_command_says_what_it_works_on_before_it_loads_anything(
     with pytest.raises(SystemExit):
         main(["train", "scene-ddpo", "--out", str(tmp_path / "run")])
     assert capsys.readouterr().out == f"train: {tmp_path / 'run'}\n"
+
+
+def test_rewards_are_listed_as_they_were_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["rewards"])
+    assert not leave.value.code
+    said = capsys.readouterr().out
+    for name, known in REWARDS.items():
+        assert f"{name:22} {known.measures}; {known.range}\n" in said
+        assert known.needs == "nothing" or f" needs {known.needs}; licence: {known.licence}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["beauty"], "expected a reward"),
+        (["redness", "--option", "a"], "expected --option path=value, got 'a'"),
+        (["redness", "--option", "a=1"], "expected no model and no options for the reward redness"),
+        (["pickscore", "--model", "/nowhere"], "expected a directory at /nowhere"),
+        (["redness", "--port", "0", "--host", "192.0.2.1"], "expected to listen at 192.0.2.1:0, could not"),
+    ],
+)
+def test_what_cannot_be_served_is_a_sentence(
+    words: list[str], mentions: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mentions in fails(["rewards", "serve", *words], capsys)

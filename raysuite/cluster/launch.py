@@ -70,8 +70,10 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
+    asked = [*prompts.training, *prompts.held_out]
+    texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
     for reward in (*config.rewards, *config.watched):
-        rewards.check(reward.name, model=reward.model, options=reward.options)
+        rewards.check(reward.name, model=reward.model, options=reward.options, prompts=texts, metadata=metadata)
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:

@@ -76,7 +76,8 @@ REWARDS = {
         "raysuite.rewards.http:Http",
         "what a server says that speaks the protocol of raysuite rewards serve",
         "the server's",
-        "options {url: http://host:port}",
+        "a server: options {url: http://host:port}",
+        "the server's",
     ),
     "image_reward": Registered(
         "raysuite.rewards.image_reward:ImageReward",
@@ -90,6 +91,13 @@ REWARDS = {
     ),
     "jpeg_incompressibility": Registered(
         "raysuite.rewards.jpeg:jpeg_incompressibility", "how large a picture is as a JPEG", "kilobytes"
+    ),
+    "ocr": Registered(
+        "raysuite.rewards.ocr:Ocr",
+        "whether a picture says what its prompt wants written in it",
+        "0 to 1",
+        "pip install 'raysuite[ocr]', which brings its weights (32 MB)",
+        "Apache-2.0",
     ),
     "pickscore": Registered(
         "raysuite.rewards.pickscore:PickScore",
@@ -131,8 +139,15 @@ def resolve(name: str) -> Any:
     return function
 
 
-def check(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> None:
-    """Look at a reward before anything slow begins; weights are not read.
+def check(
+    name: str,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] = (),
+    metadata: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Look at a reward, and at the prompts that it will be asked about, before anything slow begins; weights are not read.
 
     Raises:
         UserError: there is none, or what it is given does not fit it.
@@ -150,6 +165,8 @@ def check(name: str, *, model: str | None = None, options: Mapping[str, Any] | N
         raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
     if hasattr(found, "check"):
         found.check(model, **(options or {}))
+    if hasattr(found, "check_prompts"):
+        found.check_prompts(prompts, metadata)
 
 
 def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> RewardFunction:
