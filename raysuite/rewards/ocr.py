@@ -37,7 +37,7 @@ class Ocr:
         self.check(None)
         from rapidocr import RapidOCR
 
-        self._reader = RapidOCR(
+        self._reader: Any = RapidOCR(
             params={
                 "Global.log_level": "critical",
                 "EngineConfig.onnxruntime.intra_op_num_threads": threads,
