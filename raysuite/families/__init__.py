@@ -107,12 +107,12 @@ def check_model(model: Model) -> str:
 
 
 def encoder_digests(model: Model) -> dict[str, str]:
-    """What `model` encodes pictures and prompts with: a digest of each VAE, text encoder and tokenizer. The toy has none.
+    """What `model` encodes pictures and prompts with: a digest of each VAE, text encoder and tokenizer. The toys have none.
 
     Raises:
         UserError: there is no model, or one of them is not complete.
     """
-    if check_model(model) == "toy":
+    if check_model(model) in TOYS:
         return {}
     from raysuite.families.encoders import digests
 
