@@ -1,11 +1,14 @@
-"""Places to write to, looked at before anything slow begins: whether they can be written, without writing there."""
+"""Places to write to, looked at before anything slow begins, without writing there; and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from raysuite.errors import UserError
@@ -78,6 +81,23 @@ def file(path: Path | str) -> Path:
         raise UserError(f"expected a file to write, got {place}, which is {_name(found)}: name another")
     _try(place.parent, place)
     return place
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not: of a file, or of a directory
+    where there is none yet.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def _kind(at: Path, place: Path) -> int | None:

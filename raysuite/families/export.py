@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.families.pipeline import LORA_FILE
+from raysuite.places import replacing
 
 HEADER = "lora_adapter_metadata"
 """Where diffusers' files say what rank and alpha are."""
@@ -49,8 +50,8 @@ def to_kohya(model: Path, file: Path) -> int:
         found[f"{called}.{MATRICES[matrix]}.weight"] = tensor.contiguous()
         found[f"{called}.alpha"] = torch.tensor(_alpha(said, part, inside))
         layers.add(layer)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(found, file)
+    with replacing(file) as temporary:
+        safetensors.torch.save_file(found, temporary)
     return len(layers)
 
 

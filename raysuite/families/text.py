@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from raysuite.errors import UserError
+from raysuite.places import replacing
 
 Answer = Any
 """A tensor, None, or a list or tuple of answers."""
@@ -189,10 +189,8 @@ def answer_file(directory: Path, question: str) -> Path:
 def write(path: Path, states: TextStates) -> None:
     """Write answers into one file, whole or not at all."""
     tensors, index = pack(states)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(index)})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(index)})
 
 
 def read(path: Path) -> dict[str, Answer]:

@@ -25,7 +25,8 @@ from raysuite.config import RunConfig, Sampler
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests
 from raysuite.families.text import TextStates, pack, unpack
-from raysuite.stages.files import is_held, provenance, replacing, write_json
+from raysuite.places import replacing
+from raysuite.stages.files import is_held, provenance, write_json
 from raysuite.types import Preferences
 
 FORMAT = 2

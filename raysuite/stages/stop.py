@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from raysuite.stages.files import replacing
+from raysuite.places import replacing
 
 FILE = "stop"
 POLL_SECONDS = 0.2

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
+from raysuite.places import replacing
 from raysuite.stages.collect import Collector
-from raysuite.stages.files import replacing
 from raysuite.types import Block, Cost, Rollouts
 
 ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK")

@@ -237,11 +237,9 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     """A run that learns with this objective: with those settings alone that mean something to it."""
     kept = {name: section for name, section in tree.items() if name not in ("budget", "reference")}
     cls = OBJECTIVES.get(str(objective.get("name")))
-    if (
-        cls is not None and cls.reference_is_sampler
-    ):  # units are drawn by the policy that is measured: it is its own old one
-        kept["reference"] = {"refresh": 1}
     if cls is not None:
+        if cls.reference_is_sampler:  # units are drawn by the policy that is measured: it is its own old one
+            kept["reference"] = {"refresh": 1}
         kept.pop("preferences" if cls.consumes == "advantages" else "credit", None)
     compared = kept.get("preferences") or {}
     if compared.get("source") is not None:  # in a set it is settled who is compared

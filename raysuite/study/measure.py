@@ -27,8 +27,8 @@ from raysuite.families.policy import Policy
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
+from raysuite.places import replacing
 from raysuite.rng import Stage, torch_generator
-from raysuite.stages.files import replacing
 from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set

@@ -28,8 +28,9 @@ import torch
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
 from raysuite.kernel.sketch import Sketch
+from raysuite.places import replacing
 from raysuite.stages import checkpoint, stored
-from raysuite.stages.files import replacing, write_json
+from raysuite.stages.files import write_json
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import Products, estimates
 from raysuite.study.gradients import bin_ranges
