@@ -7,7 +7,7 @@ import queue
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.util import ActorPool
 
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError
@@ -82,6 +83,23 @@ def start_actors(
         scheduling_strategy=None if ray.util.get_current_placement_group() else "SPREAD",
     )
     return [remote.remote(*arguments, **options) for _ in range(cluster.actors)]
+
+
+def dealt(
+    actors: Sequence[ray.actor.ActorHandle], ask: Callable[[Any, Any], ray.ObjectRef], work: Iterable[Any]
+) -> Iterator[Any]:
+    """What actors answer to pieces of work, each given to whoever is free, in the order in which they are done.
+
+    Raises:
+        UserError: one of them raised it; a sentence for the user crosses processes as it was written.
+    """
+    pool: Any = ActorPool(list(actors))
+    try:
+        yield from pool.map_unordered(ask, list(work))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 class RayCollector(Collector):

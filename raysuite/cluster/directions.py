@@ -8,17 +8,16 @@ Every file is written whole, so that the command that began a study goes on with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.util import ActorPool
 
 from raysuite.cluster import launch
-from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
 from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -192,19 +191,10 @@ def _measure(
     totals.take(done)
     with counting:
         counting.begin(len(blocks), done=len(done))
-        for number in _dealt(actors, [(block, told.get(number)) for number, block in missing.items()]):
+        items = [(block, told.get(number)) for number, block in missing.items()]
+        for number in dealt(actors, lambda actor, item: actor.measure.remote(*item), items):
             totals.take({number})
             counting.advance()
-
-
-def _dealt(actors: Sequence[ray.actor.ActorHandle], work: Sequence[tuple[Block, Advantages | None]]) -> Iterator[int]:
-    pool: Any = ActorPool(list(actors))
-    try:
-        yield from pool.map_unordered(lambda actor, item: actor.measure.remote(*item), list(work))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # a sentence for the user crosses processes as it was written
-            raise error.cause from None
-        raise
 
 
 def _gains(held: RungDirectory, progress: Progress) -> None:

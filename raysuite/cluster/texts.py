@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import torch
 
+from raysuite.cluster.actors import dealt
 from raysuite.config import TOYS, RunConfig
-from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
 from raysuite.stages.prompts import load_prompts
@@ -62,11 +62,8 @@ def encode_once(config: RunConfig, directory: Path, *, threads: int) -> Path | N
     actors = [remote.remote(config, texts, threads=threads) for _ in range(config.cluster.actors)]
     pieces = [prompts[first : first + PROMPTS_AT_ONCE] for first in range(0, len(prompts), PROMPTS_AT_ONCE)]
     try:
-        list(ray.util.ActorPool(actors).map_unordered(lambda actor, piece: actor.encode.remote(piece), pieces))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):  # a sentence for the user crosses processes as it was written
-            raise error.cause from None
-        raise
+        for _ in dealt(actors, lambda actor, piece: actor.encode.remote(piece), pieces):
+            pass
     finally:
         for actor in actors:
             ray.kill(actor)
