@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raysuite.errors import UserError
 from raysuite.rewards.clip import ClipReward
-from raysuite.rewards.network import check_directory, load
+from raysuite.rewards.network import check_converted, load
 
 HEAD = "aesthetic.safetensors"
 
@@ -53,11 +53,7 @@ class Aesthetic(ClipReward):
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory without a head."""
-        if model is None:
-            raise UserError(
-                f"expected a model for the reward aesthetic, whose head has no hub id: {cls.HEAD_OTHERWISE}"
-            )
-        check_directory(model, (HEAD,), cls.HEAD_OTHERWISE)
+        check_converted("aesthetic", model, (HEAD,), cls.HEAD_OTHERWISE)
 
     def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
         """Of the pictures alone."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor
 
 from raysuite.errors import UserError
+from raysuite.places import replacing
 from raysuite.rewards import aesthetic, hps, image_reward
 from raysuite.rewards.network import load
 
@@ -66,7 +67,11 @@ def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -
     if out.exists():
         raise UserError(f"expected nothing at {out}, found something: name another --out, or remove it")
     published, state = PUBLISHED[name], _read(file)
-    weights = published.weights(state)
+    try:
+        weights = published.weights(state)
+        configuration = published.configuration(state) if published.configuration else None
+    except KeyError as error:
+        raise UserError(f"expected the weights {error} in {file}, it has none: download it again") from error
     found = None
     if published.tokenizer:
         source = tokenizer or published.tokenizer
@@ -79,18 +84,18 @@ def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -
         found.add_special_tokens(
             {"additional_special_tokens": [t for t in published.added if t not in found.get_vocab()]}
         )
-    out.mkdir(parents=True)
-    if published.configuration:
-        configuration = published.configuration(state)
-        side = (configuration.get("vision") or configuration["vision_config"])["image_size"]
-        CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side).save_pretrained(out)
-        if name == "hps_v2":
-            CLIPConfig(**_ends(configuration, found)).save_pretrained(out)
-        else:
-            (out / "config.json").write_text(json.dumps(configuration, indent=2))
-    if found is not None:
-        found.save_pretrained(out)
-    save_file(weights, out / published.file, metadata={"format": "pt"})
+    with replacing(out) as temporary:
+        temporary.mkdir()
+        if configuration is not None:
+            side = (configuration.get("vision") or configuration["vision_config"])["image_size"]
+            CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side).save_pretrained(temporary)
+            if name == "hps_v2":
+                CLIPConfig(**_ends(configuration, found)).save_pretrained(temporary)
+            else:
+                (temporary / "config.json").write_text(json.dumps(configuration, indent=2))
+        if found is not None:
+            found.save_pretrained(temporary)
+        save_file(weights, temporary / published.file, metadata={"format": "pt"})
     return out
 
 

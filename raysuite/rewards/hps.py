@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.rewards.clip import NEEDS, ClipReward
-from raysuite.rewards.network import check_directory
+from raysuite.rewards.network import check_converted
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -44,11 +44,7 @@ class HpsV2(ClipReward):
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory that lacks something."""
-        if model is None:
-            raise UserError(
-                f"expected a model for the reward hps_v2, which is published as a pickled file: {cls.OTHERWISE}"
-            )
-        check_directory(model, NEEDS, cls.OTHERWISE)
+        check_converted("hps_v2", model, NEEDS, cls.OTHERWISE)
 
     def _framed(self) -> Padded:
         return Padded(self.clip.config.vision_config.image_size)

@@ -17,7 +17,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from raysuite.errors import UserError
-from raysuite.rewards.network import Frame, NetworkReward, check_directory, load, tokenizer_of
+from raysuite.rewards.network import Frame, NetworkReward, check_converted, load, tokenizer_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's answers on its training pictures: published scores are standardised by them."""
@@ -63,11 +63,7 @@ class ImageReward(NetworkReward):
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
         """Refuse a directory that lacks something."""
-        if model is None:
-            raise UserError(
-                f"expected a model for the reward image_reward, which is published as a pickled file: {cls.OTHERWISE}"
-            )
-        check_directory(model, NEEDS, cls.OTHERWISE)
+        check_converted("image_reward", model, NEEDS, cls.OTHERWISE)
 
     def pixels(self, images_N: np.ndarray) -> Tensor:
         """Shortest side to 224, bicubic, centre cropped."""

@@ -100,6 +100,17 @@ def check_directory(model: str, needs: Sequence[str], otherwise: str) -> None:
         raise UserError(f"expected a directory at {model}, found none: {otherwise}")
 
 
+def check_converted(reward: str, model: str | None, needs: Sequence[str], otherwise: str) -> None:
+    """The same for a reward whose weights are published as a pickled file, and so are on no hub as they are read here.
+
+    Raises:
+        UserError: no model is named, or as above.
+    """
+    if model is None:
+        raise UserError(f"expected a model for the reward {reward}, which is published as a pickled file: {otherwise}")
+    check_directory(model, needs, otherwise)
+
+
 class Frame:
     """How a CLIP-like image processor frames a picture: shortest side resized, centre cropped, normalised.
 

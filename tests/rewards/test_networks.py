@@ -201,6 +201,29 @@ def test_another_file_is_not_converted_and_leaves_nothing(name: str, tmp_path: P
         convert(name, tmp_path / "missing.pt", tmp_path / "out")
 
 
+def test_a_file_that_lacks_weights_is_not_converted_and_leaves_nothing(tmp_path: Path) -> None:
+    words = len(AutoTokenizer.from_pretrained(networks.TOKENIZER))
+    for name, state, lacking in (
+        ("hps_v2", networks.open_clip_state(words), "visual.proj"),
+        ("image_reward", networks.image_reward_state(words + 2), "blip.visual_encoder.patch_embed.proj.weight"),
+    ):
+        torch.save({key: value for key, value in state.items() if key != lacking}, tmp_path / "file.pt")
+        with pytest.raises(UserError, match=f"expected the weights '{lacking}' in .*file.pt"):
+            convert(name, tmp_path / "file.pt", tmp_path / "out", tokenizer=str(networks.TOKENIZER))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
+def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    torch.save(networks.open_clip_state(len(AutoTokenizer.from_pretrained(networks.TOKENIZER))), tmp_path / "file.pt")
+    monkeypatch.setattr("raysuite.rewards.convert.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        convert("hps_v2", tmp_path / "file.pt", tmp_path / "out", tokenizer=str(networks.TOKENIZER))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
 def test_convert_says_what_it_converts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected one of aesthetic, hps_v2, image_reward to convert, got 'pickscore'"):
         convert("pickscore", tmp_path, tmp_path / "out")
