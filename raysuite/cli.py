@@ -240,19 +240,20 @@ def export(
     """Write a run's LoRA in another form. For diffusers nothing needs to be written: it loads checkpoints/<updates>/model."""
     if form != "kohya":
         raise UserError(f"expected --format kohya, got {form}: there is no other")
+    directory, file = places.existing(run), places.file(out)
     from raysuite.families.export import to_kohya
     from raysuite.stages import checkpoint as checkpoints
     from raysuite.stages.files import RunDirectory
 
-    RunDirectory(run).config()
-    found = {int(path.name): path for path in checkpoints.completed(run / "checkpoints")}
+    RunDirectory(directory).config()
+    found = {int(path.name): path for path in checkpoints.completed(directory / "checkpoints")}
     updates = checkpoint if checkpoint is not None else max(found, default=None)
     if updates not in found:
         raise UserError(
-            f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
+            f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
         )
-    layers = to_kohya(found[updates] / "model", out)
-    console.print(f"{layers} layers after {updates} updates: {out}", soft_wrap=True, highlight=False)
+    layers = to_kohya(found[updates] / "model", file)
+    console.print(f"{layers} layers after {updates} updates: {file}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -439,9 +440,11 @@ def convert(
     tokenizer: Annotated[str | None, typer.Option(help="Hub id or directory \\[default: the published one].")] = None,
 ) -> None:
     """Convert a reward's published weights, once, into a directory for its `model`."""
+    directory = places.directory(out)
     from raysuite.rewards.convert import convert
 
-    console.print(f"{convert(name, file, out, tokenizer=tokenizer)}: {{name: {name}, model: {out}}}", soft_wrap=True)
+    made = convert(name, places.whole(file), directory, tokenizer=tokenizer)
+    console.print(f"{{name: {name}, model: {made}}}", soft_wrap=True, highlight=False, markup=False)
 
 
 @rewards_app.command()
