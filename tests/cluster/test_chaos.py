@@ -26,6 +26,7 @@ from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.config import load
 from raysuite.errors import RewardHung, Stopped
 from raysuite.families import open_policy
+from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
@@ -76,7 +77,7 @@ def plan(chaos: Path, *faults: str) -> None:
         (chaos / fault).touch()
 
 
-def when(chaos: Path, fault: str, act: Callable[[], None]) -> threading.Thread:
+def when(chaos: Path, fault: str, act: Callable[[], object]) -> threading.Thread:
     """Do something as soon as a fault strikes, and let the reward that waits for it go on."""
 
     def run() -> None:
@@ -110,6 +111,19 @@ def check_equal(disturbed: Path, undisturbed: Path) -> dict[str, float]:
 def kill_learner() -> None:
     (learner,) = (p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
     learner.kill()
+    learner.wait()
+
+
+def forward(ledger: dict[str, dict[str, int]], *of: str) -> int:
+    return sum(ledger[name]["forward"] for name in of)
+
+
+def lost(run: Path) -> int:
+    """Forward passes that a run whose learner died has on its ledger and not in its last checkpoint."""
+    ledger = json.loads((run / "ledger.json").read_text())
+    last = checkpoint.completed(run / "checkpoints")[-1]
+    kept = json.loads((last / "state.json").read_text())["ledger"]
+    return forward(ledger, "training", "evaluation", "underway") - forward(kept, "training", "evaluation")
 
 
 def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
@@ -124,9 +138,10 @@ def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
     thread.join()
     assert stopped.value.status == 130
     assert not list(chaos.glob("[0-9]*"))
-    before = json.loads((tmp_path / "ledger.json").read_text())["redone"]
+    before, stopped_with = json.loads((tmp_path / "ledger.json").read_text())["redone"], lost(tmp_path)
     plan(chaos, "3-wait")
-    thread = when(chaos, "3-wait", kill_learner)
+    losses: list[int] = []
+    thread = when(chaos, "3-wait", lambda: (kill_learner(), losses.append(lost(tmp_path))))
     assert not launch.claim(config, tmp_path, ["test"])
     launch.train(config, tmp_path)
     thread.join()
@@ -134,7 +149,9 @@ def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
     redone = check_equal(tmp_path, undisturbed)
     # an actor died with one or two blocks and another was replaced with one or two: each is 16 pictures of 10 steps
     assert 320 <= before["forward"] <= 640 and before["images_scored"] >= before["images_decoded"] + 16
-    assert redone["forward"] > before["forward"] and redone["seconds"] > 0
+    # how much the stop and the kill cost depends on how far the run was: nothing, right after a checkpoint
+    assert redone["forward"] == before["forward"] + stopped_with + losses[0]
+    assert redone["seconds"] > before["seconds"]
 
 
 def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> None:
