@@ -140,7 +140,7 @@ class Suite:
         predict, decode = policy.predict, policy.decode
 
         def watched_predict(
-            x_N: torch.Tensor, t_N: torch.Tensor, prompts_N: Sequence[str], *, guided: bool = True, **options: bool
+            x_N: torch.Tensor, t_N: torch.Tensor, prompts_N: Sequence[str], *, guided: bool = True, **options: Any
         ) -> torch.Tensor:
             learned = torch.is_grad_enabled() and not options.get("reference")
             rows = len(x_N) * (policy.evaluations_per_prediction if guided else 1)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -64,7 +65,7 @@ class Double(ToyPolicy):
         numbers = torch.zeros(PIECES, megabytes * 10**6 // 4 // PIECES)
         self.unused = {f"piece {n}": torch.nn.Parameter(numbers[n].clone()) for n in range(PIECES)}
 
-    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], **who: bool) -> Tensor:
+    def predict(self, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], **who: Any) -> Tensor:
         """What the toy model predicts, later."""
         time.sleep(SECONDS)
         return super().predict(x_N, t_N, prompts_N, **who)

@@ -31,6 +31,8 @@ class Stage(IntEnum):
     SKETCH = 14
     SWEEP = 15
     WINDOW = 16
+    PROMPT_DRAW = 17
+    EVALUATION_PROMPT_DRAW = 18
 
 
 def numpy_generator(

@@ -61,6 +61,9 @@ class Block:
     """Evaluation blocks draw from their own stream and drop the trajectories."""
     window: tuple[int, int] | None = None
     """The steps that add noise, from the first to before the second; None for every step."""
+    one_draw: bool = False
+    """Whether all samples of a prompt share one draw of what it means, where the policy `draws_prompts`. Samples that are compared do:
+    the optimum that preference objectives stand for has a normaliser of each draw, which cancels between pictures of one draw only."""
     measure_kl: bool = False
     """Whether to measure the KL from the reference along the way (evaluation only; doubles the network cost)."""
 
@@ -92,6 +95,8 @@ class Drawn:
     previews_JN: tuple[np.ndarray, ...]
     """uint8 (N, H, W, 3) of every preview, the final pictures last."""
     cost: Cost
+    draws_N: np.ndarray | None = None
+    """int64 (N,) labels of the prompts that were drawn, as in `Rollouts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,9 @@ class Rollouts:
     kl_N: np.ndarray | None
     """KL from the reference summed over the trajectory's steps, nats. None unless measured."""
     cost: Cost
+    draws_N: np.ndarray | None = None
+    """Where the policy draws what its prompts mean (`Policy.draws_prompts`): int64 (N,), the label of each sample's draw. With the
+    weights it decides the draw, which is therefore not kept. None for other policies."""
     thumbnails_N: np.ndarray | None = None
     """uint8 (N, h, w, 3) of all pictures, as small as `kernel.diversity` compares them. None where nothing was drawn."""
     redone: Cost = Cost()
@@ -137,6 +145,8 @@ class Transitions:
     prompts_N: tuple[str, ...]
     window: tuple[int, int] | None = None
     """The steps that added noise, as in `Block`: then column 0 is the latent before the first of them."""
+    draws_N: Tensor | None = None
+    """(N,) int64 labels of the prompts' draws, as in `Rollouts`."""
 
     def __len__(self) -> int:
         return len(self.prompts_N)
@@ -152,6 +162,8 @@ class Preferences:
     prompts_R: tuple[str, ...]
     window: tuple[int, int] | None = None
     """The steps that added noise, as in `Block`: then column 0 is the latent before the first of them."""
+    draws_RM: Tensor | None = None
+    """(R, M) int64 labels of the prompts' draws, as in `Rollouts`; None for pictures that no such policy drew."""
 
     def __len__(self) -> int:
         return len(self.prompts_R)
@@ -177,6 +189,8 @@ class Queries:
     guided: bool = True
     """Whether predictions are wanted with the sampler's guidance: of the policy that draws, or of the network alone."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    draws_UM: Tensor | None = None
+    """(U, M) int64 labels of the prompts' draws, always on the CPU; None where the batch has none."""
 
     def __len__(self) -> int:
         return len(self.t_UM)
@@ -192,6 +206,7 @@ class Queries:
             x_UM=self.x_UM[units],
             t_UM=self.t_UM[units],
             prompts_U=tuple(self.prompts_U[unit] for unit in units.tolist()),
+            draws_UM=None if self.draws_UM is None else self.draws_UM[units.cpu()],
             together=len(units),
             extra={name: tensor[units] for name, tensor in self.extra.items()},
         )

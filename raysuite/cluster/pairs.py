@@ -53,6 +53,7 @@ def make_pairs(
     policy = open_policy(config, torch.device("cpu"))
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
     canonical = config.identity()
+    del canonical["preferences"]["across_draws"]  # of prompts that are drawn, which sets are not made with
     identity = {
         "model": config.model.path,
         "encoders": encoder_digests(config.model),

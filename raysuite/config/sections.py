@@ -278,6 +278,9 @@ class Preferences(Section):
     """Of bradley_terry, in units of reward."""
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a ranking is turned round."""
+    across_draws: bool = False
+    """With parameters.kind=prompts, every sample has a draw of its own, and pictures of different draws are compared. By default
+    the samples of a prompt share theirs (docs/prompts.md)."""
 
 
 class Reference(Section):

@@ -211,6 +211,7 @@ class PipelinePolicy(Policy):
         reference: bool = False,
         base: bool = False,
         guided: bool = True,
+        draws_N: Tensor | None = None,
     ) -> Tensor:
         """The output that the pipeline would hand to its scheduler, with its own form of guidance, through which gradients flow."""
         guidance = self.guidance if guided else 1.0

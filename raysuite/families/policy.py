@@ -32,6 +32,8 @@ class Policy(ABC):
     device: torch.device
     evaluations_per_prediction: int
     """Network evaluations that one prediction costs: 2 with classifier-free guidance, else 1."""
+    draws_prompts: bool = False
+    """Whether what a prompt means is drawn for each row. The draw is a function of the weights and of the row's label."""
     reference_weights: np.ndarray | None = None
     """What `set_reference` was given last; None while the reference is the network as it came."""
 
@@ -45,12 +47,14 @@ class Policy(ABC):
         reference: bool = False,
         base: bool = False,
         guided: bool = True,
+        draws_N: Tensor | None = None,
     ) -> Tensor:
         """The network's output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,).
 
         With `reference` the reference answers: the network as it was before any training, or what `set_reference` made
         it. With `base` it is the network as it was before any training, whatever the reference has become. Without `guided` the
-        sampler's guidance is left out.
+        sampler's guidance is left out. `draws_N` (N,) are the labels of the rows' draws, where the policy `draws_prompts`: the
+        policy, the reference and the base make of one label the draw that their own weights give it.
         """
 
     @abstractmethod

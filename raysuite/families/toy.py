@@ -80,6 +80,7 @@ class ToyPolicy(Policy):
         reference: bool = False,
         base: bool = False,
         guided: bool = True,
+        draws_N: Tensor | None = None,
     ) -> Tensor:
         """The exact noise or velocity plus the perturbation. There is no guidance to leave out."""
         flow = self.schedule.prediction == "velocity"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +68,7 @@ def transitions(rollouts: Rollouts, advantage_NK: np.ndarray) -> Transitions:
         advantage_NK=torch.from_numpy(advantage_NK).float(),
         prompts_N=rollouts.block.prompt_of_N,
         window=rollouts.block.window,
+        draws_N=None if rollouts.draws_N is None else torch.from_numpy(rollouts.draws_N.copy()),
     )
 
 
@@ -75,6 +77,21 @@ def minibatches(config: RunConfig, update: int) -> list[list[int]]:
     rng = numpy_generator(seed=config.seed, stage=Stage.MINIBATCHES, update=update)
     order = rng.permutation(config.rollouts.blocks)
     return [share.tolist() for share in np.split(order, config.learn.minibatches)]
+
+
+def ask(objective: Objective[Any], policy: Policy, batch: Batch, generator: torch.Generator) -> Queries:
+    """What an objective asks of a policy about one block.
+
+    Where the policy draws prompts and nobody knows with which draws the pictures were made (people's, or another model's), every
+    unit gets a draw, which its members share as they share their noise.
+    """
+    queries = objective.queries(batch, policy.schedule, generator)
+    if policy.draws_prompts and queries.draws_UM is None:
+        label_U = torch.randint(
+            2**63 - 1, (len(queries), 1), generator=generator
+        )  # last: all else is drawn as it ever was
+        queries = replace(queries, draws_UM=label_U.expand(queries.t_UM.shape))
+    return queries
 
 
 def gradient(
@@ -106,7 +123,7 @@ def gradient(
     Returns:
         The objective's metrics, with `loss`, as means over all units (empty where there are none), and the cost.
     """
-    queries = [objective.queries(batch, policy.schedule, generator) for batch, generator in batches if len(batch)]
+    queries = [ask(objective, policy, batch, generator) for batch, generator in batches if len(batch)]
     units = total(sum(map(len, queries)))
     sums: dict[str, float] = defaultdict(float)
     cost, spans = Cost(), [(asked, *span) for asked in queries for span in _spans(asked, microbatch)]
@@ -144,11 +161,12 @@ def _backward(
     """
     x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
     prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
+    draws = None if chunk.draws_UM is None else chunk.draws_UM.flatten()
     pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
 
     def predict(piece: slice, *, reference: bool = False, base: bool = False) -> Tensor:
-        about = (x[piece], t[piece], prompts[piece])
-        return policy.predict(*about, reference=reference, base=base, guided=chunk.guided)
+        about, own = (x[piece], t[piece], prompts[piece]), None if draws is None else draws[piece]
+        return policy.predict(*about, reference=reference, base=base, guided=chunk.guided, draws_N=own)
 
     def loss_of(prediction: Tensor) -> Loss:
         reference = None

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from raysuite.config import RunConfig
+from raysuite.errors import UserError
 from raysuite.kernel.preferences import choose, rank
 from raysuite.rng import Stage, numpy_generator
 from raysuite.types import Block, Preferences, Rollouts
@@ -45,12 +46,23 @@ def rows_of_set(config: RunConfig, size: int, *, update: int, block: int) -> lis
     return numbers
 
 
-def compared(rollouts: Rollouts, indices_RM: np.ndarray) -> Preferences:
-    """One block's rankings as an objective sees them."""
+def compared(rollouts: Rollouts, indices_RM: np.ndarray, *, across_draws: bool = False) -> Preferences:
+    """One block's rankings as an objective sees them.
+
+    Raises:
+        UserError: pictures of different draws of their prompt are compared, and that was not asked for.
+    """
     assert rollouts.latents_NK is not None
+    draws_RM = None if rollouts.draws_N is None else rollouts.draws_N[indices_RM]
+    if draws_RM is not None and not across_draws and (draws_RM != draws_RM[:, :1]).any():
+        raise UserError(
+            "expected pictures that are compared to share the draw of their prompt, got several draws: replay a run whose objective "
+            "learned from preferences, or set preferences.across_draws=true"
+        )
     prompts_N = rollouts.block.prompt_of_N
     return Preferences(
         latents_RMK=torch.from_numpy(rollouts.latents_NK[indices_RM]),
         prompts_R=tuple(prompts_N[row[0]] for row in indices_RM),
         window=rollouts.block.window,
+        draws_RM=None if draws_RM is None else torch.from_numpy(draws_RM),
     )

@@ -115,8 +115,9 @@ def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[
         prompts.training, rollouts.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
     )
     size, window = rollouts.prompts_per_block, noisy_steps(config, update)
+    compared = config.built_objective.consumes == "preferences" and not config.preferences.across_draws
     return [
-        _block(chosen[i * size : (i + 1) * size], update, i, rollouts.samples, window=window)
+        _block(chosen[i * size : (i + 1) * size], update, i, rollouts.samples, window=window, one_draw=compared)
         for i in range(rollouts.blocks)
     ]
 

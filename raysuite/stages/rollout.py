@@ -28,6 +28,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
     schedule = policy.schedule.windowed(block.window)
     first, end = block.window or (0, schedule.steps)
     x, noise_KN = _noise(policy, block, config, first, end)
+    draws_N = _draws(block, config) if policy.draws_prompts else None
     # an objective of the forward process wants finished pictures only: their trajectories need not travel
     whole = config.rollouts.keep or config.built_objective.process == "reverse"
     latents, logps, kl_N, predictions = [], [], torch.zeros(size), 0
@@ -38,15 +39,15 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
         t_N = schedule.timesteps_K[k].expand(size)
         if whole and first <= step <= end and not block.evaluation:
             latents.append(x)
-        output = policy.predict(x, t_N, prompts_N)
+        output = policy.predict(x, t_N, prompts_N, draws_N=draws_N)
         predictions += 1
         if step in preview_at:
-            clean, spent = _preview(policy, step, x, output, prompts_N, config.credit)
+            clean, spent = _preview(policy, step, x, output, prompts_N, draws_N, config.credit)
             previews.append(clean)
             predictions += spent
         mean = transition.mean(schedule, k, x, output)
         if block.measure_kl:
-            reference = policy.predict(x, t_N, prompts_N, reference=True)
+            reference = policy.predict(x, t_N, prompts_N, reference=True, draws_N=draws_N)
             predictions += 1
             kl_N += transition.kl(schedule, k, mean, transition.mean(schedule, k, x, reference)).cpu()
         x = transition.draw(schedule, k, mean, noise_KN[step - first]) if first <= step < end else mean
@@ -65,6 +66,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> 
         kl_N=kl_N.numpy() if block.measure_kl else None,
         previews_JN=tuple(images),
         cost=Cost(forward=size * predictions * policy.evaluations_per_prediction, images_decoded=size * len(images)),
+        draws_N=None if draws_N is None else draws_N.numpy(),
     )
 
 
@@ -115,8 +117,30 @@ def _noise(policy: Policy, block: Block, config: RunConfig, first: int, end: int
     return torch.stack(starts).to(policy.device), torch.stack(steps, dim=1).to(policy.device)
 
 
+def _draws(block: Block, config: RunConfig) -> Tensor:
+    """The label of each sample's draw of its prompt, (N,) int64, from its coordinates."""
+    if block.evaluation:
+        seed, stage, update = config.evaluation.seed, Stage.EVALUATION_PROMPT_DRAW, 0
+    else:
+        seed, stage, update = config.seed, Stage.PROMPT_DRAW, block.update
+    labels = [
+        torch_generator(
+            seed=seed, stage=stage, update=update, prompt=prompt, sample=0 if block.one_draw else block.first_sample + s
+        ).initial_seed()
+        for prompt in block.prompt_ids
+        for s in range(block.samples_per_prompt)
+    ]
+    return torch.tensor(labels, dtype=torch.int64)
+
+
 def _preview(
-    policy: Policy, step: int, x: Tensor, output: Tensor, prompts_N: Sequence[str], credit: Credit
+    policy: Policy,
+    step: int,
+    x: Tensor,
+    output: Tensor,
+    prompts_N: Sequence[str],
+    draws_N: Tensor | None,
+    credit: Credit,
 ) -> tuple[Tensor, int]:
     """The clean latent predicted at a step, after some deterministic steps, and the predictions that took."""
     schedule = policy.schedule
@@ -125,7 +149,7 @@ def _preview(
     for level in levels[1:]:
         k = torch.tensor(level, device=policy.device)
         x = schedule.alpha_K1[k] * x0 + schedule.sigma_K1[k] * eps
-        output = policy.predict(x, schedule.timesteps_K[k].expand(len(x)), prompts_N)
+        output = policy.predict(x, schedule.timesteps_K[k].expand(len(x)), prompts_N, draws_N=draws_N)
         x0, eps = transition.predicted(schedule, k, x, output)
     return x0, len(levels) - 1
 
@@ -181,6 +205,7 @@ def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) 
         pictures=_pictures(drawn, config),
         thumbnails_N=thumbnails(drawn.previews_JN[-1]),
         kl_N=drawn.kl_N,
+        draws_N=drawn.draws_N,
         cost=drawn.cost + Cost(images_scored=block.size * len(drawn.previews_JN)),
         redone=Cost(images_scored=block.size * len(failures)),
     )

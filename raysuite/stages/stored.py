@@ -19,7 +19,7 @@ from raysuite.places import replacing
 from raysuite.stages.collect import Collector
 from raysuite.types import Block, Cost, Rollouts
 
-ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK")
+ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK", "draws_N")
 
 
 def _file(run: Path, update: int, block: int) -> Path:
@@ -28,7 +28,8 @@ def _file(run: Path, update: int, block: int) -> Path:
 
 def keep(run: Path, rollouts: Rollouts) -> None:
     """Write one block's rollouts into a run directory, whole or not at all."""
-    arrays = {name: np.ascontiguousarray(getattr(rollouts, name)) for name in ARRAYS}
+    found = {name: getattr(rollouts, name) for name in ARRAYS}
+    arrays = {name: np.ascontiguousarray(array) for name, array in found.items() if array is not None}
     scores = {f"scores/{name}": values for name, values in rollouts.scores.items()}
     metadata = {"block": json.dumps(dataclasses.asdict(rollouts.block)), "version": str(rollouts.version)}
     with replacing(_file(run, rollouts.block.update, rollouts.block.index)) as temporary:
@@ -44,7 +45,7 @@ def read(run: Path, update: int, block: int) -> Rollouts:
     file = _file(run, update, block)
     try:
         with safetensors.safe_open(file, framework="numpy") as stored:
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
+            arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
             metadata = stored.metadata()
     except (OSError, SafetensorError) as error:
         raise UserError(
@@ -62,7 +63,7 @@ def read(run: Path, update: int, block: int) -> Rollouts:
         pictures=None,
         kl_N=None,
         cost=Cost(),
-        **{name: arrays[name] for name in ARRAYS},
+        **{name: arrays.get(name) for name in ARRAYS},
     )
 
 

@@ -206,7 +206,12 @@ class Training:
         if compares:
             counts = self.gather([(len(indices), ties) for indices, ties in ranked.values()])
             told["train/rankings"], told["train/ties"] = (float(sum(column)) for column in zip(*counts, strict=True))
-            return {r.block.index: compared(r, ranked[r.block.index][0]) for r in rollouts}, told, costs
+            across = self.config.preferences.across_draws
+            return (
+                {r.block.index: compared(r, ranked[r.block.index][0], across_draws=across) for r in rollouts},
+                told,
+                costs,
+            )
         advantage = advantages(
             self.config,
             {s["block"]: s["credit_NK"] for s in summaries},

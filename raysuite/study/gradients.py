@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raysuite.families.policy import Policy
 from raysuite.kernel.objectives import Objective
-from raysuite.stages.learn import Batch
+from raysuite.stages.learn import Batch, ask
 from raysuite.types import Cost, Queries
 
 Add = Callable[[str, int, dict[str, Tensor]], None]
@@ -44,7 +44,7 @@ def unit_gradients(
         bins: T, equal ranges of the training timesteps.
         microbatch: points through the network at once, at most.
     """
-    asked = {name: objectives[name].queries(batch, policy.schedule, generator()) for name, batch in batches.items()}
+    asked = {name: ask(objectives[name], policy, batch, generator()) for name, batch in batches.items()}
     cost = Cost()
     for names in sharing(asked):
         at_one_level = bool((asked[names[0]].t_UM == asked[names[0]].t_UM[:, :1]).all())
@@ -78,6 +78,8 @@ def _same_points(one: Queries, other: Queries) -> bool:
         one.guided == other.guided
         and one.prompts_U == other.prompts_U
         and one.x_UM.shape == other.x_UM.shape
+        and (one.draws_UM is None) == (other.draws_UM is None)
+        and (one.draws_UM is None or other.draws_UM is None or torch.equal(one.draws_UM, other.draws_UM))
         and torch.equal(one.t_UM, other.t_UM)
         and torch.equal(one.x_UM, other.x_UM)
     )
@@ -142,11 +144,13 @@ def _by_point(
     cost = _cost(policy, first, forward=1 + needed, backward=0)
     x, t = whole.x_UM.flatten(0, 1), whole.t_UM.flatten()
     prompts = [prompt for prompt in first.prompts_U for _ in range(members)]
+    draws = None if first.draws_UM is None else first.draws_UM.flatten()
     bin_P = _bin(t, policy, bins)
     for number in bin_P.unique().tolist():
         for points in (bin_P == number).nonzero().flatten().split(microbatch):
             chosen = [prompts[point] for point in points.tolist()]
-            output = policy.predict(x[points], t[points], chosen, guided=first.guided)
+            own = None if draws is None else draws[points.cpu()]
+            output = policy.predict(x[points], t[points], chosen, guided=first.guided, draws_N=own)
             for place, name in enumerate(objectives):
                 weight = said[name].flatten(0, 1)[points]
                 add(name, number, _gradients(policy, output, weight, retain=place < len(objectives) - 1))
@@ -171,7 +175,11 @@ def _predict(policy: Policy, chunk: Queries, microbatch: int, **who: bool) -> Te
     prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
     x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
     pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
-    outputs = [policy.predict(x[p], t[p], prompts[p], guided=chunk.guided, **who) for p in pieces]
+    draws = None if chunk.draws_UM is None else chunk.draws_UM.flatten()
+    outputs = [
+        policy.predict(x[p], t[p], prompts[p], guided=chunk.guided, draws_N=None if draws is None else draws[p], **who)
+        for p in pieces
+    ]
     return torch.cat(outputs).unflatten(0, chunk.t_UM.shape)
 
 

@@ -53,7 +53,10 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
     config = rung.config
     first = 0 if config.rollouts.replay else FIRST_UPDATE
     prompts = load_prompts(config.prompts)
-    return [block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r)]
+    blocks = (block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r))
+    return [
+        replace(block, one_draw=True) for block in blocks
+    ]  # a unit is for objectives that compare and for those that do not
 
 
 def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:
@@ -271,6 +274,7 @@ class Probes:
         self.x = torch.from_numpy(drawn.latents_NK)[n, k - first].to(policy.device)
         self.t = policy.schedule.timesteps_K[k.to(policy.device)]
         self.prompts = [block.prompt_of_N[i] for i in n.tolist()]
+        self.draws = None if drawn.draws_N is None else torch.from_numpy(drawn.draws_N)[n]
         self.policy, self.weights = policy, policy.weights()
 
     @torch.no_grad()
@@ -283,7 +287,7 @@ class Probes:
         sides = []
         for sign in (1, -1):
             self.policy.set_weights(self.weights + sign * step * gradient.numpy())
-            sides.append(self.policy.predict(self.x, self.t, self.prompts))
+            sides.append(self.policy.predict(self.x, self.t, self.prompts, draws_N=self.draws))
         self.policy.set_weights(self.weights)
         spent = 2 * len(self.x) * self.policy.evaluations_per_prediction
         return ((sides[0] - sides[1]) / (2 * step)).flatten().cpu(), Cost(forward=spent)

@@ -76,6 +76,7 @@ class Ddpo(Objective[Transitions]):
             t_UM=schedule.timesteps_K.cpu()[k][:, None],
             prompts_U=batch.prompts_N * kept,
             together=samples,
+            draws_UM=None if batch.draws_N is None else batch.draws_N[n, None],
             extra={
                 "k": k,
                 "next": batch.latents_NK[n, k - first + 1],

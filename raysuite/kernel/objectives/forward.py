@@ -66,6 +66,7 @@ class ForwardObjective(Objective[Batch]):
         shared_noise: bool = True,
         prompt_dropout: float = 0.0,
         extra: Mapping[str, Tensor] | None = None,
+        draws_RM: Tensor | None = None,
     ) -> Queries:
         """Noisy versions of clean latents, (R draws) units in the order of R.
 
@@ -81,6 +82,7 @@ class ForwardObjective(Objective[Batch]):
             shared_noise: one noise for all members, as the released code of Diffusion-DPO has it; its paper writes one each.
             prompt_dropout: probability that a unit's prompt is replaced by the empty one.
             extra: whatever else the loss needs, by row.
+            draws_RM: (R, M) labels of the prompts' draws, which stay with their pictures.
         """
         units, members = len(clean_RM) * self.draws, clean_RM.shape[1]
         clean_UM = clean_RM.repeat_interleave(self.draws, 0)
@@ -97,6 +99,7 @@ class ForwardObjective(Objective[Batch]):
             prompts_U=tuple("" if drop else prompt for prompt, drop in zip(prompts, dropped_U.tolist(), strict=True)),
             together=units,
             guided=False,
+            draws_UM=None if draws_RM is None else draws_RM.repeat_interleave(self.draws, 0),
             extra={
                 "target": network_output(schedule.prediction, clean_UM, noise_UM, *wide),
                 "clean": clean_UM,

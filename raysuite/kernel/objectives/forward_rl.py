@@ -66,7 +66,9 @@ class ForwardRl(ForwardObjective[Transitions]):
         """Every rollout's clean latent at `draws` noise levels."""
         goodness_N = (0.5 + batch.advantage_NK.mean(1) / (2 * self.advantage_limit)).clamp(0, 1)
         clean_NM = batch.latents_NK[:, -1:]
-        return self.renoise(clean_NM, batch.prompts_N, schedule, generator, extra={"goodness": goodness_N})
+        draws_NM = None if batch.draws_N is None else batch.draws_N[:, None]
+        extra = {"goodness": goodness_N}
+        return self.renoise(clean_NM, batch.prompts_N, schedule, generator, extra=extra, draws_RM=draws_NM)
 
     def loss(
         self, queries: Queries, schedule: Schedule, prediction_UM: Tensor, reference_prediction_UM: Tensor | None

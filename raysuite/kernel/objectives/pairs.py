@@ -125,6 +125,7 @@ class PairObjective(ForwardObjective[Preferences]):
             generator,
             shared_noise=self.shared_noise,
             prompt_dropout=self.prompt_dropout,
+            draws_RM=batch.draws_RM,
         )
 
     def loss(

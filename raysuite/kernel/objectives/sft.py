@@ -38,7 +38,12 @@ class Sft(ForwardObjective[Preferences]):
     def queries(self, batch: Preferences, schedule: Schedule, generator: torch.Generator) -> Queries:
         """The preferred member of every ranking at `draws` noise levels."""
         return self.renoise(
-            batch.clean_RM[:, :1], batch.prompts_R, schedule, generator, prompt_dropout=self.prompt_dropout
+            batch.clean_RM[:, :1],
+            batch.prompts_R,
+            schedule,
+            generator,
+            prompt_dropout=self.prompt_dropout,
+            draws_RM=None if batch.draws_RM is None else batch.draws_RM[:, :1],
         )
 
     def loss(

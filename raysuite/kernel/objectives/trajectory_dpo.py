@@ -113,6 +113,7 @@ class TrajectoryDpo(Objective[Preferences]):
             t_UM=schedule.timesteps_K.cpu()[k_RS].repeat(1, members),
             prompts_U=batch.prompts_R,
             together=rankings,
+            draws_UM=None if batch.draws_RM is None else batch.draws_RM.repeat_interleave(k_RS.shape[1], 1),
             extra={
                 "k": k_RS,
                 "weight": weight_RS,
