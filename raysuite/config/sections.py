@@ -279,8 +279,8 @@ class Preferences(Section):
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a ranking is turned round."""
     across_draws: bool = False
-    """With parameters.kind=prompts, every sample has a draw of its own, and pictures of different draws are compared. By default
-    the samples of a prompt share theirs (docs/prompts.md)."""
+    """Where what a prompt means is drawn, every sample has a draw of its own, and pictures of different draws are compared. By
+    default the samples of a prompt share theirs."""
 
 
 class Reference(Section):

@@ -56,6 +56,7 @@ def read(run: Path, update: int, block: int) -> Rollouts:
     # JSON has lists for tuples, and an earlier version no windows
     listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates.get("window") else []))
     lists = {name: tuple(coordinates[name]) for name in listed}
+    found: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
     return Rollouts(
         block=Block(**{**coordinates, **lists}),
         version=int(metadata["version"]),
@@ -63,7 +64,7 @@ def read(run: Path, update: int, block: int) -> Rollouts:
         pictures=None,
         kl_N=None,
         cost=Cost(),
-        **{name: arrays.get(name) for name in ARRAYS},
+        **found,
     )
 
 
