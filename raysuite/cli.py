@@ -307,6 +307,44 @@ def directions(
     console.print(f"report: {write_study_report(directory)}", soft_wrap=True)
 
 
+@app.command(name="in-context")
+def in_context(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL",
+            help="Who draws: scenes (the bundled model), a recipe, a run or a checkpoint of one; others are compared with the first.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the evaluation.")] = Path("runs/in-context"),
+    episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of each task and number of shots.")] = 100,
+    shots: Annotated[str, typer.Option(help="Comma-separated numbers of demonstrations.")] = "2,4,6,8",
+    nuisance: Annotated[
+        bool, typer.Option("--nuisance", help="Leave an attribute free that neither text nor latent holds fixed.")
+    ] = False,
+    misread: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+) -> None:
+    """Evaluate in-context generation: a few texts with pictures, and what comes next. The same command again goes on."""
+    directory = _place(out)
+    _begin("in-context", directory)
+    from raysuite.in_context import command
+    from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
+
+    plan, drawers = command.scenes(
+        models, episodes=episodes, shots=command.numbers(shots), nuisance=nuisance, misread=misread, seed=seed
+    )
+    with locked(directory):
+        command.evaluate(plan, drawers, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
+    from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+
+    console.print(in_context_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {write_in_context_report(directory)}", soft_wrap=True)
+
+
 @app.command()
 def report(
     runs: Annotated[
@@ -330,6 +368,11 @@ def report(
 
         console.print(study_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
         path = write_study_report(directory, page)
+    elif (directory / "in_context.json").exists():
+        from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+
+        console.print(in_context_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_in_context_report(directory, page)
     else:
         console.print(summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
         path = write_report(directory, page)

@@ -33,6 +33,10 @@ class Stage(IntEnum):
     WINDOW = 16
     PROMPT_DRAW = 17
     EVALUATION_PROMPT_DRAW = 18
+    IN_CONTEXT = 19
+    IN_CONTEXT_NOISE = 20
+    IN_CONTEXT_POLICY = 21
+    IN_CONTEXT_JUDGE = 22
 
 
 def numpy_generator(

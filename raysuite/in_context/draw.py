@@ -1,0 +1,151 @@
+"""Who draws descriptions: a recipe's model as it came, a run, or one of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from raysuite import config as configuration
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import Policy, check_model, open_policy
+from raysuite.in_context.tasks import Task
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages import checkpoint
+from raysuite.stages.files import RunDirectory, digest
+from raysuite.stages.rollout import sample
+from raysuite.types import Block
+
+EPISODES = 1_000_000
+"""Of one task, at most: the noise of a picture has one number for its task and episode."""
+BARE = {"scenes": "scenes-ddpo", "scenes-flow": "scenes-flow-grpo"}
+"""Bundled models by their names, and the recipe whose sampler they are drawn with."""
+
+
+class Drawer(Protocol):
+    """Descriptions in, pictures out."""
+
+    label: str
+
+    def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
+        """Pictures, uint8 (N, H, W, 3), of texts for episodes of these tasks and numbers, which decide the noise."""
+
+    def round_trip(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures, uint8 (N, H, W, 3) of the model's size, through its VAE and back."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model that draws, found but not opened."""
+
+    label: str
+    config: RunConfig
+    model: Path | None
+    """Of a checkpoint; None is the model as it came."""
+
+    def settings(self) -> dict[str, object]:
+        """What decides its pictures, for the record."""
+        canonical = self.config.canonical()
+        return {
+            "label": self.label,
+            "checkpoint": str(self.model) if self.model else None,
+            "sha256": digest(self.model / "state.json") if self.model else None,
+            **{section: canonical[section] for section in ("model", "sampler", "parameters")},
+        }
+
+
+def find(name: str) -> Named:
+    """Who is meant: a run (its last checkpoint), a checkpoint, a recipe or YAML file, or a bundled model's name.
+
+    Raises:
+        UserError: there is nothing like it, or it is damaged.
+    """
+    path = Path(name).expanduser()
+    if (path / "state.json").is_file():
+        run, model = path.absolute().parents[1], path.absolute()
+    elif (path / "config.json").is_file():
+        found = checkpoint.completed(path / "checkpoints")
+        if not found:
+            raise UserError(
+                f"expected a run with a checkpoint, got {name}, which has none yet: wait, or name its recipe"
+            )
+        run, model = path.absolute(), found[-1].absolute()
+    elif path.is_dir():
+        raise UserError(
+            f"expected a run or one of its checkpoints, got {name}, where there is neither config.json nor state.json: check the path"
+        )
+    else:
+        config = configuration.load(BARE.get(name, name))
+        return Named(name.removesuffix(".yaml").rpartition("/")[2], config, None)
+    state = checkpoint.read_state(model)
+    return Named(f"{run.name} after {state.updates}", RunDirectory(run).config(), model if state.updates else None)
+
+
+def named(names: Sequence[str]) -> list[Named]:
+    """All of them, by labels that differ.
+
+    Raises:
+        UserError: two are the same.
+    """
+    found = [find(name) for name in names]
+    labels = [one.label for one in found]
+    if len({*labels}) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(
+            f"expected models of different names, got {twice} twice: leave one out, or rename its directory"
+        )
+    for one in found:
+        check_model(one.config.model)
+    return found
+
+
+class PolicyDrawer:
+    """A model of raysuite, opened in this process.
+
+    Args:
+        one: which.
+        seed: of the noise, which is the same for every model that is compared (of equal latent shape).
+        size: height and width that its pictures have to have; None for any.
+
+    Raises:
+        UserError: it cannot be opened, or draws in another size.
+    """
+
+    def __init__(self, one: Named, seed: int, *, size: tuple[int, int] | None = None) -> None:
+        self.label = one.label
+        number = numpy_generator(seed=seed, stage=Stage.IN_CONTEXT_NOISE).integers(2**31)
+        evaluation = one.config.evaluation.model_copy(update={"seed": int(number)})
+        self._config = one.config.model_copy(update={"evaluation": evaluation})
+        self.policy: Policy = open_policy(one.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if size is not None and self.policy.image_size != size:
+            raise UserError(
+                f"expected a model that draws {size[0]} x {size[1]} pixels, as this world's judge reads, got {one.label}, which "
+                f"draws {self.policy.image_size[0]} x {self.policy.image_size[1]}: name one that was trained on this world"
+            )
+        if one.model is not None:
+            checkpoint.load(one.model, self.policy)
+
+    def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
+        """Pictures, uint8 (N, H, W, 3): one batch, whose size is part of what decides their bits."""
+        window = self._config.sampler.window
+        block = Block(
+            update=0,
+            index=1,
+            prompts=tuple(texts),
+            prompt_ids=tuple(task.number * EPISODES + index for task, index in zip(tasks, indices, strict=True)),
+            samples_per_prompt=1,
+            metadata=({},) * len(texts),
+            evaluation=True,
+            window=(window.first, window.first + window.size) if window else None,
+        )
+        return sample(self.policy, block, self._config, version=0).previews_JN[-1]
+
+    def round_trip(self, pictures: np.ndarray) -> np.ndarray:
+        """Pictures through the VAE and back: what its decoder can show at best."""
+        with torch.no_grad():
+            return self.policy.decode(self.policy.encode(pictures))

@@ -1,0 +1,308 @@
+"""Episodes -> answers -> pictures -> judgements, on disk: the same command goes on with what is there, and repeats nothing.
+
+    in_context.json         what decides all of it
+    provenance.json         as of a run
+    calibration/<n>.parquet the judge on pictures whose cells are known: ground truth (0), and what the VAE of drawer n - 1 makes of it
+    answers.parquet         a row an answer: its coordinates, what it should show, and what its description says
+    examples.parquet        the first episodes of each task: texts and pictures of their demonstrations
+    pictures/<drawer>/<block>.parquet
+                            drawn and judged together; a description with the noise of its episode is drawn once, whoever gave it
+    judgements.parquet      a row for each answer and drawer: what the picture shows, and what of it is right
+
+A block's pictures are one batch. Blocks are dealt from the sorted list of everything that is to be drawn, so that they are the same
+after a stop. Nothing in these files but the provenance depends on when or in how many parts they were made.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from raysuite.in_context.draw import EPISODES, Drawer
+from raysuite.in_context.judges import Judge, Reading
+from raysuite.in_context.policies import Row
+from raysuite.in_context.tasks import Answer, Cell, Judgement, Task, World, judged
+from raysuite.places import replacing
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages.files import is_held, provenance, write_json
+
+BLOCK = 50
+"""Pictures of a batch."""
+PICTURES = 2
+"""Of every cell, for the calibration of the judge."""
+SHOWN = 3
+"""Episodes of each task whose demonstrations are kept for the page."""
+NOBODY = -1
+"""The drawer of answers that are pictures already."""
+Progress = Callable[[str, str], Any]
+"""What is counted, and its unit -> a context of `begin` and `advance`, as `progress.Counting`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of whom."""
+
+    world: World
+    judge: Judge
+    rows: tuple[Row, ...]
+    episodes: int
+    """Of each task and number of shots."""
+    shots: tuple[int, ...]
+    """Where a task has texts enough."""
+    seed: int = 0
+    """Of the noise of pictures."""
+
+    def settings(self, drawers: Sequence[Mapping[str, object]]) -> dict[str, Any]:
+        """What decides every number."""
+        return {
+            "world": dict(self.world.settings()),
+            "judge": self.judge.settings(),
+            "rows": [{"name": row.name, "variant": row.variant} for row in self.rows],
+            "tasks": [{"name": task.name, "chance": task.chance} for task in self.world.tasks],
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "shots": list(self.shots),
+            "drawers": [dict(one) for one in drawers],
+            "block": BLOCK,
+        }
+
+    @property
+    def coordinates(self) -> list[tuple[int, Task, int, int]]:
+        """Row, task, shots and index of everything that is asked."""
+        return [
+            (row, task, shots, index)
+            for row in range(len(self.rows))
+            for task in self.world.tasks
+            for shots in task.shots
+            if shots in self.shots
+            for index in range(self.episodes)
+        ]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer with its coordinates."""
+
+    row: int
+    task: Task
+    shots: int
+    index: int
+    cell: Cell
+    said: Judgement
+    """What the description says; nothing of an answer that is a picture."""
+    answer: Answer
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """By which a description is drawn once, with the noise of its episode."""
+        return self.task.number, self.index, self.answer.description or ""
+
+
+def claim(plan: Plan, drawers: Sequence[Mapping[str, object]], directory: Path, command: Sequence[str]) -> None:
+    """Make the directory this evaluation's, or find that it is.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    wanted, begun = plan.settings(drawers), ("*/*.parquet", "*/*/*.parquet")
+    if not is_held(directory, "in_context.json", wanted, "in-context evaluation", begun=begun):
+        write_json(directory / "in_context.json", wanted)
+        write_json(directory / "provenance.json", provenance(command))
+
+
+def evaluate(
+    plan: Plan, directory: Path, drawers: Sequence[tuple[str, Callable[[], Drawer]]], progress: Progress
+) -> None:
+    """Do what is missing in a directory that was claimed.
+
+    Args:
+        plan: what is asked.
+        directory: where to.
+        drawers: label of each model, and what opens it: one is open at a time, and only where it has something to draw.
+        progress: is told of every answer and every block.
+
+    Raises:
+        UserError: a model cannot be opened, or a judge is not reached.
+    """
+    _calibrate(plan, directory / "calibration" / "0.parquet", lambda pictures: pictures)
+    answers = _answers(plan, progress)
+    _write(directory / "examples.parquet", _examples(plan))
+    _write(directory / "answers.parquet", [_row(plan, answered) for answered in answers])
+    keys = sorted({answered.key for answered in answers if answered.answer.description is not None})
+    blocks = [keys[first : first + BLOCK] for first in range(0, len(keys), BLOCK)]
+    for place, (label, opened) in enumerate(drawers):
+        files = [directory / "pictures" / str(place) / f"{number:05d}.parquet" for number in range(len(blocks))]
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        with progress(f"drawing with {label}", "blocks") as counting:
+            counting.begin(len(blocks), done=len(blocks) - len(missing))
+            if missing:
+                drawer = opened()
+                if plan.world.size is not None:
+                    _calibrate(plan, directory / "calibration" / f"{place + 1}.parquet", drawer.round_trip)
+                for number in missing:
+                    _write(files[number], _drawn(plan, drawer, blocks[number]))
+                    counting.advance()
+    _write(directory / "judgements.parquet", _judgements(plan, directory, answers, len(drawers)))
+
+
+def _calibrate(plan: Plan, file: Path, through: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Ask the judge about pictures of every cell, once."""
+    if file.exists():
+        return
+    themes = {task.theme.name: task.theme for task in plan.world.tasks}
+    known = [
+        (theme, cell, plan.world.picture(theme, cell, _generator(number, place, again)))
+        for number, theme in enumerate(themes.values())
+        for place, cell in enumerate(theme.cells)
+        for again in range(PICTURES)
+    ]
+    rows = []
+    for first in range(0, len(known), BLOCK):
+        part_themes, cells, pictures = zip(*known[first : first + BLOCK], strict=True)
+        shown = list(through(np.stack(pictures)) if plan.world.size else pictures)
+        readings = plan.judge(part_themes, shown, range(first, first + len(shown)))
+        rows += [
+            {"theme": theme.name, "detail": cell.detail, "object": cell.object, **_said(reading)}
+            for theme, cell, reading in zip(part_themes, cells, readings, strict=True)
+        ]
+    _write(file, rows)
+
+
+def _generator(theme: int, cell: int, again: int) -> np.random.Generator:
+    return numpy_generator(seed=0, stage=Stage.IN_CONTEXT_JUDGE, update=again, prompt=theme, sample=cell)
+
+
+def _said(reading: Reading) -> dict[str, Any]:
+    detail, thing = reading.judgement
+    return {"said_detail": detail, "said_object": thing, "reply": reading.reply}
+
+
+def _answers(plan: Plan, progress: Progress) -> list[Answered]:
+    found = []
+    with progress("answering", "answers") as counting:
+        counting.begin(len(plan.coordinates), done=0)
+        for number, task, shots, index in plan.coordinates:
+            row = plan.rows[number]
+            episode = plan.world.episode(task, shots, index, row.variant)
+            answer = row.generator.answer(plan.world, episode)
+            said = Judgement(None, None)
+            if answer.description is not None:
+                said = plan.world.meaning(task.theme, answer.description)
+            found.append(Answered(number, task, shots, index, episode.cell, said, answer))
+            counting.advance()
+    return found
+
+
+def _row(plan: Plan, answered: Answered) -> dict[str, Any]:
+    """An answer for the disk."""
+    return {
+        **_coordinates(plan, answered),
+        "detail": answered.cell.detail,
+        "object": answered.cell.object,
+        "description": answered.answer.description,
+        "said_detail": answered.said.detail,
+        "said_object": answered.said.object,
+        "transcript": answered.answer.transcript,
+        "tokens": answered.answer.tokens,
+    }
+
+
+def _coordinates(plan: Plan, answered: Answered) -> dict[str, Any]:
+    row = plan.rows[answered.row]
+    return {
+        "row": row.name,
+        "variant": row.variant,
+        "task": answered.task.name,
+        "shots": answered.shots,
+        "index": answered.index,
+    }
+
+
+def _examples(plan: Plan) -> list[dict[str, Any]]:
+    """Demonstrations of the first episodes of every task, at the fewest shots."""
+    rows = []
+    for task in plan.world.tasks:
+        for index in range(min(SHOWN, plan.episodes)):
+            episode = plan.world.episode(task, min(task.shots), index)
+            for place, demo in enumerate(episode.demos):
+                shown = {"text": demo.text, "caption": demo.caption, "png": _png(demo.picture)}
+                rows.append({"task": task.name, "index": index, "query": episode.query, "place": place, **shown})
+    return rows
+
+
+def _drawn(plan: Plan, drawer: Drawer, keys: Sequence[tuple[int, int, str]]) -> list[dict[str, Any]]:
+    """A block of descriptions, drawn and judged."""
+    by = {task.number: task for task in plan.world.tasks}
+    tasks, indices, texts = [by[number] for number, _, _ in keys], [i for _, i, _ in keys], [t for _, _, t in keys]
+    pictures = drawer.draw(texts, tasks, indices)
+    numbers = [task.number * EPISODES + index for task, index in zip(tasks, indices, strict=True)]
+    readings = plan.judge([task.theme for task in tasks], list(pictures), numbers)
+    return [
+        {"number": task.number, "index": index, "description": text, **_said(reading), "png": _png(picture)}
+        for task, index, text, reading, picture in zip(tasks, indices, texts, readings, pictures, strict=True)
+    ]
+
+
+def _judgements(plan: Plan, directory: Path, answers: Sequence[Answered], drawers: int) -> list[dict[str, Any]]:
+    """What of each answer is right, as each model draws it."""
+    read: list[dict[tuple[int, int, str], Judgement]] = []
+    for place in range(drawers):
+        files = sorted((directory / "pictures" / str(place)).glob("[0-9]*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).drop(["png"]).to_pylist()]
+        read.append(
+            {
+                (row["number"], row["index"], row["description"]): Judgement(row["said_detail"], row["said_object"])
+                for row in rows
+            }
+        )
+    found = []
+    for answered in answers:
+        picture = answered.answer.picture
+        if picture is not None:
+            number = answered.task.number * EPISODES + answered.index
+            ((judgement, _),) = plan.judge([answered.task.theme], [picture], [number])
+            found.append(_verdict(plan, answered, NOBODY, judgement))
+        else:
+            found += [_verdict(plan, answered, place, of[answered.key]) for place, of in enumerate(read)]
+    return found
+
+
+def _verdict(plan: Plan, answered: Answered, drawer: int, shown: Judgement) -> dict[str, Any]:
+    textual, visual = judged(answered.task, answered.cell, shown)
+    return {
+        **_coordinates(plan, answered),
+        "drawer": drawer,
+        "described": all(judged(answered.task, answered.cell, answered.said)),
+        "textual": textual,
+        "visual": visual,
+        "right": textual and visual,
+        "invalid": None in shown,
+        "shown_detail": shown.detail,
+        "shown_object": shown.object,
+    }
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A Parquet file, whole or not at all."""
+    names = list(rows[0]) if rows else []
+    columns = {name: pa.array([row[name] for row in rows], _TYPES.get(name)) for name in names}
+    with replacing(file) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+_TYPES = dict.fromkeys(("description", "said_detail", "said_object", "shown_detail", "shown_object"), pa.string())
+"""Of columns that may have no value at all."""

@@ -1,0 +1,141 @@
+"""Who answers an episode. The reference policies need no model that reads, and have values that are known beforehand: they give the
+ceiling, the floor, and what every other number means.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysuite.in_context.tasks import Answer, Cell, Demo, Episode, Variant, World
+from raysuite.rng import Stage, numpy_generator
+
+Captioner = Callable[[Episode, int, Demo], str]
+"""An episode, the place of a demonstration in it, and the demonstration -> a sentence that says what its picture shows."""
+
+
+class Generator(ABC):
+    """One way of answering: an episode in, a description or a picture out."""
+
+    @abstractmethod
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """The same episode gives the same answer."""
+
+
+class Oracle(Generator):
+    """Knows the cell, and describes it: what a model that draws can reach at best. With ground-truth pictures it is always right."""
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """The right description."""
+        return Answer(world.sentence(episode.task.theme, episode.cell))
+
+
+class Written(Generator):
+    """Gives the model that draws the last text as it stands. Of the variant `exact` it is all that has to be known, in words that
+    may be in an unusual order; of `default` half of it: the latent side is then right by chance alone.
+    """
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """The last text."""
+        return Answer(episode.query)
+
+
+class Copy(Generator):
+    """The last demonstration's picture once more: the latent side is always right, the side that the text names never."""
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """The last demonstration's picture."""
+        return Answer(picture=episode.demos[-1].picture)
+
+
+@dataclass(frozen=True)
+class Random(Generator):
+    """A ground-truth picture of any cell: right by chance alone."""
+
+    seed: int
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """A picture of a cell that is drawn evenly."""
+        rng = _generator(self.seed, episode)
+        theme = episode.task.theme
+        cell = Cell(str(rng.choice(theme.details)), str(rng.choice(theme.objects)))
+        return Answer(picture=world.picture(theme, cell, rng))
+
+
+@dataclass(frozen=True)
+class Common(Generator):
+    """Captions every demonstration, takes the latent that most captions name (the first of several), and describes it with what the
+    last text asks for: the inference that the task is about, written down. It knows which side is which, as no model is told, and
+    does not look at the texts of demonstrations.
+    """
+
+    captioner: Captioner
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """A description; the last text alone where no caption names a latent."""
+        task = episode.task
+        captions = [self.captioner(episode, place, demo) for place, demo in enumerate(episode.demos)]
+        named = [task.latent(world.meaning(task.theme, caption)) for caption in captions]
+        votes = Counter(latent for latent in named if latent is not None)
+        said = " | ".join(f"{d.text}: {caption or '?'}" for d, caption in zip(episode.demos, captions, strict=True))
+        if not votes:
+            return Answer(episode.request, transcript=said)
+        cell = task.cell(episode.request, votes.most_common(1)[0][0])
+        return Answer(world.sentence(task.theme, cell), transcript=said)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a generator on a variant of the episodes."""
+
+    name: str
+    variant: Variant
+    generator: Generator
+
+
+def given_captions(episode: Episode, place: int, demo: Demo) -> str:
+    """The captions that come with the demonstrations."""
+    return demo.caption
+
+
+def _generator(seed: int, episode: Episode, place: int = 0) -> np.random.Generator:
+    return numpy_generator(
+        seed=seed,
+        stage=Stage.IN_CONTEXT_POLICY,
+        update=place,
+        prompt=episode.task.number,
+        sample=episode.index,
+    )
+
+
+def scenes_rows(
+    seed: int, caption: Callable[[np.ndarray, np.random.Generator, float], str], errors: float
+) -> tuple[Row, ...]:
+    """What is compared in the scenes world.
+
+    Args:
+        seed: of the draws of policies.
+        caption: of the world: picture, generator, chance of an error an attribute -> a sentence.
+        errors: that chance, for the captioner that errs.
+    """
+    read: dict[tuple[int, int, int], str] = {}  # a picture has one caption, however many shots it is shown in
+
+    def erring(episode: Episode, place: int, demo: Demo) -> str:
+        at = episode.task.number, episode.index, place
+        if at not in read:
+            read[at] = caption(demo.picture, _generator(seed, episode, 1 + place), errors)
+        return read[at]
+
+    return (
+        Row("oracle", "default", Oracle()),
+        Row("chain", "caption", Common(given_captions)),
+        Row(f"chain, {errors:.0%} of attributes misread", "default", Common(erring)),
+        Row("text as written", "exact", Written()),
+        Row("last text alone", "default", Written()),
+        Row("copy", "default", Copy()),
+        Row("random", "default", Random(seed)),
+    )

@@ -1,0 +1,87 @@
+"""What an in-context evaluation says, with intervals over episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+from raysuite.results.comparison import generator
+from raysuite.results.in_context.read import NOBODY, InContext, Source
+
+Row = tuple[str, str]
+"""Name and variant of a line."""
+NONE = Interval(float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Where right pictures come from: right = described x drawn + (1 - described) x lucky."""
+
+    row: Row
+    drawer: int
+    described: Interval
+    """The chance that the description is right."""
+    drawn: Interval
+    """The chance that the picture is, where the description is."""
+    lucky: Interval
+    """The chance that it is all the same where the description is not."""
+    right: Interval
+    textual: Interval
+    visual: Interval
+    invalid: Interval
+    difference: Interval
+    """Of `right`, from the first model, on the same episodes with the same noise."""
+
+
+def share(found: InContext, column: str, rows: np.ndarray) -> Interval:
+    """The mean of a column over these rows of judgements; NaN where there are none."""
+    if not rows.any():
+        return NONE
+    return bootstrap_mean(found.judgements[column][rows].astype(float), found.groups(rows), generator())
+
+
+def difference(found: InContext, row: Row, drawer: int, **wanted: object) -> Interval:
+    """How much more often one model is right than the first, on the same episodes with the same noise."""
+    before, after = (found.where(row, drawer=place, **wanted) for place in (0, drawer))
+    right = found.judgements["right"].astype(float)
+    # rows of one drawer come in the order of the questions, whoever draws
+    return paired_difference(right[before], right[after], found.groups(after), generator())
+
+
+def factors(found: InContext, row: Row, drawer: int, **wanted: object) -> Factors:
+    """A line as one model draws it."""
+    rows = found.where(row, drawer=drawer, **wanted)
+    described = found.judgements["described"].astype(bool)
+    by_model = drawer != NOBODY
+    return Factors(
+        row,
+        drawer,
+        described=share(found, "described", rows) if by_model else NONE,
+        drawn=share(found, "right", rows & described) if by_model else NONE,
+        lucky=share(found, "right", rows & ~described) if by_model else NONE,
+        right=share(found, "right", rows),
+        textual=share(found, "textual", rows),
+        visual=share(found, "visual", rows),
+        invalid=share(found, "invalid", rows),
+        difference=difference(found, row, drawer, **wanted) if drawer > 0 else NONE,
+    )
+
+
+def corrected(interval: Interval, judge: Source) -> Interval:
+    """What is true of a share that a judge with known errors measured: p = (q - (1 - b)) / (a + b - 1), cut off at 0 and 1.
+
+    Of a share p of right pictures a judge calls q = a p + (1 - b)(1 - p) right, where a is its chance to call a right picture right,
+    and b to call a wrong one wrong. Both are taken as known: the interval is that of the pictures alone.
+
+    Source: Rogan and Gladen, "Estimating prevalence from the results of a screening test", 1978.
+
+    Raises:
+        ValueError: the judge tells nothing: a + b is at most 1.
+    """
+    a, b = judge.sensitivity, judge.specificity
+    if a + b <= 1:
+        raise ValueError(f"expected a judge that tells something, got one of sensitivity {a:g} and specificity {b:g}")
+    limits = ((q - (1 - b)) / (a + b - 1) for q in (interval.estimate, interval.low, interval.high))
+    return Interval(*(float(np.clip(p, 0, 1)) for p in limits))

@@ -1,0 +1,219 @@
+"""A directory of an in-context evaluation in, one frozen value out. `raysuite/in_context/evaluation.py` says what its files hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysuite.errors import UserError
+
+COLUMNS = ("row", "variant", "task", "shots", "index", "drawer", "described", "textual", "visual", "right", "invalid")
+NOBODY = -1
+"""The drawer of answers that are pictures already."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The judge on pictures whose cells are known."""
+
+    name: str
+    pictures: int
+    right: int
+    """Both sides."""
+    detail: int
+    object: int
+    invalid: int
+    wrong_cell: int
+    """Both sides are options, and one of them is wrong."""
+    cells: float
+    """Cells of a theme, the mean over pictures."""
+    confusions: tuple[tuple[str, str, str, int, int], ...]
+    """Theme, what was shown, what was said, how often, and how often it was shown; the most frequent first."""
+
+    @property
+    def sensitivity(self) -> float:
+        """The chance that a right picture is called right."""
+        return self.right / self.pictures
+
+    @property
+    def specificity(self) -> float:
+        """The chance that a picture of another cell is not taken for the right one: whichever cell it is taken for, that is the right
+        one in one of (cells - 1) questions.
+        """
+        return 1 - self.wrong_cell / self.pictures / (self.cells - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class InContext:
+    """All that an evaluation left behind."""
+
+    directory: Path
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    judgements: Mapping[str, np.ndarray]
+    """Columns, a row for each answer and drawer."""
+    sources: tuple[Source, ...]
+
+    @property
+    def drawers(self) -> list[str]:
+        """Labels of the models that draw, the first the one that others are compared with."""
+        return [one["label"] for one in self.settings["drawers"]]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and variant of every line, in order."""
+        return [(row["name"], row["variant"]) for row in self.settings["rows"]]
+
+    @property
+    def chances(self) -> dict[str, float]:
+        """By task, in order."""
+        return {task["name"]: task["chance"] for task in self.settings["tasks"]}
+
+    @property
+    def shots(self) -> list[int]:
+        """That were asked, ascending."""
+        return sorted({int(shots) for shots in self.judgements["shots"]})
+
+    def where(self, row: tuple[str, str] | None = None, **wanted: object) -> np.ndarray:
+        """Which rows of `judgements` have these values, as booleans."""
+        keep = np.ones(len(self.judgements["right"]), dtype=bool)
+        if row is not None:
+            wanted |= {"row": row[0], "variant": row[1]}
+        for column, value in wanted.items():
+            keep &= self.judgements[column] == value
+        return keep
+
+    def drawn_by(self, row: tuple[str, str]) -> list[int]:
+        """Drawers of a line's answers: all models, or nobody."""
+        return sorted({int(drawer) for drawer in self.judgements["drawer"][self.where(row)]})
+
+    def groups(self, rows: np.ndarray) -> np.ndarray:
+        """What is resampled: episodes, which are the same question and noise in all shots."""
+        tasks, indices = self.judgements["task"][rows], self.judgements["index"][rows]
+        return np.array([f"{task} {index}" for task, index in zip(tasks, indices, strict=True)])
+
+
+def read_in_context(directory: Path) -> InContext:
+    """All of it but the pictures.
+
+    Raises:
+        UserError: the evaluation is not finished, or a file of it is damaged.
+    """
+    settings, provenance = (_json(directory / f"{name}.json") for name in ("in_context", "provenance"))
+    table = _table(directory / "judgements.parquet", COLUMNS)
+    names = ["ground truth", *(f"through the VAE of {one['label']}" for one in settings["drawers"])]
+    files = [(name, directory / "calibration" / f"{place}.parquet") for place, name in enumerate(names)]
+    return InContext(
+        directory,
+        settings,
+        provenance,
+        {name: table[name].to_numpy() for name in table.column_names},
+        tuple(_source(name, _table(file).to_pylist()) for name, file in files if file.exists()),
+    )
+
+
+def _source(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
+    themes: dict[str, set[tuple[str, str]]] = {}
+    counts: dict[tuple[str, str, str], int] = {}
+    shown: dict[tuple[str, str], int] = {}
+    for row in rows:
+        themes.setdefault(row["theme"], set()).add((row["detail"], row["object"]))
+        for side in ("detail", "object"):
+            said = row[f"said_{side}"]
+            shown[row["theme"], row[side]] = shown.get((row["theme"], row[side]), 0) + 1
+            if said != row[side]:
+                key = row["theme"], row[side], said or "nothing"
+                counts[key] = counts.get(key, 0) + 1
+    right = [(row["said_detail"] == row["detail"], row["said_object"] == row["object"]) for row in rows]
+    invalid = [row["said_detail"] is None or row["said_object"] is None for row in rows]
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return Source(
+        name,
+        pictures=len(rows),
+        right=sum(detail and thing for detail, thing in right),
+        detail=sum(detail for detail, _ in right),
+        object=sum(thing for _, thing in right),
+        invalid=sum(invalid),
+        wrong_cell=sum(not all(sides) and not nothing for sides, nothing in zip(right, invalid, strict=True)),
+        cells=float(np.mean([len(themes[row["theme"]]) for row in rows])),
+        confusions=tuple((theme, true, said, n, shown[theme, true]) for (theme, true, said), n in ordered),
+    )
+
+
+def examples(found: InContext) -> Iterator[dict[str, Any]]:
+    """The first episodes of every task with their demonstrations, and what the first line made of them with every model."""
+    rows = _table(found.directory / "examples.parquet").to_pylist()
+    answers = _table(found.directory / "judgements.parquet").to_pylist()
+    by = {(a["row"], a["variant"], a["task"], a["index"], a["shots"], a["drawer"]): a for a in answers}
+    episodes: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        episodes.setdefault((row["task"], row["index"]), []).append(row)
+    drawn = [_pictures(found.directory / "pictures" / str(place)) for place in range(len(found.drawers))]
+    described = {
+        (a["row"], a["variant"], a["task"], a["index"], a["shots"]): a
+        for a in _table(found.directory / "answers.parquet").to_pylist()
+    }
+    numbers = {task["name"]: number for number, task in enumerate(found.settings["tasks"], start=1)}
+    for (task, index), demos in episodes.items():
+        answers_of = []
+        for name, variant in found.rows[:EXAMPLE_ROWS]:
+            at = (name, variant, task, index, len(demos))
+            answer = described.get(at)
+            if answer is None or answer["description"] is None:
+                continue
+            for place, label in enumerate(found.drawers):
+                png = drawn[place].get((numbers[task], index, answer["description"]))
+                answers_of.append({**by[*at, place], "description": answer["description"], "drawer": label, "png": png})
+        yield {"task": task, "index": index, "query": demos[0]["query"], "demos": demos, "answers": answers_of}
+
+
+EXAMPLE_ROWS = 3
+"""Lines whose answers are shown."""
+
+
+def _pictures(folder: Path) -> dict[tuple[int, int, str], bytes]:
+    found = {}
+    for file in sorted(folder.glob("[0-9]*.parquet")):
+        for row in _table(file).to_pylist():
+            found[row["number"], row["index"], row["description"]] = row["png"]
+    return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise _missing(file) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _table(file: Path, columns: Sequence[str] = ()) -> pa.Table:
+    try:
+        table = pq.read_table(file)
+    except FileNotFoundError as error:
+        raise _missing(file) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, error) from error
+    if lacking := [name for name in columns if name not in table.column_names]:
+        raise _damaged(file, f"it has no column {lacking[0]}")
+    return table
+
+
+def _missing(file: Path) -> UserError:
+    return UserError(
+        f"expected a finished in-context evaluation in {file.parent}, found no {file.name}: give the command that began it again"
+    )
+
+
+def _damaged(file: Path, error: object) -> UserError:
+    return UserError(
+        f"expected {file} as it was written, it is damaged ({error}): remove it, and give the command again"
+    )

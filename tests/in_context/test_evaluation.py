@@ -1,0 +1,211 @@
+"""An in-context evaluation as a whole: known values, what is right and why, stops, and the same bytes twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raysuite import cli
+from raysuite.errors import UserError
+from raysuite.in_context import command, evaluation
+from raysuite.in_context.draw import find, named
+from raysuite.in_context.evaluation import Plan
+from raysuite.in_context.judges import Exact
+from raysuite.in_context.policies import scenes_rows
+from raysuite.in_context.scenes import ScenesWorld
+from raysuite.kernel.stats import Interval
+from raysuite.results.in_context.numbers import corrected, factors, share
+from raysuite.results.in_context.read import InContext, Source, read_in_context
+from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+from tests.in_context.doubles import Perfect
+from tests.results.pages import check_self_contained
+
+
+class Silent:
+    def begin(self, total: int, *, done: int) -> None:
+        """Nothing."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def silent(what: str, unit: str) -> Iterator[Silent]:
+    yield Silent()
+
+
+def planned(episodes: int = 12, *, shots: tuple[int, ...] = (2, 4, 6, 8), nuisance: bool = False) -> Plan:
+    world = ScenesWorld(0, nuisance=nuisance)
+    return Plan(world, Exact(world), scenes_rows(0, world.caption, 0.1), episodes, shots)
+
+
+def evaluated(directory: Path, plan: Plan, drawer: Perfect) -> Path:
+    directory.mkdir(exist_ok=True)
+    evaluation.claim(plan, [{"label": drawer.label}], directory, ["raysuite", "in-context"])
+    evaluation.evaluate(plan, directory, [(drawer.label, lambda: drawer)], silent)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> InContext:
+    plan = planned()
+    assert isinstance(plan.world, ScenesWorld)
+    return read_in_context(evaluated(tmp_path_factory.mktemp("perfect"), plan, Perfect(plan.world)))
+
+
+def chance_of(found: InContext, side: str) -> float:
+    """The mean over questions of one over the number of options of a side."""
+    world = ScenesWorld(0)
+    tasks = {task.name: len(getattr(task, side)) for task in world.tasks}
+    rows = found.where(("random", "default"))
+    return float(np.mean([1 / tasks[task] for task in found.judgements["task"][rows]]))
+
+
+def agrees(found: Interval, chance: float) -> bool:
+    """Whether a chance lies within twice the interval: the draws are fixed, and one in twenty lies outside of it."""
+    return abs(found.estimate - chance) <= found.high - found.low
+
+
+def test_reference_policies_have_their_known_values(found: InContext) -> None:
+    """Of a model that draws perfectly: the oracle and the written latent 1, the last text alone its one side, a copy the other."""
+    for row in (("oracle", "default"), ("chain", "caption"), ("text as written", "exact")):
+        assert factors(found, row, 0).right.estimate == factors(found, row, 0).described.estimate == 1
+    alone = factors(found, ("last text alone", "default"), 0)
+    assert alone.textual.estimate == 1 and alone.described.estimate == 0 and np.isnan(alone.drawn.estimate)
+    assert agrees(alone.visual, chance_of(found, "latents"))
+    copy = factors(found, ("copy", "default"), -1)
+    assert (copy.textual.estimate, copy.visual.estimate, copy.right.estimate) == (0, 1, 0)
+    random = factors(found, ("random", "default"), -1)
+    assert agrees(random.textual, chance_of(found, "requests"))
+    assert agrees(random.visual, chance_of(found, "latents"))
+    assert agrees(random.right, float(np.mean(list(found.chances.values()))))
+
+
+def test_more_shots_mend_what_is_misread(found: InContext) -> None:
+    row = ("chain, 10% of attributes misread", "default")
+    two, eight = (share(found, "described", found.where(row, shots=shots)).estimate for shots in (2, 8))
+    assert two < eight and eight > 0.95
+
+
+def test_the_factors_make_the_whole(found: InContext) -> None:
+    for row in found.rows[:5]:
+        f = factors(found, row, 0)
+        d = f.described.estimate
+        parts = [p * q for p, q in ((d, f.drawn.estimate), (1 - d, f.lucky.estimate)) if p]
+        assert sum(parts) == pytest.approx(f.right.estimate)
+
+
+def test_a_description_is_drawn_once_whoever_gave_it(tmp_path: Path) -> None:
+    plan = planned(2, shots=(2, 4))
+    assert isinstance(plan.world, ScenesWorld)
+    drawer = Perfect(plan.world)
+    evaluated(tmp_path, plan, drawer)
+    texts = {a.key for a in evaluation._answers(plan, silent) if a.answer.description is not None}
+    assert drawer.blocks == -(-len(texts) // evaluation.BLOCK)
+    assert len(texts) < 0.6 * len([c for c in plan.coordinates if c[0] < 5])
+
+
+def digests(directory: Path) -> dict[str, bytes]:
+    files = (file for file in directory.rglob("*") if file.is_file() and file.name != "provenance.json")
+    return {str(file.relative_to(directory)): file.read_bytes() for file in files}
+
+
+def test_a_stop_repeats_nothing_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "BLOCK", 10)
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+    plan = planned(2, shots=(2,))
+    assert isinstance(plan.world, ScenesWorld)
+    whole = Perfect(plan.world)
+    wanted = digests(evaluated(tmp_path / "whole", plan, whole))
+    assert whole.blocks > 3
+    first, second = Perfect(plan.world, fails_after=2), Perfect(plan.world)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path / "stopped", plan, first)
+    assert digests(evaluated(tmp_path / "stopped", planned(2, shots=(2,)), second)) == wanted
+    assert first.blocks + second.blocks == whole.blocks
+    third = Perfect(plan.world)
+    assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 0
+
+
+def test_a_directory_of_another_evaluation_is_refused(tmp_path: Path) -> None:
+    plan = planned(1, shots=(2,))
+    assert isinstance(plan.world, ScenesWorld)
+    evaluated(tmp_path, plan, Perfect(plan.world))
+    with pytest.raises(UserError, match="differs in episodes"):
+        evaluated(tmp_path, planned(2, shots=(2,)), Perfect(plan.world))
+
+
+def test_the_page_needs_nothing_but_itself_and_is_the_same_twice(found: InContext) -> None:
+    page = write_in_context_report(found.directory).read_bytes()
+    check_self_contained(page.decode())
+    assert write_in_context_report(found.directory).read_bytes() == page
+    assert page.decode().count('class="card episode"') == 10 * evaluation.SHOWN
+
+
+def test_an_unfinished_evaluation_has_no_page(found: InContext, tmp_path: Path) -> None:
+    shutil.copytree(found.directory, tmp_path / "copy")
+    (tmp_path / "copy" / "judgements.parquet").unlink()
+    with pytest.raises(UserError, match=r"found no judgements.parquet: give the command that began it again"):
+        in_context_summary(tmp_path / "copy")
+
+
+def test_the_judges_errors_are_taken_out_of_a_share() -> None:
+    """90 of 100 right, 10 taken for another of 11 cells: so 1 in 100 wrong pictures for the right one, and (.6 - .01) / .89."""
+    judge = Source("", 100, 90, 90, 90, 0, 10, 11.0, ())
+    assert (judge.sensitivity, judge.specificity) == pytest.approx((0.9, 0.99))
+    found = corrected(Interval(0.6, 0.01, 0.95), judge)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.59 / 0.89, 0, 1))
+    with pytest.raises(ValueError, match="a judge that tells something"):
+        corrected(found, Source("", 100, 0, 0, 0, 0, 100, 11.0, ()))
+
+
+# the command
+
+
+def test_the_command_draws_with_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under two names, which are one model opened twice: the same bytes, and paired differences of exactly 0."""
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+    arguments = ["in-context", "scenes", "scenes-ddpo", "--episodes", "1", "--shots", "2", "--out", str(tmp_path)]
+    cli.app(arguments, standalone_mode=False)
+    found = read_in_context(tmp_path)
+    assert found.drawers == ["scenes", "scenes-ddpo"]
+    assert digests(tmp_path / "pictures" / "0") == digests(tmp_path / "pictures" / "1")
+    for row in found.rows[:5]:
+        assert tuple(vars(factors(found, row, 1).difference).values()) == (0, 0, 0)
+    assert found.sources[0].sensitivity == 1
+    assert found.sources[1].name == "through the VAE of scenes" and found.sources[1].sensitivity >= 0.99
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scenes", "--shots", "3"], "expected --shots of 2, 4, 6, 8, got '3'"),
+        (["scenes", "scenes"], "got scenes twice"),
+        (["toy-ddpo"], "expected a model that draws 32 x 32 pixels"),
+        (["{tmp}"], "where there is neither config.json nor state.json"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    asked = [argument.format(tmp=tmp_path) for argument in arguments]
+    with pytest.raises(UserError, match=sentence):
+        cli.app(["in-context", *asked, "--out", str(tmp_path / "out"), "--episodes", "1"], standalone_mode=False)
+
+
+def test_a_run_without_a_checkpoint_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="which has none yet"):
+        find(str(tmp_path))
+
+
+def test_labels_are_those_of_names() -> None:
+    assert [one.label for one in named(["scenes", "scenes-flow"])] == ["scenes", "scenes-flow"]
+
+
+def test_numbers_of_shots() -> None:
+    assert command.numbers("8, 2") == (2, 8)
