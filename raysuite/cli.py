@@ -81,6 +81,27 @@ def train(
 
 
 @app.command()
+def plan(
+    run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
+    gpu: Annotated[str | None, typer.Option(help="The GPU that is meant: 'H100 80GB', 'A100 40GB', H200.")] = None,
+    memory: Annotated[int | None, typer.Option(min=1, help="Its memory in GB, in place of a name.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Say what each process of a run will hold, before anything is loaded: weights need not be there, configurations do."""
+    from raysuite import config as configuration
+    from raysuite.stages import plan as planning
+
+    if gpu is not None and memory is not None:
+        raise UserError("expected --gpu or --memory, got both: leave one out")
+    size = planning.memory_of(gpu) if gpu is not None else memory
+    config = configuration.load(run, dict(_split(setting) for setting in settings))
+    planned = planning.plan(config)
+    console.print(planning.told(planned), soft_wrap=True, highlight=False, markup=False)
+    for line in planning.verdict(config, planned, size):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def sweep(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP_OR_YAML", help="A sweep's name or a YAML file.")],
     out: Annotated[Path, typer.Option(help="Directory of the sweep; its runs lie in trials/.")],

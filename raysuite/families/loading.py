@@ -94,8 +94,7 @@ def load_pipeline(
     Raises:
         UserError: weights are missing, or the pipeline is of another kind.
     """
-    for package in (diffusers, transformers):  # bars of files that are read in a second; downloads show their own
-        package.utils.logging.disable_progress_bar()
+    _quieten()
     name = pipeline_class(model)
     components = {key: value for key, value in _index(model).items() if isinstance(value, list) and key[0] != "_"}
     left_out = [
@@ -121,6 +120,12 @@ def load_pipeline(
     return pipeline
 
 
+def _quieten() -> None:
+    """No bars of files that are read in a second; downloads show their own."""
+    for package in (diffusers, transformers):
+        package.utils.logging.disable_progress_bar()
+
+
 def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
     """Its networks by name."""
     return {name: value for name, value in pipeline.components.items() if isinstance(value, torch.nn.Module)}
@@ -130,9 +135,7 @@ def _hollow(model: Model, dtype: torch.dtype) -> dict[str, Any]:
     """The denoising network by its name, with every weight the same zero."""
     index = _index(model)
     part = next(part for part in PARTS if index.get(part, [None])[0] is not None)
-    cls = getattr(diffusers, index[part][1])
-    with torch.device("meta"):
-        network = cls.from_config(cls.load_config(model.path, subfolder=part))
+    network: Any = _shaped(getattr(diffusers, index[part][1]), model.path, part)
     zero = torch.zeros((), dtype=dtype)
     for module in network.modules():
         for name, value in module.named_parameters(recurse=False):
@@ -140,3 +143,44 @@ def _hollow(model: Model, dtype: torch.dtype) -> dict[str, Any]:
         for name, value in module.named_buffers(recurse=False):
             module.register_buffer(name, zero.expand(value.shape).to(value.dtype))
     return {part: network}
+
+
+def outlined(model: Model, *, network: torch.dtype) -> Any:
+    """A pipeline whose networks are on the meta device: configurations and vocabularies are read, and no weights.
+
+    Args:
+        model: which.
+        network: the denoising network's type; the others' are those of `load_pipeline`.
+
+    Raises:
+        UserError: there is none, or a configuration or vocabulary is missing.
+    """
+    _quieten()
+    name, index = pipeline_class(model), _index(model)
+    parts = dict(facts_of(name).load)
+    types = {"vae": torch.float32, **dict.fromkeys(PARTS, network)}
+    try:
+        for part, entry in index.items():
+            if part in parts or not isinstance(entry, list) or part.startswith("_"):
+                continue
+            if entry[0] is None:
+                parts[part] = None
+            elif entry[0] in ("diffusers", "transformers"):
+                cls = getattr(diffusers if entry[0] == "diffusers" else transformers, entry[1], None)
+                if isinstance(cls, type) and issubclass(cls, torch.nn.Module):
+                    made = _shaped(cls, model.path, part).eval().requires_grad_(False)
+                    parts[part] = torch.nn.Module.to(made, types.get(part, getattr(torch, model.precision)))
+        return getattr(diffusers, name).from_pretrained(model.path, **parts)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"expected the configuration of every part, and vocabularies, at model.path={model.path}, could not read them: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _shaped(cls: Any, path: str, part: str) -> torch.nn.Module:
+    """A network on the meta device."""
+    with torch.device("meta"):
+        if issubclass(cls, diffusers.ModelMixin):
+            return cls.from_config(cls.load_config(path, subfolder=part))
+        return cls(cls.config_class.from_pretrained(path, subfolder=part))

@@ -247,8 +247,10 @@ class PipelinePolicy(Policy):
     def decode(self, latents_N: Tensor) -> np.ndarray:
         """Through the pipeline's own decoding, in float32."""
         at_once = max(1, PIXELS_AT_ONCE // math.prod(self.image_size))
-        pictures = [self.driver.finish(piece) for piece in latents_N.split(at_once)]
-        return (np.concatenate(pictures) * 255).round().astype(np.uint8)
+        return np.concatenate([self._pictures(piece) for piece in latents_N.split(at_once)])
+
+    def _pictures(self, latents_N: Tensor) -> np.ndarray:
+        return (self.driver.finish(latents_N) * 255).round().astype(np.uint8)
 
     @torch.no_grad()
     def encode(self, images_N: np.ndarray) -> Tensor:

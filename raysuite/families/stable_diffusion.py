@@ -50,7 +50,7 @@ class StableDiffusionPolicy(PipelinePolicy):
         }
 
     @torch.no_grad()
-    def decode(self, latents_N: Tensor) -> np.ndarray:
+    def _pictures(self, latents_N: Tensor) -> np.ndarray:
         """Through the VAE in float32, rounded as diffusers' image processor does."""
         images = self.pipeline.vae.decode(latents_N / self.pipeline.vae.config.scaling_factor, return_dict=False)[0]
         return ((images / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

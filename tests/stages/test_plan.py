@@ -1,0 +1,111 @@
+"""Processes, GPUs and verdicts, from numbers worked out by hand; what calls take is tested beside `families.outline`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
+from raysuite.stages import plan as planning
+from raysuite.stages.plan import GB, Plan, Process, memory_of, plan, told, verdict
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+def planned(learner_gpus: float, actor_gpus: float, *, learners: int = 1, actors: int = 1) -> Plan:
+    """Learners of 40 GB and actors of 25 GB."""
+    return Plan(
+        model="",
+        processes=(
+            Process("learner", learners, learner_gpus, {"network": 30 * GB, "moments": 10 * GB}, {"text states": GB}),
+            Process("actor", actors, actor_gpus, {"network": 25 * GB}, {}),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("of", "where", "gigabytes"),
+    [
+        (planned(0.6, 0.4), {"learner": 1, "actor": 1}, 65),
+        (planned(0.6, 0.4, learners=2, actors=2), {"learner": 1, "actor": 1}, 65),
+        (planned(0.6, 0.2, actors=2), {"learner": 1, "actor": 2}, 90),
+        (planned(1, 1, actors=3), {"learner": 1}, 40),
+        (planned(1, 0.5, actors=2), {"actor": 2}, 50),
+        (planned(1, 0), {"learner": 1}, 40),
+        (planned(0, 0.3, actors=4), {"actor": 3}, 75),
+        (planned(0, 0), {}, 0),
+    ],
+)
+def test_fullest_gpu(of: Plan, where: dict[str, int], gigabytes: int) -> None:
+    assert of.on_one_gpu() == where
+    assert of.fullest == gigabytes * GB
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("H100 80GB", 80),
+        ("h200", 141),
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("L4", 24),
+        ("L40S", 48),
+        ("RTX 4090", 24),
+        ("96 GiB", 96),
+    ],
+)
+def test_memory_of_gpus(name: str, size: int) -> None:
+    assert memory_of(name) == size
+
+
+@pytest.mark.parametrize("name", ["A100", "a fast one", "V100"])
+def test_a_gpu_of_two_sizes_or_none_is_asked_about(name: str) -> None:
+    with pytest.raises(UserError, match="say its memory"):
+        memory_of(name)
+
+
+def test_verdicts(run_config: Callable[..., RunConfig]) -> None:
+    config, of = run_config("toy"), planned(0.6, 0.4)
+    assert list(verdict(config, of, 80)) == ["it fits: on the fullest GPU, 1 learner and 1 actor: 65.0 of 80 GB"]
+    assert "name one" in next(iter(verdict(config, of, None)))
+    assert next(iter(verdict(config, planned(0, 0), 80))) == (
+        "all on CPUs: 66.0 GB of main memory, beside what Python and its libraries take in each process"
+    )
+
+
+def test_bytes_follow_from_shapes() -> None:
+    """The bundled U-Net has 2,759,428 weights, and a latent 4 x 4 x 4 numbers."""
+    config = load("scenes-dspo", {})
+    learner, actor = plan(config).processes
+    weights = 4 * learner.device["gradients"] // 4
+    assert learner.device["network"] == weights == learner.device["gradients"] == actor.device["reference"]
+    assert learner.device["moments"] == 2 * weights
+    assert learner.device["reference"] == weights
+    shared = plan(load("scenes-dspo", {"cluster.workers": "2", "cluster.shard": "true", "learn.minibatches": "1"}))
+    assert shared.processes[0].device["moments"] == weights
+    table = told(shared)
+    assert "2 learners" in table and "1 actor" in table and table.splitlines()[1].startswith("MB each")
+
+
+def test_settings_are_named_with_which_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU as large as the run with checkpointing: that is the first setting that helps."""
+    config = load("scenes-ddpo", {"cluster.worker_gpus": "1", "cluster.actor_gpus": "1"})
+    saving = plan(
+        load("scenes-ddpo", {"cluster.worker_gpus": "1", "cluster.actor_gpus": "1", "parameters.checkpointing": "true"})
+    )
+    before = plan(config)
+    assert saving.fullest < before.fullest
+    found = planning.fitting(config, saving.fullest)
+    assert found is not None
+    assert found[0] == {"parameters.checkpointing": True} and found[1].fullest == saving.fullest
+    monkeypatch.setattr(planning, "GB", saving.fullest / planning.ROOM)  # one GB of such a unit is what it may hold
+    said = list(verdict(config, before, 1))
+    assert said[0].startswith("it does not fit: on the fullest GPU, 1 learner")
+    assert said[1].startswith("with --set parameters.checkpointing=true the fullest GPU has")
+    assert planning.fitting(config, 1) is None
+
+
+def test_toys_are_not_planned() -> None:
+    with pytest.raises(UserError, match="few kilobytes"):
+        plan(load("toy-ddpo", {}))
