@@ -181,6 +181,15 @@ def test_a_directory_without_a_run(command: str, tmp_path: Path, capsys: pytest.
     assert not any(tmp_path.iterdir())
 
 
+def test_a_plan_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", "scenes-ddpo", "--gpu", "H100 80GB", "--set", "cluster.worker_gpus=1"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert "1 learner" in out and "moments" in out and out.splitlines()[-1].startswith("it fits: on the fullest GPU")
+    assert "both" in fails(["plan", "scenes-ddpo", "--gpu", "H100", "--memory", "80"], capsys)
+
+
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
         main(["recipes"])
