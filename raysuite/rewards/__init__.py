@@ -65,6 +65,13 @@ REWARDS = {
         "CLIP ViT-L/14 (1.7 GB)",
         "MIT",
     ),
+    "geneval": Registered(
+        "raysuite.rewards.geneval:GenEval",
+        "whether a picture shows the objects, numbers, colours and relations that its prompt names",
+        "0 or 1; graded: at most 1",
+        "Mask2Former Swin-S (0.3 GB), CLIP ViT-L/14 (1.7 GB), and GenEval's rows as metadata",
+        "that of the detector's hub page, MIT (CLIP)",
+    ),
     "hps_v2": Registered(
         "raysuite.rewards.hps:HpsV2",
         "what people preferred on HPDv2, versions 2.0 and 2.1",

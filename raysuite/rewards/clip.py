@@ -57,18 +57,21 @@ class ClipReward(NetworkReward):
         found = self.clip.get_image_features(pixel_values=pixels_NCHW.to(self.dtype))
         return F.normalize(_tensor(found).float(), dim=-1)
 
-    def cosines(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
-        """Of pictures with their prompts (N,), float32; what a text encoder cannot take is cut off."""
+    def text_features(self, texts_N: Sequence[str]) -> Tensor:
+        """Features (N, D) of length 1, float32; what a text encoder cannot take is cut off."""
         tokens = self._tokenizer(
-            list(prompts_N),
+            list(texts_N),
             padding=True,
             truncation=True,
             max_length=self.clip.config.text_config.max_position_embeddings,
             return_tensors="pt",
         ).to(self.device)
         found = self.clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        text = F.normalize(_tensor(found).float(), dim=-1)
-        return (self.image_features(pixels_NCHW) * text).sum(-1)
+        return F.normalize(_tensor(found).float(), dim=-1)
+
+    def cosines(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
+        """Of pictures with their prompts (N,), float32."""
+        return (self.image_features(pixels_NCHW) * self.text_features(prompts_N)).sum(-1)
 
 
 class ClipScore(ClipReward):
