@@ -333,10 +333,10 @@ def in_context(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL",
+            metavar="[MODEL]",
             help="Who draws: scenes (the bundled model), a recipe, a run or a checkpoint of one; others are compared with the first.",
         ),
-    ],
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     out: Annotated[Path, typer.Option(help="Directory of the evaluation.")] = Path("runs/in-context"),
     episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of each task and number of shots.")] = 100,
     shots: Annotated[str, typer.Option(help="Comma-separated numbers of demonstrations.")] = "2,4,6,8",
@@ -347,6 +347,15 @@ def in_context(
         float, typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option(help="CoBSAT's published pictures and captions, in place of the bundled world.")
+    ] = None,
+    paired: Annotated[bool, typer.Option("--paired", help="One latent of --data for all numbers of shots.")] = False,
+    judge: Annotated[
+        str, typer.Option(help="Of --data: clip, vlm (transformers) or http (chat completions).")
+    ] = "clip",
+    judge_model: Annotated[str | None, typer.Option(help="Hub id, directory or the server's name of it.")] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Of http, such as http://127.0.0.1:8000/v1.")] = None,
 ) -> None:
     """Evaluate in-context generation: a few texts with pictures, and what comes next. The same command again goes on."""
     directory = _place(out)
@@ -355,9 +364,16 @@ def in_context(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    plan, drawers = command.scenes(
-        models, episodes=episodes, shots=command.numbers(shots), nuisance=nuisance, misread=misread, seed=seed
-    )
+    asked = command.numbers(shots)
+    if data is None:
+        plan, drawers = command.scenes(
+            models, episodes=episodes, shots=asked, nuisance=nuisance, misread=misread, seed=seed
+        )
+    else:
+        reader = command.judge_of(judge, model=judge_model, url=judge_url, seed=seed)
+        plan, drawers = command.published(
+            models, data=places.existing(data), judge=reader, episodes=episodes, shots=asked, paired=paired, seed=seed
+        )
     with locked(directory):
         command.evaluate(plan, drawers, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.in_context.report import in_context_summary, write_in_context_report

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from raysuite.errors import UserError
 from raysuite.in_context import evaluation
+from raysuite.in_context.chat import HttpChat, TransformersChat
 from raysuite.in_context.draw import EPISODES, Named, PolicyDrawer, named
 from raysuite.in_context.evaluation import Plan, Progress
-from raysuite.in_context.judges import Exact
-from raysuite.in_context.policies import scenes_rows
+from raysuite.in_context.judges import Clip, Exact, Judge, MultipleChoice
+from raysuite.in_context.official import RECORDS, OfficialWorld
+from raysuite.in_context.policies import published_rows, scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import SHOTS
 
@@ -53,3 +55,41 @@ def evaluate(plan: Plan, drawers: Sequence[Named], directory: Path, command: Seq
     evaluation.claim(plan, [one.settings() for one in drawers], directory, command)
     opened = [(one.label, partial(PolicyDrawer, one, plan.seed, size=plan.world.size)) for one in drawers]
     evaluation.evaluate(plan, directory, opened, progress)
+
+
+def published(
+    models: Sequence[str],
+    *,
+    data: Path,
+    judge: Judge,
+    episodes: int,
+    shots: tuple[int, ...],
+    paired: bool,
+    seed: int,
+) -> tuple[Plan, list[Named]]:
+    """An evaluation on the published data.
+
+    Raises:
+        UserError: the data are not complete, or a model is not there.
+    """
+    if not 0 < episodes <= RECORDS:
+        raise UserError(f"expected --episodes of at most the {RECORDS} that are published, got {episodes}")
+    world = OfficialWorld(data, paired=paired)
+    return Plan(world, judge, published_rows(seed), episodes, shots, seed), named(models)
+
+
+def judge_of(kind: str, *, model: str | None, url: str | None, seed: int) -> Judge:
+    """The judge that is asked for, opened.
+
+    Raises:
+        UserError: there is no such judge, or it lacks something.
+    """
+    if kind == "clip":
+        return Clip(model) if model else Clip()
+    if kind not in ("vlm", "http"):
+        raise UserError(f"expected --judge of clip, vlm or http, got {kind!r}: name one that reads pictures")
+    if model is None or (kind == "http") != (url is not None):
+        raise UserError(
+            "expected --judge-model with --judge vlm, and --judge-model and --judge-url with --judge http: name which model judges"
+        )
+    return MultipleChoice(HttpChat(url, model) if url is not None else TransformersChat(model), seed)

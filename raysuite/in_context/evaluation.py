@@ -15,6 +15,7 @@ after a stop. Nothing in these files but the provenance depends on when or in ho
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ PICTURES = 2
 """Of every cell, for the calibration of the judge."""
 SHOWN = 3
 """Episodes of each task whose demonstrations are kept for the page."""
+SHOWN_PIXELS = 192
+"""Of their sides, at most."""
 NOBODY = -1
 """The drawer of answers that are pictures already."""
 Progress = Callable[[str, str], Any]
@@ -233,7 +236,7 @@ def _examples(plan: Plan) -> list[dict[str, Any]]:
         for index in range(min(SHOWN, plan.episodes)):
             episode = plan.world.episode(task, min(task.shots), index)
             for place, demo in enumerate(episode.demos):
-                shown = {"text": demo.text, "caption": demo.caption, "png": _png(demo.picture)}
+                shown = {"text": demo.text, "caption": demo.caption, "png": _png(demo.picture, SHOWN_PIXELS)}
                 rows.append({"task": task.name, "index": index, "query": episode.query, "place": place, **shown})
     return rows
 
@@ -263,13 +266,15 @@ def _judgements(plan: Plan, directory: Path, answers: Sequence[Answered], drawer
                 for row in rows
             }
         )
+    own: dict[tuple[str, bytes], Judgement] = {}  # a picture is judged once, however often it is the answer
     found = []
     for answered in answers:
         picture = answered.answer.picture
         if picture is not None:
-            number = answered.task.number * EPISODES + answered.index
-            ((judgement, _),) = plan.judge([answered.task.theme], [picture], [number])
-            found.append(_verdict(plan, answered, NOBODY, judgement))
+            key = answered.task.theme.name, hashlib.sha256(picture.tobytes()).digest()
+            if key not in own:
+                ((own[key], _),) = plan.judge([answered.task.theme], [picture], [len(own)])
+            found.append(_verdict(plan, answered, NOBODY, own[key]))
         else:
             found += [_verdict(plan, answered, place, of[answered.key]) for place, of in enumerate(read)]
     return found
@@ -290,9 +295,12 @@ def _verdict(plan: Plan, answered: Answered, drawer: int, shown: Judgement) -> d
     }
 
 
-def _png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+def _png(picture: np.ndarray, pixels: int | None = None) -> bytes:
+    """A PNG file, of so many pixels a side at most."""
+    file, image = io.BytesIO(), Image.fromarray(picture)
+    if pixels is not None:
+        image.thumbnail((pixels, pixels))
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -139,3 +139,19 @@ def scenes_rows(
         Row("copy", "default", Copy()),
         Row("random", "default", Random(seed)),
     )
+
+
+def published_rows(seed: int) -> tuple[Row, ...]:
+    """What is compared on the published data without a model that reads.
+
+    Args:
+        seed: of the draws of policies.
+    """
+    return (
+        Row("oracle", "default", Oracle()),
+        Row("chain", "caption", Common(given_captions)),
+        Row("text as written", "exact", Written()),
+        Row("last text alone", "default", Written()),
+        Row("copy", "default", Copy()),
+        Row("random", "default", Random(seed)),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import count, decimals, number, with_interval
@@ -19,6 +21,8 @@ from raysuite.results.in_context.read import NOBODY, InContext, Source, examples
 from raysuite.results.page import PIXELATED_BELOW, table, write_page
 from raysuite.results.run import flat
 
+SHOWN_PIXELS = 192
+"""Of a picture's sides on the page, at most."""
 CONFUSIONS = 20
 """Of the judge that are shown, for each kind of pictures."""
 
@@ -208,7 +212,9 @@ def _content(found: InContext) -> dict[str, Any]:
         ],
         "judge": found.settings["judge"],
         "sources": _judge_rows(found),
-        "confusions": [(source.name, source.confusions[:CONFUSIONS]) for source in found.sources if source.confusions],
+        "confusions": [
+            (source.name, list(source.confusions[:CONFUSIONS])) for source in found.sources if source.confusions
+        ],
         "examples": [_example(example) for example in examples(found)],
         "settings": [*flat(found.settings)],
         "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
@@ -258,6 +264,13 @@ def _example(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _picture(png: bytes) -> dict[str, Any]:
+    """A picture for the page, no larger than it is shown."""
+    if int.from_bytes(png[16:20]) > SHOWN_PIXELS:
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(png)) as image:
+            image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+            image.save(file, "PNG")
+        png = file.getvalue()
     return {
         "data": base64.b64encode(png).decode(),
         "pixelated": int.from_bytes(png[16:20]) < PIXELATED_BELOW,

@@ -1,0 +1,402 @@
+"""CoBSAT as published: its files, its records, its variants, and judges that read pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raysuite import cli
+from raysuite.errors import UserError
+from raysuite.in_context import chat, command, evaluation
+from raysuite.in_context.chat import HttpChat, Part, TransformersChat
+from raysuite.in_context.evaluation import Plan
+from raysuite.in_context.judges import Clip, MultipleChoice, option_of
+from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
+from raysuite.in_context.policies import published_rows
+from raysuite.in_context.tasks import Task
+from raysuite.results.in_context.numbers import corrected, factors
+from raysuite.results.in_context.read import read_in_context
+from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+from raysuite.rewards.clip import ClipScore
+from tests.in_context.doubles import Knowing, fabricate
+from tests.in_context.test_evaluation import silent
+from tests.results.pages import check_self_contained
+from tests.rewards.networks import save_clip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fabricate(tmp_path_factory.mktemp("cobsat"))
+
+
+@pytest.fixture(scope="module")
+def world(data: Path) -> OfficialWorld:
+    return OfficialWorld(data)
+
+
+def test_the_records_are_the_published_ones() -> None:
+    """Their digest is checked as they are made; these are the first and the last of the released file."""
+    found = records()
+    assert len(found) == 1000
+    assert found[0] == ((8, 7, 5, 9, 2, 3, 6, 1, 4, 0), (7, 6, 3, 4, 1, 0, 2, 5, 9, 8))
+    assert found[1] == ((7, 4, 3, 6, 2, 1, 0, 8, 5, 9), (3, 4, 8, 1, 9, 2, 7, 6, 5, 0))
+
+
+def test_a_file_of_records_is_held_against_them(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "datasets")
+    rows = [{"x_list": list(texts), "theta_list": list(latents)} for texts, latents in records()]
+    (tmp_path / PUBLISHED).write_text(json.dumps(rows))
+    OfficialWorld(tmp_path)
+    rows[3]["x_list"].reverse()
+    (tmp_path / PUBLISHED).write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="expected the 1,000 published index records"):
+        OfficialWorld(tmp_path)
+
+
+@pytest.mark.parametrize("shots", [2, 4, 6, 8])
+@pytest.mark.parametrize("number", range(10))
+def test_an_episode_is_read_off_its_record(world: OfficialWorld, number: int, shots: int) -> None:
+    task = world.tasks[number]
+    texts, latents = records()[17]
+    episode = world.episode(task, shots, 17)
+    assert task.latent(episode.cell) == task.latents[latents[shots + 1]]
+    asked = [task.requests[texts[place]] for place in range(shots + 1)]
+    assert [task.request(demo.cell) for demo in episode.demos] + [episode.request] == asked
+    assert {task.latent(demo.cell) for demo in episode.demos} == {task.latent(episode.cell)}
+    for demo in episode.demos:
+        assert np.array_equal(demo.picture, world.picture(task.theme, demo.cell, np.random.default_rng(0)))
+        assert world.meaning(task.theme, demo.caption) == demo.cell
+
+
+def test_the_ten_tasks() -> None:
+    assert list(THEMES) == ["Color", "Background", "Style", "Action", "Texture"]
+    for _, details, _, objects in THEMES.values():
+        assert len({*details}) == len({*objects}) == 10
+
+
+def test_texts_say_wireframe_and_latents_that_are_written_keep_the_files_word(world: OfficialWorld) -> None:
+    """Style-I names details in texts; Style-II writes them as latents."""
+    style, styles = world.tasks[4], world.tasks[5]
+    index = next(n for n, (texts, _) in enumerate(records()) if style.requests[texts[0]] == "3d")
+    assert world.episode(style, 2, index).demos[0].text == "wireframe"
+    index = next(n for n, (_, latents) in enumerate(records()) if styles.latents[latents[3]] == "3d")
+    assert world.episode(styles, 2, index, "exact").query.endswith(" 3d")
+
+
+def test_misleading_latents_are_those_before_the_true_one(world: OfficialWorld) -> None:
+    task = world.tasks[1]
+    _, latents = records()[5]
+    episode = world.episode(task, 4, 5, "misleading")
+    said = [text.split()[-1] for text in [*(demo.text for demo in episode.demos), episode.query]]
+    assert said == [task.latents[number] for number in latents[:5]]
+    assert task.latent(episode.cell) == task.latents[latents[5]] not in said
+
+
+def test_paired_episodes_ask_the_same_at_all_shots(data: Path, world: OfficialWorld) -> None:
+    paired, task = OfficialWorld(data, paired=True), world.tasks[0]
+    cells = {paired.episode(task, shots, 3).cell for shots in (2, 4, 6, 8)}
+    assert cells == {world.episode(task, 8, 3).cell}
+    assert len({world.episode(task, shots, 3).cell for shots in (2, 4, 6, 8)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            lambda d: (d / "color_hat" / "red_hat.jpg").unlink(),
+            "expected all 500 pictures of CoBSAT, found no .*red_hat.jpg",
+        ),
+        (lambda d: (d / "style_object.csv").unlink(), "a table of images and captions in .*style_object.csv"),
+        (
+            lambda d: (d / "action_animal.csv").write_text("image,caption\nfly_cow.jpg,\n"),
+            "a caption of swim_zebra.jpg",
+        ),
+        (lambda d: (d / "action_animal.csv").write_text("a,b\n1,2\n"), "could not read it"),
+    ],
+)
+def test_what_is_missing_is_named(data: Path, tmp_path: Path, spoil: Callable[[Path], Any], sentence: str) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    spoil(tmp_path / "data")
+    with pytest.raises(UserError, match=sentence):
+        OfficialWorld(tmp_path / "data")
+
+
+def test_other_descriptions_mean_the_options_that_they_name(world: OfficialWorld) -> None:
+    theme = world.tasks[4].theme
+    assert world.meaning(theme, "A wireframe drawing of a Hat.") == ("3d", "hat")
+    assert world.meaning(theme, "an old sketch of a cup") == (None, "cup")
+    assert world.meaning(theme, "a that") == (None, None)
+
+
+# judges
+
+
+@pytest.mark.parametrize(
+    ("reply", "option"),
+    [
+        ("10", "apple"),
+        ("option 3.", "cup"),
+        ("(3) cup", "cup"),
+        ("A CUP!", "cup"),
+        ("1 or 2", None),
+        ("12", None),
+        ("0", None),
+        ("", None),
+        ("3: hat", None),
+        ("a hat and a cup", None),
+        ("hats", None),
+        ("-", None),
+    ],
+)
+def test_a_reply_names_exactly_one_option_or_none(reply: str, option: str | None) -> None:
+    assert option_of(THEMES["Color"][3], reply) == option
+
+
+def test_options_come_in_drawn_orders_which_do_not_matter_to_a_reader(world: OfficialWorld) -> None:
+    knowing, theme = Knowing(), world.tasks[0].theme
+    judge = MultipleChoice(knowing, seed=0)
+    cell = theme.cells[37]
+    picture = world.picture(theme, cell, np.random.default_rng(0))
+    readings = judge([theme] * 8, [picture] * 8, range(8))
+    assert {reading.judgement for reading in readings} == {cell}
+    texts = [asked[1] for asked in knowing.asked]
+    assert len({*texts}) == len(texts) == 16
+    assert MultipleChoice(Knowing(), seed=0)([theme], [picture], [3]) == [readings[3]]
+
+
+def test_clip_takes_the_nearest_word(world: OfficialWorld, tmp_path: Path) -> None:
+    model = str(save_clip(tmp_path / "clip"))
+    theme = world.tasks[0].theme
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    ((judgement, _),) = Clip(model)([theme], [picture], [0])
+    score = ClipScore(model)
+    for options, found in ((theme.details, judgement.detail), (theme.objects, judgement.object)):
+        scores = score(np.stack([picture] * 10), options, [{}] * 10)
+        assert options[int(scores.argmax())] == found
+
+
+class Server:
+    """Chat completions with answers that were laid out, and what was asked."""
+
+    def __init__(self, answers: Sequence[tuple[int, bytes]]) -> None:
+        self.answers, self.asked, self.keys = list(answers), [], []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                owner.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+                owner.keys.append(self.headers.get("Authorization"))
+                status, body = owner.answers.pop(0)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                """Nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            self.server.shutdown()
+            thread.join()
+            self.server.server_close()
+
+
+def said(text: str | None) -> tuple[int, bytes]:
+    return 200, json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "FIRST_WAIT", 0.0)
+
+
+def test_a_server_is_asked_in_order_and_again_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(chat.KEY, "secret")
+    server = Server([(503, b""), (429, b""), said("4"), said(None), (400, b"refused")])
+    parts: list[Part] = ["one", np.zeros((2, 2, 3), np.uint8), "two"]
+    with server.running():
+        http = HttpChat(server.url, "model")
+        assert [http(parts), http(parts), http(parts)] == ["4", "", ""]
+    path, asked = server.asked[2]
+    assert path == "/v1/chat/completions" and asked["model"] == "model" and asked["temperature"] == 0
+    content = asked["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "text"]
+    assert content[0]["text"] == "one" and content[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+    assert {*server.keys} == {"Bearer secret"} and "secret" not in json.dumps(http.settings())
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ([(401, b"")], "status 401: look at the key"),
+        ([(200, b"hello")], "in the form of chat completions"),
+        ([(500, b"")] * 2, r"asked 2 times \(it answered with status 500\)"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_a_sentence_and_no_answer(
+    answers: list[tuple[int, bytes]], sentence: str
+) -> None:
+    server = Server(answers)
+    with server.running(), pytest.raises(UserError, match=sentence):
+        HttpChat(server.url, "model", retries=1)(["?"])
+
+
+def test_nobody_there_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="asked 1 times"):
+        HttpChat("http://127.0.0.1:9/v1", "model", retries=0)(["?"])
+    with pytest.raises(UserError, match="expected a url such as"):
+        HttpChat("localhost", "model")
+
+
+def save_llava(directory: Path) -> Path:
+    """A random LLaVA whose tokens are words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["<unk>", "<pad>", "<s>", "</s>", "<image>", *"0123456789", "first", "second"]
+    known = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=known,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+    each = "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}"
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=f"{{% for m in messages %}}{{% for c in m['content'] %}}{each}{{% endfor %}}{{% endfor %}}",
+    )
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=CLIPVisionConfig(**shape, image_size=16, patch_size=8),
+                text_config=LlamaConfig(**shape, vocab_size=len(words), pad_token_id=1, bos_token_id=2, eos_token_id=3),
+                image_token_index=4,
+            )
+        ).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def test_a_model_of_transformers_is_given_texts_and_pictures_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tokens stand where a picture is, between the texts around it; the reply is what follows."""
+    known = TransformersChat(str(save_llava(tmp_path)), precision="float32")
+    seen = {}
+
+    def generate(**asked: Any) -> Any:
+        seen.update(asked)
+        import torch
+
+        return torch.cat([asked["input_ids"], torch.tensor([[5 + 7]])], dim=1)
+
+    monkeypatch.setattr(known._network, "generate", generate)
+    dark, light = np.zeros((20, 30, 3), np.uint8), np.full((30, 20, 3), 255, np.uint8)
+    assert known(["first", dark, "second", light, "3"]) == "7"
+    assert seen["input_ids"].tolist() == [[15, 4, 4, 4, 4, 16, 4, 4, 4, 4, 8]]
+    assert seen["pixel_values"][0].max() < seen["pixel_values"][1].min()
+    assert seen["do_sample"] is False
+    monkeypatch.undo()
+    assert known([dark, "1"]) == known([dark, "1"])
+
+
+# the whole
+
+
+def test_a_judges_errors_are_shown_and_corrected(data: Path, tmp_path: Path) -> None:
+    """The judge takes the ten red things among 500 pictures for blue: 490 right, 10 another of 100 cells."""
+    world, judge = OfficialWorld(data), MultipleChoice(Knowing(), seed=0)
+    plan = Plan(world, judge, published_rows(0), 20, (2,))
+    evaluation.claim(plan, [], tmp_path, ["raysuite"])
+    evaluation.evaluate(plan, tmp_path, [], silent)
+    found = read_in_context(tmp_path)
+    (source,) = found.sources
+    assert (source.pictures, source.right, source.invalid, source.wrong_cell) == (1000, 980, 0, 20)
+    assert source.confusions == (("Color", "red", "blue", 20, 20),)
+    copy = factors(found, ("copy", "default"), -1)
+    assert copy.right.estimate == 0 and copy.textual.estimate == 0
+    assert copy.visual.estimate < 1
+    random = factors(found, ("random", "default"), -1)
+    b = 1 - 0.02 / 99
+    assert corrected(random.right, source).estimate == pytest.approx(
+        max(0, (random.right.estimate - (1 - b)) / (0.98 + b - 1))
+    )
+    assert "calls 980 of 1000 ground-truth pictures right" in in_context_summary(tmp_path)
+    html = write_in_context_report(tmp_path).read_text()
+    check_self_contained(html)
+    assert "Confusions, ground truth" in html and "Corrected for the judge" in html
+
+
+def test_the_command_reads_the_data_and_draws_with_a_model(data: Path, tmp_path: Path) -> None:
+    model = save_clip(tmp_path / "clip")
+    out = tmp_path / "out"
+    asked = ["--data", str(data), "--judge-model", str(model), "--episodes", "1", "--shots", "2", "--out", str(out)]
+    cli.app(["in-context", "scenes", *asked], standalone_mode=False)
+    found = read_in_context(out)
+    assert found.settings["judge"] == {"name": "CLIP", "model": str(model)}
+    assert factors(found, ("oracle", "default"), 0).described.estimate == 1
+    assert [source.name for source in found.sources] == ["ground truth"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "person", "model": None, "url": None}, "expected --judge of clip, vlm or http, got 'person'"),
+        ({"kind": "vlm", "model": None, "url": None}, "expected --judge-model with --judge vlm"),
+        ({"kind": "http", "model": "m", "url": None}, "--judge-url with --judge http"),
+        ({"kind": "vlm", "model": "/nowhere", "url": None}, "expected a processor at /nowhere"),
+    ],
+)
+def test_judges_that_lack_something_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        command.judge_of(**options, seed=0)
+
+
+def test_more_episodes_than_are_published_are_refused(data: Path) -> None:
+    with pytest.raises(UserError, match="at most the 1000 that are published"):
+        command.published(
+            [], data=data, judge=MultipleChoice(Knowing(), 0), episodes=1001, shots=(2,), paired=False, seed=0
+        )
+
+
+def test_tasks_are_those_of_the_published_numbers(world: OfficialWorld) -> None:
+    names = [task.name for task in world.tasks]
+    assert names[:4] == ["Color-I", "Color-II", "Background-I", "Background-II"]
+    assert all(isinstance(task, Task) and task.chance == 0.01 for task in world.tasks)
