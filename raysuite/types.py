@@ -78,6 +78,11 @@ class Block:
         return tuple(p for p in self.prompts for _ in range(self.samples_per_prompt))
 
     @property
+    def number_of_N(self) -> tuple[int, ...]:
+        """The number of the prompt of every sample."""
+        return tuple(i for i in self.prompt_ids for _ in range(self.samples_per_prompt))
+
+    @property
     def metadata_of_N(self) -> tuple[Mapping[str, Any], ...]:
         """The metadata of every sample."""
         return tuple(m for m in self.metadata for _ in range(self.samples_per_prompt))

@@ -27,12 +27,12 @@ from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
-from raysuite.families import check_model, open_policy
+from raysuite.families import check_model, cut_prompts, open_policy
 from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
-from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.prompts import load_prompts, repetitions, training_blocks
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.stored import check_replay
@@ -71,6 +71,7 @@ def preflight(config: RunConfig) -> None:
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     asked = [*prompts.training, *prompts.held_out]
+    _tell_of_prompts(config, [prompt.text for prompt in asked])
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
     for reward in (*config.rewards, *config.watched):
         rewards.check(reward.name, model=reward.model, options=reward.options, prompts=texts, metadata=metadata)
@@ -79,6 +80,23 @@ def preflight(config: RunConfig) -> None:
     if config.preferences.source is not None:
         open_set(config)
     preflight_of_trackers(config.trackers)
+
+
+def _tell_of_prompts(config: RunConfig, texts: list[str]) -> None:
+    """Say which rows of prompt files count once, and which prompts the model will not read to their end."""
+    for setting, count in repetitions(config.prompts).items():
+        logging.getLogger("raysuite").warning(
+            "NOTE: %s has %d row%s that came before: each counts once.", setting, count, "" if count == 1 else "s"
+        )
+    cut, tokens = cut_prompts(config.model, texts)
+    if cut:
+        logging.getLogger("raysuite").warning(
+            "WARNING: %d of %d prompts are cut after the %d tokens that the model reads, for example %r.",
+            len(cut),
+            len(texts),
+            tokens,
+            cut[0] if len(cut[0]) <= 300 else f"{cut[0][:300]}...",
+        )
 
 
 def _bytes_of_weights(model: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from raysuite.families.policy import Policy
 if TYPE_CHECKING:
     from raysuite.families.pipeline import PipelinePolicy
 
-__all__ = ["Policy", "check_model", "encoder_digests", "open_model", "open_policy"]
+__all__ = ["Policy", "check_model", "cut_prompts", "encoder_digests", "open_model", "open_policy"]
 
 BUNDLED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "scenes": ("model", {}),
@@ -104,6 +104,15 @@ def check_model(model: Model) -> str:
     if Path(found.path).is_dir():
         inspect(Path(found.path), found.variant)
     return name
+
+
+def cut_prompts(model: Model, prompts: Sequence[str]) -> tuple[list[str], int]:
+    """Prompts that `model` does not read to their end, and how many tokens it reads. The toys know theirs."""
+    if model.path in TOYS:
+        return [], 0
+    from raysuite.families.lengths import cut_prompts
+
+    return cut_prompts(located(model), prompts)
 
 
 def encoder_digests(model: Model) -> dict[str, str]:

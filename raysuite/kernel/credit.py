@@ -116,7 +116,7 @@ def group_advantages(
     return advantage_NK
 
 
-def groups_without_spread(reward_N: np.ndarray, prompts_N: Sequence[str]) -> tuple[int, int]:
+def groups_without_spread(reward_N: np.ndarray, prompts_N: Sequence[str] | Sequence[int]) -> tuple[int, int]:
     """How many prompts' samples all have the same reward, but for rounding, and of how many prompts that have several."""
     prompts = np.asarray(prompts_N)
     groups = [group for prompt in dict.fromkeys(prompts_N) if len(group := reward_N[prompts == prompt]) > 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,27 +16,30 @@ from raysuite.types import Rollouts
 COLUMNS = ("update", "split", "prompt", "sample", "reward", "value")
 
 
-def record(run: RunDirectory, update: int, results: Sequence[tuple[str, Rollouts]], *, seed: int) -> dict[str, float]:
+def record(
+    run: RunDirectory, update: int, results: Sequence[tuple[str, Rollouts]], names: Mapping[int, str], *, seed: int
+) -> dict[str, float]:
     """Write one evaluation's scores and pictures, and return its metrics.
 
     Args:
         run: where to.
         update: the number of updates that the policy has had.
         results: every evaluated block with its split, in any order.
+        names: what scores are kept under, by prompt number.
         seed: of the KL's bootstrap.
     """
     ordered = sorted(results, key=lambda pair: (pair[0], pair[1].block.first_sample, pair[1].block.index))
     rows: list[tuple[object, ...]] = []
     values: dict[str, list[float]] = defaultdict(list)
-    drawn: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    drawn: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     metrics = {}
     for split, rollouts in ordered:
         block = rollouts.block
         for reward, scores in rollouts.scores.items():
             values[f"evaluation/{split}/{reward}"] += scores.tolist()
             rows += [
-                (update, split, prompt, block.first_sample, reward, float(value))
-                for prompt, value in zip(block.prompts, scores, strict=True)
+                (update, split, names[number], block.first_sample, reward, float(value))
+                for number, value in zip(block.prompt_ids, scores, strict=True)
             ]
         if rollouts.kl_N is not None:
             rng = numpy_generator(seed=seed, stage=Stage.BOOTSTRAP, update=update)
@@ -45,8 +48,8 @@ def record(run: RunDirectory, update: int, results: Sequence[tuple[str, Rollouts
             if len(rollouts.kl_N) > 1:  # one trajectory has no interval
                 metrics |= {"evaluation/kl_low": kl.low, "evaluation/kl_high": kl.high}
         if rollouts.thumbnails_N is not None:
-            for prompt, thumbnail in zip(block.prompts, rollouts.thumbnails_N, strict=True):
-                drawn[split, prompt].append(thumbnail)
+            for number, thumbnail in zip(block.prompt_ids, rollouts.thumbnails_N, strict=True):
+                drawn[split, number].append(thumbnail)
     for split in dict.fromkeys(split for split, _ in drawn):
         alike = [np.stack(found) for (of, _), found in drawn.items() if of == split and len(found) > 1]
         if alike:  # with one picture a prompt there is nothing to compare

@@ -23,6 +23,7 @@ from PIL import Image
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
+from raysuite.stages import prompt_files
 
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
 
@@ -110,9 +111,14 @@ def _short(text: str) -> str:
 def inputs(config: RunConfig) -> dict[str, str]:
     """Digests of what a run reads, by the setting that names it: the same path may hold something else the next time."""
     named = {f"prompts.{split}": getattr(config.prompts, split) for split in ("training", "held_out")}
+    digests = {
+        s: prompt_files.digest(source) for s, source in named.items() if source not in (None, *prompt_files.BUILT_IN)
+    }
     if config.preferences.source is not None:
-        named["preferences.source"] = str(Path(config.preferences.source) / "summary.json")
-    return {setting: digest(Path(name)) for setting, name in named.items() if name and Path(name).is_file()}
+        summary = Path(config.preferences.source) / "summary.json"
+        if summary.is_file():
+            digests["preferences.source"] = digest(summary)
+    return digests
 
 
 class RunDirectory:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
+from raysuite.stages import prompt_files
 from raysuite.types import Block
 
 
@@ -39,16 +39,43 @@ class PromptSet:
         """The splits that have prompts, by name."""
         return {name: split for name, split in (("training", self.training), ("held_out", self.held_out)) if split}
 
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """What rewards are compared and remembered under, by prompt number: the text, with the number where another prompt of
+        the same text, and other metadata, came before.
+        """
+        names: dict[int, str] = {}
+        seen = set[str]()
+        for prompt in (*self.training, *self.held_out):
+            names[prompt.number] = f"{prompt.text} (prompt {prompt.number})" if prompt.text in seen else prompt.text
+            seen.add(prompt.text)
+        return names
+
 
 def load_prompts(spec: Prompts) -> PromptSet:
-    """The prompts that a run names.
+    """The prompts that a run names. A row that is there twice, metadata and all, is one prompt.
 
     Raises:
-        UserError: a file is missing, cannot be decoded, or holds no prompt.
+        UserError: a file is missing, cannot be decoded, or holds no prompt; or a prompt to learn from is held out as well.
     """
     training = _read(spec.training, held_out=False, first=0)
     held_out = _read(spec.held_out, held_out=True, first=len(training)) if spec.held_out else ()
+    if both := {prompt.text for prompt in training} & {prompt.text for prompt in held_out}:
+        raise UserError(
+            f"expected other prompts in prompts.held_out than in prompts.training, {len(both)} are in both, for example "
+            f"{min(both)!r}: take them out of one (training prompts are evaluated in any case)"
+        )
     return PromptSet(training, held_out)
+
+
+def repetitions(spec: Prompts) -> dict[str, int]:
+    """Rows that are there again, by the setting that names the source."""
+    found: dict[str, int] = {}
+    for setting, source in (("prompts.training", spec.training), ("prompts.held_out", spec.held_out)):
+        if source is not None and source not in prompt_files.BUILT_IN:
+            rows = prompt_files.read(source)
+            found[setting] = len(rows) - len({prompt_files.identity(row) for row in rows})
+    return {setting: count for setting, count in found.items() if count}
 
 
 def _read(source: str, *, held_out: bool, first: int) -> tuple[Prompt, ...]:
@@ -60,47 +87,8 @@ def _read(source: str, *, held_out: bool, first: int) -> tuple[Prompt, ...]:
         return tuple(Prompt(t, first + i, {"kind": k}, k) for i, (t, k) in enumerate(zip(texts, kinds, strict=True)))
     if source == "toy":
         return tuple(Prompt(text, first + i) for i, text in enumerate(("both",) if held_out else ("left", "right")))
-    rows = _rows(Path(source))
-    return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(rows))
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"expected prompts from scenes, toy, or a .txt or .jsonl file, got {path}: name one of those")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise UserError(
-            f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"expected UTF-8 text in {path}, byte {error.start} is not: save the file as UTF-8") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        rows.append((line, {}) if path.suffix == ".txt" else _json_row(line, f"{path}, line {number}"))
-    if not rows:
-        raise UserError(f"expected at least one prompt in {path}, found none: add one a line")
-    seen = set[str]()
-    for text, _ in rows:
-        if text in seen:
-            raise UserError(f"expected every prompt once in {path}, found {text!r} again: remove the repetition")
-        seen.add(text)
-    return rows
-
-
-def _json_row(line: str, where: str) -> tuple[str, dict[str, Any]]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"expected a JSON object in {where}, got something else ({error.msg}): correct the line"
-        ) from error
-    text = row.pop("prompt", None) if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f'expected an object with a non-empty "prompt" in {where}, got {line[:80]}: add it')
-    return text.strip(), row
+    once = {prompt_files.identity(row): row for row in prompt_files.read(source)}
+    return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(once.values()))
 
 
 def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[Block]:

@@ -15,7 +15,7 @@ def summary(rollouts: Rollouts) -> dict:
     """What every worker must know of a block: its rewards and credit, not its trajectories."""
     return {
         "block": rollouts.block.index,
-        "prompts_N": rollouts.block.prompt_of_N,
+        "numbers_N": rollouts.block.number_of_N,
         "credit_NK": rollouts.credit_NK,
         "reward_N": rollouts.reward_N,
         "scores": dict(rollouts.scores),
@@ -41,7 +41,7 @@ def reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
     ordered = sorted(summaries, key=lambda s: s["block"])
     reward_N = np.concatenate([s["reward_N"] for s in ordered])
     metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
-    without, groups = groups_without_spread(reward_N, [prompt for s in ordered for prompt in s["prompts_N"]])
+    without, groups = groups_without_spread(reward_N, [number for s in ordered for number in s["numbers_N"]])
     if groups:
         metrics |= {"train/groups": float(groups), "train/groups_without_spread": float(without)}
     for name in summaries[0]["scores"]:

@@ -215,7 +215,7 @@ class Training:
         advantage = advantages(
             self.config,
             {s["block"]: s["credit_NK"] for s in summaries},
-            {s["block"]: s["prompts_N"] for s in summaries},
+            {s["block"]: [self.prompts.names[number] for number in s["numbers_N"]] for s in summaries},
             self.tracker,
         )
         return {r.block.index: transitions(r, advantage[r.block.index]) for r in rollouts}, told, costs
@@ -312,7 +312,7 @@ class Training:
         results = self.gather(results)
         metrics: Metrics = {}
         if self.first:
-            metrics = record(self.run, number, results, seed=self.config.evaluation.seed)
+            metrics = record(self.run, number, results, self.prompts.names, seed=self.config.evaluation.seed)
             self.run.log(number, metrics)
         cost, redone = (sum((getattr(r, kind) for _, r in results), Cost()) for kind in ("cost", "redone"))
         return metrics, cost, redone

@@ -62,7 +62,7 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
 def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:
     """Of every block of one round, as training takes them, and centred rewards."""
     credits = {r.block.index: r.credit_NK for r in rollouts if r.credit_NK is not None}
-    prompts = {r.block.index: r.block.prompt_of_N for r in rollouts}
+    prompts = {r.block.index: [str(number) for number in r.block.number_of_N] for r in rollouts}
     trained = advantages(config, credits, prompts, tracker)
     return [{"trained": trained[r.block.index], "reward": _centred(r, config.sampler.steps)} for r in rollouts]
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.families.toy import PROMPTS as TOY_PROMPTS
-from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, training_blocks
+from raysuite.stages import prompt_files
+from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, repetitions, training_blocks
 from raysuite.types import Block
 
 Maker = Callable[..., RunConfig]
@@ -60,12 +64,16 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "mentions"),
     [
-        ("p.csv", "a cat\n", r"a \.txt or \.jsonl file"),
-        ("p", "a cat\n", r"a \.txt or \.jsonl file"),
+        ("p.csv", "a cat\n", "one column called prompt in .*p.csv, found a cat"),
+        ("p.csv", "prompt,Prompt\na,b\n", "one column called prompt in .*p.csv, found prompt, Prompt"),
+        ("p.csv", "n,prompt\n1,a cat\n2,\n", "a prompt in row 2 of .*p.csv, got ''"),
+        ("p.csv", "", "one column called prompt in .*p.csv, found none"),
+        ("p.csv", "prompt\n", "expected at least one prompt"),
+        ("p.parquet", "a cat\n", "a Parquet file at .*p.parquet"),
+        ("p", "a cat\n", r"a file \(\.txt, \.jsonl, \.csv, \.tsv, \.parquet\) or a data set, got"),
         ("p.txt", "", "expected at least one prompt"),
         ("p.txt", " \n\n\t\n", "expected at least one prompt"),
         ("p.jsonl", "\n", "expected at least one prompt"),
-        ("p.txt", "a cat\na dog\na cat\n", "found 'a cat' again"),
         ("p.txt", b"a cat\n\xff\xfe\n", "expected UTF-8 text in .*, byte 6"),
         ("p.jsonl", '{"prompt": "a"}\nnot json\n', "p.jsonl, line 2"),
         ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "p.jsonl, line 3"),
@@ -89,6 +97,92 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UserError, match="could not read it"):
         texts(str(tmp_path / "folder.txt"))
+
+
+def test_a_row_that_is_there_twice_is_one_prompt_and_equal_texts_with_other_metadata_are_two(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a cat", "include": [{"class": "cat", "count": 1}]},
+        {"prompt": "a dog"},
+        {"prompt": "a cat", "include": [{"class": "cat", "count": 2}]},
+        {"include": [{"class": "cat", "count": 1}], "prompt": " a cat"},
+    ]
+    spec = Prompts(
+        training=write(tmp_path, "p.jsonl", "\n".join(map(json.dumps, rows))),
+        held_out=write(tmp_path, "h.txt", "an owl\nan owl\nan owl\nan emu"),
+    )
+    prompts = load_prompts(spec)
+    assert [(p.text, p.metadata.get("include", [{}])[0].get("count")) for p in prompts.training] == [
+        ("a cat", 1),
+        ("a dog", None),
+        ("a cat", 2),
+    ]
+    assert list(prompts.names.values()) == ["a cat", "a dog", "a cat (prompt 2)", "an owl", "an emu"]
+    assert repetitions(spec) == {"prompts.training": 1, "prompts.held_out": 2}
+    assert repetitions(Prompts()) == {}
+
+
+def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    odd = "a\u2028cat\u0085 and\x0ba dog"
+    assert texts(write(tmp_path, "p.txt", f"{odd}\na bat\r\n")) == [odd, "a bat"]
+    row = json.dumps({"prompt": odd, "note": "x\u2028y"}, ensure_ascii=False)
+    (prompt,) = load_prompts(Prompts(training=write(tmp_path, "p.jsonl", row), held_out=None)).training
+    assert (prompt.text, prompt.metadata) == (odd, {"note": "x\u2028y"})
+
+
+def test_tables_have_a_column_of_prompts_and_the_others_are_metadata(tmp_path: Path) -> None:
+    known = {"a cat, asleep": {"Category": "Animals", "Note": None}, "a dog": {"Category": "Animals", "Note": "x"}}
+    table = pa.table(
+        {
+            "Prompt": list(known),
+            "Category": ["Animals", "Animals"],
+            "Note": [None, "x"],
+            "image": [{"bytes": b"png", "path": "a"}] * 2,
+            "raw": [b"1", b"2"],
+        }
+    )
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "p.parquet")
+    pq.write_table(table, tmp_path / "set" / "train-00000-of-00001.parquet")
+    csv = 'Prompt,Category,Note\n"a cat, asleep",Animals,\na dog,Animals,x\n'
+    tsv = "Prompt\tCategory\tNote\na cat, asleep\tAnimals\t\na dog\tAnimals\tx\n"
+    for source in (
+        write(tmp_path, "p.csv", csv),
+        write(tmp_path, "p.tsv", tsv),
+        tmp_path / "p.parquet",
+        tmp_path / "set",
+    ):
+        found = load_prompts(Prompts(training=str(source), held_out=None)).training
+        assert {p.text: {k: v or None for k, v in p.metadata.items()} for p in found} == known, source
+
+
+def test_a_data_set_that_is_not_there_and_a_split_that_it_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="prompts in the data set nobody/prompts, could not load it"):
+        texts("nobody/prompts")
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", "test.csv", "prompt\na cat\n")
+    assert texts(str(tmp_path / "set")) == ["a cat"]
+    with pytest.raises(UserError, match=r"the split dev of .*set, found test: name one as .*set:SPLIT"):
+        texts(f"{tmp_path / 'set'}:dev")
+
+
+def test_a_prompt_to_learn_from_is_not_held_out(tmp_path: Path) -> None:
+    first, second = write(tmp_path, "a.txt", "a cat\na dog"), write(tmp_path, "b.jsonl", '{"prompt": "a dog", "n": 1}')
+    with pytest.raises(UserError, match="1 are in both, for example 'a dog'"):
+        load_prompts(Prompts(training=first, held_out=second))
+
+
+def test_the_digest_of_a_file_is_its_content_and_of_a_data_set_its_rows(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "train.csv", "prompt,n\na cat,1\n")
+    one, two = (prompt_files.digest(str(tmp_path / name)) for name in ("one", "two"))
+    assert one == two
+    write(tmp_path, "p.txt", "a cat")
+    before = prompt_files.digest(str(tmp_path / "p.txt"))
+    write(tmp_path, "p.txt", "a bat")
+    assert prompt_files.digest(str(tmp_path / "p.txt")) != before
 
 
 # worlds
@@ -241,6 +335,5 @@ def test_one_repetition_among_very_many_prompts_is_found_at_once(tmp_path: Path)
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join([*(f"prompt {n}" for n in range(100_000)), "prompt 99999"]))
     began = time.process_time()
-    with pytest.raises(UserError, match="found 'prompt 99999' again"):
-        load_prompts(Prompts(training=str(file), held_out=None))
+    assert len(load_prompts(Prompts(training=str(file), held_out=None)).training) == 100_000
     assert time.process_time() - began < 20  # comparing all with all took 82 seconds

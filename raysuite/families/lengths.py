@@ -1,0 +1,62 @@
+"""How much of a prompt a model's text encoders read."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from transformers import AutoTokenizer
+
+from raysuite.config import Model
+from raysuite.families.loading import pipeline_class
+
+UNLIMITED = 10**9
+"""Tokenizers without a limit of their own state one far above this."""
+
+
+def cut_prompts(model: Model, prompts: Sequence[str]) -> tuple[list[str], int]:
+    """Prompts that no text encoder of the pipeline reads to their end, and the tokens that the one with the longest breath reads.
+
+    What a template adds around a prompt is not counted, as pipelines with templates do not count it either. Models that are
+    not in a directory, or whose tokenizers are of a kind that transformers cannot open by itself, are not looked at.
+
+    Args:
+        model: whose `path` is a directory.
+        prompts: texts.
+    """
+    if not (folder := Path(model.path)).is_dir():
+        return [], 0
+    call = inspect.signature(getattr(diffusers, pipeline_class(model)).__call__).parameters
+    longest = model.arguments.get("max_sequence_length")
+    if longest is None and "max_sequence_length" in call:
+        longest = call["max_sequence_length"].default
+    tokenizers, left = [], list(prompts)
+    for part in sorted(folder.glob("tokenizer*")):
+        try:
+            tokenizers.append(AutoTokenizer.from_pretrained(part))
+        except (OSError, ValueError):
+            return [], 0
+    most = 0
+    for tokenizer in tokenizers:
+        limit = tokenizer.model_max_length
+        if limit > UNLIMITED or "CLIP" not in type(tokenizer).__name__:
+            limit = longest or limit
+        most = max(most, limit)
+        left = [text for text, ids in zip(left, _tokens(tokenizer, left), strict=True) if len(ids) > limit]
+        if not left:
+            break
+    return left, most
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    warner = logging.getLogger("transformers.tokenization_utils_base")
+    level = warner.level
+    warner.setLevel(logging.ERROR)  # it warns of long texts, which is our news
+    try:
+        return tokenizer(list(texts), truncation=False)["input_ids"] if texts else []
+    finally:
+        warner.setLevel(level)

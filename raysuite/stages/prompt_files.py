@@ -1,0 +1,157 @@
+"""Prompts as files and hubs have them: rows of a text and whatever else is known of it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysuite.errors import UserError
+
+Row = tuple[str, Mapping[str, Any]]
+"""A prompt, and the other columns of its row."""
+
+BUILT_IN = ("scenes", "toy")
+"""Sources that are worlds."""
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FORMS = ".txt, .jsonl, .csv, .tsv, .parquet"
+
+
+def read(source: str) -> list[Row]:
+    """All rows of a file, of a directory with a data set, or of one on a hub, in order, repetitions and all.
+
+    Files: `.txt` has a prompt a line; `.jsonl` objects, `.csv`, `.tsv` and `.parquet` columns, one of which is called `prompt`
+    (however it is spelled: `Prompt`) and the others of which are metadata. Lines end with newlines only: other separators of
+    Unicode may be part of a prompt. Columns of bytes, such as pictures, are left out. A data set is `owner/name` or a directory
+    that `datasets` can load; `owner/name:split` names its split, which is `train` or the only one unless told.
+
+    Raises:
+        UserError: there is no such thing, it cannot be decoded, or it has no prompt.
+    """
+    path = Path(source)
+    if path.suffix in (".txt", ".jsonl"):
+        rows = _lines(path)
+    elif path.suffix in SEPARATORS:
+        rows = _table(path)
+    elif path.suffix == ".parquet":
+        rows = _parquet(path)
+    elif Path(source.partition(":")[0]).is_dir() or (
+        not path.exists() and not path.is_absolute() and source.count("/") == 1
+    ):
+        rows = _data_set(source)
+    else:
+        raise UserError(
+            f"expected prompts from scenes, toy, a file ({FORMS}) or a data set, got {source}: name one of those"
+        )
+    if not rows:
+        raise UserError(f"expected at least one prompt in {source}, found none: add one")
+    return rows
+
+
+def digest(source: str) -> str:
+    """SHA-256 of what `source` holds: of the file, or of the rows of a data set."""
+    path = Path(source)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256("\n".join(identity(row) for row in read(source)).encode()).hexdigest()
+
+
+def identity(row: Row) -> str:
+    """What makes two rows the same prompt: text and metadata."""
+    return json.dumps([row[0], dict(row[1])], sort_keys=True, default=str)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"expected a prompt file at {path}, could not read it ({error.strerror}): check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"expected UTF-8 text in {path}, byte {error.start} is not: save the file as UTF-8") from error
+
+
+def _lines(path: Path) -> list[Row]:
+    lines = [(n, line.strip()) for n, line in enumerate(_text_of(path).split("\n"), start=1)]
+    if path.suffix == ".txt":
+        return [(line, {}) for _, line in lines if line]
+    return [_json_row(line, f"{path}, line {number}") for number, line in lines if line]
+
+
+def _json_row(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"expected a JSON object in {where}, got something else ({error.msg}): correct the line"
+        ) from error
+    text = row.pop("prompt", None) if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f'expected an object with a non-empty "prompt" in {where}, got {line[:80]}: add it')
+    return text.strip(), row
+
+
+def _table(path: Path) -> list[Row]:
+    reader = csv.DictReader(
+        io.StringIO(_text_of(path), newline=""), delimiter=SEPARATORS[path.suffix], restkey="beyond the last column"
+    )
+    return _rows_of(path, reader.fieldnames or (), reader)
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"expected a Parquet file at {path}, could not read it ({error}): check the path") from error
+    kept = [field.name for field in table.schema if not _has_bytes(field.type)]
+    return _rows_of(path, kept, table.select(kept).to_pylist())
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) or pa.types.is_list(kind):
+        return any(_has_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _data_set(source: str) -> list[Row]:
+    import datasets
+
+    name, _, split = source.partition(":")
+    try:
+        found = datasets.load_dataset(name)
+    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise UserError(
+            f"expected prompts in the data set {name}, could not load it ({' '.join(str(error).split())[:200]}): name a file "
+            f"({FORMS}), or check name and connection"
+        ) from error
+    split = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+    if split not in found:
+        raise UserError(f"expected the split {split} of {name}, found {', '.join(found)}: name one as {name}:SPLIT")
+    table = found[split].with_format("arrow")[:]
+    kept = [field.name for field in table.schema if not _has_bytes(field.type)]
+    return _rows_of(source, kept, table.select(kept).to_pylist())
+
+
+def _rows_of(source: str | Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> list[Row]:
+    columns = list(columns)
+    named = [name for name in columns if name.lower() == "prompt"]
+    if len(named) != 1:
+        raise UserError(
+            f"expected one column called prompt in {source}, found {', '.join(map(str, columns)) or 'none'}: rename one"
+        )
+    read: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        text = row.pop(named[0])
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"expected a prompt in row {number} of {source}, got {text!r}: add it, or take the row out")
+        read.append((text.strip(), row))
+    return read
