@@ -120,6 +120,20 @@ REWARDS = {
     "scenes_strict": Registered(
         "raysuite.rewards.scenes:scenes_strict", "whether a picture of the scenes world follows its prompt", "0 or 1"
     ),
+    "soft_tifa": Registered(
+        "raysuite.rewards.vqa:SoftTifa",
+        "how probable a vision-language model finds the right answers to a row's questions (GenEval 2)",
+        "0 to 1",
+        "Qwen3-VL-8B (18 GB), and GenEval 2's rows as metadata",
+        "Apache-2.0",
+    ),
+    "vqa": Registered(
+        "raysuite.rewards.vqa:VqaScore",
+        'the probability of "yes" when a vision-language model is asked whether a picture shows its prompt',
+        "0 to 1",
+        "Qwen3-VL-8B (18 GB)",
+        "Apache-2.0",
+    ),
 }
 
 

@@ -232,3 +232,105 @@ def aesthetic_state(width: int) -> dict[str, Tensor]:
     layers = {0: (1024, width), 2: (128, 1024), 4: (64, 128), 6: (16, 64), 7: (1, 16)}
     shapes: dict[str, Any] = {f"layers.{i}.weight": shape for i, shape in layers.items()}
     return random_state(shapes | {f"layers.{i}.bias": (shape[0],) for i, shape in layers.items()}, seed=2)
+
+
+# Qwen's vision-language models
+
+SPECIAL = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+"""Their tokens besides letters; a tiny tokenizer has bytes for words."""
+
+
+def save_qwen(directory: Path, kind: str = "qwen2_vl", *, seed: int = 0) -> Path:
+    """A tiny random Qwen-VL with its tokenizer and image processor, as on a hub."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageTextToText,
+        PreTrainedTokenizerFast,
+        Qwen2VLImageProcessorPil,
+    )
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_ = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    bytes_.pre_tokenizer, bytes_.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_, eos_token=SPECIAL[0], pad_token=SPECIAL[1],
+        additional_special_tokens=[*SPECIAL[2:], "<|video_pad|>"],
+    )  # fmt: skip
+    tokenizer.save_pretrained(directory)
+    patch = 16 if kind == "qwen3_vl" else 14
+    sizes = {"min_pixels": (2 * patch) ** 2, "max_pixels": (4 * patch) ** 2}
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if kind == "qwen3_vl" else {}
+    Qwen2VLImageProcessorPil(patch_size=patch, **sizes, **colours).save_pretrained(directory)
+    eyes = {"depth": 2, "num_heads": 2, "patch_size": patch, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    if kind == "qwen2_vl":
+        eyes |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    else:
+        eyes |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+        eyes |= (
+            {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+            if kind == "qwen3_vl"
+            else {"fullatt_block_indexes": [1], "window_size": 56}
+        )
+    words = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096, "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.3,
+    }  # fmt: skip
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"), ("vision_end", "vision_end")
+        )
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, text_config=words, vision_config=eyes, **ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def qwen_pixels(
+    image: np.ndarray, patch: int, least: int, most: int, middle: Any, spread: Any
+) -> tuple[Tensor, int, int]:
+    """A picture as patches of two equal frames, four neighbours after another, by PIL and loops; with rows and columns of patches."""
+    height, width = image.shape[:2]
+    step = 2 * patch
+    high, wide = max(step, round(height / step) * step), max(step, round(width / step) * step)
+    if high * wide > most:
+        shrink = math.sqrt(height * width / most)
+        high, wide = (max(step, math.floor(side / shrink / step) * step) for side in (height, width))
+    elif high * wide < least:
+        grow = math.sqrt(least / (height * width))
+        high, wide = (math.ceil(side * grow / step) * step for side in (height, width))
+    x = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    x = ((x - np.array(middle, np.float32)) / np.array(spread, np.float32)).transpose(2, 0, 1)
+    found = []
+    for top in range(0, high, step):
+        for left in range(0, wide, step):
+            for y in (top, top + patch):
+                for z in (left, left + patch):
+                    frame = x[:, y : y + patch, z : z + patch]
+                    found.append(np.stack([frame, frame], axis=1).ravel())
+    return torch.from_numpy(np.stack(found)), high // patch, wide // patch
+
+
+def qwen_tokens(before: str, after: str, places: int) -> list[int]:
+    """A conversation in the tiny tokenizer, by hand: bytes in the order of the byte-level alphabet, then special tokens."""
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    sign = {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
+    of = {byte: letters.index(letter) for byte, letter in sign.items()}
+    special = {token: 256 + index for index, token in enumerate(SPECIAL)}
+    found: list[int] = []
+    text = before + SPECIAL[5] * places + after
+    while text:
+        token = next((token for token in SPECIAL if text.startswith(token)), None)
+        found += [special[token]] if token else [of[byte] for byte in text[0].encode()]
+        text = text[len(token) if token else 1 :]
+    return found
