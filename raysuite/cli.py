@@ -351,11 +351,15 @@ def in_context(
         Path | None, typer.Option(help="CoBSAT's published pictures and captions, in place of the bundled world.")
     ] = None,
     paired: Annotated[bool, typer.Option("--paired", help="One latent of --data for all numbers of shots.")] = False,
-    judge: Annotated[
-        str, typer.Option(help="Of --data: clip, vlm (transformers) or http (chat completions).")
-    ] = "clip",
-    judge_model: Annotated[str | None, typer.Option(help="Hub id, directory or the server's name of it.")] = None,
-    judge_url: Annotated[str | None, typer.Option(help="Of http, such as http://127.0.0.1:8000/v1.")] = None,
+    judge: Annotated[str, typer.Option(help="Of --data: clip, or vlm, a model that reads pictures.")] = "clip",
+    judge_model: Annotated[str | None, typer.Option(help="Hub id or directory, or a server's name of it.")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="Of a server of chat completions, such as http://127.0.0.1:8000/v1.")
+    ] = None,
+    reader: Annotated[
+        str | None, typer.Option(help="A model that reads --data's episodes and describes what comes next.")
+    ] = None,
+    reader_url: Annotated[str | None, typer.Option(help="Of its server.")] = None,
 ) -> None:
     """Evaluate in-context generation: a few texts with pictures, and what comes next. The same command again goes on."""
     directory = _place(out)
@@ -370,9 +374,15 @@ def in_context(
             models, episodes=episodes, shots=asked, nuisance=nuisance, misread=misread, seed=seed
         )
     else:
-        reader = command.judge_of(judge, model=judge_model, url=judge_url, seed=seed)
         plan, drawers = command.published(
-            models, data=places.existing(data), judge=reader, episodes=episodes, shots=asked, paired=paired, seed=seed
+            models,
+            data=places.existing(data),
+            judge=command.judge_of(judge, model=judge_model, url=judge_url, seed=seed),
+            reader=command.chat_of(reader, reader_url) if reader else None,
+            episodes=episodes,
+            shots=asked,
+            paired=paired,
+            seed=seed,
         )
     with locked(directory):
         command.evaluate(plan, drawers, directory, sys.argv, lambda what, unit: Counting(what, unit, console))

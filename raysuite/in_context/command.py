@@ -8,12 +8,12 @@ from pathlib import Path
 
 from raysuite.errors import UserError
 from raysuite.in_context import evaluation
-from raysuite.in_context.chat import HttpChat, TransformersChat
+from raysuite.in_context.chat import Chat, HttpChat, TransformersChat
 from raysuite.in_context.draw import EPISODES, Named, PolicyDrawer, named
 from raysuite.in_context.evaluation import Plan, Progress
 from raysuite.in_context.judges import Clip, Exact, Judge, MultipleChoice
 from raysuite.in_context.official import RECORDS, OfficialWorld
-from raysuite.in_context.policies import published_rows, scenes_rows
+from raysuite.in_context.policies import published_rows, reading_rows, scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import SHOTS
 
@@ -62,6 +62,7 @@ def published(
     *,
     data: Path,
     judge: Judge,
+    reader: Chat | None,
     episodes: int,
     shots: tuple[int, ...],
     paired: bool,
@@ -75,7 +76,8 @@ def published(
     if not 0 < episodes <= RECORDS:
         raise UserError(f"expected --episodes of at most the {RECORDS} that are published, got {episodes}")
     world = OfficialWorld(data, paired=paired)
-    return Plan(world, judge, published_rows(seed), episodes, shots, seed), named(models)
+    rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
+    return Plan(world, judge, rows, episodes, shots, seed), named(models)
 
 
 def judge_of(kind: str, *, model: str | None, url: str | None, seed: int) -> Judge:
@@ -84,12 +86,23 @@ def judge_of(kind: str, *, model: str | None, url: str | None, seed: int) -> Jud
     Raises:
         UserError: there is no such judge, or it lacks something.
     """
+    if kind not in ("clip", "vlm"):
+        raise UserError(f"expected --judge of clip or vlm, got {kind!r}: name one that reads pictures")
     if kind == "clip":
+        if url is not None:
+            raise UserError(
+                "expected --judge vlm with --judge-url, got clip, which is not asked over HTTP: correct one of them"
+            )
         return Clip(model) if model else Clip()
-    if kind not in ("vlm", "http"):
-        raise UserError(f"expected --judge of clip, vlm or http, got {kind!r}: name one that reads pictures")
-    if model is None or (kind == "http") != (url is not None):
-        raise UserError(
-            "expected --judge-model with --judge vlm, and --judge-model and --judge-url with --judge http: name which model judges"
-        )
-    return MultipleChoice(HttpChat(url, model) if url is not None else TransformersChat(model), seed)
+    if model is None:
+        raise UserError("expected --judge-model with --judge vlm, got none: name which model judges")
+    return MultipleChoice(chat_of(model, url), seed)
+
+
+def chat_of(model: str, url: str | None) -> Chat:
+    """A model that reads pictures: of transformers, or of a server where there is a url.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return TransformersChat(model) if url is None else HttpChat(url, model)

@@ -4,6 +4,8 @@
     provenance.json         as of a run
     calibration/<n>.parquet the judge on pictures whose cells are known: ground truth (0), and what the VAE of drawer n - 1 makes of it
     answers.parquet         a row an answer: its coordinates, what it should show, and what its description says
+    answers/<row>/<block>.parquet
+                            answers that take long, as they came
     examples.parquet        the first episodes of each task: texts and pictures of their demonstrations
     pictures/<drawer>/<block>.parquet
                             drawn and judged together; a description with the noise of its episode is drawn once, whoever gave it
@@ -68,7 +70,7 @@ class Plan:
         return {
             "world": dict(self.world.settings()),
             "judge": self.judge.settings(),
-            "rows": [{"name": row.name, "variant": row.variant} for row in self.rows],
+            "rows": [{"name": row.name, "variant": row.variant, **row.generator.settings()} for row in self.rows],
             "tasks": [{"name": task.name, "chance": task.chance} for task in self.world.tasks],
             "episodes": self.episodes,
             "seed": self.seed,
@@ -136,7 +138,7 @@ def evaluate(
         UserError: a model cannot be opened, or a judge is not reached.
     """
     _calibrate(plan, directory / "calibration" / "0.parquet", lambda pictures: pictures)
-    answers = _answers(plan, progress)
+    answers = _answers(plan, directory, progress)
     _write(directory / "examples.parquet", _examples(plan))
     _write(directory / "answers.parquet", [_row(plan, answered) for answered in answers])
     keys = sorted({answered.key for answered in answers if answered.answer.description is not None})
@@ -188,20 +190,47 @@ def _said(reading: Reading) -> dict[str, Any]:
     return {"said_detail": detail, "said_object": thing, "reply": reading.reply}
 
 
-def _answers(plan: Plan, progress: Progress) -> list[Answered]:
-    found = []
+def _answers(plan: Plan, directory: Path, progress: Progress) -> list[Answered]:
+    """Every answer, in the order of `Plan.coordinates`; those that take long are read where they were kept."""
+    found: list[Answered] = []
+    coordinates = plan.coordinates
     with progress("answering", "answers") as counting:
-        counting.begin(len(plan.coordinates), done=0)
-        for number, task, shots, index in plan.coordinates:
-            row = plan.rows[number]
-            episode = plan.world.episode(task, shots, index, row.variant)
-            answer = row.generator.answer(plan.world, episode)
-            said = Judgement(None, None)
-            if answer.description is not None:
-                said = plan.world.meaning(task.theme, answer.description)
-            found.append(Answered(number, task, shots, index, episode.cell, said, answer))
-            counting.advance()
+        counting.begin(len(coordinates), done=0)
+        for number, row in enumerate(plan.rows):
+            mine = [at for at in coordinates if at[0] == number]
+            for first in range(0, len(mine), BLOCK):
+                file = directory / "answers" / f"{number:02d}" / f"{first // BLOCK:05d}.parquet"
+                known = pq.read_table(file).to_pylist() if row.generator.kept and file.exists() else None
+                block = []
+                for place, (_, task, shots, index) in enumerate(mine[first : first + BLOCK]):
+                    episode = plan.world.episode(task, shots, index, row.variant)
+                    answer = _kept(known[place]) if known else row.generator.answer(plan.world, episode)
+                    block.append(answer)
+                    said = Judgement(None, None)
+                    if answer.description is not None:
+                        said = plan.world.meaning(task.theme, answer.description)
+                    found.append(Answered(number, task, shots, index, episode.cell, said, answer))
+                    counting.advance()
+                if row.generator.kept and known is None:
+                    _write(file, [_keeping(answer) for answer in block])
     return found
+
+
+def _keeping(answer: Answer) -> dict[str, Any]:
+    return {
+        "description": answer.description,
+        "png": _png(answer.picture) if answer.picture is not None else None,
+        "transcript": answer.transcript,
+        "tokens": answer.tokens,
+    }
+
+
+def _kept(stored: Mapping[str, Any]) -> Answer:
+    picture = None
+    if stored["png"] is not None:
+        with Image.open(io.BytesIO(stored["png"])) as image:
+            picture = np.asarray(image)
+    return Answer(stored["description"], picture, stored["transcript"], stored["tokens"])
 
 
 def _row(plan: Plan, answered: Answered) -> dict[str, Any]:
@@ -312,5 +341,7 @@ def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
-_TYPES = dict.fromkeys(("description", "said_detail", "said_object", "shown_detail", "shown_object"), pa.string())
+_TYPES = {"png": pa.binary()} | dict.fromkeys(
+    ("description", "said_detail", "said_object", "shown_detail", "shown_object"), pa.string()
+)
 """Of columns that may have no value at all."""

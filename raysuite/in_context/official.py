@@ -68,6 +68,25 @@ THEMES: Mapping[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] = {
 """By theme: what its details are, which, what its objects are, which. The order is that of the records' numbers."""
 WORDS = {"3d": "wireframe", "park": "amusement park"}
 """How texts, and the judge's options, say what file names say in another word. Latents that a text names keep the file's word."""
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "leaf": ("leaves",),
+    "box": ("boxes",),
+    "watercolor": ("watercolour",),
+    "pixel": ("pixelated",),
+    "swim": ("swimming",),
+    "sleep": ("sleeping", "asleep"),
+    "sing": ("singing",),
+    "run": ("running",),
+    "read": ("reading",),
+    "fly": ("flying", "flies"),
+    "eat": ("eating",),
+    "drink": ("drinking",),
+    "cry": ("crying", "cries"),
+    "angry": ("angrily",),
+    "wood": ("wooden",),
+    "metal": ("metallic",),
+}
+"""Other forms of the same words, by which descriptions may name them, besides the plural with s."""
 RECORDS = 1_000
 SEED = 123
 """With which the published records were shuffled."""
@@ -220,15 +239,14 @@ class OfficialWorld(World):
 
 
 def named(options: tuple[str, ...], text: str) -> str | None:
-    """The one option that a text names in whole words, by either of its names; None where it names none or several."""
-    found = [
-        option
-        for option in options
-        if any(
-            re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in {option, WORDS.get(option, option)}
-        )
-    ]
+    """The one option that a text names in whole words, by any of its names and forms; None where it names none or several."""
+    found = [option for option in options if any(re.search(word, text, re.IGNORECASE) for word in _patterns(option))]
     return found[0] if len(found) == 1 else None
+
+
+def _patterns(option: str) -> list[str]:
+    words = (option, WORDS.get(option, option), *FORMS.get(option, ()))
+    return [rf"\b{re.escape(word)}s?\b" for word in words]
 
 
 def _opened(file: Path) -> np.ndarray:

@@ -8,9 +8,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 
+from raysuite.in_context.chat import Chat, Part
 from raysuite.in_context.tasks import Answer, Cell, Demo, Episode, Variant, World
 from raysuite.rng import Stage, numpy_generator
 
@@ -20,6 +22,13 @@ Captioner = Callable[[Episode, int, Demo], str]
 
 class Generator(ABC):
     """One way of answering: an episode in, a description or a picture out."""
+
+    kept: bool = False
+    """Whether its answers take long, and are written down block by block as they come."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers besides the episode, for the record."""
+        return {}
 
     @abstractmethod
     def answer(self, world: World, episode: Episode) -> Answer:
@@ -86,6 +95,46 @@ class Common(Generator):
             return Answer(episode.request, transcript=said)
         cell = task.cell(episode.request, votes.most_common(1)[0][0])
         return Answer(world.sentence(task.theme, cell), transcript=said)
+
+
+LEARN = (
+    "Each text below goes with what follows it. Find out what all of them have in common, and what the text changes."
+)
+DESCRIBE = "Describe the picture that goes with the last text in one plain sentence. Reply with the description, and nothing else."
+ANALYSE = (
+    "Before that, say step by step how each text and what follows it belong together, and what all have in common."
+)
+
+
+class Reader(Generator):
+    """A model that reads texts and pictures is shown the episode, and describes the picture that comes next.
+
+    Of the variant `caption` it is shown captions in place of pictures. Of `cot` it is asked twice: for an analysis, and, with that
+    before it, for the description.
+
+    Args:
+        chat: which model.
+    """
+
+    kept = True
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+
+    def settings(self) -> dict[str, Any]:
+        """Which model."""
+        return dict(self._chat.settings())
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """A description; an empty one where the model refuses."""
+        shown: list[Part] = []
+        for demo in episode.demos:
+            shown += [f"{demo.text}: ", demo.caption if episode.variant == "caption" else demo.picture]
+        shown.append(f"{episode.query}: ")
+        if episode.variant != "cot":
+            return Answer(self._chat([LEARN, *shown, DESCRIBE]))
+        analysis = self._chat([LEARN, *shown, ANALYSE])
+        return Answer(self._chat([LEARN, *shown, analysis, DESCRIBE]), transcript=analysis)
 
 
 @dataclass(frozen=True)
@@ -155,3 +204,8 @@ def published_rows(seed: int) -> tuple[Row, ...]:
         Row("copy", "default", Copy()),
         Row("random", "default", Random(seed)),
     )
+
+
+def reading_rows(chat: Chat) -> tuple[Row, ...]:
+    """A model that reads, on every variant."""
+    return tuple(Row("reader", variant, Reader(chat)) for variant in get_args(Variant))

@@ -105,7 +105,7 @@ def test_a_description_is_drawn_once_whoever_gave_it(tmp_path: Path) -> None:
     assert isinstance(plan.world, ScenesWorld)
     drawer = Perfect(plan.world)
     evaluated(tmp_path, plan, drawer)
-    texts = {a.key for a in evaluation._answers(plan, silent) if a.answer.description is not None}
+    texts = {a.key for a in evaluation._answers(plan, tmp_path, silent) if a.answer.description is not None}
     assert drawer.blocks == -(-len(texts) // evaluation.BLOCK)
     assert len(texts) < 0.6 * len([c for c in plan.coordinates if c[0] < 5])
 

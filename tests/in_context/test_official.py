@@ -16,13 +16,13 @@ import pytest
 
 from raysuite import cli
 from raysuite.errors import UserError
-from raysuite.in_context import chat, command, evaluation
+from raysuite.in_context import chat, command, evaluation, policies
 from raysuite.in_context.chat import HttpChat, Part, TransformersChat
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Clip, MultipleChoice, option_of
 from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
-from raysuite.in_context.policies import published_rows
-from raysuite.in_context.tasks import Task
+from raysuite.in_context.policies import Reader, Row, published_rows
+from raysuite.in_context.tasks import Task, Variant
 from raysuite.results.in_context.numbers import corrected, factors
 from raysuite.results.in_context.read import read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
@@ -153,7 +153,7 @@ def test_other_descriptions_mean_the_options_that_they_name(world: OfficialWorld
         ("", None),
         ("3: hat", None),
         ("a hat and a cup", None),
-        ("hats", None),
+        ("that", None),
         ("-", None),
     ],
 )
@@ -378,9 +378,9 @@ def test_the_command_reads_the_data_and_draws_with_a_model(data: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"kind": "person", "model": None, "url": None}, "expected --judge of clip, vlm or http, got 'person'"),
+        ({"kind": "person", "model": None, "url": None}, "expected --judge of clip or vlm, got 'person'"),
         ({"kind": "vlm", "model": None, "url": None}, "expected --judge-model with --judge vlm"),
-        ({"kind": "http", "model": "m", "url": None}, "--judge-url with --judge http"),
+        ({"kind": "clip", "model": "m", "url": "http://a"}, "expected --judge vlm with --judge-url"),
         ({"kind": "vlm", "model": "/nowhere", "url": None}, "expected a processor at /nowhere"),
     ],
 )
@@ -392,7 +392,14 @@ def test_judges_that_lack_something_are_refused(options: dict[str, Any], sentenc
 def test_more_episodes_than_are_published_are_refused(data: Path) -> None:
     with pytest.raises(UserError, match="at most the 1000 that are published"):
         command.published(
-            [], data=data, judge=MultipleChoice(Knowing(), 0), episodes=1001, shots=(2,), paired=False, seed=0
+            [],
+            data=data,
+            judge=MultipleChoice(Knowing(), 0),
+            reader=None,
+            episodes=1001,
+            shots=(2,),
+            paired=False,
+            seed=0,
         )
 
 
@@ -400,3 +407,79 @@ def test_tasks_are_those_of_the_published_numbers(world: OfficialWorld) -> None:
     names = [task.name for task in world.tasks]
     assert names[:4] == ["Color-I", "Color-II", "Background-I", "Background-II"]
     assert all(isinstance(task, Task) and task.chance == 0.01 for task in world.tasks)
+
+
+# readers
+
+
+class Scripted:
+    """A chat that says the same sentence whatever it is asked, and remembers what that was."""
+
+    def __init__(self, sentence: str, fails_after: int | None = None) -> None:
+        self.sentence, self.fails_after = sentence, fails_after
+        self.asked: list[list[Part]] = []
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "test double"}
+
+    def __call__(self, parts: Sequence[Part]) -> str:
+        if len(self.asked) == self.fails_after:
+            raise UserError("the server is gone")
+        self.asked.append(list(parts))
+        return self.sentence
+
+
+@pytest.mark.parametrize("variant", ["default", "caption", "cot", "exact", "misleading"])
+def test_a_reader_is_shown_the_episode_in_its_order(world: OfficialWorld, variant: Variant) -> None:
+    scripted = Scripted("a red hat")
+    episode = world.episode(world.tasks[0], 4, 9, variant)
+    answer = Reader(scripted).answer(world, episode)
+    assert answer.description == "a red hat"
+    middle: list[Part] = [f"{episode.query}: "]
+    for demo in reversed(episode.demos):
+        middle = [f"{demo.text}: ", demo.caption if variant == "caption" else demo.picture, *middle]
+    for parts in scripted.asked:
+        assert parts[0] == policies.LEARN
+        for part, wanted in zip(parts[1:10], middle, strict=True):
+            assert np.array_equal(part, wanted) if isinstance(wanted, np.ndarray) else part == wanted
+    rest = [parts[10:] for parts in scripted.asked]
+    if variant == "cot":
+        assert rest == [[policies.ANALYSE], ["a red hat", policies.DESCRIBE]] and answer.transcript == "a red hat"
+    else:
+        assert rest == [[policies.DESCRIBE]]
+
+
+def test_a_reader_that_was_cut_off_is_asked_nothing_twice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two episodes of ten tasks are 20 questions in 4 blocks; of 12 that were answered the 10 of finished blocks stay."""
+    monkeypatch.setattr(evaluation, "BLOCK", 5)
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+    judge = MultipleChoice(Knowing(), seed=0)
+
+    def run(chat: Scripted, directory: Path) -> bytes:
+        plan = Plan(OfficialWorld(data), judge, (Row("reader", "default", Reader(chat)),), 2, (2,))
+        directory.mkdir(exist_ok=True)
+        evaluation.claim(plan, [], directory, ["raysuite"])
+        evaluation.evaluate(plan, directory, [], silent)
+        return (directory / "answers.parquet").read_bytes()
+
+    whole, second, third = (Scripted("a red hat") for _ in range(3))
+    wanted = run(whole, tmp_path / "whole")
+    assert len(whole.asked) == 20
+    with pytest.raises(UserError, match="gone"):
+        run(Scripted("a red hat", fails_after=12), tmp_path / "cut")
+    assert run(second, tmp_path / "cut") == wanted and len(second.asked) == 10
+    assert run(third, tmp_path / "cut") == wanted and not third.asked
+
+
+@pytest.mark.parametrize(
+    ("description", "meaning"),
+    [
+        ("A dog is running.", ("run", "dog")),
+        ("Two cats, asleep", ("sleep", "cat")),
+        ("a bird flies and sings", (None, "bird")),
+    ],
+)
+def test_forms_of_words_are_known(world: OfficialWorld, description: str, meaning: tuple[str | None, str]) -> None:
+    assert world.meaning(world.tasks[6].theme, description) == meaning
