@@ -360,6 +360,12 @@ def in_context(
         str | None, typer.Option(help="A model that reads --data's episodes and describes what comes next.")
     ] = None,
     reader_url: Annotated[str | None, typer.Option(help="Of its server.")] = None,
+    interleaved: Annotated[
+        str | None,
+        typer.Option(
+            help="A pipeline that draws from several pictures and a text, on --data: OmniGen, FLUX.2 and others."
+        ),
+    ] = None,
 ) -> None:
     """Evaluate in-context generation: a few texts with pictures, and what comes next. The same command again goes on."""
     directory = _place(out)
@@ -379,6 +385,7 @@ def in_context(
             data=places.existing(data),
             judge=command.judge_of(judge, model=judge_model, url=judge_url, seed=seed),
             reader=command.chat_of(reader, reader_url) if reader else None,
+            interleaved=command.interleaved_of(interleaved) if interleaved else None,
             episodes=episodes,
             shots=asked,
             paired=paired,

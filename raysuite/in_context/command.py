@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from raysuite.errors import UserError
+from raysuite.families.interleaved import InterleavedPipeline
 from raysuite.in_context import evaluation
 from raysuite.in_context.chat import Chat, HttpChat, TransformersChat
 from raysuite.in_context.draw import EPISODES, Named, PolicyDrawer, named
 from raysuite.in_context.evaluation import Plan, Progress
 from raysuite.in_context.judges import Clip, Exact, Judge, MultipleChoice
 from raysuite.in_context.official import RECORDS, OfficialWorld
-from raysuite.in_context.policies import published_rows, reading_rows, scenes_rows
+from raysuite.in_context.policies import interleaved_rows, published_rows, reading_rows, scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import SHOTS
 
@@ -63,6 +64,7 @@ def published(
     data: Path,
     judge: Judge,
     reader: Chat | None,
+    interleaved: InterleavedPipeline | None,
     episodes: int,
     shots: tuple[int, ...],
     paired: bool,
@@ -77,6 +79,7 @@ def published(
         raise UserError(f"expected --episodes of at most the {RECORDS} that are published, got {episodes}")
     world = OfficialWorld(data, paired=paired)
     rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
+    rows += interleaved_rows(interleaved, seed) if interleaved else ()
     return Plan(world, judge, rows, episodes, shots, seed), named(models)
 
 
@@ -106,3 +109,12 @@ def chat_of(model: str, url: str | None) -> Chat:
         UserError: it cannot be read.
     """
     return TransformersChat(model) if url is None else HttpChat(url, model)
+
+
+def interleaved_of(path: str) -> InterleavedPipeline:
+    """A pipeline that takes texts and pictures, opened.
+
+    Raises:
+        UserError: it is none.
+    """
+    return InterleavedPipeline(path)

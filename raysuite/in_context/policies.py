@@ -12,9 +12,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from raysuite.families.interleaved import InterleavedPipeline
 from raysuite.in_context.chat import Chat, Part
 from raysuite.in_context.tasks import Answer, Cell, Demo, Episode, Variant, World
-from raysuite.rng import Stage, numpy_generator
+from raysuite.rng import Stage, numpy_generator, torch_generator
 
 Captioner = Callable[[Episode, int, Demo], str]
 """An episode, the place of a demonstration in it, and the demonstration -> a sentence that says what its picture shows."""
@@ -137,6 +138,38 @@ class Reader(Generator):
         return Answer(self._chat([LEARN, *shown, analysis, DESCRIBE]), transcript=analysis)
 
 
+NEXT = "Each text goes with the picture that follows it. Find out what all pictures have in common, and draw the one that comes next."
+
+
+class Interleaved(Generator):
+    """A pipeline that takes texts and pictures, and draws what comes next itself.
+
+    Args:
+        pipeline: which.
+        seed: of its noise.
+    """
+
+    kept = True
+
+    def __init__(self, pipeline: InterleavedPipeline, seed: int) -> None:
+        self._pipeline, self._seed = pipeline, seed
+
+    def settings(self) -> dict[str, Any]:
+        """Which pipeline, and how it draws."""
+        known = self._pipeline
+        return {"pipeline": known.path, "class": known.name, "steps": known.steps, "size": known.size}
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        """A picture, from noise that is a function of the task and the number of the episode."""
+        parts: list[Part] = [NEXT]
+        for demo in episode.demos:
+            parts += [f"{demo.text}: ", demo.picture]
+        noise = torch_generator(
+            seed=self._seed, stage=Stage.IN_CONTEXT_NOISE, prompt=episode.task.number, sample=episode.index
+        )
+        return Answer(picture=self._pipeline([*parts, f"{episode.query}: "], noise))
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table: a generator on a variant of the episodes."""
@@ -209,3 +242,9 @@ def published_rows(seed: int) -> tuple[Row, ...]:
 def reading_rows(chat: Chat) -> tuple[Row, ...]:
     """A model that reads, on every variant."""
     return tuple(Row("reader", variant, Reader(chat)) for variant in get_args(Variant))
+
+
+def interleaved_rows(pipeline: InterleavedPipeline, seed: int) -> tuple[Row, ...]:
+    """A pipeline that takes texts and pictures, on the variants that have pictures and want no words."""
+    variants: tuple[Variant, ...] = ("default", "exact", "misleading")
+    return tuple(Row("interleaved", variant, Interleaved(pipeline, seed)) for variant in variants)

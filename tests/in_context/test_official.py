@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from raysuite.in_context.chat import HttpChat, Part, TransformersChat
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Clip, MultipleChoice, option_of
 from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
-from raysuite.in_context.policies import Reader, Row, published_rows
+from raysuite.in_context.policies import Reader, Row, interleaved_rows, published_rows
 from raysuite.in_context.tasks import Task, Variant
 from raysuite.results.in_context.numbers import corrected, factors
 from raysuite.results.in_context.read import read_in_context
@@ -396,6 +396,7 @@ def test_more_episodes_than_are_published_are_refused(data: Path) -> None:
             data=data,
             judge=MultipleChoice(Knowing(), 0),
             reader=None,
+            interleaved=None,
             episodes=1001,
             shots=(2,),
             paired=False,
@@ -483,3 +484,31 @@ def test_a_reader_that_was_cut_off_is_asked_nothing_twice(
 )
 def test_forms_of_words_are_known(world: OfficialWorld, description: str, meaning: tuple[str | None, str]) -> None:
     assert world.meaning(world.tasks[6].theme, description) == meaning
+
+
+def test_a_pipeline_that_draws_itself_is_shown_the_episode_and_keeps_its_noise(world: OfficialWorld) -> None:
+    asked: list[tuple[list[Part], int]] = []
+
+    class Drawing:
+        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
+
+        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
+            asked.append((list(parts), generator.initial_seed()))
+            return np.zeros((8, 8, 3), np.uint8)
+
+    (plain, exact, _) = interleaved_rows(cast(Any, Drawing()), seed=0)
+    assert plain.generator.settings()["class"] == "OmniGenPipeline" and plain.generator.kept
+    for row in (plain, exact):
+        episode = world.episode(world.tasks[2], 2, 4, row.variant)
+        assert row.generator.answer(world, episode).picture is not None
+        parts = asked[-1][0]
+        assert [part for part in parts if isinstance(part, str)][1:] == [
+            *(f"{demo.text}: " for demo in episode.demos),
+            f"{episode.query}: ",
+        ]
+        for place, demo in enumerate(episode.demos):
+            assert np.array_equal(parts[2 + 2 * place], demo.picture)
+    plain.generator.answer(world, world.episode(world.tasks[2], 4, 4))
+    plain.generator.answer(world, world.episode(world.tasks[2], 2, 5))
+    seeds = [seed for _, seed in asked]
+    assert seeds[0] == seeds[1] == seeds[2] != seeds[3]
