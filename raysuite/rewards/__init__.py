@@ -127,6 +127,13 @@ REWARDS = {
         "Qwen3-VL-8B (18 GB), and GenEval 2's rows as metadata",
         "Apache-2.0",
     ),
+    "vlm": Registered(
+        "raysuite.rewards.vlm:Vlm",
+        "what a vision-language model answers when it is asked to judge a picture",
+        "the question's",
+        "an OpenAI-shaped endpoint (options {url: https://host/v1}), or a Qwen-VL",
+        "the model's",
+    ),
     "vqa": Registered(
         "raysuite.rewards.vqa:VqaScore",
         'the probability of "yes" when a vision-language model is asked whether a picture shows its prompt',

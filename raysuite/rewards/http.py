@@ -62,30 +62,20 @@ class Http:
     def __init__(
         self, url: str, *, seconds: float = 60.0, retries: int = 3, batch: int = 16, whole_groups: bool = False
     ) -> None:
-        self._place = _parsed(url)
-        given: tuple[tuple[str, Any, type, Callable[[Any], bool]], ...] = (
+        self._place = parsed(url)
+        given: Sequence[Given] = (
             ("seconds above 0", seconds, float, lambda value: 0 < value < float("inf")),
             ("retries of at least 0", retries, int, lambda value: value >= 0),
             ("batch of at least 1", batch, int, lambda value: value >= 1),
             ("whole_groups of true or false", whole_groups, bool, lambda value: True),
         )
-        for wanted, value, kind, fits in given:
-            known = type(value) is kind or (kind is float and type(value) is int)
-            if not (known and fits(value)):
-                raise UserError(f"expected {wanted} for the reward http, got {value!r}")
+        check_options("http", given)
         self.url, self.seconds, self.retries, self.batch, self.whole_groups = url, seconds, retries, batch, whole_groups
 
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
         """Refuse options that are wrong, and a server that accepts no connection."""
-        place = cls(**options)._place
-        try:
-            socket.create_connection((str(place.hostname), _port(place)), LOOK_SECONDS).close()
-        except OSError as error:
-            raise UserError(
-                f"expected a server at {options['url']}, could not connect ({_reason(error)}): start it, for instance with "
-                "`raysuite rewards serve`, or mend url"
-            ) from error
+        check_server(cls(**options)._place, "start it, for instance with `raysuite rewards serve`, or mend url")
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Scores (N,), float64, of pictures, uint8 (N, H, W, 3), for their prompts.
@@ -98,19 +88,59 @@ class Http:
         return np.array([s for p in parts for s in self._asked(images[p], prompts[p], metadata[p])], dtype=np.float64)
 
     def _asked(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
-        """One request, repeated as long as that may help."""
         body = request(images, prompts, metadata, whole_groups=self.whole_groups)
-        for attempt in range(self.retries + 1):
-            try:
-                return scores_of(post(self._place, body, self.seconds), len(images), self.url)
-            except _Again as failure:
-                if attempt == self.retries:
-                    times = f", {attempt + 1} times in a row" if attempt else ""
-                    raise UserError(
-                        f"expected scores from {self.url}, {failure}{times}: look at the server"
-                    ) from failure
-                time.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
-        raise AssertionError("unreachable")
+        return scores_of(asked(self._place, body, self.seconds, self.retries), len(images), self.url)
+
+
+Given = tuple[str, Any, type, Callable[[Any], bool]]
+"""What an option should be, in words; what it is; its type; and whether a value of that type will do."""
+
+
+def check_options(reward: str, given: Sequence[Given]) -> None:
+    """Refuse options that are not what they should be.
+
+    Raises:
+        UserError: one is not.
+    """
+    for wanted, value, kind, fits in given:
+        known = type(value) is kind or (kind is float and type(value) is int)
+        if not (known and fits(value)):
+            raise UserError(f"expected {wanted} for the reward {reward}, got {value!r}")
+
+
+def check_server(place: SplitResult, otherwise: str) -> None:
+    """Refuse a server that accepts no connection.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        socket.create_connection((str(place.hostname), _port(place)), LOOK_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"expected a server at {place.geturl()}, could not connect ({_reason(error)}): {otherwise}"
+        ) from error
+
+
+def asked(
+    place: SplitResult, body: bytes, seconds: float, retries: int, headers: Mapping[str, str] | None = None
+) -> bytes:
+    """The body of a server's answer; the request is repeated as long as that may help.
+
+    Raises:
+        UserError: the server was not reached, refused or failed.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return post(place, body, seconds, headers)
+        except _Again as failure:
+            if attempt == retries:
+                times = f", {attempt + 1} times in a row" if attempt else ""
+                raise UserError(
+                    f"expected scores from {place.geturl()}, {failure}{times}: look at the server"
+                ) from failure
+            time.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+    raise AssertionError("unreachable")
 
 
 def request(
@@ -122,7 +152,7 @@ def request(
         UserError: the metadata hold what JSON cannot.
     """
     asked = {
-        "images": [base64.b64encode(_png(image)).decode() for image in images],
+        "images": [base64.b64encode(png(image)).decode() for image in images],
         "prompts": list(prompts),
         "metadata": [dict(row) for row in metadata],
         "whole_groups": whole_groups,
@@ -133,7 +163,7 @@ def request(
         raise UserError(f"expected metadata that JSON can hold for the reward http, got others: {error}") from error
 
 
-def post(place: SplitResult, body: bytes, seconds: float) -> bytes:
+def post(place: SplitResult, body: bytes, seconds: float, headers: Mapping[str, str] | None = None) -> bytes:
     """The body of a server's answer of status 200.
 
     Raises:
@@ -145,7 +175,8 @@ def post(place: SplitResult, body: bytes, seconds: float) -> bytes:
     connection = kind(str(place.hostname), _port(place), timeout=seconds)
     path = (place.path or "/") + (f"?{place.query}" if place.query else "")
     try:
-        connection.request("POST", path, body, {"Content-Type": "application/json", "Connection": "close"})
+        told = {"Content-Type": "application/json", "Connection": "close", **(headers or {})}
+        connection.request("POST", path, body, told)
         with connection.getresponse() as response:
             answer = b""
             while part := response.read1(2**16):  # in parts: a time limit of sockets is one of silence
@@ -183,10 +214,10 @@ def scores_of(answer: bytes, count: int, url: str) -> list[float]:
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{form}, got what is not JSON: {_start(answer)}") from error
+        raise UserError(f"{form}, got what is not JSON: {start(answer)}") from error
     scores = found.get("scores") if isinstance(found, dict) else None
     if not isinstance(scores, list):
-        raise UserError(f"{form}, got {_start(answer)}")
+        raise UserError(f"{form}, got {start(answer)}")
     if len(scores) != count:
         raise UserError(f"{form}, got {len(scores)}: one for each picture is needed, in order")
     numbers = []
@@ -194,7 +225,7 @@ def scores_of(answer: bytes, count: int, url: str) -> list[float]:
         number = _number(score)
         if number is None:
             raise UserError(
-                f"{form}, got {_start(json.dumps(score).encode())} as number {index + 1}: all must be finite"
+                f"{form}, got {start(json.dumps(score).encode())} as number {index + 1}: all must be finite"
             )
         numbers.append(number)
     return numbers
@@ -211,7 +242,7 @@ def _number(score: Any) -> float | None:
     return number if np.isfinite(number) else None
 
 
-def _parsed(url: Any) -> SplitResult:
+def parsed(url: Any, reward: str = "http") -> SplitResult:
     try:
         place = urlsplit(str(url))
         known = place.scheme in ("http", "https") and place.hostname and place.port != 0
@@ -220,9 +251,11 @@ def _parsed(url: Any) -> SplitResult:
     except ValueError:  # of a port that is no number, of brackets, of a name that no host has
         known = False
     if not known:
-        raise UserError(f"expected a url such as http://127.0.0.1:8100 for the reward http, got {url!r}")
+        raise UserError(f"expected a url such as http://127.0.0.1:8100 for the reward {reward}, got {url!r}")
     if place.username is not None:
-        raise UserError("expected a url without a password for the reward http: it would be kept in the run directory")
+        raise UserError(
+            f"expected a url without a password for the reward {reward}: it would be kept in the run directory"
+        )
     return place
 
 
@@ -230,7 +263,7 @@ def _port(place: SplitResult) -> int:
     return place.port or (443 if place.scheme == "https" else 80)
 
 
-def _png(image: np.ndarray) -> bytes:
+def png(image: np.ndarray) -> bytes:
     """A picture, uint8 (H, W, 3), as a PNG file; quickly rather than as small as can be."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
@@ -241,14 +274,15 @@ def _said(answer: bytes) -> str:
     """What the body of a failure says, if it says anything."""
     try:
         error = json.loads(answer)["error"]
+        error = error["message"] if isinstance(error, dict) else error  # as endpoints for chats say it
     except (ValueError, RecursionError, KeyError, TypeError, IndexError):
         error = None
     if isinstance(error, str) and error:
         return f" ({error[:500]})"
-    return f" ({_start(answer)})" if answer.strip() else ""
+    return f" ({start(answer)})" if answer.strip() else ""
 
 
-def _start(answer: bytes, length: int = 80) -> str:
+def start(answer: bytes, length: int = 80) -> str:
     text = answer.decode("utf-8", "replace")
     return repr(text[:length]) + ("..." if len(text) > length else "")
 
