@@ -569,6 +569,141 @@ def serve(
     )
 
 
+prompts_app = typer.Typer(
+    help="Draw from a trained distribution of soft prompts: pages of pictures, and states for diffusers."
+)
+app.add_typer(prompts_app, name="prompts", no_args_is_help=True)
+
+PromptRun = Annotated[Path, typer.Argument(help="The --out of a run with parameters.kind=prompts.")]
+Checkpoint = Annotated[int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")]
+Samples = Annotated[int, typer.Option(min=1, help="Draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the noise and the draws.")]
+
+
+@prompts_app.command("sample")
+def sample_prompts(
+    run: PromptRun,
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    spread: Annotated[str, typer.Option(help="Factors on the spread, with commas between them.")] = "0,0.5,1,1.5,2",
+    samples: Samples = 6,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures of one prompt: a row for each spread, and in each row the same draws and noise."""
+    page, spreads = places.file(out), _numbers("--spread", spread)
+    from raysuite.results.grid import write_grid
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    rows = [
+        (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed))) for g in spreads
+    ]
+    columns = [f"draw {number + 1}" for number in range(samples)]
+    said = "From row to row only the spread of the draw changes: at 0 all pictures have the mean prompt, and differ in their noise."
+    written = write_grid(page, title=prompt, said=said, columns=columns, rows=rows)
+    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+
+
+@prompts_app.command("edit")
+def edit_prompts(
+    run: PromptRun,
+    prompt: Annotated[list[str], typer.Option(help="A text; several, to compare.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    samples: Samples = 6,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures of several prompts: a row for each text, and in each row the same draws and noise, so that text alone changes."""
+    page = places.file(out)
+    from raysuite.results.grid import write_grid
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    rows = [(text, list(pictures(drawn, text, samples=samples, seed=seed))) for text in prompt]
+    columns = [f"draw {number + 1}" for number in range(samples)]
+    said = "From row to row only the text changes: a column has one draw and one noise."
+    written = write_grid(page, title="Texts", said=said, columns=columns, rows=rows)
+    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+
+
+@prompts_app.command("mix")
+def mix_prompts(
+    run: PromptRun,
+    other: Annotated[Path, typer.Argument(help="Another run of the same model and shape.")],
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    weights: Annotated[str, typer.Option(help="Of the other run's distribution.")] = "0,0.25,0.5,0.75,1",
+    spread: Annotated[str, typer.Option(help="Factors on the spread.")] = "0,0.5,1,1.5,2",
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures between two distributions: mixing from left to right, spread from top to bottom, one noise for all."""
+    page, shares, spreads = places.file(out), _numbers("--weights", weights), _numbers("--spread", spread)
+    from raysuite.results.grid import write_grid
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint)
+    rows = [
+        (
+            f"spread {g:g}",
+            [pictures(drawn.mixed([1 - w, w], g), prompt, samples=1, seed=seed)[0] for w in shares],
+        )
+        for g in spreads
+    ]
+    said = (
+        f"From left to right the weight of {other} rises, that of {run} falls; from top to bottom the spread of both."
+    )
+    columns = [f"{w:g}" for w in shares]
+    written = write_grid(page, title=prompt, said=said, columns=columns, rows=rows)
+    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+
+
+@prompts_app.command("export")
+def export_prompts(
+    run: PromptRun,
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The safetensors file.")],
+    samples: Samples = 4,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write draws of a prompt's states for `pipe(prompt_embeds=...)` of plain diffusers, with their mean and standard deviation."""
+    file = places.file(out)
+    from raysuite.stages.soft_prompts import embeddings, open_distribution, write_embeddings
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    tensors = embeddings(drawn, prompt, samples=samples, seed=seed)
+    write_embeddings(file, tensors)
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    console.print(f"{shapes}: {file}", soft_wrap=True, highlight=False)
+
+
+@prompts_app.command("measure")
+def measure_prompts(
+    run: PromptRun,
+    prompt: Annotated[list[str], typer.Option(help="A text; several, for intervals.")],
+    draws: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
+    noises: Annotated[int, typer.Option(min=2, help="Of each draw.")] = 4,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Where differences between pictures of a prompt come from: the draw, the noise, or both together."""
+    from raysuite.results.comparison import with_interval
+    from raysuite.stages.soft_prompts import measured, open_distribution
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    for name, found in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
+        console.print(f"{name:12} {with_interval(found)}  grey levels squared", soft_wrap=True, highlight=False)
+
+
+def _numbers(option: str, given: str) -> list[float]:
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError as error:
+        raise UserError(f"expected numbers with commas between them for {option}, got {given}: correct it") from error
+
+
 def _split(setting: str, option: str = "--set") -> tuple[str, str]:
     path, equals, value = setting.partition("=")
     if not equals:

@@ -46,6 +46,10 @@ def make_pairs(
         raise UserError(
             "expected a configuration that draws rollouts, got one with preferences.source or rollouts.replay"
         )
+    if config.parameters.kind == "prompts":
+        raise UserError(
+            "expected parameters.kind=lora or all, got prompts: a set is drawn with prompts as they are, and holds no draws; set it"
+        )
     if trajectories and config.sampler.window is not None:
         raise UserError(
             "expected no sampler.window with --trajectories, whose sets hold whole trajectories: leave one of them out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run
+from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
 from raysuite.errors import UserError
 
 
@@ -20,6 +20,7 @@ def check(run: Run) -> None:
         _check_preferences,
         _check_rewards,
         _check_model,
+        _check_soft_prompts,
         _check_cluster,
     ):
         agree(run)
@@ -188,6 +189,47 @@ def _check_model(run: Run) -> None:
         raise UserError(
             "expected no parameters.rank, alpha or targets with parameters.start, got some: the file's adapter has its own; leave "
             "them out"
+        )
+
+
+def _check_soft_prompts(run: Run) -> None:
+    parameters, soft = run.parameters, run.parameters.prompts
+    if parameters.kind != "prompts":
+        if soft != SoftPrompts():
+            raise UserError(
+                f"expected no settings of parameters.prompts with parameters.kind={parameters.kind}, got some: set kind to prompts, "
+                "or leave them out"
+            )
+        if run.preferences.across_draws:
+            raise UserError(
+                f"expected no preferences.across_draws with parameters.kind={parameters.kind}, which draws no prompts: leave it out"
+            )
+        return
+    if parameters != Parameters(kind="prompts", prompts=soft, checkpointing=parameters.checkpointing):
+        raise UserError(
+            "expected no parameters.rank, alpha, targets or start with parameters.kind=prompts, which adapts no layers: leave them out"
+        )
+    if run.model.path in TOYS:
+        raise UserError(
+            f"expected a model with text encoders for parameters.kind=prompts, got model.path={run.model.path}: set another"
+        )
+    if soft.count == 1 and soft.draw in ("independent", "correlated"):
+        raise UserError(
+            f"expected parameters.prompts.count of at least 2 with draw={soft.draw}, got 1, which has no spread: set draw to member"
+        )
+    if soft.count == 1 and soft.orthogonality:
+        raise UserError(
+            "expected parameters.prompts.orthogonality=0 with one soft prompt, which has none to be held apart from: set it"
+        )
+    if run.objective.get("prompt_dropout"):
+        raise UserError(
+            "expected objective.prompt_dropout=0 with parameters.kind=prompts, got more: guidance's other branch has no soft "
+            "tokens, and is not trained; leave it out"
+        )
+    if run.cluster.encode_once:
+        raise UserError(
+            "expected cluster.encode_once=false with parameters.kind=prompts, got true: what encoders make of a prompt is what is "
+            "trained; leave it out"
         )
 
 

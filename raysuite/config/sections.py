@@ -25,6 +25,7 @@ from raysuite.errors import UserError
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
+from raysuite.kernel.soft_prompts import Draw
 from raysuite.places import in_job
 
 TOYS = ("toy", "toy-flow")
@@ -170,11 +171,39 @@ def spelled_out(sampler: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "noise": {"kind": "ddim", "level": sampler["eta"]}}
 
 
+class SoftPrompts(Section):
+    """A distribution of soft prompts: `count` times `tokens` embeddings beside every prompt, whose encodings are drawn from.
+
+    Source: Zhao et al., "Learning Prompt Distribution for Diverse In-distribution Generation" (DreamDistribution), ICLR 2025.
+    """
+
+    count: PositiveInt = 32
+    """Soft prompts, K."""
+    tokens: PositiveInt = 4
+    """Tokens of each."""
+    placement: Literal["before", "after"] = "before"
+    """Of the soft tokens: before the text, or after it, which leaves the states of the text's words as they are in CLIP."""
+    draw: Draw = "independent"
+    """What a picture is drawn from: the encodings' mean with noise of their spread, `independent` in every number (the paper's) or
+    `correlated` as the encodings are; one `member`; or the `mean`."""
+    spread: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the noise; 0 is the mean."""
+    orthogonality: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the loss that holds the soft prompts apart: their mean squared cosine at the end of the text."""
+    start: Literal["noise", "plain"] = "noise"
+    """`plain` adds to a prompt's own states what a draw has moved since the beginning, and so begins at the model as it came. Its
+    members are no prompts by themselves: they are not written as textual inversion."""
+    words: str | None = None
+    """Words whose mean embedding the soft tokens begin around, in place of 0."""
+    scale: PositiveFloat | None = None
+    """Spread of the soft tokens' first values; by default that of the model's own embeddings."""
+
+
 class Parameters(Section):
     """What is trained."""
 
-    kind: Literal["lora", "all"] = "lora"
-    """Low-rank adapters, or all weights."""
+    kind: Literal["lora", "all", "prompts"] = "lora"
+    """Low-rank adapters, all weights, or a distribution of soft prompts before a network that stays as it is."""
     rank: PositiveInt = 16
     """LoRA rank."""
     alpha: PositiveFloat | None = None
@@ -183,6 +212,7 @@ class Parameters(Section):
     """Names of the layers that get an adapter, or how these end; by default the attention of the model's class (docs/models.md)."""
     start: Annotated[str | None, AfterValidator(located)] = None
     """A LoRA file to begin from. Its adapter is trained on, with its rank, alpha and targets, and belongs to the reference too."""
+    prompts: SoftPrompts = SoftPrompts()
     checkpointing: bool = False
     """Compute activations again on the way back rather than keeping them: less memory for a third more time. The same numbers."""
 
@@ -359,6 +389,8 @@ class Guards(Section):
     """How far the ratio may be off 1."""
     spread: Reaction = "warn"
     """In an update every prompt's pictures had equal rewards."""
+    prompts: Reaction = "warn"
+    """Soft prompts have become alike: their spread is below `diversity_share` of what it was."""
     finite: Reaction = "warn"
     """A metric is not a finite number."""
 

@@ -16,7 +16,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from raysuite.config import one_of
 from raysuite.errors import UserError
 from raysuite.families.facts import BY_STEP, Facts
 from raysuite.families.text import Answer, TextMemory, TextStates, form, joined, moved
+
+if TYPE_CHECKING:
+    from raysuite.families.soft_prompts import SoftPrompts
 
 PARTS = ("unet", "transformer")
 """What the denoising network is called."""
@@ -100,6 +103,27 @@ class _OneStep:
         return (sample,)
 
 
+class Drawn(tuple[str, ...]):
+    """The prompts of some rows, marked for soft prompts, with the labels of their draws (None for the mean)."""
+
+    labels: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, prompts_N: Sequence[str], draws_N: Tensor | None, soft: SoftPrompts | None) -> Sequence[str]:
+        """The same prompts where there are no soft prompts."""
+        if soft is None:
+            return prompts_N
+        marked = cls(soft.marked(prompt) for prompt in prompts_N)
+        marked.labels = (None,) * len(marked) if draws_N is None else tuple(draws_N.tolist())
+        return marked
+
+    def rows(self, numbers: Sequence[int]) -> Drawn:
+        """Those of some rows."""
+        part = Drawn(self[number] for number in numbers)
+        part.labels = tuple(self.labels[number] for number in numbers)
+        return part
+
+
 class Driver:
     """A pipeline, driven. The pipeline that it is given stays as it is."""
 
@@ -115,6 +139,7 @@ class Driver:
         memory: TextMemory,
         encoders: bool,
         device: torch.device,
+        soft: SoftPrompts | None = None,
     ) -> None:
         """Exchange the parts, and learn the shape of latents.
 
@@ -128,11 +153,13 @@ class Driver:
             memory: of text states.
             encoders: whether the pipeline has its text encoders.
             device: of the call.
+            soft: a distribution of soft prompts that marked prompts are drawn from.
 
         Raises:
             UserError: an argument is unknown or ours to set, or the pipeline does not do with these settings what they say.
         """
-        self.facts, self.memory, self.encoders, self.device = facts, memory, encoders, device
+        self.facts, self.memory, self.encoders, self.device, self.soft = facts, memory, encoders, device, soft
+        self._labels: tuple[int | None, ...] = ()
         self.name = type(pipeline).__name__
         self.pipeline = copy.copy(pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -272,7 +299,7 @@ class Driver:
         if len(groups) == 1:
             return self._together(network, x_N, t_N, prompts_N, guidance)
         outputs = [
-            self._together(network, x_N[rows], t_N[rows], [prompts_N[row] for row in rows], guidance)
+            self._together(network, x_N[rows], t_N[rows], _of_rows(prompts_N, rows), guidance)
             for rows in groups.values()
         ]
         order = torch.tensor([row for rows in groups.values() for row in rows], device=x_N.device)
@@ -287,6 +314,7 @@ class Driver:
         self._x = x_N
         self._put(scheduler=scheduler, **{self.part: network})
         hook = network.register_forward_hook(_in_float32)
+        self._labels = prompts_N.labels if isinstance(prompts_N, Drawn) else ()
         try:
             self._go(prompts_N, guidance=guidance)
         finally:
@@ -350,6 +378,7 @@ class Driver:
 
     def encoded(self, prompts_N: Sequence[str]) -> Answer:
         """What `encode_prompt` says of prompts without guidance, as one batch."""
+        self._labels = prompts_N.labels if isinstance(prompts_N, Drawn) else ()
         return self.pipeline.encode_prompt(
             list(prompts_N), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
@@ -371,6 +400,8 @@ class Driver:
             self._rows.setdefault(order[-1], own)
         if self._asked is not None:
             self._asked += order
+        if self.soft is not None and self.soft.concerns(self._rows[order[0]]):
+            return self._drawn(order, self.soft)
         key = tuple(order)
         if key not in self._joined:
             answers = {question: self._answer(question) for question in dict.fromkeys(order)}
@@ -379,22 +410,53 @@ class Driver:
                 self._joined.popitem(last=False)
         return moved(self._joined[key], self.device)  # lists anew: pipelines may write into them
 
+    def _drawn(self, order: Sequence[str], soft: SoftPrompts) -> Answer:
+        """For each row the states of its own draw; gradients flow through them."""
+        labels = self._labels if len(self._labels) == len(order) else (None,) * len(order)
+        rows: dict[str, list[int]] = {}
+        for row, question in enumerate(order):
+            rows.setdefault(question, []).append(row)
+        answers: dict[int, Answer] = {}
+        for question, numbers in rows.items():
+            found = soft.answer(self._encode, self._own(question), [labels[number] for number in numbers])
+            answers |= dict(zip(numbers, found, strict=True))
+        return moved(joined([answers[row] for row in range(len(order))]), self.device)
+
+    def question(self, prompt: str) -> tuple[Callable[..., Answer], dict[str, Any]]:
+        """What soft prompts take: the pipeline's `encode_prompt`, and the arguments with which it is asked about a marked prompt."""
+        assert self.soft is not None
+        asked = self._questions(prompt, False)[0]
+        (question,) = [each for each in asked if self.soft.concerns(self._rows[each])]
+        return self._encode, self._own(question)
+
+    def _own(self, question: str) -> dict[str, Any]:
+        """The arguments of a question."""
+        own = copy.deepcopy(self._rows[question])
+        if "device" in self._asking.parameters:
+            own["device"] = self.device
+        return own
+
     def _answer(self, question: str) -> Answer:
         """From memory, or from the encoders."""
+        if self.soft is not None and self.soft.concerns(self._rows[question]):
+            with torch.no_grad():
+                return self.soft.answer(self._encode, self._own(question), [None])[0]
         try:
             return self.memory.get(question)
         except KeyError:
-            own = copy.deepcopy(self._rows[question])
+            own = self._own(question)
         if not self.encoders:
             raise UserError(
                 f"expected the text states of {own['prompt']} among those that were encoded beforehand, found none: begin the run "
                 "anew, or set cluster.encode_once=false"
             )
-        if "device" in self._asking.parameters:
-            own["device"] = self.device
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             self.memory.put(question, self._encode(**own))
         return self.memory.get(question)
+
+
+def _of_rows(prompts_N: Sequence[str], rows: Sequence[int]) -> Sequence[str]:
+    return prompts_N.rows(rows) if isinstance(prompts_N, Drawn) else [prompts_N[row] for row in rows]
 
 
 def _in_float32(module: object, args: object, output: Any) -> Any:

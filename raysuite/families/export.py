@@ -33,7 +33,9 @@ def to_kohya(model: Path, file: Path) -> int:
     """
     source = model / LORA_FILE
     if not source.is_file():
-        raise UserError(f"expected a LoRA in {model}, found none: a run with parameters.kind=all saves whole pipelines")
+        raise UserError(
+            f"expected a LoRA in {model}, found none: a run with parameters.kind=all saves whole pipelines, and one of prompts no LoRA"
+        )
     with safetensors.safe_open(source, framework="pt") as stored:
         said: dict[str, Any] = json.loads((stored.metadata() or {})[HEADER])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping

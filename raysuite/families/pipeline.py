@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor
 from raysuite.config import Model, Parameters, Sampler
 from raysuite.errors import UserError
 from raysuite.families import tables
-from raysuite.families.driver import PARTS, Driver
+from raysuite.families.driver import PARTS, Drawn, Driver
 from raysuite.families.facts import facts_of
 from raysuite.families.loading import ENCODER, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of
+from raysuite.families.soft_prompts import SoftPrompts
 from raysuite.families.text import TextMemory, TextStates
 from raysuite.kernel.schedule import Schedule
 
@@ -69,14 +71,17 @@ class PipelinePolicy(Policy):
         self.evaluations_per_prediction = 1 if sampler.guidance == 1 else 2
         self.model, self.dtype = model, getattr(torch, model.precision)
         # trained weights stay in float32 (autocast casts them as they are used); frozen ones are stored in `precision`
-        network_type = self.dtype if parameters.kind == "lora" else torch.float32
+        network_type = torch.float32 if parameters.kind == "all" else self.dtype
         names = () if encoders else (ENCODER, *(f"{ENCODER}_{number}" for number in range(2, 5)))
         self.pipeline = load_pipeline(model, network=network_type, without=names, hollow=not weights)
         self.name = type(self.pipeline).__name__
         self.facts = facts_of(self.name)
         self.part = next(part for part in PARTS if getattr(self.pipeline, part, None) is not None)
+        self.soft: SoftPrompts | None = None
         if weights:
             self.trained = self._trained(model, parameters, seed)
+            self.soft = self.trained if isinstance(self.trained, SoftPrompts) else None
+        self.draws_prompts = self.soft is not None
         for name, module in modules_of(self.pipeline).items():
             if weights or name != self.part:
                 module.to(device)
@@ -91,6 +96,7 @@ class PipelinePolicy(Policy):
             memory=TextMemory(directory=texts),
             encoders=encoders,
             device=device,
+            soft=self.soft,
         )
         self.latent_shape = tuple(self.driver.template.shape[1:])
         self.image_size = self._image_size(model.height_and_width)
@@ -112,6 +118,8 @@ class PipelinePolicy(Policy):
                 self.pipeline.fuse_lora()
                 self.pipeline.unload_lora_weights()
             return AllWeights(network, lambda: self._reload(model, parameters))
+        if parameters.kind == "prompts":
+            return SoftPrompts(self.pipeline, network, parameters.prompts, seed=seed, device=self.device)
         if not (hasattr(self.pipeline, "save_lora_weights") and hasattr(network, "add_adapter")):
             raise UserError(f"expected parameters.kind=all with {self.name}, for which diffusers reads no LoRA: set it")
         if parameters.start is not None:
@@ -215,14 +223,28 @@ class PipelinePolicy(Policy):
     ) -> Tensor:
         """The output that the pipeline would hand to its scheduler, with its own form of guidance, through which gradients flow."""
         guidance = self.guidance if guided else 1.0
+        prompts = Drawn.of(prompts_N, draws_N, self.soft)
         if not (reference or base):
-            return self._output(self.trained.network, x_N, t_N, prompts_N, guidance)
+            return self._output(self.trained.network, x_N, t_N, prompts, guidance)
         with torch.no_grad(), self.trained.base() if base else self.trained.reference() as network:
-            return self._output(network, x_N, t_N, prompts_N, guidance)
+            return self._output(network, x_N, t_N, prompts, guidance)
 
     def _output(self, network: Any, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], guidance: float) -> Tensor:
         with self._autocast():
             return self.driver.step(network, x_N, t_N, prompts_N, guidance)
+
+    def regularise(self, prompts_U: Sequence[str], *, scale: float) -> Mapping[str, float]:
+        """Hold soft prompts apart; of other parameters nothing."""
+        if self.soft is None or self.soft.settings.count == 1:
+            return {}
+        told = {"orthogonality": 0.0, "prompt_spread": 0.0}
+        for prompt, units in Counter(prompts_U).items():
+            orthogonality, spread = self.soft.regulariser(*self.driver.question(self.soft.marked(prompt)))
+            if self.soft.settings.orthogonality:
+                (self.soft.settings.orthogonality * scale * units * orthogonality).backward()
+            told["orthogonality"] += units * float(orthogonality.detach())
+            told["prompt_spread"] += units * spread
+        return told
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -307,8 +329,12 @@ class PipelinePolicy(Policy):
             self.trained.shard()
 
     def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
-        """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`."""
-        if isinstance(self.trained, Lora):
+        """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`. Prompts: a distribution, and
+        its members for `pipe.load_textual_inversion`.
+        """
+        if isinstance(self.trained, SoftPrompts):
+            self.trained.write(directory, values, base=self.model.path)
+        elif isinstance(self.trained, Lora):
             self.pipeline.save_lora_weights(
                 directory,
                 safe_serialization=True,
@@ -346,6 +372,9 @@ class PipelinePolicy(Policy):
     def load(self, directory: Path) -> None:
         """Read what `save` wrote."""
         network = self.trained.network
+        if isinstance(self.trained, SoftPrompts):
+            self.trained.load(directory)
+            return
         if isinstance(self.trained, Lora):
             prefix, state = f"{self.part}.", safetensors.torch.load_file(directory / LORA_FILE)
             own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -57,6 +57,12 @@ class Policy(ABC):
         policy, the reference and the base make of one label the draw that their own weights give it.
         """
 
+    def regularise(self, prompts_U: Sequence[str], *, scale: float) -> Mapping[str, float]:
+        """Add the gradient of what holds the trained parameters in shape, besides any objective: of a term for each unit's prompt,
+        times `scale`. Returns the sum over units of what there is to tell.
+        """
+        return {}
+
     @abstractmethod
     def decode(self, latents_N: Tensor) -> np.ndarray:
         """Latents (N, ...) to images, uint8 (N, H, W, 3)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 SIDE = 64
@@ -58,3 +60,40 @@ def pairwise_distance(images_N: np.ndarray) -> float:
     first, second = np.triu_indices(len(images_N), k=1)
     squared = (squares_N[first] + squares_N[second] - 2 * products_NN[first, second]) / flat_ND.shape[1]
     return float(np.sqrt(squared).mean())
+
+
+@dataclass(frozen=True)
+class Components:
+    """What makes pictures of one prompt differ, as variances of a pixel's channel, grey levels squared."""
+
+    draw: float
+    """Of what the draw of the prompt alone decides."""
+    noise: float
+    """Of what the noise alone decides."""
+    interaction: float
+    """Of what only both together decide."""
+
+
+def components(images_DE: np.ndarray) -> Components:
+    """The split of a crossed design: every draw of a prompt with every noise.
+
+    With a pixel of draw d and noise e as m + a_d + b_e + c_de, the mean squared distance of two pictures with another noise is
+    2 (Var b + Var c), with another draw 2 (Var a + Var c), with both 2 (Var a + Var b + Var c). Estimates are unbiased, and so may be
+    below 0 where a component is small.
+
+    Args:
+        images_DE: uint8 (draws, noises, H, W, 3), at least two of each.
+    """
+    draws, noises = images_DE.shape[:2]
+    if draws < 2 or noises < 2:
+        raise ValueError(f"expected at least two draws and two noises, got {draws} and {noises}")
+    flat = images_DE.reshape(draws * noises, -1).astype(np.float64)
+    products = flat @ flat.T
+    squares = np.diag(products)
+    distance = (squares[:, None] + squares[None] - 2 * products) / flat.shape[1]
+    draw, noise = np.divmod(np.arange(draws * noises), noises)
+    same_draw, same_noise = draw[:, None] == draw, noise[:, None] == noise
+    other_noise = float(distance[same_draw & ~same_noise].mean()) / 2
+    other_draw = float(distance[~same_draw & same_noise].mean()) / 2
+    both = float(distance[~same_draw & ~same_noise].mean()) / 2
+    return Components(both - other_noise, both - other_draw, other_noise + other_draw - both)

@@ -21,6 +21,8 @@ REMEDIES = {
     "device and precision, and keep learn.microbatch at the size of a block.",
     "spread": "there was nothing to learn from. Choose a reward that tells the pictures of one prompt apart, prompts that are neither "
     "hopeless nor certain, or more rollouts.samples.",
+    "prompts": "all soft prompts are becoming one, and draws of it alike. Raise parameters.prompts.orthogonality, lower "
+    "learn.learning_rate, or stop earlier.",
     "finite": "a number overflowed or was divided by zero. Lower learn.learning_rate, or use model.precision=float32.",
 }
 """What each guard's alarm means and what to do about it."""
@@ -58,6 +60,11 @@ def ratio(*, ratio: float, tolerance: float) -> str | None:
 def spread(*, without: float, groups: float) -> str | None:
     """Whether all pictures of each prompt of an update had the same reward, but for rounding."""
     return f"the pictures of each of {groups:g} prompts had equal rewards" if without == groups else None
+
+
+def prompts(*, now: float, share: float) -> str | None:
+    """Whether the spread of soft prompts, as a share of what it was in the beginning, is below `share`."""
+    return f"the spread of the soft prompts is {now:.0%} of what it was at the beginning" if now < share else None
 
 
 def finite(metrics: Mapping[str, float]) -> str | None:

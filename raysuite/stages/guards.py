@@ -35,6 +35,8 @@ class Watch:
         rollouts = self._config.rollouts
         if "learn/ratio" in metrics and rollouts.staleness == 0 and rollouts.replay is None:
             found["ratio"] = guards.ratio(ratio=metrics["learn/ratio"], tolerance=self._guards.ratio_tolerance)
+        if "learn/prompt_spread" in metrics:
+            found["prompts"] = guards.prompts(now=metrics["learn/prompt_spread"], share=self._guards.diversity_share)
         if "train/groups" in metrics:
             found["spread"] = guards.spread(
                 without=metrics["train/groups_without_spread"], groups=metrics["train/groups"]

@@ -136,6 +136,9 @@ def gradient(
         for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
             sums[name] += float(values.double().sum())
         cost += spent
+    for each in queries:
+        for name, summed in policy.regularise(each.prompts_U, scale=1 / units).items():
+            sums[name] += summed
     for _ in range(missing):
         check()
         _keep_company(objective, policy, pieces=pieces)

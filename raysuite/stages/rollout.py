@@ -22,13 +22,17 @@ from raysuite.types import Block, Cost, Drawn, Rollouts
 
 
 @torch.no_grad()
-def sample(policy: Policy, block: Block, config: RunConfig, *, version: int) -> Drawn:
-    """Draw a block's pictures, with the trajectories and their densities unless it is for evaluation."""
+def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, draws_N: Tensor | None = None) -> Drawn:
+    """Draw a block's pictures, with the trajectories and their densities unless it is for evaluation.
+
+    Where the policy draws prompts, `draws_N` are labels in place of those of the samples' coordinates.
+    """
     size, prompts_N = block.size, block.prompt_of_N
     schedule = policy.schedule.windowed(block.window)
     first, end = block.window or (0, schedule.steps)
     x, noise_KN = _noise(policy, block, config, first, end)
-    draws_N = _draws(block, config) if policy.draws_prompts else None
+    if draws_N is None and policy.draws_prompts:
+        draws_N = _draws(block, config)
     # an objective of the forward process wants finished pictures only: their trajectories need not travel
     whole = config.rollouts.keep or config.built_objective.process == "reverse"
     latents, logps, kl_N, predictions = [], [], torch.zeros(size), 0

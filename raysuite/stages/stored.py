@@ -96,6 +96,8 @@ def _identity(config: RunConfig, *, credit: bool) -> dict[str, Any]:
     sizes = {name: getattr(config.rollouts, name) for name in ("prompts", "samples", "prompts_per_block")}
     facts: dict[str, Any] = {name: config.identity()[name] for name in ("model", "sampler", "rewards")}
     facts["rollouts"] = sizes
+    drawn = config.parameters.kind == "prompts"
+    facts["distribution of prompts"] = config.parameters.prompts.model_dump(mode="json") if drawn else None
     if credit:
         facts["credit"] = (config.credit.kind, config.credit.previews, config.credit.preview_steps)
     return facts

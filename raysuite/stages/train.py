@@ -228,7 +228,8 @@ class Training:
         for number_of_block in (b for members in minibatches(self.config, number) for b in members[rank::workers]):
             rows = rows_of_set(self.config, len(self.set), update=number, block=number_of_block)
             blocks[number_of_block] = self.set.rows(rows)
-            self.policy.remember(self.set.texts(rows))
+            if not self.policy.draws_prompts:  # whose states change as it learns
+                self.policy.remember(self.set.texts(rows))
         return blocks, {"train/rankings": float(self.config.rollouts.prompts)}, []
 
     def refresh_reference(self) -> None:

@@ -229,7 +229,7 @@ def test_unknown_paths(path: str, mentions: str) -> None:
         ("sampler.eta", "1.5", "expected sampler.noise.level between 0 and 1 with ddim, got 1.5"),
         ("sampler.guidance", "0.5", "expected sampler.guidance to be greater than or equal to 1"),
         ("sampler.spacing", "even", "expected sampler.spacing to be 'leading', 'trailing' or 'linspace'"),
-        ("parameters.kind", "some", "expected parameters.kind to be 'lora' or 'all'"),
+        ("parameters.kind", "some", "expected parameters.kind to be 'lora', 'all' or 'prompts'"),
         ("credit.decay", "2", "expected credit.decay"),
         ("credit.discount", "0", "expected credit.discount"),
         ("learn.learning_rate", "-1e-4", "expected learn.learning_rate to be greater than 0"),
@@ -331,11 +331,42 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             "expected cluster.worker_gpus above 0.5 with several workers",
         ),
         ({"cluster.actor_gpus": 1.5}, "expected cluster.actor_gpus of at most 1 or a whole number, got 1.5"),
+        ({"parameters": {"kind": "prompts"}}, "expected a model with text encoders for parameters.kind=prompts, got"),
+        ({"parameters.prompts": {"tokens": 2}}, "expected no settings of parameters.prompts with parameters.kind="),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: str) -> None:
     with pytest.raises(UserError) as error:
         validate(small(changes))
+    assert mentions in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"parameters.rank": 4}, "expected no parameters.rank, alpha, targets or start with parameters.kind=prompts"),
+        ({"parameters.prompts.count": 1}, "expected parameters.prompts.count of at least 2 with draw=independent"),
+        (
+            {"parameters.prompts": {"count": 1, "draw": "member"}},
+            "expected parameters.prompts.orthogonality=0 with one soft prompt",
+        ),
+        ({"cluster.encode_once": True}, "expected cluster.encode_once=false with parameters.kind=prompts"),
+        (
+            {"objective": {"name": "sft", "prompt_dropout": 0.1}},
+            "expected objective.prompt_dropout=0 with parameters.kind=prompts",
+        ),
+        ({"parameters.kind": "lora", "preferences.across_draws": True, "objective": {"name": "sft"}}, "across_draws"),
+    ],
+)
+def test_settings_that_contradict_a_distribution_of_prompts(changes: dict[str, Any], mentions: str) -> None:
+    soft = {
+        "model.path": "scenes",
+        "prompts": {"training": "scenes", "held_out": "scenes"},
+        "parameters.kind": "prompts",
+    }
+    validate(small(soft))
+    with pytest.raises(UserError) as error:
+        validate(small({**soft, **changes}))
     assert mentions in sentence(error)
 
 

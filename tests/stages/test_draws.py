@@ -109,7 +109,9 @@ def test_samples_that_are_compared_share_their_draw() -> None:
     shared = rolled(config_of("diffusion_dpo")).draws_N
     assert shared is not None and (shared[:4] == shared[0]).all() and (shared[4:] == shared[4]).all()
     assert shared[0] != shared[4]
-    asked_for = rolled(config_of("diffusion_dpo", preferences={"across_draws": True})).draws_N
+    config = config_of("diffusion_dpo")  # of the toy, which has no prompts to draw but in this test
+    across = config.model_copy(update={"preferences": config.preferences.model_copy(update={"across_draws": True})})
+    asked_for = rolled(across).draws_N
     assert asked_for is not None and len(set(asked_for)) == 8
 
 

@@ -1,0 +1,174 @@
+"""What a trained distribution of prompts draws: pictures, states for plain diffusers, and where their diversity comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.families.soft_prompts import Share
+from raysuite.kernel.diversity import Components, components, thumbnails
+from raysuite.kernel.stats import Interval, bootstrap_mean
+from raysuite.places import replacing
+from raysuite.rng import Stage, numpy_generator, torch_generator
+from raysuite.stages import checkpoint
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.rollout import sample
+from raysuite.types import Block
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A run's distribution after some updates, in front of its model."""
+
+    config: RunConfig
+    policy: Any
+    values: tuple[dict[str, torch.Tensor], ...]
+    """Embeddings by encoder: of the run itself, then of others that it is mixed with."""
+
+    def mixed(self, weights: Sequence[float], spread: float) -> Distribution:
+        """The same, drawing the weighted sum of a draw from each, all with this spread."""
+        shares = zip(self.values, weights, strict=True)
+        self.policy.soft.mixture = tuple(Share(values, weight, spread) for values, weight in shares)
+        return self
+
+
+def open_distribution(runs: Sequence[Path], *, updates: int | None = None) -> Distribution:
+    """The distribution of a run, with those of other runs of the same model and shape beside it.
+
+    Args:
+        runs: the first one's model and sampler count.
+        updates: of the checkpoints; None for the last of each.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it trained something else.
+    """
+    configs = [RunDirectory(run).config() for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if config.parameters.kind != "prompts":
+            raise UserError(
+                f"expected a run with parameters.kind=prompts, {run} trained {config.parameters.kind}: name another"
+            )
+        if config.model != configs[0].model:
+            raise UserError(
+                f"expected distributions of one model, got {configs[0].model.path} and {config.model.path}: name runs of one"
+            )
+        if len(runs) > 1 and config.parameters.prompts.start == "plain":
+            raise UserError(f"expected distributions that are not start=plain to mix, {run} is: leave it out")
+    policy: Any = open_policy(configs[0], torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    values = []
+    for run in runs:
+        found = {int(path.name): path for path in checkpoint.completed(run / "checkpoints")}
+        number = updates if updates is not None else max(found, default=None)
+        if number not in found:
+            raise UserError(
+                f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {number}: name one of them"
+            )
+        checkpoint.read_state(found[number])
+        values.append(policy.soft.read(found[number] / "model"))
+    opened = Distribution(configs[0], policy, tuple(values))
+    policy.load(found_model(runs[0], updates))
+    return opened
+
+
+def found_model(run: Path, updates: int | None) -> Path:
+    """The model's directory in a checkpoint that is there."""
+    number = updates if updates is not None else int(checkpoint.completed(run / "checkpoints")[-1].name)
+    return run / "checkpoints" / f"{number:06d}" / "model"
+
+
+def pictures(drawn: Distribution, prompt: str, *, samples: int, seed: int, first: int = 0) -> np.ndarray:
+    """Pictures of a prompt, uint8 (N, H, W, 3). Sample n has the same noise and label for any text, spread and mixture.
+
+    Args:
+        drawn: the distribution.
+        prompt: the text.
+        samples: N.
+        seed: a coordinate of noise and draws.
+        first: number of the first sample.
+    """
+    block = Block(
+        update=0,
+        index=0,
+        prompts=(prompt,),
+        prompt_ids=(seed,),
+        samples_per_prompt=samples,
+        metadata=({},),
+        first_sample=first,
+        evaluation=True,
+    )
+    return sample(drawn.policy, block, drawn.config, version=0).previews_JN[-1]
+
+
+def embeddings(drawn: Distribution, prompt: str, *, samples: int, seed: int) -> dict[str, torch.Tensor]:
+    """Draws of a prompt's states for `pipe(prompt_embeds=...)`, and their mean and standard deviation.
+
+    Returns:
+        `prompt_embeds` (N, tokens, width) and, where there is one, `pooled_prompt_embeds` (N, width); of each `<name>.mean` and
+        `<name>.std`, (1, ...).
+    """
+    policy = drawn.policy
+    labels = [_label(seed, number) for number in range(samples)]
+    question = policy.driver.question(policy.soft.marked(prompt))
+    with torch.no_grad():
+        encoded = policy.soft.encoded(*question)
+        rows = policy.soft.states(*question, encoded, labels)
+    named: dict[str, torch.Tensor] = {}
+    of = zip(encoded.distribution.mean, encoded.distribution.deviation, zip(*rows, strict=True), strict=True)
+    for mean, deviation, states in of:
+        name = "prompt_embeds" if mean.ndim == 3 else "pooled_prompt_embeds"
+        named |= {name: torch.cat(states), f"{name}.mean": mean, f"{name}.std": deviation}
+    return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
+
+
+def write_embeddings(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write them, whole or not at all."""
+    with replacing(file) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+
+
+def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises: int, seed: int) -> dict[str, Interval]:
+    """Where differences between pictures of a prompt come from: every draw with every noise, intervals over prompts.
+
+    Args:
+        drawn: the distribution.
+        prompts: whose pictures are compared.
+        draws, noises: of each prompt, at least 2.
+        seed: a coordinate of noise and draws, and of the bootstrap.
+    """
+    found: list[Components] = []
+    for number, prompt in enumerate(prompts):
+        labels = torch.tensor([_label(seed, number * draws + draw) for draw in range(draws)])
+        columns = []
+        for noise in range(noises):  # the same noise for all draws
+            block = Block(
+                update=0,
+                index=0,
+                prompts=(prompt,) * draws,
+                prompt_ids=(seed + number,) * draws,
+                samples_per_prompt=1,
+                metadata=({},) * draws,
+                first_sample=noise,
+                evaluation=True,
+            )
+            images = sample(drawn.policy, block, drawn.config, version=0, draws_N=labels).previews_JN[-1]
+            columns.append(thumbnails(images))
+        found.append(components(np.stack(columns, axis=1)))
+    rng = numpy_generator(seed=seed, stage=Stage.BOOTSTRAP)
+    groups = np.arange(len(found))
+    return {
+        name: bootstrap_mean(np.array([getattr(each, name) for each in found]), groups, rng)
+        for name in ("draw", "noise", "interaction")
+    }
+
+
+def _label(seed: int, number: int) -> int:
+    return torch_generator(seed=seed, stage=Stage.EVALUATION_PROMPT_DRAW, sample=number).initial_seed()

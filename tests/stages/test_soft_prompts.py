@@ -1,0 +1,204 @@
+"""Runs that train a distribution of soft prompts, in one process, and what is made of them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from raysuite.cli import main
+from raysuite.config import RunConfig, validate
+from raysuite.errors import UserError
+from raysuite.stages.soft_prompts import embeddings, measured, open_distribution, pictures
+from raysuite.stages.stored import check_replay
+from raysuite.stages.train import Training
+from tests.families.conftest import settings_of
+from tests.stages.worker import begin
+
+SMALL = {"count": 3, "tokens": 2, "orthogonality": 0.1, "scale": 0.5}
+
+
+@pytest.fixture(scope="module")
+def config_of(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
+    def make(objective: str = "ddpo", **changes: Any) -> RunConfig:
+        prompts = {**SMALL, **changes.pop("prompts", {})}
+        tree: dict[str, Any] = {
+            "updates": 2,
+            "model": {"path": str(pipelines["epsilon"])},
+            "sampler": {"steps": 2},
+            "parameters": {"kind": "prompts", "prompts": prompts},
+            "rewards": [{"name": "redness"}],
+            "rollouts": {"prompts": 2, "samples": 4, "prompts_per_block": 1},
+            "objective": settings_of(objective),
+            "learn": {"learning_rate": 0.01, "microbatch": 4, "minibatches": 2},
+            "evaluation": {"prompts": 2, "final_samples": 2, "every": 2},
+            "checkpoints": {"every": 1},
+        }
+        return validate({**tree, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(config_of: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A whole run."""
+    directory = tmp_path_factory.mktemp("trained")
+    training = begin(config_of(rollouts={"prompts": 2, "samples": 4, "prompts_per_block": 1, "keep": True}), directory)
+    training.train()
+    return training
+
+
+def numbers(directory: Path) -> list[str]:
+    return sorted((directory / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_run_learns_prompts_alone_and_begins_at_its_reference(trained: Training) -> None:
+    metrics = trained.run.metrics()
+    assert metrics["learn/ratio"] == {0: 1.0, 1: 1.0}
+    assert metrics["evaluation/kl"][0] == 0 and metrics["evaluation/kl"][2] > 0
+    spread = metrics["learn/prompt_spread"]
+    assert spread[0] == pytest.approx(1, abs=0.1) and spread[0] != spread[1]
+    assert 0 < metrics["learn/orthogonality"][0] <= 1
+
+
+def test_stopped_and_continued_it_is_the_same_to_the_bit(
+    trained: Training, config_of: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    stopped = begin(config_of(), tmp_path)
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()
+    stopped.update()  # lost
+    continued = begin(config_of(), tmp_path)
+    continued.train()
+    assert np.array_equal(trained.policy.weights(), continued.policy.weights())
+    assert numbers(trained.run.path) == numbers(tmp_path)
+
+
+def test_a_spread_that_is_gone_is_told(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    training = begin(config_of(guards={"prompts": "stop"}), tmp_path)
+    training.evaluate()
+    start = training.policy.trainable()["context"]
+    with torch.no_grad():
+        start.copy_(start.mean(0) + 0.1 * (start - start.mean(0)))
+    training.state.behaviour[0] = training.policy.weights()
+    with pytest.raises(
+        UserError, match=r"guards.prompts=stop .* the spread of the soft prompts is \d\d% .*orthogonality"
+    ):
+        training.update()
+
+
+def test_rollouts_of_another_distribution_are_not_replayed(
+    trained: Training, config_of: Callable[..., RunConfig]
+) -> None:
+    replay = {"prompts": 2, "samples": 4, "prompts_per_block": 1, "replay": str(trained.run.path)}
+    check_replay(config_of(rollouts=replay))
+    for settings in ({"prompts": {"spread": 0.5}}, {"parameters": {"kind": "lora"}}):
+        with pytest.raises(UserError, match="drawn with another distribution of prompts"):
+            check_replay(config_of(rollouts=replay, **settings))
+
+
+# afterwards
+
+
+def test_the_same_sample_has_the_same_noise_for_any_spread_and_text(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    plain = pictures(drawn, "one red circle", samples=3, seed=1)
+    assert plain.dtype == np.uint8 and plain.shape == (3, 32, 32, 3)
+    assert np.array_equal(pictures(drawn.mixed([1.0], 1.0), "one red circle", samples=3, seed=1), plain)
+    assert np.array_equal(pictures(drawn, "one red circle", samples=1, seed=1, first=2)[0], plain[2])
+    assert not np.array_equal(pictures(drawn.mixed([1.0], 0.0), "one red circle", samples=3, seed=1), plain)
+
+
+def test_a_mixture_is_the_weighted_sum_of_draws(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path, trained.run.path])
+    policy = drawn.policy
+    question = policy.driver.question(policy.soft.marked("one red circle"))
+    with torch.no_grad():
+        encoded = policy.soft.encoded(*question)
+        (mean,) = encoded.distribution.mean
+        (whole,) = policy.soft.states(*question, encoded, [7])[0]
+        drawn.mixed([0.5, 0.5], 0.0)
+        torch.testing.assert_close(policy.soft.states(*question, encoded, [7])[0][0], mean)
+        drawn.mixed([1.0, 0.0], 1.0)
+        torch.testing.assert_close(policy.soft.states(*question, encoded, [7])[0][0], whole)
+        drawn.mixed([0.5, 0.5], 1.0)
+        draws = [policy.soft.states(*question, encoded, [label])[0][0] for label in range(2000)]
+    deviation = torch.cat(draws).std(0)
+    torch.testing.assert_close(deviation, encoded.distribution.deviation[0][0] / 2**0.5, atol=0.05, rtol=0.1)
+
+
+def test_states_for_plain_diffusers_draw_the_same_pictures(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    found = embeddings(drawn, "one red circle", samples=2, seed=3)
+    assert set(found) == {"prompt_embeds", "prompt_embeds.mean", "prompt_embeds.std"}
+    policy = drawn.policy
+    x, t = torch.randn(1, *policy.latent_shape), policy.schedule.timesteps_K[:1]
+    network = policy.pipeline.unet
+    from raysuite.stages.soft_prompts import _label
+
+    with torch.no_grad():
+        own = policy.predict(x, t, ["one red circle"], draws_N=torch.tensor([_label(3, 1)]))
+        assert torch.equal(network(x, t, found["prompt_embeds"][1:], return_dict=False)[0], own)
+
+
+def test_a_draw_adds_what_its_spread_lets_it(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    texts = ["one red circle", "two blue squares", "three red circles"]
+    wide = measured(drawn.mixed([1.0], 3.0), texts, draws=3, noises=3, seed=0)
+    none = measured(drawn.mixed([1.0], 0.0), texts, draws=3, noises=3, seed=0)
+    assert none["draw"].estimate == pytest.approx(0, abs=1e-6) and none["interaction"].estimate == pytest.approx(
+        0, abs=1e-6
+    )
+    assert none["noise"].estimate > 0
+    assert wide["draw"].estimate + wide["interaction"].estimate > 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("sample", ["--prompt", "one red circle", "--spread", "0,2", "--samples", "2"]),
+        ("edit", ["--prompt", "one red circle", "--prompt", "two blue squares", "--samples", "2"]),
+        ("mix", ["--prompt", "one red circle", "--weights", "0,1", "--spread", "1,2"]),
+    ],
+)
+def test_pages_show_pictures(command: str, options: list[str], trained: Training, tmp_path: Path) -> None:
+    runs = [str(trained.run.path)] * (2 if command == "mix" else 1)
+    with pytest.raises(SystemExit) as left:
+        main(["prompts", command, *runs, *options, "--out", str(tmp_path / "page.html")])
+    assert left.value.code in (0, None)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/png") == 4 and "one red circle" in page
+
+
+def test_states_are_written(trained: Training, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(
+            [
+                "prompts",
+                "export",
+                str(trained.run.path),
+                "--prompt",
+                "one red circle",
+                "--out",
+                str(tmp_path / "f.safetensors"),
+            ]
+        )
+    assert left.value.code in (0, None)
+    assert safetensors.torch.load_file(tmp_path / "f.safetensors")["prompt_embeds"].shape[0] == 4
+
+
+def test_a_run_that_trained_something_else_is_refused(
+    trained: Training, config_of: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    begin(config_of(parameters={"kind": "lora", "rank": 2}), tmp_path)
+    with pytest.raises(UserError, match=r"expected a run with parameters.kind=prompts, .* trained lora: name another"):
+        open_distribution([tmp_path])
+    with pytest.raises(UserError, match=r"expected a checkpoint of .*, got 9: name one of them"):
+        open_distribution([trained.run.path], updates=9)
