@@ -97,6 +97,10 @@ def plan(config: RunConfig) -> Plan:
         raise UserError(
             f"expected a pipeline of diffusers to plan for, got {config.model.path}, which takes a few kilobytes"
         )
+    if config.parameters.kind == "prompts":
+        raise UserError(
+            "expected parameters.kind=lora or all to plan for, got prompts: what gradients through text encoders keep is not counted"
+        )
     cluster, notes = config.cluster, []
     prompt = _longest_prompt(config)
     if prompt is None:

@@ -14,6 +14,7 @@ import torch
 from raysuite.cli import main
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
+from raysuite.stages.plan import plan
 from raysuite.stages.soft_prompts import embeddings, measured, open_distribution, pictures
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
@@ -102,6 +103,11 @@ def test_rollouts_of_another_distribution_are_not_replayed(
     for settings in ({"prompts": {"spread": 0.5}}, {"parameters": {"kind": "lora"}}):
         with pytest.raises(UserError, match="drawn with another distribution of prompts"):
             check_replay(config_of(rollouts=replay, **settings))
+
+
+def test_no_plan_is_made_that_would_be_wrong(config_of: Callable[..., RunConfig]) -> None:
+    with pytest.raises(UserError, match=r"expected parameters.kind=lora or all to plan for, got prompts"):
+        plan(config_of())
 
 
 # afterwards
