@@ -529,18 +529,28 @@ def rewards(context: typer.Context) -> None:
 
 @rewards_app.command()
 def convert(
-    name: Annotated[str, typer.Argument(help="aesthetic, hps_v2 or image_reward.")],
+    name: Annotated[str, typer.Argument(help="aesthetic, hps_v2, hps_v3 or image_reward.")],
     file: Annotated[
-        Path, typer.Argument(help="As its authors publish it: a .pt or .pth, of which only weights are read.")
+        Path,
+        typer.Argument(help="As its authors publish it: a .pt, .pth or .safetensors, of which only weights are read."),
     ],
     out: Annotated[Path, typer.Option(help="Directory for the reward's model.")],
     tokenizer: Annotated[str | None, typer.Option(help="Hub id or directory \\[default: the published one].")] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Of hps_v3: data_collator_qwen.py of its package, which is read and not run.")
+    ] = None,
 ) -> None:
     """Convert a reward's published weights, once, into a directory for its `model`."""
     directory = places.directory(out)
     from raysuite.rewards.convert import convert
 
-    made = convert(name, places.whole(file), directory, tokenizer=tokenizer)
+    made = convert(
+        name,
+        places.whole(file),
+        directory,
+        tokenizer=tokenizer,
+        template=None if template is None else places.whole(template),
+    )
     console.print(f"{{name: {name}, model: {made}}}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -79,6 +79,13 @@ REWARDS = {
         "CLIP ViT-H/14 (3.9 GB): raysuite rewards convert",
         "Apache-2.0",
     ),
+    "hps_v3": Registered(
+        "raysuite.rewards.hps_v3:HpsV3",
+        "what people preferred on HPDv3",
+        "means of models are -0.2 to 10.6",
+        "Qwen2-VL-7B with a head (17 GB): raysuite rewards convert",
+        "MIT (head), Apache-2.0 (Qwen2-VL)",
+    ),
     "http": Registered(
         "raysuite.rewards.http:Http",
         "what a server says that speaks the protocol of raysuite rewards serve",

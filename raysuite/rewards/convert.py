@@ -1,4 +1,4 @@
-"""Published reward weights that are pickled files, once, into directories of safetensors that rewards read."""
+"""Published reward weights that are single files, once, into directories of safetensors that rewards read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor
 
 from raysuite.errors import UserError
 from raysuite.places import replacing
-from raysuite.rewards import aesthetic, hps, image_reward
+from raysuite.rewards import aesthetic, hps, hps_v3, image_reward
 from raysuite.rewards.network import load
 
 
@@ -48,7 +49,11 @@ PUBLISHED = {
 }
 
 
-def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -> Path:
+NAMES = (*sorted([*PUBLISHED, "hps_v3"]),)
+"""Of rewards whose published weights are converted."""
+
+
+def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None, template: Path | None = None) -> Path:
     """Make the directory that the reward `name` reads.
 
     Args:
@@ -56,16 +61,24 @@ def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -
         file: that file; no code in it is run.
         out: the directory, which must not be there.
         tokenizer: hub id or directory of its tokenizer; the published one by default.
+        template: of hps_v3, the file of its package with the instruction.
 
     Raises:
         UserError: the file is not there or is another one, or `out` is there already.
     """
-    if name not in PUBLISHED:
+    if name not in NAMES:
         raise UserError(
-            f"expected one of {', '.join(PUBLISHED)} to convert, got {name!r}: other rewards read a hub id or a directory as it is"
+            f"expected one of {', '.join(NAMES)} to convert, got {name!r}: other rewards read a hub id or a directory as it is"
         )
     if out.exists():
         raise UserError(f"expected nothing at {out}, found something: name another --out, or remove it")
+    if (template is None) == (name == "hps_v3"):
+        raise UserError(
+            f"expected --template for hps_v3, and for no other reward, got {template} for {name}: it is "
+            "hpsv3/dataset/data_collator_qwen.py in the wheel of hpsv3 (pip download hpsv3==1.0.0 --no-deps)"
+        )
+    if template is not None:
+        return _hps_v3(file, out, tokenizer or hps_v3.BASE, template)
     published, state = PUBLISHED[name], _read(file)
     try:
         weights = published.weights(state)
@@ -99,6 +112,17 @@ def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None) -
     return out
 
 
+def _hps_v3(file: Path, out: Path, base: str, template: Path) -> Path:
+    text, state = hps_v3.template(template), _read(file)
+    with replacing(out) as temporary:
+        temporary.mkdir()
+        try:
+            hps_v3.write(state, text, temporary, base)
+        except KeyError as error:
+            raise UserError(f"expected the weights {error} in {file}, it has none: download it again") from error
+    return out
+
+
 def _ends(configuration: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """With the tokens at which a prompt begins and ends: the second is where its features are read."""
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -110,10 +134,13 @@ def _ends(configuration: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            state: Any = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"expected a file at {file}, could not read it ({error.strerror}): check the path") from error
-    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(
             f"expected weights that torch saved in {file}, got something else or more than weights: download it again"
         ) from error

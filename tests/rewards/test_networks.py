@@ -225,7 +225,9 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_convert_says_what_it_converts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected one of aesthetic, hps_v2, image_reward to convert, got 'pickscore'"):
+    with pytest.raises(
+        UserError, match="expected one of aesthetic, hps_v2, hps_v3, image_reward to convert, got 'pickscore'"
+    ):
         convert("pickscore", tmp_path, tmp_path / "out")
     torch.save(networks.aesthetic_state(12), tmp_path / "head.pth")
     with pytest.raises(UserError, match="expected nothing at"):
