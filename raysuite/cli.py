@@ -347,6 +347,13 @@ def in_context(
         float, typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+    language: Annotated[
+        bool,
+        typer.Option("--language", help="Train a small language model that reads episodes, with and without thought."),
+    ] = False,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="And, for each theme, two that have not seen it: ten more.")
+    ] = False,
     data: Annotated[
         Path | None, typer.Option(help="CoBSAT's published pictures and captions, in place of the bundled world.")
     ] = None,
@@ -377,7 +384,15 @@ def in_context(
     asked = command.numbers(shots)
     if data is None:
         plan, drawers = command.scenes(
-            models, episodes=episodes, shots=asked, nuisance=nuisance, misread=misread, seed=seed
+            models,
+            directory,
+            episodes=episodes,
+            shots=asked,
+            nuisance=nuisance,
+            misread=misread,
+            language=language,
+            leave_out=leave_out,
+            seed=seed,
         )
     else:
         plan, drawers = command.published(

@@ -37,6 +37,7 @@ class Stage(IntEnum):
     IN_CONTEXT_NOISE = 20
     IN_CONTEXT_POLICY = 21
     IN_CONTEXT_JUDGE = 22
+    IN_CONTEXT_LANGUAGE = 23
 
 
 def numpy_generator(

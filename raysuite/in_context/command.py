@@ -33,9 +33,18 @@ def numbers(shots: str) -> tuple[int, ...]:
 
 
 def scenes(
-    models: Sequence[str], *, episodes: int, shots: tuple[int, ...], nuisance: bool, misread: float, seed: int
+    models: Sequence[str],
+    directory: Path,
+    *,
+    episodes: int,
+    shots: tuple[int, ...],
+    nuisance: bool,
+    misread: float,
+    language: bool,
+    leave_out: bool,
+    seed: int,
 ) -> tuple[Plan, list[Named]]:
-    """An evaluation in the bundled world.
+    """An evaluation in the bundled world; language models are kept in the directory.
 
     Raises:
         UserError: a model is not there.
@@ -44,6 +53,10 @@ def scenes(
         raise UserError(f"expected --episodes from 1 to {EPISODES - 1}, got {episodes}")
     world = ScenesWorld(seed, nuisance=nuisance)
     rows = scenes_rows(seed, world.caption, misread)
+    if language or leave_out:
+        from raysuite.in_context.language import language_rows  # transformers take seconds to import
+
+        rows += language_rows(world, directory / "language", errors=misread, left_out=leave_out, seed=seed)
     return Plan(world, Exact(world), rows, episodes, shots, seed), named(models)
 
 

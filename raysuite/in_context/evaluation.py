@@ -201,18 +201,19 @@ def _answers(plan: Plan, directory: Path, progress: Progress) -> list[Answered]:
             for first in range(0, len(mine), BLOCK):
                 file = directory / "answers" / f"{number:02d}" / f"{first // BLOCK:05d}.parquet"
                 known = pq.read_table(file).to_pylist() if row.generator.kept and file.exists() else None
-                block = []
-                for place, (_, task, shots, index) in enumerate(mine[first : first + BLOCK]):
-                    episode = plan.world.episode(task, shots, index, row.variant)
-                    answer = _kept(known[place]) if known else row.generator.answer(plan.world, episode)
-                    block.append(answer)
+                part = mine[first : first + BLOCK]
+                episodes = [plan.world.episode(task, shots, index, row.variant) for _, task, shots, index in part]
+                answers = [_kept(one) for one in known] if known else row.generator.answers(plan.world, episodes)
+                if row.generator.kept and known is None:
+                    _write(file, [_keeping(answer) for answer in answers])
+                for episode, answer in zip(episodes, answers, strict=True):
                     said = Judgement(None, None)
                     if answer.description is not None:
-                        said = plan.world.meaning(task.theme, answer.description)
-                    found.append(Answered(number, task, shots, index, episode.cell, said, answer))
+                        said = plan.world.meaning(episode.task.theme, answer.description)
+                    found.append(
+                        Answered(number, episode.task, episode.shots, episode.index, episode.cell, said, answer)
+                    )
                     counting.advance()
-                if row.generator.kept and known is None:
-                    _write(file, [_keeping(answer) for answer in block])
     return found
 
 

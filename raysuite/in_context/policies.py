@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -19,6 +19,9 @@ from raysuite.rng import Stage, numpy_generator, torch_generator
 
 Captioner = Callable[[Episode, int, Demo], str]
 """An episode, the place of a demonstration in it, and the demonstration -> a sentence that says what its picture shows."""
+
+Caption = Callable[[np.ndarray, np.random.Generator, float], str]
+"""Of a world: a picture, a generator, the chance that an attribute is misread -> a sentence."""
 
 
 class Generator(ABC):
@@ -34,6 +37,10 @@ class Generator(ABC):
     @abstractmethod
     def answer(self, world: World, episode: Episode) -> Answer:
         """The same episode gives the same answer."""
+
+    def answers(self, world: World, episodes: Sequence[Episode]) -> list[Answer]:
+        """Those of several."""
+        return [self.answer(world, episode) for episode in episodes]
 
 
 class Oracle(Generator):
@@ -194,9 +201,20 @@ def _generator(seed: int, episode: Episode, place: int = 0) -> np.random.Generat
     )
 
 
-def scenes_rows(
-    seed: int, caption: Callable[[np.ndarray, np.random.Generator, float], str], errors: float
-) -> tuple[Row, ...]:
+def erring(seed: int, caption: Caption, errors: float) -> Captioner:
+    """A captioner that looks at pictures, and misreads so large a share of their attributes."""
+    read: dict[tuple[int, int, int], str] = {}  # a picture has one caption, however many shots it is shown in
+
+    def reading(episode: Episode, place: int, demo: Demo) -> str:
+        at = episode.task.number, episode.index, place
+        if at not in read:
+            read[at] = caption(demo.picture, _generator(seed, episode, 1 + place), errors)
+        return read[at]
+
+    return reading
+
+
+def scenes_rows(seed: int, caption: Caption, errors: float) -> tuple[Row, ...]:
     """What is compared in the scenes world.
 
     Args:
@@ -204,18 +222,10 @@ def scenes_rows(
         caption: of the world: picture, generator, chance of an error an attribute -> a sentence.
         errors: that chance, for the captioner that errs.
     """
-    read: dict[tuple[int, int, int], str] = {}  # a picture has one caption, however many shots it is shown in
-
-    def erring(episode: Episode, place: int, demo: Demo) -> str:
-        at = episode.task.number, episode.index, place
-        if at not in read:
-            read[at] = caption(demo.picture, _generator(seed, episode, 1 + place), errors)
-        return read[at]
-
     return (
         Row("oracle", "default", Oracle()),
         Row("chain", "caption", Common(given_captions)),
-        Row(f"chain, {errors:.0%} of attributes misread", "default", Common(erring)),
+        Row(f"chain, {errors:.0%} of attributes misread", "default", Common(erring(seed, caption, errors))),
         Row("text as written", "exact", Written()),
         Row("last text alone", "default", Written()),
         Row("copy", "default", Copy()),

@@ -97,6 +97,13 @@ class SceneTheme(Theme):
         return tuple(cell for cell, scenes in self.scenes.items() if scenes[0].prompt in held_out)
 
     @cached_property
+    def training(self) -> Mapping[Cell, tuple[str, ...]]:
+        """Prompts of cells of which training prompts have some, and those."""
+        known = set(grammar.training_prompts())
+        found = {cell: tuple(s.prompt for s in scenes if s.prompt in known) for cell, scenes in self.scenes.items()}
+        return {cell: prompts for cell, prompts in found.items() if prompts}
+
+    @cached_property
     def texts(self) -> Mapping[str, Judgement]:
         """What texts of episodes say: an option alone, or one of each side in either order."""
         alone = {detail: Judgement(detail, None) for detail in self.details}

@@ -12,7 +12,7 @@ import pytest
 
 from raysuite import cli
 from raysuite.errors import UserError
-from raysuite.in_context import command, evaluation
+from raysuite.in_context import command, evaluation, language
 from raysuite.in_context.draw import find, named
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Exact
@@ -170,9 +170,13 @@ def test_the_judges_errors_are_taken_out_of_a_share() -> None:
 def test_the_command_draws_with_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under two names, which are one model opened twice: the same bytes, and paired differences of exactly 0."""
     monkeypatch.setattr(evaluation, "PICTURES", 1)
-    arguments = ["in-context", "scenes", "scenes-ddpo", "--episodes", "1", "--shots", "2", "--out", str(tmp_path)]
-    cli.app(arguments, standalone_mode=False)
+    monkeypatch.setattr(language, "TOKENS", 3_000)
+    arguments = ["in-context", "scenes", "scenes-ddpo", "--episodes", "1", "--shots", "2", "--language"]
+    cli.app([*arguments, "--out", str(tmp_path)], standalone_mode=False)
     found = read_in_context(tmp_path)
+    names = {name for name, variant in found.rows if name.startswith("language model")}
+    assert names == {"language model", "language model, with thought"}
+    assert len(list((tmp_path / "language").iterdir())) == 2
     assert found.drawers == ["scenes", "scenes-ddpo"]
     assert digests(tmp_path / "pictures" / "0") == digests(tmp_path / "pictures" / "1")
     for row in found.rows[:5]:
