@@ -13,7 +13,7 @@ DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
-.PHONY: help setup demo test check fix docs bench bench-peer clean
+.PHONY: help setup demo test check fix docs bench bench-gpu bench-peer clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ docs: setup ## the documents as a site in build/docs; warnings are errors
 bench: setup ## how fast the suite is on this machine
 	$(BIN)/python jobs/bench.py
 	$(BIN)/python jobs/bench.py --turns 5 --objectives scenes-ddpo $(OBJECTIVES)
+
+bench-gpu: setup ## how fast the suite is on one GPU with CUDA, and what it holds
+	$(BIN)/python jobs/bench_gpu.py
 
 bench-peer: setup .venv-peer/.installed ## the same training in the suite and in a peer library, timed
 	$(BIN)/python jobs/bench_peer.py --peer .venv-peer/bin/python
