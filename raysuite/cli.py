@@ -179,7 +179,8 @@ def encode(
     model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
     size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
     layout: Annotated[
-        str | None, typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders \\[default: by its looks].")
+        str | None,
+        typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks]."),
     ] = None,
     split: Annotated[str, typer.Option(help="Of the source.")] = "train",
     pairs: Annotated[
@@ -216,8 +217,9 @@ def encode(
             counting=counting,
         )
     rejects = ", ".join(f"{count} x {reason}" for reason, count in summary["rejects"].items())
+    kind = "pictures" if opened.members == 1 else "pairs"
     console.print(
-        f"{summary['rankings']} pairs of {summary['read']} rows, {summary['ties']} ties left out, set aside: "
+        f"{summary['rankings']} {kind} of {summary['read']} rows, {summary['ties']} ties left out, set aside: "
         f"{rejects or 'none'}: {out}",
         soft_wrap=True,
         highlight=False,

@@ -82,7 +82,7 @@ def encode(
         "model": model.path,
         "encoders": encoder_digests(model),
         "latent_shape": policy.latent_shape,
-        "members": 2,
+        "members": source.members,
         "steps": None,
         "sampler": None,
         "source": {**source.identity(), "pairs": pairs, "decoder": DECODER, "rows_per_block": rows_per_block},

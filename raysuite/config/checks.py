@@ -148,6 +148,11 @@ def _check_preferences(run: Run) -> None:
             f"expected preferences.members of at most rollouts.samples, got {preferences.members} and "
             f"{run.rollouts.samples}: a ranking compares samples of one prompt"
         )
+    if preferences.members == 1 and (name != "sft" or preferences.source is None):
+        raise UserError(
+            f"expected preferences.members of at least 2, got 1 with {name}: only sft on a set of pictures (preferences.source, by "
+            "`raysuite encode --layout pictures`) compares nothing"
+        )
     if preferences.members > 2 and process == "forward":
         raise UserError(
             f"expected preferences.members=2 with {name}, got {preferences.members}: rankings are for trajectory_dpo"

@@ -297,8 +297,8 @@ class Preferences(Section):
     an update takes rollouts.prompts rankings, whatever rollouts.samples."""
     choose: Choice = "best_worst"
     """Of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
-    members: Annotated[int, Field(ge=2)] = 2
-    """Pictures in a ranking; more than two (Plackett-Luce) with trajectory_dpo."""
+    members: PositiveInt = 2
+    """Pictures in a ranking; more than two (Plackett-Luce) with trajectory_dpo, one with sft and a set of good pictures alone."""
     kept: PositiveInt = 5
     """Samples that `choose: spread` keeps."""
     limit: PositiveInt | None = None

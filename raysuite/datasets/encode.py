@@ -44,6 +44,12 @@ def encode_block(policy: Policy, source: Source, part: Part, directory: Path, *,
                 pictures[place] = decode(image, policy.image_size)
             except Unusable as reason:
                 rejects.append(Reject(row=number, image=place, reason=str(reason)))
+        if source.members == 1:
+            for picture in pictures.values():
+                latents.append(policy.encode(picture[None]).cpu())
+                prompts.append(row.prompt)
+                rows.append(number)
+            continue
         for better, worse in compared({place: row.ranks[place] for place in pictures}, pairs):
             if np.array_equal(pictures[better], pictures[worse]):
                 rejects.append(Reject(row=number, reason="identical images"))
@@ -55,7 +61,7 @@ def encode_block(policy: Policy, source: Source, part: Part, directory: Path, *,
                 latents.append(policy.encode(np.stack([pictures[better], pictures[worse]])).cpu())
                 prompts.append(row.prompt)
                 rows.append(number)
-    empty = torch.zeros(0, 2, *policy.latent_shape)
+    empty = torch.zeros(0, source.members, *policy.latent_shape)
     preference_set.write_block(
         directory,
         part.number,

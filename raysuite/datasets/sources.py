@@ -48,7 +48,7 @@ class Row:
 
     prompt: str
     images: tuple[bytes | Path, ...]
-    """Files, or what is in them; at least two."""
+    """Files, or what is in them; at least two, where pictures are compared."""
     ranks: tuple[float, ...]
     """One a picture: the lower, the better. Equal ranks state no preference."""
 
@@ -81,6 +81,8 @@ class Source(ABC):
     """A published layout of preference data."""
 
     layout: ClassVar[str]
+    members: ClassVar[int] = 2
+    """Pictures in a ranking: 1 where nothing is compared."""
 
     def __init__(self, paths: Sequence[str], split: str) -> None:
         self.paths, self.split = tuple(paths), split
@@ -405,6 +407,35 @@ class Folders(Listed):
         return as_row(prompt, [paths[0] for paths in images], [0, 1])
 
 
+class Pictures(Listed):
+    """A folder of pictures that are good, to learn from with sft: NAME.txt beside NAME.png is its prompt, and without one it is the
+    empty prompt. Names may have folders of their own in them.
+    """
+
+    layout, members = "pictures", 1
+    suffixes = (".png", ".jpg", ".jpeg", ".webp")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By a picture that lies right in it."""
+        return path.is_dir() and any(file.suffix.lower() in cls.suffixes for file in path.iterdir())
+
+    def read(self, file: Path) -> list[Path]:
+        """All pictures in alphabetical order."""
+        if not file.is_dir():
+            raise UserError(f"expected a folder of pictures, got {file}: name a folder")
+        return sorted(path for path in file.rglob("*") if path.suffix.lower() in self.suffixes and path.name[0] != ".")
+
+    def row(self, raw: Path, file: str) -> Row:
+        """One picture."""
+        caption = raw.with_suffix(".txt")
+        try:
+            prompt = caption.read_text(encoding="utf-8-sig") if caption.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unusable("caption that is no text") from error
+        return Row(prompt=prompt.strip(), images=(raw,), ranks=(0,))
+
+
 def _columns(file: Path) -> set[str]:
     """Names of a parquet file's columns; none where it cannot be read."""
     try:
@@ -425,7 +456,7 @@ def _first_keys(file: Path) -> set[str]:
 
 
 LAYOUTS: dict[str, type[Source]] = {
-    source.layout: source for source in (Folders, JsonLines, ImageReward, HpdV2, PickAPic)
+    source.layout: source for source in (Folders, Pictures, JsonLines, ImageReward, HpdV2, PickAPic)
 }
 """In the order in which they are asked whether they recognise a file."""
 

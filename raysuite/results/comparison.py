@@ -20,6 +20,7 @@ WARNED = {
     "kl": "the KL was beyond its limit",
     "ratio": "the first importance ratio was off 1",
     "spread": "every prompt's pictures had equal rewards",
+    "prompts": "the soft prompts were becoming one",
     "finite": "a metric was not a finite number",
 }
 """What each guard saw when it warned."""

@@ -330,6 +330,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"cluster": {"workers": 2, "worker_gpus": 0.5}},
             "expected cluster.worker_gpus above 0.5 with several workers",
         ),
+        (
+            {"preferences.members": 1, "objective": {"name": "sft"}},
+            "expected preferences.members of at least 2, got 1 with sft: only sft on a set of pictures",
+        ),
         ({"cluster.actor_gpus": 1.5}, "expected cluster.actor_gpus of at most 1 or a whole number, got 1.5"),
         ({"parameters": {"kind": "prompts"}}, "expected a model with text encoders for parameters.kind=prompts, got"),
         ({"parameters.prompts": {"tokens": 2}}, "expected no settings of parameters.prompts with parameters.kind="),

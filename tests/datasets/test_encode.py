@@ -345,6 +345,20 @@ def test_folders_of_winners_and_losers(policy_of: Opener, tmp_path: Path) -> Non
     ]
 
 
+def test_a_folder_of_pictures_is_compared_with_nothing(policy_of: Opener, tmp_path: Path) -> None:
+    policy, _ = policy_of("toy")
+    data = tmp_path / "data"
+    reds(data, "1.png", "2.png", "deep/3.png", "number.png")
+    (data / "1.txt").write_text("left\n")
+    (data / "number.txt").write_bytes(b"\xff")
+    source = open_source([str(data)], layout=None, split="train")
+    assert source.layout == "pictures" and source.members == 1
+    found = encoded(policy, data, out=tmp_path / "set")
+    rankings = found.rows(range(len(found)))
+    assert rankings.prompts_R == ("left", "", "") and rankings.latents_RMK.shape == (3, 1, 1, 2)
+    assert rejected(found) == [(3, None, "caption that is no text")]
+
+
 def test_several_files_and_patterns(policy_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is one source, in the order given; what is named twice is read once."""
     policy, _ = policy_of("toy")
@@ -488,7 +502,7 @@ def test_another_split_or_layout(tmp_path: Path) -> None:
     pick_a_pic(tmp_path / "data" / "train-0.parquet", [pair(0)])
     with pytest.raises(UserError, match=r"expected a split test in .*, found train: set --split"):
         open_source([str(tmp_path / "data")], layout=None, split="test").parts(4)
-    with pytest.raises(UserError, match="expected a layout of folders, jsonl, imagereward, hpdv2, pickapic"):
+    with pytest.raises(UserError, match="expected a layout of folders, pictures, jsonl, imagereward, hpdv2, pickapic"):
         open_source([str(tmp_path / "data")], layout="webdataset", split="train")
 
 

@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from raysuite.config.sections import Guards, Reaction
 from raysuite.kernel import guards
 from raysuite.kernel.stats import Interval
+from raysuite.results.comparison import WARNED
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,8 @@ def test_a_nan_ratio_or_kl_is_left_to_the_guard_of_numbers():
 def test_an_update_without_spread_is_one_where_no_group_has_any():
     assert guards.spread(without=3, groups=4) is None
     assert guards.spread(without=4, groups=4) == "the pictures of each of 4 prompts had equal rewards"
+
+
+def test_every_guard_has_its_remedy_and_its_sentence_in_reports() -> None:
+    named = {n for n, field in Guards.model_fields.items() if field.annotation == Reaction}
+    assert named == set(guards.REMEDIES) == set(WARNED)

@@ -20,7 +20,7 @@ from raysuite.kernel.objectives.diffusion_dpo import DiffusionDpo
 from raysuite.kernel.objectives.dmpo import Dmpo
 from raysuite.kernel.objectives.dspo import Dspo
 from raysuite.kernel.objectives.pairs import Judged, PairObjective, linked, protect_winner
-from raysuite.kernel.objectives.sft import Sft
+from raysuite.kernel.objectives.sft import Sft, min_snr_weight
 from raysuite.kernel.schedule import Schedule, denoised, variance_preserving_schedule
 from raysuite.types import Preferences, Queries
 
@@ -416,6 +416,35 @@ def test_sft_is_the_denoising_error_of_the_preferred_member() -> None:
     expected = (prediction - queries.extra["target"]).square().mean((1, 2, 3))
     torch.testing.assert_close(terms(Sft(), queries, prediction, prediction), expected)
     assert not Sft().needs_reference
+
+
+def test_min_snr_weights_the_clean_latents_error_alike_whatever_is_predicted() -> None:
+    """An error d of the clean latent is worth min(SNR, gamma) d^2: as alpha d / sigma of noise, d / sigma of v or velocity."""
+    alpha, sigma = torch.tensor([0.99, 0.6, 0.1]), torch.tensor([(1 - 0.99**2) ** 0.5, 0.8, (1 - 0.01) ** 0.5])
+    snr, d = (alpha / sigma) ** 2, 0.3
+    assert snr[0] > 5 > snr[1]
+    wanted = snr.clamp(max=5) * d**2
+    torch.testing.assert_close(min_snr_weight("epsilon", alpha, sigma, gamma=5) * (alpha * d / sigma) ** 2, wanted)
+    torch.testing.assert_close(min_snr_weight("v_prediction", alpha, sigma, gamma=5) * (d / sigma) ** 2, wanted)
+    torch.testing.assert_close(min_snr_weight("v_prediction", alpha, sigma, gamma=5), snr.clamp(max=5) / (snr + 1))
+    flow_sigma = torch.tensor([0.1, 0.5, 0.9])
+    flow_snr = ((1 - flow_sigma) / flow_sigma) ** 2
+    found = min_snr_weight("velocity", 1 - flow_sigma, flow_sigma, gamma=5) * (d / flow_sigma) ** 2
+    torch.testing.assert_close(found, flow_snr.clamp(max=5) * d**2)
+    nothing = torch.zeros(1), torch.ones(1)
+    assert (
+        float(min_snr_weight("epsilon", *nothing, gamma=5)) == 1
+        and float(min_snr_weight("v_prediction", *nothing, gamma=5)) == 0
+    )
+
+
+def test_sft_weights_its_terms() -> None:
+    batch = Preferences(latents_RMK=randn(3, 1, 1, *SHAPE, seed=0), prompts_R=("a", "b", "c"))
+    queries = Sft(draws=2).queries(batch, sampler(), torch.Generator().manual_seed(0))
+    prediction = randn(6, 1, *SHAPE, seed=1)
+    weight = min_snr_weight(sampler().prediction, queries.extra["alpha"], queries.extra["sigma"], gamma=2.0)
+    expected = weight * (prediction - queries.extra["target"]).square().mean((1, 2, 3))
+    torch.testing.assert_close(terms(Sft(min_snr=2.0), queries, prediction, prediction), expected)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 0.9, 1.0])

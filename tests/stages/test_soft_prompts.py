@@ -14,10 +14,12 @@ import torch
 from raysuite.cli import main
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
+from raysuite.stages import preference_set
 from raysuite.stages.plan import plan
 from raysuite.stages.soft_prompts import embeddings, measured, open_distribution, pictures
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
+from raysuite.types import Preferences
 from tests.families.conftest import settings_of
 from tests.stages.worker import begin
 
@@ -26,7 +28,7 @@ SMALL = {"count": 3, "tokens": 2, "orthogonality": 0.1, "scale": 0.5}
 
 @pytest.fixture(scope="module")
 def config_of(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
-    def make(objective: str = "ddpo", **changes: Any) -> RunConfig:
+    def make(name: str = "ddpo", **changes: Any) -> RunConfig:
         prompts = {**SMALL, **changes.pop("prompts", {})}
         tree: dict[str, Any] = {
             "updates": 2,
@@ -35,7 +37,7 @@ def config_of(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
             "parameters": {"kind": "prompts", "prompts": prompts},
             "rewards": [{"name": "redness"}],
             "rollouts": {"prompts": 2, "samples": 4, "prompts_per_block": 1},
-            "objective": settings_of(objective),
+            "objective": settings_of(name),
             "learn": {"learning_rate": 0.01, "microbatch": 4, "minibatches": 2},
             "evaluation": {"prompts": 2, "final_samples": 2, "every": 2},
             "checkpoints": {"every": 1},
@@ -103,6 +105,26 @@ def test_rollouts_of_another_distribution_are_not_replayed(
     for settings in ({"prompts": {"spread": 0.5}}, {"parameters": {"kind": "lora"}}):
         with pytest.raises(UserError, match="drawn with another distribution of prompts"):
             check_replay(config_of(rollouts=replay, **settings))
+
+
+def test_reference_pictures_are_learned_from(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """A set whose rankings have one member, and the empty prompt."""
+    identity = {"model": "tiny", "latent_shape": (4, 8, 8), "members": 1, "steps": None, "sampler": None, "source": {}}
+    preference_set.claim(tmp_path / "set", identity, ["test"])
+    latents = torch.randn(3, 1, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    rankings = Preferences(latents_RMK=latents, prompts_R=("", "", "one red circle"))
+    preference_set.write_block(tmp_path / "set", 0, rankings, rows_R=range(3), texts={}, read=3)
+    preference_set.summarise(tmp_path / "set")
+    config = config_of(
+        "sft", preferences={"source": str(tmp_path / "set"), "members": 1}, objective={"name": "sft", "min_snr": 5.0}
+    )
+    training = begin(config, tmp_path / "run")
+    before = training.policy.weights()
+    training.train()
+    metrics = training.run.metrics()
+    assert metrics["train/rankings"] == {0: 2.0, 1: 2.0} and metrics["learn/loss"][0] > 0
+    assert metrics["learn/prompt_spread"][0] == pytest.approx(1, abs=0.1)
+    assert not np.array_equal(training.policy.weights(), before)
 
 
 def test_no_plan_is_made_that_would_be_wrong(config_of: Callable[..., RunConfig]) -> None:

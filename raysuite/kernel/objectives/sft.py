@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raysuite.kernel.objectives.forward import ForwardObjective, mean_square
 from raysuite.kernel.objectives.interface import require
-from raysuite.kernel.schedule import Schedule
+from raysuite.kernel.schedule import PredictionType, Schedule
 from raysuite.types import Loss, Preferences, Queries
 
 
@@ -23,12 +23,15 @@ class Sft(ForwardObjective[Preferences]):
 
     prompt_dropout: float = 0.0
     """Probability of training on the empty prompt instead."""
+    min_snr: float | None = None
+    """Gamma (5) of min-SNR weighting: each term times min(SNR, gamma) over what an error of the clean latent counts at that level."""
 
     consumes = "preferences"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.prompt_dropout < 1, "prompt_dropout", "of at least 0 and below 1", self.prompt_dropout)
+        require(self.min_snr is None or self.min_snr > 0, "min_snr", "above 0", self.min_snr)
 
     @property
     def needs_reference(self) -> bool:
@@ -50,4 +53,23 @@ class Sft(ForwardObjective[Preferences]):
         self, queries: Queries, schedule: Schedule, prediction_UM: Tensor, reference_prediction_UM: Tensor | None
     ) -> Loss:
         """The denoising error."""
-        return Loss(terms_U=mean_square(prediction_UM - queries.extra["target"], 1), metrics={})
+        terms_U = mean_square(prediction_UM - queries.extra["target"], 1)
+        if self.min_snr is not None:
+            alpha_U, sigma_U = queries.extra["alpha"], queries.extra["sigma"]
+            terms_U = terms_U * min_snr_weight(schedule.prediction, alpha_U, sigma_U, gamma=self.min_snr)
+        return Loss(terms_U=terms_U, metrics={})
+
+
+def min_snr_weight(prediction: PredictionType, alpha_U: Tensor, sigma_U: Tensor, *, gamma: float) -> Tensor:
+    """What makes the squared error of the clean latent count min(SNR, gamma), SNR = (alpha / sigma)^2, whatever the network predicts.
+
+    The squared error of the noise is SNR times that of the clean latent, that of v and of the velocity 1 / sigma^2 times. So it is
+    min(SNR, gamma) / SNR for noise, and min(SNR, gamma) sigma^2 else, which is min(SNR, gamma) / (SNR + 1) for v. Where there is no
+    signal at all it is 1 for noise and 0 else.
+
+    Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023.
+    """
+    signal_U, noise_U = alpha_U.square(), sigma_U.square()
+    if prediction == "epsilon":
+        return (gamma * noise_U / signal_U).clamp(max=1)
+    return torch.minimum(signal_U, gamma * noise_U)
