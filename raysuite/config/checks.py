@@ -16,6 +16,7 @@ def check(run: Run) -> None:
         _check_objective,
         _check_window,
         _check_rollouts,
+        _check_learning,
         _check_credit,
         _check_preferences,
         _check_rewards,
@@ -87,6 +88,28 @@ def _check_rollouts(run: Run) -> None:
         raise UserError(
             "expected rollouts to keep or to be stale, got a run that draws none (rollouts.replay or preferences.source is "
             "set): leave rollouts.keep and rollouts.staleness out"
+        )
+
+
+def _check_learning(run: Run) -> None:
+    learn = run.learn
+    if learn.decline == "constant" and learn.decline_until is not None:
+        raise UserError(
+            "expected no learn.decline_until with learn.decline=constant, got one: set decline to linear or cosine, or leave it out"
+        )
+    if learn.decline != "constant":
+        if learn.decline_until is None or learn.decline_until < run.updates:
+            raise UserError(
+                f"expected learn.decline_until of at least updates={run.updates} with learn.decline={learn.decline}, got "
+                f"{learn.decline_until or 'none'}: set it; from there on the learning rate would be 0"
+            )
+        if learn.warmup >= learn.decline_until:
+            raise UserError(
+                f"expected learn.warmup below learn.decline_until={learn.decline_until}, got {learn.warmup}: lower it"
+            )
+    if learn.fused and not run.cluster.worker_gpus:
+        raise UserError(
+            "expected cluster.worker_gpus above 0 with learn.fused, got 0: it is a kernel for GPUs; leave it out"
         )
 
 

@@ -22,6 +22,7 @@ from pydantic import (
 from raysuite.config.objective import build
 from raysuite.config.words import refuse_truth
 from raysuite.errors import UserError
+from raysuite.kernel.learning_rate import Decline
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
@@ -327,13 +328,21 @@ class Learn(Section):
     """How an update learns from its rollouts. AdamW."""
 
     learning_rate: PositiveFloat = 3e-4
-    """AdamW's, constant."""
+    """AdamW's: the highest."""
+    warmup: NonNegativeInt = 0
+    """Updates over which the learning rate rises to it, in equal steps."""
+    decline: Decline = "constant"
+    """How the learning rate falls after that, to 0 in update `decline_until`: on a line, or on half a cosine."""
+    decline_until: PositiveInt | None = None
+    """The number of updates by which it has fallen; at least the run's `updates`, which may grow as long as they stay below."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """AdamW's."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the moments."""
     epsilon: PositiveFloat = 1e-8
     """AdamW's."""
+    fused: bool = False
+    """AdamW's step as one kernel, on a GPU: faster, and equal but for rounding. Not run on a GPU yet."""
     max_grad_norm: PositiveFloat = 1.0
     """Longer gradients are scaled down to it."""
     minibatches: PositiveInt = 1
@@ -388,7 +397,7 @@ class Guards(Section):
     ratio_tolerance: PositiveFloat = 0.01
     """How far the ratio may be off 1."""
     spread: Reaction = "warn"
-    """In an update every prompt's pictures had equal rewards."""
+    """In an update the pictures of most prompts had equal rewards."""
     prompts: Reaction = "warn"
     """Soft prompts have become alike: their spread is below `diversity_share` of what it was."""
     finite: Reaction = "warn"

@@ -19,8 +19,8 @@ REMEDIES = {
     "them; lower learn.learning_rate, or stop earlier.",
     "ratio": "rollouts and learner do not compute the same densities, so importance weights mean nothing. Give both the same "
     "device and precision, and keep learn.microbatch at the size of a block.",
-    "spread": "there was nothing to learn from. Choose a reward that tells the pictures of one prompt apart, prompts that are neither "
-    "hopeless nor certain, or more rollouts.samples.",
+    "spread": "there is nothing to learn from them. Choose a reward that tells the pictures of one prompt apart, prompts that are "
+    "neither hopeless nor certain, or more rollouts.samples.",
     "prompts": "all soft prompts are becoming one, and draws of it alike. Raise parameters.prompts.orthogonality, lower "
     "learn.learning_rate, or stop earlier.",
     "finite": "a number overflowed or was divided by zero. Lower learn.learning_rate, or use model.precision=float32.",
@@ -58,8 +58,8 @@ def ratio(*, ratio: float, tolerance: float) -> str | None:
 
 
 def spread(*, without: float, groups: float) -> str | None:
-    """Whether all pictures of each prompt of an update had the same reward, but for rounding."""
-    return f"the pictures of each of {groups:g} prompts had equal rewards" if without == groups else None
+    """Whether the pictures of most prompts of an update had the same reward within the prompt, but for rounding."""
+    return f"the pictures of {without:g} of {groups:g} prompts had equal rewards" if without > groups / 2 else None
 
 
 def prompts(*, now: float, share: float) -> str | None:

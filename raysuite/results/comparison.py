@@ -19,7 +19,7 @@ WARNED = {
     "diversity": "pictures of one prompt had become alike",
     "kl": "the KL was beyond its limit",
     "ratio": "the first importance ratio was off 1",
-    "spread": "every prompt's pictures had equal rewards",
+    "spread": "the pictures of most prompts had equal rewards",
     "prompts": "the soft prompts were becoming one",
     "finite": "a metric was not a finite number",
 }

@@ -23,6 +23,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.learning_rate import share_of_peak
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import Collector
@@ -82,6 +83,7 @@ class Training:
             betas=learning.betas,
             eps=learning.epsilon,
             weight_decay=learning.weight_decay,
+            fused=learning.fused or None,
         )
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
         self.state = State(behaviour={0: policy.weights()})
@@ -166,6 +168,7 @@ class Training:
             blocks, told, costs = self.from_set(number) if self.set else self.from_rollouts(number)
         if self.first:
             self.say("learn")
+        rate = self.set_learning_rate(number)
         with self.timed("learn"):
             metrics, cost = learn(
                 self.config,
@@ -187,10 +190,20 @@ class Training:
         self.refresh_reference()
         if self.first:
             spent = {"budget/network_evaluations": self.state.training.network_evaluations}
-            told = {**told, **metrics, **spent}
+            told = {**told, **metrics, **rate, **spent}
             self.run.log(number, told)
             self.write_ledger()
             self.watch.after_update(number, told)
+
+    def set_learning_rate(self, number: int) -> Metrics:
+        """Let the optimiser learn with this update's rate, and return it where it is not always the same."""
+        learning = self.config.learn
+        share = share_of_peak(number, warmup=learning.warmup, decline=learning.decline, end=learning.decline_until)
+        rate = learning.learning_rate * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        constant = learning.decline == "constant" and not learning.warmup
+        return {} if constant else {"learn/learning_rate": rate}
 
     def from_rollouts(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
         """This worker's blocks as the objective sees them, what there is to tell of all, and what they cost."""

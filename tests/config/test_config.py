@@ -55,6 +55,27 @@ def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 # what works
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"learn.decline": "cosine"},
+            r"learn\.decline_until of at least updates=\d+ with learn\.decline=cosine, got none",
+        ),
+        ({"learn.decline": "linear", "learn.decline_until": "4", "updates": "5"}, "at least updates=5 .* got 4"),
+        ({"learn.decline_until": "500"}, r"no learn\.decline_until with learn\.decline=constant"),
+        (
+            {"learn.decline": "linear", "learn.decline_until": "5", "updates": "5", "learn.warmup": "5"},
+            r"learn\.warmup below learn\.decline_until=5, got 5",
+        ),
+        ({"learn.fused": "true"}, r"cluster\.worker_gpus above 0 with learn\.fused"),
+    ],
+)
+def test_a_learning_rate_that_would_be_nothing_is_refused(settings: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load("toy-ddpo", settings)
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_load(name: str) -> None:
     config = load(name)

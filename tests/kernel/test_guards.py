@@ -48,9 +48,10 @@ def test_a_nan_ratio_or_kl_is_left_to_the_guard_of_numbers():
     assert guards.kl(nats=math.nan, limit=0.1) is None
 
 
-def test_an_update_without_spread_is_one_where_no_group_has_any():
-    assert guards.spread(without=3, groups=4) is None
-    assert guards.spread(without=4, groups=4) == "the pictures of each of 4 prompts had equal rewards"
+def test_an_update_without_spread_is_one_where_most_groups_have_none():
+    assert guards.spread(without=2, groups=4) is None
+    assert guards.spread(without=3, groups=4) == "the pictures of 3 of 4 prompts had equal rewards"
+    assert guards.spread(without=1, groups=1) == "the pictures of 1 of 1 prompts had equal rewards"
 
 
 def test_every_guard_has_its_remedy_and_its_sentence_in_reports() -> None:

@@ -115,7 +115,7 @@ def test_diversity_is_measured_where_a_prompt_has_several_pictures(tmp_path: Pat
 
 
 def test_rewards_that_tell_no_pictures_apart_are_said(tmp_path: Path) -> None:
-    """Redness of "right" is learned from; "left" has equal rewards, and is counted; where all have, a guard says so."""
+    """Redness of "right" is learned from; "left" has equal rewards, and is counted; where most have, a guard says so."""
     half = begin(toy(updates="1", rewards="[{name: 'tests.cluster.rewards:blind_on_left'}]"), tmp_path / "half")
     half.train()
     told = {name: values[0] for name, values in half.run.metrics().items()}
@@ -124,5 +124,5 @@ def test_rewards_that_tell_no_pictures_apart_are_said(tmp_path: Path) -> None:
     before = none.policy.weights()
     none.train()
     assert guard_lines(tmp_path / "none") == {("guard/spread", 0): 1.0}
-    assert "each of 2 prompts had equal rewards: there was nothing to learn from" in none.watch.warnings["spread"]
+    assert "2 of 2 prompts had equal rewards: there is nothing to learn from them" in none.watch.warnings["spread"]
     assert np.abs(none.policy.weights() - before).max() < 1e-6  # weight decay of weights that are 0

@@ -38,8 +38,14 @@ def numbers(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rollouts__staleness": "2"}, {"credit__normalise": "tracked"}, {"learn__epochs": "2"}],
-    ids=["on-policy", "stale", "tracked", "two epochs"],
+    [
+        {},
+        {"rollouts__staleness": "2"},
+        {"credit__normalise": "tracked"},
+        {"learn__epochs": "2"},
+        {"learn__warmup": "2", "learn__decline": "cosine", "learn__decline_until": "100"},
+    ],
+    ids=["on-policy", "stale", "tracked", "two epochs", "learning rate"],
 )
 def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     tmp_path: Path, settings: dict[str, str]
@@ -67,6 +73,17 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     assert redone["forward"] + 2 * redone["backward"] == lost and redone["seconds"] > 0
     assert not any(ledgers[0]["redone"].values())
     assert not np.array_equal(whole.policy.weights(), open_policy(config, torch.device("cpu")).weights())
+
+
+def test_every_update_learns_with_its_own_rate(tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by the learning rate, whatever the gradient (but for epsilon and weight decay)."""
+    moved = {}
+    for warmup in ("0", "3"):
+        run = begin(toy(updates="1", learn__minibatches="1", learn__warmup=warmup), tmp_path / warmup)
+        run.train()
+        moved[warmup] = np.abs(run.policy.weights()).max()
+    assert moved["0"] == pytest.approx(0.01, rel=1e-3) and moved["3"] == pytest.approx(0.0025, rel=1e-3)
+    assert run.run.metrics()["learn/learning_rate"] == {0: pytest.approx(0.0025)}
 
 
 class Stop:
