@@ -60,12 +60,10 @@ class Pretraining:
 SETTINGS = {
     "scenes": Pretraining(),
     "scenes-flow": Pretraining(
-        denoiser_steps=3_300,
+        denoiser_steps=12_000,
         denoiser_batch=32,
         denoiser_learning_rate=1.5e-3,
-        denoiser_cooldown=1_300,
-        ema=0.998,
-        card_prompts=36,
+        denoiser_cooldown=4_000,
     ),
 }
 """What each of the bundled models was made with."""
@@ -230,6 +228,7 @@ def pretrain(model: Bundled, options: Pretraining, directory: Path) -> None:
     finished = next((d for d in (directory, model.vae_of) if d and (d / "vae" / "config.json").exists()), None)
     if finished:
         pipeline.vae = AutoencoderKL.from_pretrained(finished / "vae", dtype=torch.float32, **model.vae_settings).eval()
+        pipeline.vae.register_to_config(_name_or_path="scenes")  # no path of the machine that made the model
     else:
         train_vae(pipeline, images, options)
         pipeline.vae.half().save_pretrained(directory / "vae")
