@@ -141,7 +141,8 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
     Args:
         drawn: the distribution.
         prompts: whose pictures are compared.
-        draws, noises: of each prompt, at least 2.
+        draws: of each prompt, at least 2.
+        noises: of each prompt, at least 2; the same for all draws.
         seed: a coordinate of noise and draws, and of the bootstrap.
     """
     found: list[Components] = []
