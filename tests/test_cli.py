@@ -82,7 +82,7 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
         (["encode", "someone/pickapic"], "could not find them"),
         (
             ["encode", "someone/pickapic", "--layout", "webdataset"],
-            "expected a layout of folders, jsonl, imagereward, hpdv2",
+            "expected a layout of folders, pictures, jsonl, imagereward, hpdv2",
         ),
     ],
 )
