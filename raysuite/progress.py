@@ -99,6 +99,8 @@ def _detail(state: dict[str, Any]) -> str:
     words = [DOING.get(state["phase"], state["phase"])]
     if state.get("images_total"):
         words.append(f"{state['images']}/{state['images_total']} images")
+    if state.get("scoring", 0) >= 1:
+        words.append(f"{state['scoring']:.0f} s a block for scores")
     if state.get("seconds_left"):
         minutes, seconds = divmod(int(state["seconds_left"]), 60)
         words.append(f"{minutes}:{seconds:02d} left")

@@ -135,6 +135,8 @@ class Rollouts:
     """uint8 (N, h, w, 3) of all pictures, as small as `kernel.diversity` compares them. None where nothing was drawn."""
     redone: Cost = Cost()
     """What was done in vain and again before: a process died, or a reward raised or hung. An upper bound."""
+    scoring_seconds: float = 0.0
+    """From the last picture drawn to the last score, in which other blocks may be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,29 +17,31 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from raysuite.config import Cluster, RunConfig
+from raysuite.cluster.judges import Judges, Names, blocks_at_once
+from raysuite.config import Cluster, Reward, RunConfig
 from raysuite.errors import RewardHung, UserError
 from raysuite.families import open_policy
 from raysuite.stages.collect import Collector
-from raysuite.stages.rollout import sample, score
+from raysuite.stages.rollout import ask_here, sample, score
 from raysuite.types import Block, Rollouts
 
-IN_FLIGHT = 2
-"""Blocks an actor holds at once: one is scored while the next is drawn."""
 IDLE_SECONDS = 0.2
 """How long a collector waits for a block before it lets the learner look up."""
 
 
 class RolloutActor:
-    """Draws and scores blocks. Made remote by `start_actors`; runs `IN_FLIGHT` calls in threads."""
+    """Draws and scores blocks. Made remote by `start_actors`; runs `blocks_at_once` calls in threads."""
 
-    def __init__(self, config: RunConfig, *, threads: int, texts: Path | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, *, threads: int, texts: Path | None = None, judges: Names | None = None
+    ) -> None:
         """Open the policy.
 
         Args:
             config: of the run.
             threads: of torch.
             texts: where the run's text states are, if they were encoded before; the actor then has no encoder.
+            judges: of rewards that have processes of their own.
         """
         torch.set_num_threads(threads)
         self._config = config
@@ -47,7 +49,7 @@ class RolloutActor:
         self._policy = open_policy(config, device, texts=texts, encoders=texts is None)
         self._version = -1
         self._drawing, self._scoring = threading.Lock(), threading.Lock()
-        self._rewards = ThreadPool(1)
+        self._rewards, self._judges = ThreadPool(1), Judges(judges or {})
         self._life = uuid.uuid4().hex
 
     def life(self) -> str:
@@ -65,8 +67,13 @@ class RolloutActor:
                 self._policy.set_weights(ray.get(weights[0]))
                 self._version = version
             drawn = sample(self._policy, block, self._config, version=version)
-        with self._scoring:
-            return self._life, score(drawn, self._config, thread=self._rewards)
+        return self._life, score(drawn, self._config, ask=self._ask)
+
+    def _ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
+        if reward.name in self._judges:
+            return self._judges.ask(reward, images_N, block, told)
+        with self._scoring:  # one at a time: what waits does not use up its seconds
+            return ask_here(reward, images_N, block, told, thread=self._rewards)
 
 
 def start_actors(
@@ -76,7 +83,7 @@ def start_actors(
     remote: Any = ray.remote(actor).options(
         num_cpus=cluster.actor_cpus,
         num_gpus=cluster.actor_gpus,
-        max_concurrency=IN_FLIGHT,
+        max_concurrency=blocks_at_once(cluster),
         max_restarts=-1,
         max_task_retries=2,
         # a run of a sweep has reserved room for its actors
@@ -111,8 +118,9 @@ class RayCollector(Collector):
         *,
         idle: Callable[[], None] = lambda: None,
         rewards: Sequence[str] = (),
+        at_once: int = 2,
     ) -> None:
-        self._actors = list(actors)
+        self._actors, self._at_once = list(actors), at_once
         self._rewards = rewards
         """What they score with: user code, which may end their process."""
         self._idle = idle
@@ -121,7 +129,7 @@ class RayCollector(Collector):
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin at once, in a thread; the iterator yields blocks in the order in which they are done."""
-        deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version, self._rewards)
+        deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version, self._rewards, self._at_once)
         threading.Thread(target=deal.run, daemon=True).start()
 
         def iterate() -> Iterator[Rollouts]:
@@ -144,10 +152,11 @@ class _Deal:
         weights: ray.ObjectRef,
         version: int,
         rewards: Sequence[str],
+        at_once: int,
     ) -> None:
         self._actors, self._lives, self._rewards = actors, lives, rewards
         self._blocks, self._weights, self._version = list(enumerate(blocks)), weights, version
-        self._free = list(actors) * IN_FLIGHT
+        self._free = list(actors) * at_once
         self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
         self._hung: Counter[int] = Counter()
         self._results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()

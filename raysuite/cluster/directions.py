@@ -8,7 +8,8 @@ Every file is written whole, so that the command that began a study goes on with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
+from raysuite.cluster.judges import Names, blocks_at_once, running_judges
 from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -41,15 +43,16 @@ Progress = Callable[[str, str], Counting]
 class StudyActor(RolloutActor):
     """Draws like a rollout actor, and measures units at a rung's checkpoint."""
 
-    def __init__(self, held: RungDirectory, *, threads: int, steps: bool = False) -> None:
+    def __init__(self, held: RungDirectory, *, threads: int, steps: bool = False, judges: Names | None = None) -> None:
         """Open the policy.
 
         Args:
             held: one of the study's measurements.
             threads: of torch.
             steps: evaluate steps from the checkpoint: it is what their KL is measured from.
+            judges: of rewards that have processes of their own.
         """
-        super().__init__(held.rung.config, threads=threads)
+        super().__init__(held.rung.config, threads=threads, judges=judges)
         held.load(self._policy)
         if steps:
             self._policy.set_reference(self._policy.weights())
@@ -140,10 +143,19 @@ def _require_rewards(rung: Rung) -> None:
         )
 
 
-def _actors(held: RungDirectory, *, steps: bool = False) -> Any:
-    cluster = held.rung.config.cluster
-    threads = launch.threads_of(held.rung.config, cluster.actors, cluster.actor_cpus)
-    return launch.killed_at_the_end(start_actors(cluster, StudyActor, held, threads=threads, steps=steps))
+@contextmanager
+def _actors(held: RungDirectory, *, steps: bool = False) -> Iterator[list[ray.actor.ActorHandle]]:
+    config, cluster = held.rung.config, held.rung.config.cluster
+    threads = launch.threads_of(config, cluster.actors, cluster.actor_cpus)
+    with running_judges(config) as judges:
+        options = {"threads": threads, "steps": steps, "judges": judges}
+        with launch.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
+            yield actors
+
+
+def _collector(held: RungDirectory, actors: Sequence[ray.actor.ActorHandle]) -> RayCollector:
+    config = held.rung.config
+    return RayCollector(actors, rewards=config.reward_names, at_once=blocks_at_once(config.cluster))
 
 
 def _opened(held: RungDirectory) -> Policy:
@@ -175,7 +187,7 @@ def _draw(
     missing = held.undrawn(blocks)
     with counting:
         counting.begin(len(blocks), done=len(blocks) - len(missing))
-        for rollouts in RayCollector(actors, rewards=held.rung.config.reward_names).start(missing, weights, 0):
+        for rollouts in _collector(held, actors).start(missing, weights, 0):
             held.keep(rollouts)
             counting.advance()
 
@@ -210,7 +222,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
     with _actors(held, steps=True) as actors, progress("taking steps", "objectives") as counting:
-        collector, versions = RayCollector(actors, rewards=config.reward_names), iter(range(1, 1_000_000))
+        collector, versions = _collector(held, actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
             return list(collector.by_split(of, flat, next(versions)))

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
+from raysuite.cluster.judges import blocks_at_once, running_judges
 from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig, validate
@@ -74,6 +75,9 @@ def preflight(config: RunConfig) -> None:
     _tell_of_prompts(config, [prompt.text for prompt in asked])
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
     for reward in (*config.rewards, *config.watched):
+        judge = config.cluster.judges.get(reward.name)
+        if judge is not None and judge.environment is not None:
+            continue  # what it needs is there and not here
         rewards.check(reward.name, model=reward.model, options=reward.options, prompts=texts, metadata=metadata)
     if config.rollouts.replay is not None:
         check_replay(config)
@@ -163,8 +167,8 @@ def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
     """
     joined, total = os.environ.get("RAY_ADDRESS"), ray.cluster_resources()
     for kind, wanted in (
-        ("CPU", workers * cluster.worker_cpus + cluster.actors * cluster.actor_cpus),
-        ("GPU", workers * cluster.worker_gpus + cluster.actors * cluster.actor_gpus),
+        ("CPU", cluster.wanted("cpus", workers=workers)),
+        ("GPU", cluster.wanted("gpus", workers=workers)),
     ):
         if wanted > total.get(kind, 0) and joined:
             logging.getLogger("raysuite").warning(
@@ -176,8 +180,8 @@ def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
             )
         elif wanted > total.get(kind, 0):
             raise UserError(
-                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, the run wants {wanted:g} (workers and "
-                f"actors, cluster.*_{kind.lower()}s each): lower them, or join a cluster"
+                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, the run wants {wanted:g} (workers, "
+                f"actors and judges, cluster.*_{kind.lower()}s each): lower them, or join a cluster"
             )
 
 
@@ -192,6 +196,7 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     if len(ray.nodes()) > 1:
         return max(1, int(cpus))
     busy = processes if config.rollouts.staleness == 0 else cluster.actors + cluster.workers
+    busy += sum(judge.actors for judge in cluster.judges.values() if judge.cpus)
     return max(1, int(ray.cluster_resources()["CPU"]) // busy)
 
 
@@ -207,9 +212,9 @@ def running_actors(
     threads = threads_of(config, cluster.actors, cluster.actor_cpus)
     with ExitStack() as stack:
         with room_for_learners(cluster, workers) as shared:
-            actors = stack.enter_context(
-                killed_at_the_end(start_actors(cluster, RolloutActor, config, threads=threads, texts=texts))
-            )
+            judges = stack.enter_context(running_judges(config))
+            options = {"threads": threads, "texts": texts, "judges": judges}
+            actors = stack.enter_context(killed_at_the_end(start_actors(cluster, RolloutActor, config, **options)))
             if shared:
                 ray.get([actor.ready.remote() for actor in actors])
         yield actors
@@ -293,7 +298,7 @@ def _learner(options: dict[str, Any]) -> None:
             config,
             directory,
             policy,
-            RayCollector(mine, idle=check, rewards=config.reward_names),
+            RayCollector(mine, idle=check, rewards=config.reward_names, at_once=blocks_at_once(config.cluster)),
             accelerator,
             check=check,
         ).train()
@@ -336,7 +341,11 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     with running_actors(config, texts=texts) as actors:
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         training = Training(
-            config, directory, policy, RayCollector(actors, rewards=config.reward_names), Accelerator(cpu=True)
+            config,
+            directory,
+            policy,
+            RayCollector(actors, rewards=config.reward_names, at_once=blocks_at_once(config.cluster)),
+            Accelerator(cpu=True),
         )
         if found is not None:
             training.state = checkpoint.load(found, policy)

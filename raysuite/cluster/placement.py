@@ -18,7 +18,9 @@ def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
     Ray fills one GPU with shares before it begins the next: actors that come first would leave the learners one GPU, or
     pieces too small. Yields whether there is anything to share.
     """
-    if not (workers and 0 < cluster.worker_gpus < 1 and cluster.actor_gpus) or workers + cluster.actors == 2:
+    if not (workers and 0 < cluster.worker_gpus < 1 and cluster.actor_gpus) or (
+        workers + cluster.actors == 2 and not any(judge.gpus for judge in cluster.judges.values())
+    ):
         yield False
         return
     places = placement_group([worker_resources(cluster)] * workers, strategy="PACK")

@@ -100,9 +100,10 @@ def _preflight(declared: Sweep) -> None:
 
 
 def _reserved(cluster: Cluster) -> tune.PlacementGroupFactory:
-    """A run's actors, all or none. Ray Train makes a group of its own for the learners; the process between needs nothing."""
+    """A run's actors and judges, all or none. Ray Train makes a group of its own for learners; the process between needs nothing."""
     actor = {"CPU": cluster.actor_cpus, "GPU": cluster.actor_gpus}
-    return tune.PlacementGroupFactory([{}, *[actor] * cluster.actors], strategy="SPREAD")
+    judges = [{"CPU": j.cpus, "GPU": j.gpus} for j in cluster.judges.values() for _ in range(j.actors)]
+    return tune.PlacementGroupFactory([{}, *[actor] * cluster.actors, *judges], strategy="SPREAD")
 
 
 class Places:
@@ -125,17 +126,21 @@ class Places:
     @classmethod
     def among(cls, nodes: Sequence[Mapping[str, float]], cluster: Cluster, *, wanted: int | None) -> Places:
         """The same from the resources of every node."""
+        judges = cluster.judges.values()
         pieces = {
-            "CPU": (cluster.worker_cpus, cluster.actor_cpus),
-            "GPU": (cluster.worker_gpus, cluster.actor_gpus),
+            "CPU": (cluster.worker_cpus, cluster.actor_cpus, *(judge.cpus for judge in judges)),
+            "GPU": (cluster.worker_gpus, cluster.actor_gpus, *(judge.gpus for judge in judges)),
         }
-        whole = {kind: cluster.workers * worker + cluster.actors * actor for kind, (worker, actor) in pieces.items()}
+        whole = {
+            "CPU": cluster.wanted("cpus", workers=cluster.workers),
+            "GPU": cluster.wanted("gpus", workers=cluster.workers),
+        }
         most = min(int(sum(n.get(kind, 0) for n in nodes) / need + 1e-6) for kind, need in whole.items() if need)
         room = sum(
             min(int(node.get(kind, 0) / max(sizes) + 1e-6) for kind, sizes in pieces.items() if max(sizes))
             for node in nodes
         )
-        sure = room // (cluster.workers + cluster.actors)
+        sure = room // (cluster.workers + cluster.actors + sum(judge.actors for judge in judges))
         most = max(1, most if wanted is None else wanted)
         return cls(sure=max(1, min(sure, most)), most=most)
 

@@ -263,6 +263,11 @@ def _check_soft_prompts(run: Run) -> None:
 
 def _check_cluster(run: Run) -> None:
     cluster = run.cluster
+    known = [reward.name for reward in (*run.rewards, *run.watched)]
+    if strange := sorted(cluster.judges.keys() - set(known)):
+        raise UserError(
+            f"expected cluster.judges of the run's rewards ({', '.join(known)}), got {strange[0]}: name one of them, or leave it out"
+        )
     if cluster.workers > 1 and 0 < cluster.worker_gpus <= 0.5:
         raise UserError(
             f"expected cluster.worker_gpus above 0.5 with several workers, got {cluster.worker_gpus:g}: two learners on one GPU "

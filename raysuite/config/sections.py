@@ -404,6 +404,34 @@ class Guards(Section):
     """A metric is not a finite number."""
 
 
+class Judge(Section):
+    """Processes of its own for a reward: pictures go to them as they are drawn, and drawing goes on meanwhile."""
+
+    actors: PositiveInt = 1
+    """How many. Each scores whole blocks."""
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    """Of each; what Ray sets aside, and how many threads torch has there (one at least)."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Of each; a share such as 0.2 lets others have the rest of a GPU."""
+    pip: tuple[str, ...] = ()
+    """Packages that the reward needs there besides or in place of those that are installed: Ray makes an environment of them."""
+    conda: str | dict[str, Any] | None = None
+    """The same through conda: the name of an environment that every machine has, or what an environment.yml says."""
+
+    @model_validator(mode="after")
+    def _one_environment(self) -> Judge:
+        if self.pip and self.conda is not None:
+            raise UserError("expected pip or conda for a judge, got both: leave one out")
+        return self
+
+    @property
+    def environment(self) -> dict[str, Any] | None:
+        """Ray's runtime environment."""
+        if self.pip:
+            return {"pip": list(self.pip)}
+        return None if self.conda is None else {"conda": self.conda}
+
+
 class Cluster(Section):
     """Where work runs."""
 
@@ -419,6 +447,9 @@ class Cluster(Section):
     """Of each actor."""
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each actor; whole ones set actors apart from learners."""
+    judges: dict[str, Judge] = Field(default_factory=dict)
+    """Rewards that run in processes of their own, by name, such as `{pickscore: {actors: 2, gpus: 0.5}}`. Others run where pictures
+    are drawn."""
     shard: bool = False
     """Spread the network, its gradients and moments over the workers (FSDP2), in place of a copy in each: all weights only."""
     threads: PositiveInt | None = None
@@ -427,6 +458,11 @@ class Cluster(Section):
     """Encode the run's prompts before it begins, into texts/ of the run directory: learners and actors then load no text encoder."""
     max_failures: NonNegativeInt = 2
     """Times a learner may be lost and restarted from its last checkpoint."""
+
+    def wanted(self, kind: Literal["cpus", "gpus"], *, workers: int) -> float:
+        """What actors, judges and so many learners take together."""
+        judges = sum(judge.actors * getattr(judge, kind) for judge in self.judges.values())
+        return float(workers * getattr(self, f"worker_{kind}") + self.actors * getattr(self, f"actor_{kind}") + judges)
 
 
 class Checkpoints(Section):

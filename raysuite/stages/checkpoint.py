@@ -54,6 +54,8 @@ class State:
     underway: Cost = field(default_factory=Cost)
     """Of the update or evaluation that is not finished, as far as the first worker knows."""
     underway_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    """That drawn blocks waited for scores, summed over blocks. Others are drawn meanwhile: it is no part of `seconds`."""
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has had all its updates, or spent its budget."""
@@ -78,6 +80,7 @@ class State:
             "seconds": dict(self.seconds),
             "redone": {**asdict(self.redone), "seconds": self.redone_seconds},
             "underway": {**asdict(self.underway), "seconds": self.underway_seconds},
+            "scoring": {"seconds": self.scoring_seconds},
         }
 
     def count_lost(self, ledger: Mapping[str, Any]) -> None:
@@ -284,4 +287,5 @@ def read_state(checkpoint: Path) -> State:
         tracker=document["tracker"],
         redone=Cost(**{name: value for name, value in redone.items() if name != "seconds"}),
         redone_seconds=redone.get("seconds", 0.0),
+        scoring_seconds=ledger.get("scoring", {}).get("seconds", 0.0),
     )

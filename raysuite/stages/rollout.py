@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -35,7 +36,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, dra
         draws_N = _draws(block, config)
     # an objective of the forward process wants finished pictures only: their trajectories need not travel
     whole = config.rollouts.keep or config.built_objective.process == "reverse"
-    latents, logps, kl_N, predictions = [], [], torch.zeros(size), 0
+    latents, logps, kl_N, predictions = [], [], torch.zeros(size, dtype=torch.float32), 0
     preview_at = () if block.evaluation else config.credit.previews
     previews: list[Tensor] = []
     for step in range(schedule.steps):
@@ -111,7 +112,9 @@ def _noise(policy: Policy, block: Block, config: RunConfig, first: int, end: int
     starts, steps = (
         [
             torch.randn(
-                shape, generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s)
+                shape,
+                generator=torch_generator(seed=seed, stage=stage, update=update, prompt=prompt, sample=s),
+                dtype=torch.float32,  # whatever a reward in another thread has made the default
             )[part]
             for prompt in block.prompt_ids
             for s in samples
@@ -158,10 +161,41 @@ def _preview(
     return x0, len(levels) - 1
 
 
-def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) -> Rollouts:
-    """Score a block: the trained reward of every preview, and at the end every reward that is watched.
+Ask = Callable[[Reward, np.ndarray, Block, Callable[[UserError], None]], np.ndarray]
+"""Scores (N,) of a reward from pictures (N, H, W, 3) of a block; failures that were followed by another try are told."""
 
-    Rewards are held to their time only where there is a `thread` to run them in, of a process that may be replaced.
+
+def ask_here(
+    reward: Reward,
+    images_N: np.ndarray,
+    block: Block,
+    told: Callable[[UserError], None],
+    *,
+    thread: ThreadPool | None = None,
+) -> np.ndarray:
+    """Scores of a reward that runs in this process.
+
+    It is held to its time only where there is a `thread` to run it in, of a process that may be replaced.
+
+    Raises:
+        RewardHung: it took longer than its limit.
+        UserError: it raised to the end, or gave no scores.
+    """
+    return rewards.score(
+        reward.name,
+        images_N,
+        block.prompt_of_N,
+        block.metadata_of_N,
+        model=reward.model,
+        options=reward.options,
+        retries=reward.retries,
+        limit=rewards.Limit(reward.seconds, thread) if thread else None,
+        told=told,
+    )
+
+
+def score(drawn: Drawn, config: RunConfig, *, ask: Ask = ask_here) -> Rollouts:
+    """Score a block: the trained reward of every preview, and at the end every reward that is watched.
 
     Raises:
         RewardHung: a reward took longer than its limit.
@@ -169,19 +203,10 @@ def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) 
     """
     block, evaluation = drawn.block, drawn.block.evaluation
     failures: list[UserError] = []
+    began = time.monotonic()
 
     def scored(settings: Reward, images_N: np.ndarray) -> np.ndarray:
-        return rewards.score(
-            settings.name,
-            images_N,
-            block.prompt_of_N,
-            block.metadata_of_N,
-            model=settings.model,
-            options=settings.options,
-            retries=settings.retries,
-            limit=rewards.Limit(settings.seconds, thread) if thread else None,
-            told=failures.append,
-        )
+        return ask(settings, images_N, block, failures.append)
 
     final = {r.name: scored(r, drawn.previews_JN[-1]) for r in config.rewards}
     reward_N = _total(final, config.rewards)
@@ -212,6 +237,7 @@ def score(drawn: Drawn, config: RunConfig, *, thread: ThreadPool | None = None) 
         draws_N=drawn.draws_N,
         cost=drawn.cost + Cost(images_scored=block.size * len(drawn.previews_JN)),
         redone=Cost(images_scored=block.size * len(failures)),
+        scoring_seconds=time.monotonic() - began,
     )
 
 

@@ -276,7 +276,8 @@ class Training:
             rollouts.append(done)
             self.arrived(done)
             if self.first:
-                self.say("rollout", images=sum(r.block.size for r in rollouts), images_total=total)
+                scoring = sum(r.scoring_seconds for r in rollouts) / len(rollouts)
+                self.say("rollout", images=sum(r.block.size for r in rollouts), images_total=total, scoring=scoring)
             self.check()
         return rollouts
 
@@ -284,6 +285,7 @@ class Training:
         """Put what a block cost into the ledger at once: should the run be killed, it was for nothing."""
         self.state.underway += done.cost + done.redone
         self.state.underway_seconds = time.monotonic() - self.began
+        self.state.scoring_seconds += done.scoring_seconds
         if self.first:
             self.write_ledger()
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 def fails_on_right(images, prompts, metadata):
@@ -62,4 +63,27 @@ def strike(chaos):
 def hangs_on_left(images, prompts, metadata):
     if "left" in prompts:
         threading.Event().wait()
+    return np.zeros(len(images))
+
+
+def together(images, prompts, metadata):
+    """Answers when two processes have been asked."""
+    chaos = Path(os.environ["CHAOS"])
+    (chaos / f"asked-{os.getpid()}").touch()
+    while len(list(chaos.glob("asked-*"))) < 2:
+        time.sleep(0.02)
+    return np.zeros(len(images))
+
+
+def ends(images, prompts, metadata):
+    os._exit(1)
+
+
+def spoils(images, prompts, metadata):
+    """Leaves nothing of torch's settings as it was, time and again."""
+    for seed in range(200):
+        torch.set_default_dtype((torch.float64, torch.float16)[seed % 2])
+        torch.manual_seed(seed)
+        torch.set_num_threads(1 + seed % 2)
+        time.sleep(0.001)
     return np.zeros(len(images))

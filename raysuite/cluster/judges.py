@@ -1,0 +1,180 @@
+"""Rewards in processes of their own: pictures go to them as they are drawn, and drawing goes on meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raysuite import rewards
+from raysuite.config import Cluster, Judge, Reward, RunConfig
+from raysuite.errors import RewardHung, UserError
+from raysuite.types import Block
+
+Names = Mapping[str, Sequence[str]]
+"""What Ray knows judges by, under their reward's name. Handles cannot be arguments of an actor that may be restarted: Ray would have
+to keep them for it."""
+
+
+class JudgeActor:
+    """One reward in one process. Made remote by `running_judges`; answers one question after the other."""
+
+    def __init__(self, reward: Reward, *, threads: int) -> None:
+        """Make the reward: weights are loaded here, once."""
+        torch.set_num_threads(threads)
+        self._reward, self._life = reward, uuid.uuid4().hex
+        self._thread = ThreadPool(1)
+        rewards.made(reward.name, model=reward.model, options=reward.options)
+
+    def life(self) -> str:
+        """Which of the judge's lives this is: another one after a restart. An error of the constructor arrives here."""
+        return self._life
+
+    def score(
+        self, images_N: np.ndarray, prompts_N: Sequence[str], metadata_N: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, np.ndarray, list[UserError]]:
+        """The life it was, scores (N,), and failures that were followed by another try.
+
+        Raises:
+            RewardHung: the reward took longer than its limit.
+            UserError: it raised to the end, or gave no scores.
+        """
+        failures: list[UserError] = []
+        reward = self._reward
+        scores = rewards.score(
+            reward.name,
+            images_N,
+            prompts_N,
+            metadata_N,
+            model=reward.model,
+            options=reward.options,
+            retries=reward.retries,
+            limit=rewards.Limit(reward.seconds, self._thread),
+            told=failures.append,
+        )
+        return self._life, scores, failures
+
+
+class Judges:
+    """A drawing process's view of the judges: it asks, and repeats the question where a judge was lost or hangs."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = {reward: list(of) for reward, of in names.items()}
+        self._lives: dict[str, str] = {}
+        self._known = threading.Lock()
+
+    def __contains__(self, reward: str) -> bool:
+        return reward in self._names
+
+    def ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
+        """A block's scores. All its pictures go to one judge: a network's answer depends on its batch, in the last digits.
+
+        Args:
+            reward: which.
+            images_N: uint8 (N, H, W, 3).
+            block: whose pictures they are.
+            told: of every failure, or judge that was lost, after which all was asked again.
+
+        Raises:
+            UserError: the reward raised or hung to the end, or its process cannot be kept alive.
+        """
+        names = self._names[reward.name]
+        name = names[(block.index + block.first_sample) % len(names)]
+        judge: Any = ray.get_actor(name)
+        for attempt in range(reward.retries + 1):
+            with self._known:
+                before = self._lives.get(name)
+            try:
+                answer: Any = ray.get(judge.score.remote(images_N, block.prompt_of_N, block.metadata_of_N))
+                break
+            except ray.exceptions.RayTaskError as error:
+                hung = error.cause
+                if not isinstance(hung, RewardHung):
+                    raise hung if isinstance(hung, UserError) else error from None
+                ray.kill(
+                    judge, no_restart=False
+                )  # nothing else ends a thread; questions that wait there are asked again
+                with self._known:
+                    self._lives.pop(name, None)
+                if attempt == reward.retries:
+                    raise UserError(str(hung)) from None
+                told(UserError(str(hung)))
+            except ray.exceptions.RayActorError as error:
+                raise _lost(reward.name) from error
+        life, scores, failures = answer
+        for failure in failures:
+            told(failure)
+        if before not in (None, life):  # Ray asked its successor
+            told(UserError(f"a judge of {reward.name} was lost"))
+        with self._known:
+            self._lives[name] = life
+        return np.asarray(scores)
+
+
+def _lost(name: str) -> UserError:
+    return UserError(
+        f"expected a judge of {name} to go on, its process ended again and again: the reward may leave it (os._exit), crash it, or "
+        "need more memory than there is; try the reward alone on a picture"
+    )
+
+
+@contextmanager
+def running_judges(config: RunConfig) -> Iterator[Names]:
+    """The judges that `cluster.judges` asks for, all of them there, for the length of a `with`.
+
+    Raises:
+        UserError: a reward cannot be made, or its environment cannot.
+    """
+    started = {name: _start(config.reward(name), judge) for name, judge in config.cluster.judges.items()}
+    try:
+        for name, of in started.items():
+            try:
+                ray.get([judge.life.remote() for judge in of.values()])
+            except ray.exceptions.RuntimeEnvSetupError as error:
+                raise UserError(
+                    f"expected the environment of cluster.judges.{name}, Ray could not make it: {' '.join(str(error).split())[:500]}"
+                ) from error
+            except ray.exceptions.RayActorError as error:
+                raise _unmade(name, error) from error
+        yield {name: list(of) for name, of in started.items()}
+    finally:
+        for of in started.values():
+            for judge in of.values():
+                ray.kill(judge)
+
+
+def _unmade(name: str, error: ray.exceptions.RayActorError) -> UserError:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError):
+        return cause
+    return UserError(
+        f"expected a judge of {name} to start, it could not: {' '.join(str(error).split())[-500:]}; try the reward alone in its "
+        "environment"
+    )
+
+
+def _start(reward: Reward, judge: Judge) -> dict[str, ray.actor.ActorHandle]:
+    options: dict[str, Any] = {
+        "num_cpus": judge.cpus,
+        "num_gpus": judge.gpus,
+        "max_restarts": -1,
+        "max_task_retries": 2,
+        "runtime_env": judge.environment,
+        "scheduling_strategy": None if ray.util.get_current_placement_group() else "SPREAD",
+    }
+    remote: Any = ray.remote(JudgeActor)
+    names = [f"judge-{uuid.uuid4().hex}" for _ in range(judge.actors)]
+    return {n: remote.options(name=n, **options).remote(reward, threads=max(1, int(judge.cpus))) for n in names}
+
+
+def blocks_at_once(cluster: Cluster) -> int:
+    """Blocks that a drawing process holds: one that it draws, one that it scores, and its share of those at judges."""
+    judges = sum(judge.actors for judge in cluster.judges.values())
+    return 2 + -(-judges // cluster.actors) if judges else 2
