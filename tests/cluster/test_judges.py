@@ -133,7 +133,7 @@ def test_an_environment_is_what_ray_is_told() -> None:
     assert Judge(pip=("hpsv2==1.2",)).environment == {"pip": ["hpsv2==1.2"]}
     assert Judge(conda="scores").environment == {"conda": "scores"}
     with pytest.raises(UserError, match="expected pip or conda for a judge, got both"):
-        Judge(pip=("a",), conda="b")
+        load("toy-ddpo", {"cluster.judges": "{redness: {pip: [a], conda: b}}"})
     with pytest.raises(UserError, match=r"expected cluster.judges of the run's rewards \(redness, .*\), got rednes"):
         load("toy-ddpo", {"cluster.judges": "{rednes: {}}"})
 
