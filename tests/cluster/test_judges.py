@@ -134,7 +134,7 @@ def test_an_environment_is_what_ray_is_told() -> None:
     assert Judge(conda="scores").environment == {"conda": "scores"}
     with pytest.raises(UserError, match="expected pip or conda for a judge, got both"):
         load("toy-ddpo", {"cluster.judges": "{redness: {pip: [a], conda: b}}"})
-    with pytest.raises(UserError, match=r"expected cluster.judges of the run's rewards \(redness, .*\), got rednes"):
+    with pytest.raises(UserError, match=r"expected cluster.judges of the run's rewards \(redness\), got rednes"):
         load("toy-ddpo", {"cluster.judges": "{rednes: {}}"})
 
 
