@@ -62,7 +62,8 @@ class Distribution:
             chosen = int(torch.randint(count, (), generator=torch.Generator().manual_seed(label)))
             return tuple(state_K[chosen : chosen + 1] for state_K in self.states_K)
         elif kind == "correlated":
-            noise = torch.randn(count, generator=torch.Generator().manual_seed(label)) / (count - 1) ** 0.5
+            generator = torch.Generator().manual_seed(label)
+            noise = torch.randn(count, generator=generator, dtype=torch.float32) / (count - 1) ** 0.5
             drawn = tuple(
                 mu + spread * torch.tensordot(noise.to(mu.device), state_K.float() - mu, 1)[None]
                 for mu, state_K in zip(self.mean, self.states_K, strict=True)
@@ -70,7 +71,7 @@ class Distribution:
         else:
             generator = torch.Generator().manual_seed(label)
             drawn = tuple(
-                mu + spread * s * torch.randn(s.shape, generator=generator).to(s.device)
+                mu + spread * s * torch.randn(s.shape, generator=generator, dtype=torch.float32).to(s.device)
                 for mu, s in zip(self.mean, self.deviation, strict=True)
             )
         return tuple(each.to(state_K.dtype) for each, state_K in zip(drawn, self.states_K, strict=True))
