@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from PIL import Image
@@ -79,7 +78,6 @@ class InterleavedPipeline:
                 f"expected a pipeline that takes several pictures and a text ({', '.join(PLACEMENTS)}) at {path}, got {self.name}"
             )
         self.path, self.steps, self.size, self._options = path, steps, size, options
-        diffusers.utils.logging.disable_progress_bar()
         self.pipeline: Any = load_pipeline(model, network=getattr(torch, precision))
         self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)

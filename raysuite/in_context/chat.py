@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import time
@@ -18,6 +16,7 @@ import torch
 from PIL import Image
 
 from raysuite.errors import UserError
+from raysuite.rewards.http import data_url
 from raysuite.rewards.network import load
 
 KEY = "OPENAI_API_KEY"
@@ -165,9 +164,4 @@ class TransformersChat:
 def _content(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    file = io.BytesIO()
-    Image.fromarray(part).save(file, "PNG")
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"},
-    }
+    return {"type": "image_url", "image_url": {"url": data_url(part)}}

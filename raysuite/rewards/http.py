@@ -270,6 +270,11 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def data_url(image: np.ndarray) -> str:
+    """The same in the form in which chats take pictures."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
 def _said(answer: bytes) -> str:
     """What the body of a failure says, if it says anything."""
     try:

@@ -7,7 +7,6 @@ Qwen-VL of transformers in this process.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from raysuite.errors import UserError
-from raysuite.rewards.http import asked, check_options, check_server, parsed, png, start
+from raysuite.rewards.http import asked, check_options, check_server, data_url, parsed, start
 from raysuite.rewards.qwen import QwenVL
 
 QUESTION = (
@@ -173,8 +172,7 @@ class Vlm:
 
     def request(self, image: np.ndarray, question: str) -> bytes:
         """The body of a request about one picture."""
-        picture = f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        content = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": question}]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
