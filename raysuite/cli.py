@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -269,7 +269,7 @@ def export(
     from raysuite.stages.files import RunDirectory
 
     RunDirectory(directory).config()
-    found = {int(path.name): path for path in checkpoints.completed(directory / "checkpoints")}
+    found = checkpoints.by_updates(directory)
     updates = checkpoint if checkpoint is not None else max(found, default=None)
     if updates not in found:
         raise UserError(
@@ -619,17 +619,14 @@ def sample_prompts(
 ) -> None:
     """Pictures of one prompt: a row for each spread, and in each row the same draws and noise."""
     page, spreads = places.file(out), _numbers("--spread", spread)
-    from raysuite.results.grid import write_grid
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
     drawn = open_distribution([places.existing(run)], updates=checkpoint)
     rows = [
         (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed))) for g in spreads
     ]
-    columns = [f"draw {number + 1}" for number in range(samples)]
     said = "From row to row only the spread of the draw changes: at 0 all pictures have the mean prompt, and differ in their noise."
-    written = write_grid(page, title=prompt, said=said, columns=columns, rows=rows)
-    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+    _grid(page, prompt, said, [f"draw {number + 1}" for number in range(samples)], rows)
 
 
 @prompts_app.command("edit")
@@ -643,15 +640,12 @@ def edit_prompts(
 ) -> None:
     """Pictures of several prompts: a row for each text, and in each row the same draws and noise, so that text alone changes."""
     page = places.file(out)
-    from raysuite.results.grid import write_grid
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
     drawn = open_distribution([places.existing(run)], updates=checkpoint)
     rows = [(text, list(pictures(drawn, text, samples=samples, seed=seed))) for text in prompt]
-    columns = [f"draw {number + 1}" for number in range(samples)]
     said = "From row to row only the text changes: a column has one draw and one noise."
-    written = write_grid(page, title="Texts", said=said, columns=columns, rows=rows)
-    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+    _grid(page, "Texts", said, [f"draw {number + 1}" for number in range(samples)], rows)
 
 
 @prompts_app.command("mix")
@@ -667,7 +661,6 @@ def mix_prompts(
 ) -> None:
     """Pictures between two distributions: mixing from left to right, spread from top to bottom, one noise for all."""
     page, shares, spreads = places.file(out), _numbers("--weights", weights), _numbers("--spread", spread)
-    from raysuite.results.grid import write_grid
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
     drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint)
@@ -681,9 +674,7 @@ def mix_prompts(
     said = (
         f"From left to right the weight of {other} rises, that of {run} falls; from top to bottom the spread of both."
     )
-    columns = [f"{w:g}" for w in shares]
-    written = write_grid(page, title=prompt, said=said, columns=columns, rows=rows)
-    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+    _grid(page, prompt, said, [f"{w:g}" for w in shares], rows)
 
 
 @prompts_app.command("export")
@@ -722,6 +713,13 @@ def measure_prompts(
     drawn = open_distribution([places.existing(run)], updates=checkpoint)
     for name, found in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
         console.print(f"{name:12} {with_interval(found)}  grey levels squared", soft_wrap=True, highlight=False)
+
+
+def _grid(page: Path, title: str, said: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    from raysuite.results.grid import write_grid
+
+    written = write_grid(page, title=title, said=said, columns=columns, rows=rows)
+    console.print(f"page: {written}", soft_wrap=True, highlight=False)
 
 
 def _numbers(option: str, given: str) -> list[float]:

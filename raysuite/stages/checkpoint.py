@@ -220,6 +220,11 @@ def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> No
     optimizer.load_state_dict({**optimizer.state_dict(), "state": shares})
 
 
+def by_updates(run: Path) -> dict[int, Path]:
+    """A run's whole checkpoints by the number of updates that they are of."""
+    return {int(path.name): path for path in completed(run / "checkpoints")}
+
+
 def completed(directory: Path) -> list[Path]:
     """Checkpoints in ascending order."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())

@@ -64,25 +64,18 @@ def open_distribution(runs: Sequence[Path], *, updates: int | None = None) -> Di
         if len(runs) > 1 and config.parameters.prompts.start == "plain":
             raise UserError(f"expected distributions that are not start=plain to mix, {run} is: leave it out")
     policy: Any = open_policy(configs[0], torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    values = []
+    models = []
     for run in runs:
-        found = {int(path.name): path for path in checkpoint.completed(run / "checkpoints")}
+        found = checkpoint.by_updates(run)
         number = updates if updates is not None else max(found, default=None)
         if number not in found:
             raise UserError(
                 f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {number}: name one of them"
             )
         checkpoint.read_state(found[number])
-        values.append(policy.soft.read(found[number] / "model"))
-    opened = Distribution(configs[0], policy, tuple(values))
-    policy.load(found_model(runs[0], updates))
-    return opened
-
-
-def found_model(run: Path, updates: int | None) -> Path:
-    """The model's directory in a checkpoint that is there."""
-    number = updates if updates is not None else int(checkpoint.completed(run / "checkpoints")[-1].name)
-    return run / "checkpoints" / f"{number:06d}" / "model"
+        models.append(found[number] / "model")
+    policy.load(models[0])
+    return Distribution(configs[0], policy, tuple(policy.soft.read(model) for model in models))
 
 
 def pictures(drawn: Distribution, prompt: str, *, samples: int, seed: int, first: int = 0) -> np.ndarray:
