@@ -127,6 +127,13 @@ class RayCollector(Collector):
         """Called now and then while there is nothing to hand out; what it raises ends the waiting."""
         self._lives: dict[ray.actor.ActorHandle, str] = {}
 
+    @classmethod
+    def of(
+        cls, config: RunConfig, actors: Sequence[ray.actor.ActorHandle], *, idle: Callable[[], None] = lambda: None
+    ) -> RayCollector:
+        """That of a run's actors."""
+        return cls(actors, idle=idle, rewards=config.reward_names, at_once=blocks_at_once(config.cluster))
+
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin at once, in a thread; the iterator yields blocks in the order in which they are done."""
         deal = _Deal(self._actors, self._lives, blocks, ray.put(weights), version, self._rewards, self._at_once)

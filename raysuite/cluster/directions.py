@@ -19,7 +19,7 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
-from raysuite.cluster.judges import Names, blocks_at_once, running_judges
+from raysuite.cluster.judges import Names, running_judges
 from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -153,11 +153,6 @@ def _actors(held: RungDirectory, *, steps: bool = False) -> Iterator[list[ray.ac
             yield actors
 
 
-def _collector(held: RungDirectory, actors: Sequence[ray.actor.ActorHandle]) -> RayCollector:
-    config = held.rung.config
-    return RayCollector(actors, rewards=config.reward_names, at_once=blocks_at_once(config.cluster))
-
-
 def _opened(held: RungDirectory) -> Policy:
     policy = open_policy(held.rung.config, torch.device("cpu"))
     held.load(policy)
@@ -187,7 +182,7 @@ def _draw(
     missing = held.undrawn(blocks)
     with counting:
         counting.begin(len(blocks), done=len(blocks) - len(missing))
-        for rollouts in _collector(held, actors).start(missing, weights, 0):
+        for rollouts in RayCollector.of(held.rung.config, actors).start(missing, weights, 0):
             held.keep(rollouts)
             counting.advance()
 
@@ -222,7 +217,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
     with _actors(held, steps=True) as actors, progress("taking steps", "objectives") as counting:
-        collector, versions = _collector(held, actors), iter(range(1, 1_000_000))
+        collector, versions = RayCollector.of(config, actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
             return list(collector.by_split(of, flat, next(versions)))

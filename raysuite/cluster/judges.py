@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from raysuite import rewards
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.errors import RewardHung, UserError
+from raysuite.stages.rollout import ask_here
 from raysuite.types import Block
 
 Names = Mapping[str, Sequence[str]]
@@ -37,28 +39,15 @@ class JudgeActor:
         """Which of the judge's lives this is: another one after a restart. An error of the constructor arrives here."""
         return self._life
 
-    def score(
-        self, images_N: np.ndarray, prompts_N: Sequence[str], metadata_N: Sequence[Mapping[str, Any]]
-    ) -> tuple[str, np.ndarray, list[UserError]]:
-        """The life it was, scores (N,), and failures that were followed by another try.
+    def score(self, images_N: np.ndarray, block: Block) -> tuple[str, np.ndarray, list[UserError]]:
+        """The life it was, scores (N,) of a block's pictures, and failures that were followed by another try.
 
         Raises:
             RewardHung: the reward took longer than its limit.
             UserError: it raised to the end, or gave no scores.
         """
         failures: list[UserError] = []
-        reward = self._reward
-        scores = rewards.score(
-            reward.name,
-            images_N,
-            prompts_N,
-            metadata_N,
-            model=reward.model,
-            options=reward.options,
-            retries=reward.retries,
-            limit=rewards.Limit(reward.seconds, self._thread),
-            told=failures.append,
-        )
+        scores = ask_here(self._reward, images_N, block, failures.append, thread=self._thread)
         return self._life, scores, failures
 
 
@@ -92,15 +81,14 @@ class Judges:
             with self._known:
                 before = self._lives.get(name)
             try:
-                answer: Any = ray.get(judge.score.remote(images_N, block.prompt_of_N, block.metadata_of_N))
+                answer: Any = ray.get(judge.score.remote(images_N, block))
                 break
             except ray.exceptions.RayTaskError as error:
                 hung = error.cause
                 if not isinstance(hung, RewardHung):
                     raise hung if isinstance(hung, UserError) else error from None
-                ray.kill(
-                    judge, no_restart=False
-                )  # nothing else ends a thread; questions that wait there are asked again
+                # nothing else ends a thread; questions that wait there are asked again
+                ray.kill(judge, no_restart=False)
                 with self._known:
                     self._lives.pop(name, None)
                 if attempt == reward.retries:
@@ -177,4 +165,4 @@ def _start(reward: Reward, judge: Judge) -> dict[str, ray.actor.ActorHandle]:
 def blocks_at_once(cluster: Cluster) -> int:
     """Blocks that a drawing process holds: one that it draws, one that it scores, and its share of those at judges."""
     judges = sum(judge.actors for judge in cluster.judges.values())
-    return 2 + -(-judges // cluster.actors) if judges else 2
+    return 2 + math.ceil(judges / cluster.actors)

@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ from ray.train.torch import TorchTrainer
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
-from raysuite.cluster.judges import blocks_at_once, running_judges
+from raysuite.cluster.judges import running_judges
 from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.cluster.texts import encode_once
-from raysuite.config import Cluster, RunConfig, validate
+from raysuite.config import Cluster, Model, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, cut_prompts, open_policy
 from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
-from raysuite.stages.prompts import load_prompts, repetitions, training_blocks
+from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.stored import check_replay
@@ -72,8 +73,8 @@ def preflight(config: RunConfig) -> None:
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     asked = [*prompts.training, *prompts.held_out]
-    _tell_of_prompts(config, [prompt.text for prompt in asked])
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
+    _tell_of_prompts(config.model, prompts.repeated, texts)
     for reward in (*config.rewards, *config.watched):
         judge = config.cluster.judges.get(reward.name)
         if judge is not None and judge.environment is not None:
@@ -86,21 +87,24 @@ def preflight(config: RunConfig) -> None:
     preflight_of_trackers(config.trackers)
 
 
-def _tell_of_prompts(config: RunConfig, texts: list[str]) -> None:
+def _tell_of_prompts(model: Model, repeated: Mapping[str, int], texts: list[str]) -> None:
     """Say which rows of prompt files count once, and which prompts the model will not read to their end."""
-    for setting, count in repetitions(config.prompts).items():
-        logging.getLogger("raysuite").warning(
-            "NOTE: %s has %d row%s that came before: each counts once.", setting, count, "" if count == 1 else "s"
-        )
-    cut, tokens = cut_prompts(config.model, texts)
+    for split, count in repeated.items():
+        rows = "row" if count == 1 else "rows"
+        _say_once(f"NOTE: prompts.{split} has {count} {rows} that came before: each counts once.")
+    cut, tokens = cut_prompts(model, texts)
     if cut:
-        logging.getLogger("raysuite").warning(
-            "WARNING: %d of %d prompts are cut after the %d tokens that the model reads, for example %r.",
-            len(cut),
-            len(texts),
-            tokens,
-            cut[0] if len(cut[0]) <= 300 else f"{cut[0][:300]}...",
+        example = cut[0] if len(cut[0]) <= 300 else f"{cut[0][:300]}..."
+        _say_once(
+            f"WARNING: {len(cut)} of {len(texts)} prompts are cut after the {tokens} tokens that the model reads, for example "
+            f"{example!r}."
         )
+
+
+@cache
+def _say_once(line: str) -> None:
+    """The runs of a sweep, and the objectives of a study, have the same to tell."""
+    logging.getLogger("raysuite").warning("%s", line)
 
 
 def _bytes_of_weights(model: str) -> float:
@@ -298,7 +302,7 @@ def _learner(options: dict[str, Any]) -> None:
             config,
             directory,
             policy,
-            RayCollector(mine, idle=check, rewards=config.reward_names, at_once=blocks_at_once(config.cluster)),
+            RayCollector.of(config, mine, idle=check),
             accelerator,
             check=check,
         ).train()
@@ -340,13 +344,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     texts = encode_once(config, directory, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
     with running_actors(config, texts=texts) as actors:
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
-        training = Training(
-            config,
-            directory,
-            policy,
-            RayCollector(actors, rewards=config.reward_names, at_once=blocks_at_once(config.cluster)),
-            Accelerator(cpu=True),
-        )
+        training = Training(config, directory, policy, RayCollector.of(config, actors), Accelerator(cpu=True))
         if found is not None:
             training.state = checkpoint.load(found, policy)
         training.measure()
@@ -376,7 +374,7 @@ def _evaluated(directory: Path, updates: int | None, samples: int | None) -> tup
     if samples:
         evaluation = config.evaluation.model_copy(update={"samples": samples, "final_samples": samples})
         config = config.model_copy(update={"evaluation": evaluation})
-    found = {int(path.name): path for path in checkpoint.completed(directory / "checkpoints")}
+    found = checkpoint.by_updates(directory)
     if updates is None and found:
         updates = max(found)
     if updates not in found and updates != 0:

@@ -10,7 +10,6 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
-from raysuite.cluster.judges import blocks_at_once
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests, open_policy
@@ -83,9 +82,7 @@ def make_pairs(
         launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
         with launch.running_actors(drawing) as actors:
-            for drawn in RayCollector(
-                actors, rewards=config.reward_names, at_once=blocks_at_once(config.cluster)
-            ).start(missing, policy.weights(), 0):
+            for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):
                 block = drawn.block
                 indices_RM, ties = rankings(config, block, drawn.reward_N)
                 ranked = compared(drawn, indices_RM)

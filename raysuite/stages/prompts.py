@@ -33,6 +33,8 @@ class PromptSet:
 
     training: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    repeated: Mapping[str, int] = field(default_factory=dict)
+    """Rows that came before in their source, where there are any, by split."""
 
     @property
     def splits(self) -> dict[str, tuple[Prompt, ...]]:
@@ -58,27 +60,19 @@ def load_prompts(spec: Prompts) -> PromptSet:
     Raises:
         UserError: a file is missing, cannot be decoded, or holds no prompt; or a prompt to learn from is held out as well.
     """
-    training = _read(spec.training, held_out=False, first=0)
-    held_out = _read(spec.held_out, held_out=True, first=len(training)) if spec.held_out else ()
+    repeated: dict[str, int] = {}
+    training = _read(spec.training, "training", 0, repeated)
+    held_out = _read(spec.held_out, "held_out", len(training), repeated) if spec.held_out else ()
     if both := {prompt.text for prompt in training} & {prompt.text for prompt in held_out}:
         raise UserError(
             f"expected other prompts in prompts.held_out than in prompts.training, {len(both)} are in both, for example "
             f"{min(both)!r}: take them out of one (training prompts are evaluated in any case)"
         )
-    return PromptSet(training, held_out)
+    return PromptSet(training, held_out, repeated)
 
 
-def repetitions(spec: Prompts) -> dict[str, int]:
-    """Rows that are there again, by the setting that names the source."""
-    found: dict[str, int] = {}
-    for setting, source in (("prompts.training", spec.training), ("prompts.held_out", spec.held_out)):
-        if source is not None and source not in prompt_files.BUILT_IN:
-            rows = prompt_files.read(source)
-            found[setting] = len(rows) - len({prompt_files.identity(row) for row in rows})
-    return {setting: count for setting, count in found.items() if count}
-
-
-def _read(source: str, *, held_out: bool, first: int) -> tuple[Prompt, ...]:
+def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tuple[Prompt, ...]:
+    held_out = split == "held_out"
     if source == "scenes":
         from raysuite.worlds.scenes import grammar
 
@@ -87,7 +81,10 @@ def _read(source: str, *, held_out: bool, first: int) -> tuple[Prompt, ...]:
         return tuple(Prompt(t, first + i, {"kind": k}, k) for i, (t, k) in enumerate(zip(texts, kinds, strict=True)))
     if source == "toy":
         return tuple(Prompt(text, first + i) for i, text in enumerate(("both",) if held_out else ("left", "right")))
-    once = {prompt_files.identity(row): row for row in prompt_files.read(source)}
+    rows = prompt_files.read(source)
+    once = {prompt_files.identity(row): row for row in rows}
+    if len(once) < len(rows):
+        repeated[split] = len(rows) - len(once)
     return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(once.values()))
 
 

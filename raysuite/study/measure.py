@@ -54,9 +54,8 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
     first = 0 if config.rollouts.replay else FIRST_UPDATE
     prompts = load_prompts(config.prompts)
     blocks = (block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r))
-    return [
-        replace(block, one_draw=True) for block in blocks
-    ]  # a unit is for objectives that compare and for those that do not
+    # a unit is for objectives that compare and for those that do not
+    return [replace(block, one_draw=True) for block in blocks]
 
 
 def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:

@@ -17,7 +17,7 @@ from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.families.toy import PROMPTS as TOY_PROMPTS
 from raysuite.stages import prompt_files
-from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, repetitions, training_blocks
+from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, training_blocks
 from raysuite.types import Block
 
 Maker = Callable[..., RunConfig]
@@ -117,8 +117,8 @@ def test_a_row_that_is_there_twice_is_one_prompt_and_equal_texts_with_other_meta
         ("a cat", 2),
     ]
     assert list(prompts.names.values()) == ["a cat", "a dog", "a cat (prompt 2)", "an owl", "an emu"]
-    assert repetitions(spec) == {"prompts.training": 1, "prompts.held_out": 2}
-    assert repetitions(Prompts()) == {}
+    assert prompts.repeated == {"training": 1, "held_out": 2}
+    assert load_prompts(Prompts()).repeated == {}
 
 
 def test_lines_end_with_newlines_only(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""What a command looks at before Ray starts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from raysuite.cluster import launch
+from raysuite.config import load
+
+
+def test_what_there_is_to_tell_of_prompts_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The runs of a sweep have it in common."""
+    long = " ".join(["red"] * 15)
+    (tmp_path / "p.txt").write_text(f"one red circle\ntwo red circles\none red circle\n{long}\n")
+    settings = {"prompts.training": str(tmp_path / "p.txt"), "prompts.held_out": "null"}
+    sizes = {"rollouts.prompts": "2", "rollouts.prompts_per_block": "2", "learn.minibatches": "1"}
+    rewards = {"rewards": "[{name: redness}]", "evaluation.rewards": "[]"}
+    with caplog.at_level(logging.WARNING, logger="raysuite"):
+        for seed in ("0", "1"):
+            launch.preflight(load("scenes-ddpo", {**settings, **sizes, **rewards, "seed": seed}))
+    assert [record.getMessage() for record in caplog.records] == [
+        "NOTE: prompts.training has 1 row that came before: each counts once.",
+        f"WARNING: 1 of 3 prompts are cut after the 16 tokens that the model reads, for example {long!r}.",
+    ]
