@@ -20,7 +20,10 @@ Row = tuple[str, Mapping[str, Any]]
 
 BUILT_IN = ("scenes", "toy")
 """Sources that are worlds."""
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES: Mapping[str, Mapping[str, Any]] = {
+    ".csv": {"delimiter": ","},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # its quotes are its prompts'
+}
 FORMS = ".txt, .jsonl, .csv, .tsv, .parquet"
 
 
@@ -38,7 +41,7 @@ def read(source: str) -> list[Row]:
     path = Path(source)
     if path.suffix in (".txt", ".jsonl"):
         rows = _lines(path)
-    elif path.suffix in SEPARATORS:
+    elif path.suffix in TABLES:
         rows = _table(path)
     elif path.suffix == ".parquet":
         rows = _parquet(path)
@@ -101,10 +104,17 @@ def _json_row(line: str, where: str) -> Row:
 
 
 def _table(path: Path) -> list[Row]:
-    reader = csv.DictReader(
-        io.StringIO(_text_of(path), newline=""), delimiter=SEPARATORS[path.suffix], restkey="beyond the last column"
-    )
-    return _rows_of(path, reader.fieldnames or (), reader)
+    reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True, **TABLES[path.suffix])
+    try:
+        columns, *rows = [cells for cells in reader if cells] or [[]]
+    except csv.Error as error:
+        raise UserError(f"expected a table in {path}, line {reader.line_num} is none ({error}): correct it") from error
+    for number, cells in enumerate(rows, start=1):
+        if len(cells) != len(columns):
+            raise UserError(
+                f"expected {len(columns)} cells in row {number} of {path}, as its first line has, got {len(cells)}: correct it"
+            )
+    return _rows_of(path, columns, (dict(zip(columns, cells, strict=True)) for cells in rows))
 
 
 def _parquet(path: Path) -> list[Row]:

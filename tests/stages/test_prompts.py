@@ -67,6 +67,9 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
         ("p.csv", "a cat\n", "one column called prompt in .*p.csv, found a cat"),
         ("p.csv", "prompt,Prompt\na,b\n", "one column called prompt in .*p.csv, found prompt, Prompt"),
         ("p.csv", "n,prompt\n1,a cat\n2,\n", "a prompt in row 2 of .*p.csv, got ''"),
+        ("p.csv", 'prompt,n\n"a cat,1\n', "a table in .*p.csv, line 2 is none"),
+        ("p.csv", "prompt,n\na cat,1\na dog\n", "2 cells in row 2 of .*p.csv, as its first line has, got 1"),
+        ("p.tsv", "prompt\tn\na\tcat\t1\n", "2 cells in row 1 of .*p.tsv, as its first line has, got 3"),
         ("p.csv", "", "one column called prompt in .*p.csv, found none"),
         ("p.csv", "prompt\n", "expected at least one prompt"),
         ("p.parquet", "a cat\n", "a Parquet file at .*p.parquet"),
@@ -153,6 +156,17 @@ def test_tables_have_a_column_of_prompts_and_the_others_are_metadata(tmp_path: P
     ):
         found = load_prompts(Prompts(training=str(source), held_out=None)).training
         assert {p.text: {k: v or None for k, v in p.metadata.items()} for p in found} == known, source
+
+
+def test_quotes_in_a_tsv_belong_to_its_prompts(tmp_path: Path) -> None:
+    """What a picture should say stands in quotes: the reward `ocr` looks for them."""
+    rows = 'Prompt\tCategory\n"hello" on a sign\tText\n"a b\tWords\na dog\tAnimals\n'
+    found = load_prompts(Prompts(training=write(tmp_path, "p.tsv", rows), held_out=None)).training
+    assert [(p.text, p.metadata["Category"]) for p in found] == [
+        ('"hello" on a sign', "Text"),
+        ('"a b', "Words"),
+        ("a dog", "Animals"),
+    ]
 
 
 def test_a_data_set_that_is_not_there_and_a_split_that_it_has_not(
