@@ -83,6 +83,19 @@ def test_a_label_decides(kind: Draw) -> None:
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("kind", ["independent", "correlated", "member"])
+def test_a_draw_does_not_depend_on_the_default_type(kind: Draw) -> None:
+    """Which a reward in the same process may have changed: numbers of another type are others, not the same ones rounded."""
+    many = Distribution((normal(50, 6, label=1),))
+    expected = many.draw(3, kind=kind, spread=1.0)[0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        drawn = many.draw(3, kind=kind, spread=1.0)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(drawn, expected)
+
+
 def test_gradients_reach_every_soft_prompt() -> None:
     """With g the loss's gradient in the draw: g / K + g e (E_k - mu) / ((K - 1) s), and (1 / K + w_k - mean w) g."""
     g = normal(1, 6, label=9)
