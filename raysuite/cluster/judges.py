@@ -29,15 +29,18 @@ class JudgeActor:
     """One reward in one process. Made remote by `running_judges`; answers one question after the other."""
 
     def __init__(self, reward: Reward, *, threads: int) -> None:
-        """Make the reward: weights are loaded here, once."""
+        """Make ready for a reward, which is made when it is first needed."""
         torch.set_num_threads(threads)
         self._reward, self._life = reward, uuid.uuid4().hex
         self._thread = ThreadPool(1)
-        rewards.made(reward.name, model=reward.model, options=reward.options)
 
-    def life(self) -> str:
-        """Which of the judge's lives this is: another one after a restart. An error of the constructor arrives here."""
-        return self._life
+    def make(self) -> None:
+        """Make the reward: weights are loaded.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        rewards.made(self._reward.name, model=self._reward.model, options=self._reward.options)
 
     def score(self, images_N: np.ndarray, block: Block) -> tuple[str, np.ndarray, list[UserError]]:
         """The life it was, scores (N,) of a block's pictures, and failures that were followed by another try.
@@ -124,28 +127,20 @@ def running_judges(config: RunConfig) -> Iterator[Names]:
     try:
         for name, of in started.items():
             try:
-                ray.get([judge.life.remote() for judge in of.values()])
+                ray.get([judge.make.remote() for judge in of.values()])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, UserError) else error from None
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
                     f"expected the environment of cluster.judges.{name}, Ray could not make it: {' '.join(str(error).split())[:500]}"
                 ) from error
             except ray.exceptions.RayActorError as error:
-                raise _unmade(name, error) from error
+                raise _lost(name) from error
         yield {name: list(of) for name, of in started.items()}
     finally:
         for of in started.values():
             for judge in of.values():
                 ray.kill(judge)
-
-
-def _unmade(name: str, error: ray.exceptions.RayActorError) -> UserError:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, UserError):
-        return cause
-    return UserError(
-        f"expected a judge of {name} to start, it could not: {' '.join(str(error).split())[-500:]}; try the reward alone in its "
-        "environment"
-    )
 
 
 def _start(reward: Reward, judge: Judge) -> dict[str, ray.actor.ActorHandle]:

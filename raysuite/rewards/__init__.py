@@ -216,7 +216,12 @@ def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | No
     key = json.dumps([name, model, options or {}], sort_keys=True)
     with _MAKING:
         if key not in _MADE:
-            _MADE[key] = found(**_arguments(found, model, options or {}))
+            try:
+                _MADE[key] = found(**_arguments(found, model, options or {}))
+            except UserError:
+                raise
+            except Exception as error:  # whatever a user's class raises
+                raise UserError(f"the reward {name} could not be made, it raised {_told(error)}") from error
         return _MADE[key]
 
 

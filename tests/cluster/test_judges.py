@@ -104,6 +104,10 @@ def test_a_judge_that_always_hangs_raises_or_ends_is_named(chaos: Path) -> None:
         drawn(judged("hangs_on_left", seconds="1"))
     with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
         drawn(judged("fails_on_right"))
+    with pytest.raises(
+        UserError, match=r"^the reward .*NoPaint could not be made, it raised RuntimeError: out of paint$"
+    ):
+        drawn(judged("NoPaint"))
     with pytest.raises(UserError, match=r"expected a judge of tests.cluster.rewards:ends to go on, its process ended"):
         drawn(judged("ends"))
 
