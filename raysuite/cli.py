@@ -259,6 +259,9 @@ def export(
     checkpoint: Annotated[
         int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
     ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")
+    ] = False,
 ) -> None:
     """Write a run's LoRA in another form. For diffusers nothing needs to be written: it loads checkpoints/<updates>/model."""
     if form != "kohya":
@@ -275,7 +278,12 @@ def export(
         raise UserError(
             f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
         )
-    layers = to_kohya(found[updates] / "model", file)
+    model = found[updates] / (checkpoints.EMA if ema else "model")
+    if not model.is_dir():
+        raise UserError(
+            f"expected an average of the weights in {found[updates]}, found none: the run has no learn.ema; leave --ema out"
+        )
+    layers = to_kohya(model, file)
     console.print(f"{layers} layers after {updates} updates: {file}", soft_wrap=True, highlight=False)
 
 

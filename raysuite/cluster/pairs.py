@@ -46,6 +46,11 @@ def make_pairs(
         raise UserError(
             "expected a configuration that draws rollouts, got one with preferences.source or rollouts.replay"
         )
+    if config.reward_scale != "given":
+        raise UserError(
+            f"expected reward_scale=given to make pairs, got {config.reward_scale}: pairs are made block by block, without the "
+            "batch of an update; leave it out"
+        )
     if config.parameters.kind == "prompts":
         raise UserError(
             "expected parameters.kind=lora or all, got prompts: a set is drawn with prompts as they are, and holds no draws; set it"

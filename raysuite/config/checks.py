@@ -111,6 +111,10 @@ def _check_learning(run: Run) -> None:
         raise UserError(
             "expected cluster.worker_gpus above 0 with learn.fused, got 0: it is a kernel for GPUs; leave it out"
         )
+    if run.evaluation.ema and learn.ema is None:
+        raise UserError(
+            "expected learn.ema with evaluation.ema, got none: set its decay, such as learn.ema=0.99, or leave evaluation.ema out"
+        )
 
 
 def _check_credit(run: Run) -> None:
@@ -199,6 +203,17 @@ def _check_rewards(run: Run) -> None:
             f"expected a reward to learn from, got weight 0 for {', '.join(names)}: give one another weight, and name what is only "
             "watched in evaluation.rewards"
         )
+    if run.reward_scale != "given":
+        if run.preferences.source is not None:
+            raise UserError(
+                f"expected reward_scale=given with preferences.source, got {run.reward_scale}: in a set it is settled who is "
+                "preferred; leave it out"
+            )
+        if run.credit.kind == "previews":
+            raise UserError(
+                f"expected reward_scale=given with credit.kind=previews, got {run.reward_scale}: a mean and a deviation are those of "
+                "final pictures; leave one of them out"
+            )
     toy = run.model.path
     if toy in TOYS and "scenes" in (run.prompts.training, run.prompts.held_out):
         raise UserError(

@@ -351,6 +351,9 @@ class Learn(Section):
     """Passes over the rollouts of an update."""
     microbatch: PositiveInt = 32
     """Points through the network at once. With the size of a block, the first ratio is exactly 1."""
+    ema: Decay | None = None
+    """Decay of an exponential moving average of the weights, kept beside them in every checkpoint (`ema/`): 0.99, say. After u updates
+    it is at most (1 + u) / (10 + u), so that the first weights are soon forgotten. Null keeps none."""
 
 
 class Evaluation(Section):
@@ -372,6 +375,8 @@ class Evaluation(Section):
     """Prompts of each split whose first picture is kept."""
     seed: NonNegativeInt = 0
     """Evaluation draws depend on this and never on the run's seed."""
+    ema: bool = False
+    """Evaluate the average that `learn.ema` keeps, in place of the weights that learn."""
 
 
 Reaction = Literal["warn", "stop", "ignore"]
@@ -520,6 +525,10 @@ class Run(Section):
     prompts: Prompts = Prompts()
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
     """Terms of the trained reward, which is their weighted sum."""
+    reward_scale: Literal["given", "batch", "running"] = "given"
+    """Of each term before it is weighted: as its reward gives it, or less its mean and over its standard deviation, in the update's
+    `batch` or `running` over all updates so far. A weight then says what a term counts for, whatever its units. Curves and evaluations
+    show rewards as they are given."""
     rollouts: RolloutSettings = RolloutSettings()
     credit: Credit = Credit()
     preferences: Preferences = Preferences()

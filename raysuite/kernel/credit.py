@@ -7,7 +7,7 @@ an objective multiplies log-densities with. Everything is float64 NumPy: rewards
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +121,43 @@ def groups_without_spread(reward_N: np.ndarray, prompts_N: Sequence[str] | Seque
     prompts = np.asarray(prompts_N)
     groups = [group for prompt in dict.fromkeys(prompts_N) if len(group := reward_N[prompts == prompt]) > 1]
     return sum(not has_spread(group, float(group.std())) for group in groups), len(groups)
+
+
+class RewardScale:
+    """Mean and standard deviation of each term of a sum of rewards, over all that it was shown: puts terms on one scale.
+
+    Statistics of several batches are put together as if they were one (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", 1979, equation 2.1).
+    """
+
+    def __init__(self, known: Mapping[str, Sequence[float]] | None = None) -> None:
+        """Begin with what `state` gave, or with nothing."""
+        self._known = {name: tuple(entry) for name, entry in (known or {}).items()}
+
+    def show(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Take a batch of every term's scores (N,) in."""
+        for name, score_N in scores.items():
+            n, mean, squares = len(score_N), float(score_N.mean()), float(((score_N - score_N.mean()) ** 2).sum())
+            if name in self._known:
+                m, before, squares_before = self._known[name]
+                squares += squares_before + (mean - before) ** 2 * n * m / (n + m)
+                mean = before + (mean - before) * n / (n + m)
+                n += int(m)
+            self._known[name] = (n, mean, squares)
+
+    def total(self, scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+        """The weighted sum (N,) of scores less their mean, over their deviation. A term that never differed adds nothing."""
+        total_N = np.zeros(len(next(iter(scores.values()))))
+        for name, weight in weights.items():
+            n, mean, squares = self._known[name]
+            deviation = float(np.sqrt(squares / n))
+            if has_spread(np.append(scores[name], mean), deviation):
+                total_N += weight * (scores[name] - mean) / deviation
+        return total_N
+
+    def state(self) -> dict[str, list[float]]:
+        """By term: count, mean, and sum of squared distances from it."""
+        return {name: list(entry) for name, entry in self._known.items()}
 
 
 @dataclass

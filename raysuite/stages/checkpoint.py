@@ -25,6 +25,8 @@ from raysuite.families.sharding import share_of, whole
 from raysuite.stages.files import digest
 from raysuite.types import Cost
 
+EMA = "ema"
+"""The directory of the exponential moving average in a checkpoint, in the same form as `model`."""
 Moments = dict[int, dict[str, torch.Tensor]]
 """What an optimiser remembers of each parameter, by its number: whole tensors."""
 
@@ -45,6 +47,10 @@ class State:
     """Flat weights of the policy versions that rollouts may still be drawn from, by version."""
     reference: np.ndarray | None = None
     """Flat weights of the reference, where it is not the model as it came."""
+    ema: np.ndarray | None = None
+    """Flat weights of the exponential moving average, where one is kept."""
+    scale: dict[str, list[float]] = field(default_factory=dict)
+    """Running statistics of the terms of the reward; see `RewardScale`."""
     moments: Moments = field(default_factory=dict)
     """A copy of what the optimiser remembers, in the process that writes checkpoints: a stop in the middle of an update has it,
     though the optimiser has gone on and the other workers are not asked."""
@@ -71,6 +77,15 @@ class State:
         if not self.training.network_evaluations:
             return config.updates
         return min(config.updates, math.ceil(config.budget * self.updates / self.training.network_evaluations))
+
+    def average(self, weights: np.ndarray, *, decay: float) -> None:
+        """Let the exponential moving average follow, after `updates` updates.
+
+        The bound on the decay is that of diffusers' `EMAModel`, which Flow-GRPO and DiffusionNFT use without it.
+        """
+        if self.ema is not None:
+            share = min(decay, (1 + self.updates) / (10 + self.updates))
+            self.ema = share * self.ema + (1 - share) * weights
 
     def ledger(self) -> dict[str, Any]:
         """What ledger.json holds."""
@@ -113,6 +128,8 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
         _write(temporary, policy, state)
         for earlier in completed(directory)[-1:]:
             _share(temporary / "model", earlier / "model")
+        if state.ema is not None:
+            _share(temporary / EMA, temporary / "model")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
@@ -129,8 +146,10 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
 
 
 def _write(temporary: Path, policy: Policy, state: State) -> None:
-    (temporary / "model").mkdir(parents=True)
-    policy.save(temporary / "model", state.behaviour[state.updates])
+    for name, flat in {"model": state.behaviour[state.updates], EMA: state.ema}.items():
+        if flat is not None:
+            (temporary / name).mkdir(parents=True)
+            policy.save(temporary / name, flat)
     names = list(policy.trainable())
     named = {
         f"{names[index]}/{key}": value.contiguous()
@@ -148,6 +167,7 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
         "updates": state.updates,
         "ledger": state.ledger(),
         "tracker": state.tracker,
+        "scale": state.scale,
         "sha256": {name: digest(temporary / name) for name in files},
     }
     (temporary / "state.json").write_bytes(_sealed(document))
@@ -247,6 +267,9 @@ def load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | No
 
 def _load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | None) -> State:
     state = read_state(checkpoint)
+    if (checkpoint / EMA).is_dir():
+        policy.load(checkpoint / EMA)
+        state.ema = policy.weights()
     policy.load(checkpoint / "model")
     if optimizer is not None:
         named = safetensors.torch.load_file(checkpoint / "optimizer.safetensors")
@@ -290,6 +313,7 @@ def read_state(checkpoint: Path) -> State:
         evaluation=Cost(**ledger["evaluation"]),
         seconds=ledger["seconds"],
         tracker=document["tracker"],
+        scale=document.get("scale", {}),
         redone=Cost(**{name: value for name, value in redone.items() if name != "seconds"}),
         redone_seconds=redone.get("seconds", 0.0),
         scoring_seconds=ledger.get("scoring", {}).get("seconds", 0.0),

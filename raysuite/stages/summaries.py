@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysuite.kernel.credit import groups_without_spread
+from raysuite.config import RunConfig
+from raysuite.kernel.credit import RewardScale, groups_without_spread, terminal_credit
 from raysuite.kernel.diversity import pairwise_distance
 from raysuite.types import Rollouts
 
@@ -18,11 +19,26 @@ def summary(rollouts: Rollouts) -> dict:
         "numbers_N": rollouts.block.number_of_N,
         "credit_NK": rollouts.credit_NK,
         "reward_N": rollouts.reward_N,
+        "learned_N": rollouts.reward_N,
         "scores": dict(rollouts.scores),
         "distances_P": _distances(rollouts),
         "cost": rollouts.cost,
         "redone": rollouts.redone,
     }
+
+
+def rescale(config: RunConfig, summaries: Sequence[dict], scale: RewardScale) -> list[dict]:
+    """All blocks of an update, in their order, with what is learned from their rewards on one scale, which is shown them first."""
+    names = [reward.name for reward in config.rewards]
+    scores = {name: np.concatenate([s["scores"][name] for s in summaries]) for name in names}
+    scale.show(scores)
+    total_N = scale.total(scores, {reward.name: reward.weight for reward in config.rewards})
+    ends = np.cumsum([len(s["reward_N"]) for s in summaries])[:-1]
+    steps = config.sampler.steps
+    return [
+        {**s, "learned_N": learned_N, "credit_NK": terminal_credit(learned_N, steps=steps)}
+        for s, learned_N in zip(summaries, np.split(total_N, ends), strict=True)
+    ]
 
 
 def _distances(rollouts: Rollouts) -> list[float]:
@@ -41,7 +57,8 @@ def reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
     ordered = sorted(summaries, key=lambda s: s["block"])
     reward_N = np.concatenate([s["reward_N"] for s in ordered])
     metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
-    without, groups = groups_without_spread(reward_N, [number for s in ordered for number in s["numbers_N"]])
+    learned_N = np.concatenate([s["learned_N"] for s in ordered])
+    without, groups = groups_without_spread(learned_N, [number for s in ordered for number in s["numbers_N"]])
     if groups:
         metrics |= {"train/groups": float(groups), "train/groups_without_spread": float(without)}
     for name in summaries[0]["scores"]:

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
-from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.credit import PromptTracker, RewardScale
 from raysuite.kernel.learning_rate import share_of_peak
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.checkpoint import State
@@ -37,7 +37,7 @@ from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, 
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.stored import ReplayCollector
-from raysuite.stages.summaries import reward_metrics, summary
+from raysuite.stages.summaries import rescale, reward_metrics, summary
 from raysuite.types import Block, Cost, Rollouts
 
 
@@ -89,6 +89,8 @@ class Training:
         self.state = State(behaviour={0: policy.weights()})
         if config.reference.refresh:
             self.state.reference = policy.weights()
+        if learning.ema is not None:
+            self.state.ema = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
         self.started, self.started_at = time.monotonic(), 0
         self.began = self.started
@@ -187,6 +189,8 @@ class Training:
         oldest = max(0, self.state.updates - self.config.rollouts.staleness)
         self.state.behaviour = {v: w for v, w in self.state.behaviour.items() if v >= oldest}
         self.state.behaviour[self.state.updates] = self.policy.weights()
+        if self.config.learn.ema is not None:
+            self.state.average(self.state.behaviour[self.state.updates], decay=self.config.learn.ema)
         self.refresh_reference()
         if self.first:
             spent = {"budget/network_evaluations": self.state.training.network_evaluations}
@@ -211,12 +215,14 @@ class Training:
         if self.config.rollouts.keep:
             for done in rollouts:
                 stored.keep(self.run.path, done)
-        compares = self.config.built_objective.consumes == "preferences"
-        ranked = {r.block.index: rankings(self.config, r.block, r.reward_N) for r in rollouts} if compares else {}
-        summaries = self.gather([summary(r) for r in rollouts])
+        summaries = sorted(self.gather([summary(r) for r in rollouts]), key=lambda s: s["block"])
+        if self.config.reward_scale != "given":
+            summaries = self.rescaled(summaries)
         told, costs = reward_metrics(summaries), [s["cost"] for s in summaries]
         self.state.redone = sum((s["redone"] for s in summaries), self.state.redone)
-        if compares:
+        if self.config.built_objective.consumes == "preferences":
+            reward = {s["block"]: s["learned_N"] for s in summaries}
+            ranked = {r.block.index: rankings(self.config, r.block, reward[r.block.index]) for r in rollouts}
             counts = self.gather([(len(indices), ties) for indices, ties in ranked.values()])
             told["train/rankings"], told["train/ties"] = (float(sum(column)) for column in zip(*counts, strict=True))
             across = self.config.preferences.across_draws
@@ -232,6 +238,15 @@ class Training:
             self.tracker,
         )
         return {r.block.index: transitions(r, advantage[r.block.index]) for r in rollouts}, told, costs
+
+    def rescaled(self, summaries: list[dict]) -> list[dict]:
+        """All blocks of an update with their rewards' terms on one scale."""
+        running = self.config.reward_scale == "running"
+        scale = RewardScale(self.state.scale if running else None)
+        rescaled = rescale(self.config, summaries, scale)
+        if running:
+            self.state.scale = scale.state()
+        return rescaled
 
     def from_set(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
         """The same from an off-line preference set: nothing is drawn, so it costs nothing."""
@@ -301,7 +316,7 @@ class Training:
             self.watch.after_evaluation(self.state.updates, metrics)
 
     def measure(self, arrived: Callable[[Rollouts], None] = lambda done: None) -> tuple[Metrics, Cost, Cost]:
-        """Score the policy as it is, the first and the last time with more samples.
+        """Score the policy as it is, or the average of its weights, the first and the last time with more samples.
 
         Args:
             arrived: is told of every block.
@@ -319,7 +334,14 @@ class Training:
         mine = split_of[self.accelerator.process_index :: self.accelerator.num_processes]
         results: list[tuple[str, Rollouts]] = []
         total = sum(block.size for _, block in mine)
-        for split, done in self.collector.by_split(mine, self.state.behaviour[number], number):
+        weights, version = self.state.behaviour[number], number
+        if self.config.evaluation.ema:
+            assert self.state.ema is not None
+            weights, version = (
+                self.state.ema,
+                -number - 2,
+            )  # those who draw know weights by it: the average is no version of the policy
+        for split, done in self.collector.by_split(mine, weights, version):
             results.append((split, done))
             arrived(done)
             if self.first:

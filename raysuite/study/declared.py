@@ -127,6 +127,11 @@ class Study(Section):
             if path:
                 _put(tree, objectives, path, value)
             configs = {label: _config(tree, objective) for label, objective in objectives.items()}
+            if any(config.reward_scale != "given" for config in configs.values()):
+                raise UserError(
+                    "expected reward_scale=given in a study of directions, whose units know no batch: set it, and give rewards "
+                    "weights that suit their own scales"
+                )
             rankings = int((tree.get("preferences") or {}).get("limit") or 1)
             yield Rung(number, path, value, checkpoint, configs, rankings)
 

@@ -69,6 +69,7 @@ def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
             r"learn\.warmup below learn\.decline_until=5, got 5",
         ),
         ({"learn.fused": "true"}, r"cluster\.worker_gpus above 0 with learn\.fused"),
+        ({"evaluation.ema": "true"}, r"learn\.ema with evaluation\.ema, got none"),
     ],
 )
 def test_a_learning_rate_that_would_be_nothing_is_refused(settings: dict[str, str], sentence: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from raysuite.errors import UserError
 from raysuite.kernel.credit import (
     PromptTracker,
+    RewardScale,
     discount_weights,
     global_advantages,
     group_advantages,
@@ -234,6 +235,37 @@ def test_equal_rewards_give_no_advantage(value: float) -> None:
         PromptTracker.empty(size=8, minimum=1).advantages(returns[:, 0], prompts_N),
     ):
         np.testing.assert_allclose(advantage, 0.0, atol=1e-6)
+
+
+# sums of rewards on one scale
+
+
+def test_a_scaled_sum_by_arithmetic() -> None:
+    """a: 0 and 2 (mean 1, deviation 1); b: 10 and 30 (20, 10); c is always 5 and adds nothing."""
+    scale = RewardScale()
+    scores = {"a": np.array([0.0, 2.0]), "b": np.array([10.0, 30.0]), "c": np.array([5.0, 5.0])}
+    scale.show(scores)
+    np.testing.assert_allclose(scale.total(scores, {"a": 1, "b": -0.5, "c": 3}), [-0.5, 0.5], rtol=1e-12)
+
+
+def test_running_statistics_are_those_of_all_batches_as_one() -> None:
+    rng = np.random.default_rng(2)
+    batches = [{"a": rng.normal(3, 2, size=size)} for size in (1, 5, 8)]
+    scale = RewardScale()
+    for batch in batches:
+        scale = RewardScale(json.loads(json.dumps(scale.state())))
+        scale.show(batch)
+    every = np.concatenate([batch["a"] for batch in batches])
+    np.testing.assert_allclose(
+        scale.total({"a": every}, {"a": 2}), 2 * (every - every.mean()) / every.std(), rtol=1e-10
+    )
+
+
+def test_rounding_is_no_scale() -> None:
+    scores = {"a": np.array([20.000002, 20.0, 20.0, 20.0], np.float32), "b": np.array([0.0, 1.0, 1.0, 0.0])}
+    scale = RewardScale()
+    scale.show(scores)
+    np.testing.assert_allclose(scale.total(scores, {"a": 1, "b": 1}), [-1, 1, 1, -1], rtol=1e-12)
 
 
 # the tracker of running statistics

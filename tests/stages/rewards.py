@@ -18,6 +18,16 @@ def equal_but_for_rounding(images, prompts, metadata):
     )
 
 
+def brightness(images, prompts, metadata):
+    """How bright pictures are, in grey levels."""
+    return images.astype(float).mean((1, 2, 3))
+
+
+def brightness_in_tenths(images, prompts, metadata):
+    """The same in tenths of them."""
+    return 10 * brightness(images, prompts, metadata)
+
+
 def hundred(images, prompts, metadata):
     """100, whatever it is shown."""
     return [100.0] * len(images)

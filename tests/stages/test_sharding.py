@@ -13,11 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.families import open_policy
-from raysuite.stages.checkpoint import completed
+from raysuite.stages.checkpoint import EMA, completed
 from raysuite.stages.files import RunDirectory
 from tests.stages.worker import stop_with_two, train_alone, train_with_two
 
@@ -44,7 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "objective": {"name": "diffusion_dpo", "beta": 50.0, "draws": 2},
         "learn": SMOOTH | {"microbatch": 4},
     },
-    "ddpo": {"learn": SMOOTH | {"microbatch": 8}},
+    "ddpo": {"learn": SMOOTH | {"microbatch": 8, "ema": 0.5}, "reward_scale": "running"},
 }
 
 
@@ -79,6 +80,12 @@ def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunCon
     StableDiffusionPipeline.from_pretrained(sharded / "model", safety_checker=None)
     moments = [safetensors.torch.load_file(path / "optimizer.safetensors") for path in (sharded, plain)]
     assert {k: v.shape for k, v in moments[0].items()} == {k: v.shape for k, v in moments[1].items()}
+    averages = [
+        load_file(path / EMA / "unet" / "diffusion_pytorch_model.safetensors", device="cpu")
+        for path in (sharded, plain)
+    ]
+    for name, average in averages[1].items():
+        torch.testing.assert_close(averages[0][name], average, rtol=1e-3, atol=1e-5)
     shutil.rmtree(tmp_path / "ddpo" / "checkpoints" / "000002")
     provenance = json.loads((tmp_path / "ddpo" / "provenance.json").read_text())
     resumed = train_alone(alone, tmp_path / "ddpo")

@@ -44,8 +44,10 @@ def numbers(directory: Path) -> list[str]:
         {"credit__normalise": "tracked"},
         {"learn__epochs": "2"},
         {"learn__warmup": "2", "learn__decline": "cosine", "learn__decline_until": "100"},
+        {"learn__ema": "0.9", "evaluation__ema": "true"},
+        {"reward_scale": "running", "rewards": "[{name: redness}, {name: jpeg_compressibility}]"},
     ],
-    ids=["on-policy", "stale", "tracked", "two epochs", "learning rate"],
+    ids=["on-policy", "stale", "tracked", "two epochs", "learning rate", "average", "running scale"],
 )
 def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     tmp_path: Path, settings: dict[str, str]
@@ -84,6 +86,54 @@ def test_every_update_learns_with_its_own_rate(tmp_path: Path) -> None:
         moved[warmup] = np.abs(run.policy.weights()).max()
     assert moved["0"] == pytest.approx(0.01, rel=1e-3) and moved["3"] == pytest.approx(0.0025, rel=1e-3)
     assert run.run.metrics()["learn/learning_rate"] == {0: pytest.approx(0.0025)}
+
+
+def test_the_average_follows_the_weights_and_is_what_is_evaluated(tmp_path: Path) -> None:
+    """Decay 0.2 after the first update is bounded to 2 / 11 = 0.18, after the second 3 / 12 is not: 0.2 stands."""
+    config = toy(updates="2", learn__ema="0.2", evaluation__ema="true", evaluation__every="1")
+    run = begin(config, tmp_path / "run")
+    weights = [run.policy.weights()]
+    run.resume()
+    for _ in range(config.updates):
+        run.update()
+        run.evaluate()
+        run.save()
+        weights.append(run.policy.weights())
+    first = 2 / 11 * weights[0] + 9 / 11 * weights[1]
+    expected = 0.2 * first + 0.8 * weights[2]
+    saved = open_policy(config, torch.device("cpu"))
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "000002", saved)
+    assert state.ema is not None
+    np.testing.assert_allclose(state.ema, expected, rtol=1e-5, atol=1e-7)
+    assert np.array_equal(state.ema, run.state.ema) and np.array_equal(saved.weights(), weights[2])
+
+    # the same evaluation of a policy that has these weights
+    plain = begin(
+        config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"ema": False})}),
+        tmp_path / "plain",
+    )
+    plain.state.updates, plain.state.behaviour = 2, {2: state.ema}
+    metrics, _, _ = plain.measure()
+    assert metrics == {name: run.run.metrics()[name][2] for name in metrics}
+    plain.state.behaviour = {2: weights[2]}
+    other, _, _ = plain.measure()
+    assert other["evaluation/training/redness"] != metrics["evaluation/training/redness"]
+
+
+def test_terms_on_one_scale_count_by_their_weights(tmp_path: Path) -> None:
+    """A term in other units learns the same once terms are scaled, and another thing where they are not; curves are as given."""
+    ten = "[{name: redness}, {name: 'tests.stages.rewards:brightness_in_tenths', weight: -1}]"
+    one = "[{name: redness}, {name: 'tests.stages.rewards:brightness', weight: -1}]"
+    learned, curves = {}, {}
+    for scale in ("given", "batch"):
+        for name, terms in {"ten": ten, "one": one}.items():
+            run = begin(toy(updates="1", reward_scale=scale, rewards=terms), tmp_path / scale / name)
+            run.train()
+            learned[scale, name] = run.policy.weights()
+            curves[scale, name] = run.run.metrics()["train/reward"][0]
+    np.testing.assert_allclose(learned["batch", "ten"], learned["batch", "one"], rtol=1e-4, atol=1e-6)
+    assert np.abs(learned["given", "ten"] - learned["given", "one"]).max() > 1e-3
+    assert curves["batch", "ten"] == curves["given", "ten"] != curves["batch", "one"]
 
 
 class Stop:
