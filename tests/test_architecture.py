@@ -13,7 +13,7 @@ FLOORS = (
     {"config"},
     {"families", "rewards", "worlds"},
     {"stages"},
-    {"datasets", "in_context", "study", "sweeps", "trackers"},
+    {"datasets", "in_context", "study", "suites", "sweeps", "trackers"},
     {"progress", "results"},
     {"cluster"},
     {"cli"},

@@ -222,8 +222,8 @@ class Prompts(Section):
     """Where prompts come from."""
 
     training: Location = "scenes"
-    """`scenes`, `toy`, or a file: .txt with a prompt a line, .jsonl, .csv, .tsv or .parquet with `prompt` and any metadata; or a data
-    set with such columns, a directory or `owner/name` or `owner/name:split` on a hub."""
+    """`scenes`, `toy`, or a file: .txt with a prompt a line, .json, .jsonl, .csv, .tsv or .parquet with `prompt` and any metadata; or
+    a data set with such columns, a directory or `owner/name` or `owner/name:split` on a hub."""
     held_out: Annotated[str | None, AfterValidator(located)] = "scenes"
     """The same, for prompts that are only evaluated."""
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +24,40 @@ TABLES: Mapping[str, Mapping[str, Any]] = {
     ".csv": {"delimiter": ","},
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # its quotes are its prompts'
 }
-FORMS = ".txt, .jsonl, .csv, .tsv, .parquet"
+FORMS = ".txt, .json, .jsonl, .csv, .tsv, .parquet"
+NAMES = ("prompt",)
+"""Of the column of prompts, in lower case."""
 
 
-def read(source: str) -> list[Row]:
+def read(source: str, names: Sequence[str] = NAMES) -> list[Row]:
     """All rows of a file, of a directory with a data set, or of one on a hub, in order, repetitions and all.
 
-    Files: `.txt` has a prompt a line; `.jsonl` objects, `.csv`, `.tsv` and `.parquet` columns, one of which is called `prompt`
-    (however it is spelled: `Prompt`) and the others of which are metadata. Lines end with newlines only: other separators of
-    Unicode may be part of a prompt. Columns of bytes, such as pictures, are left out. A data set is `owner/name` or a directory
-    that `datasets` can load; `owner/name:split` names its split, which is `train` or the only one unless told.
+    Files: `.txt` has a prompt a line; `.json` a list of prompts or of objects; `.jsonl` an object a line, `.csv`, `.tsv` and
+    `.parquet` columns, one of which is called `prompt` (however it is spelled: `Prompt`) and the others of which are metadata.
+    Lines end with newlines only: other separators of Unicode may be part of a prompt. Columns of bytes, such as pictures, are left
+    out. A data set is `owner/name` or a directory that `datasets` can load; `owner/name:split` names its split, which is `train` or
+    the only one unless told.
+
+    Args:
+        source: which.
+        names: that the column of prompts may have, in lower case.
 
     Raises:
         UserError: there is no such thing, it cannot be decoded, or it has no prompt.
     """
     path = Path(source)
     if path.suffix in (".txt", ".jsonl"):
-        rows = _lines(path)
+        rows = _lines(path, names)
+    elif path.suffix == ".json":
+        rows = _list(path, names)
     elif path.suffix in TABLES:
-        rows = _table(path)
+        rows = _table(path, names)
     elif path.suffix == ".parquet":
-        rows = _parquet(path)
+        rows = _parquet(path, names)
     elif Path(source.partition(":")[0]).is_dir() or (
         not path.exists() and not path.is_absolute() and source.count("/") == 1
     ):
-        rows = _data_set(source)
+        rows = _data_set(source, names)
     else:
         raise UserError(
             f"expected prompts from scenes, toy, a file ({FORMS}) or a data set, got {source}: name one of those"
@@ -83,27 +92,49 @@ def _text_of(path: Path) -> str:
         raise UserError(f"expected UTF-8 text in {path}, byte {error.start} is not: save the file as UTF-8") from error
 
 
-def _lines(path: Path) -> list[Row]:
+def _lines(path: Path, names: Sequence[str]) -> list[Row]:
     lines = [(n, line.strip()) for n, line in enumerate(_text_of(path).split("\n"), start=1)]
     if path.suffix == ".txt":
         return [(line, {}) for _, line in lines if line]
-    return [_json_row(line, f"{path}, line {number}") for number, line in lines if line]
+    rows = []
+    for number, line in ((number, line) for number, line in lines if line):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"expected a JSON object in {path}, line {number}, got something else ({error.msg}): correct the line"
+            ) from error
+        rows.append(_json_row(row, f"{path}, line {number}", names))
+    return rows
 
 
-def _json_row(line: str, where: str) -> Row:
+def _list(path: Path, names: Sequence[str]) -> list[Row]:
     try:
-        row = json.loads(line)
+        rows = json.loads(_text_of(path))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"expected a JSON object in {where}, got something else ({error.msg}): correct the line"
+            f"expected JSON in {path}, line {error.lineno} is none ({error.msg}): correct it; a file with an object a line is a .jsonl"
         ) from error
-    text = row.pop("prompt", None) if isinstance(row, dict) else None
+    if not isinstance(rows, list):
+        raise UserError(
+            f"expected a list of prompts, or of objects with a prompt, in {path}, got {type(rows).__name__}: make it one"
+        )
+    return [
+        _json_row({names[0]: row} if isinstance(row, str) else row, f"{path}, entry {number}", names)
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+def _json_row(row: Any, where: str, names: Sequence[str]) -> Row:
+    named = [name for name in row if name.lower() in names] if isinstance(row, dict) else []
+    text = row[named[0]] if len(named) == 1 else None
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f'expected an object with a non-empty "prompt" in {where}, got {line[:80]}: add it')
-    return text.strip(), row
+        got = json.dumps(row, ensure_ascii=False)[:80]
+        raise UserError(f'expected an object with a non-empty "{names[0]}" in {where}, got {got}: add it')
+    return text.strip(), {name: value for name, value in row.items() if name != named[0]}
 
 
-def _table(path: Path) -> list[Row]:
+def _table(path: Path, names: Sequence[str]) -> list[Row]:
     reader = csv.reader(io.StringIO(_text_of(path), newline=""), strict=True, **TABLES[path.suffix])
     try:
         columns, *rows = [cells for cells in reader if cells] or [[]]
@@ -114,16 +145,16 @@ def _table(path: Path) -> list[Row]:
             raise UserError(
                 f"expected {len(columns)} cells in row {number} of {path}, as its first line has, got {len(cells)}: correct it"
             )
-    return _rows_of(path, columns, (dict(zip(columns, cells, strict=True)) for cells in rows))
+    return _rows_of(path, columns, (dict(zip(columns, cells, strict=True)) for cells in rows), names)
 
 
-def _parquet(path: Path) -> list[Row]:
+def _parquet(path: Path, names: Sequence[str]) -> list[Row]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"expected a Parquet file at {path}, could not read it ({error}): check the path") from error
     kept = [field.name for field in table.schema if not _has_bytes(field.type)]
-    return _rows_of(path, kept, table.select(kept).to_pylist())
+    return _rows_of(path, kept, table.select(kept).to_pylist(), names)
 
 
 def _has_bytes(kind: pa.DataType) -> bool:
@@ -132,7 +163,7 @@ def _has_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _data_set(source: str) -> list[Row]:
+def _data_set(source: str, names: Sequence[str]) -> list[Row]:
     import datasets
 
     name, _, split = source.partition(":")
@@ -148,15 +179,17 @@ def _data_set(source: str) -> list[Row]:
         raise UserError(f"expected the split {split} of {name}, found {', '.join(found)}: name one as {name}:SPLIT")
     table = found[split].with_format("arrow")[:]
     kept = [field.name for field in table.schema if not _has_bytes(field.type)]
-    return _rows_of(source, kept, table.select(kept).to_pylist())
+    return _rows_of(source, kept, table.select(kept).to_pylist(), names)
 
 
-def _rows_of(source: str | Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> list[Row]:
+def _rows_of(
+    source: str | Path, columns: Iterable[str], rows: Iterable[dict[str, Any]], names: Sequence[str]
+) -> list[Row]:
     columns = list(columns)
-    named = [name for name in columns if name.lower() == "prompt"]
+    named = [name for name in columns if name.lower() in names]
     if len(named) != 1:
         raise UserError(
-            f"expected one column called prompt in {source}, found {', '.join(map(str, columns)) or 'none'}: rename one"
+            f"expected one column called {' or '.join(names)} in {source}, found {', '.join(map(str, columns)) or 'none'}: rename one"
         )
     read: list[Row] = []
     for number, row in enumerate(rows, start=1):

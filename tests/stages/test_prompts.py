@@ -73,7 +73,7 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
         ("p.csv", "", "one column called prompt in .*p.csv, found none"),
         ("p.csv", "prompt\n", "expected at least one prompt"),
         ("p.parquet", "a cat\n", "a Parquet file at .*p.parquet"),
-        ("p", "a cat\n", r"a file \(\.txt, \.jsonl, \.csv, \.tsv, \.parquet\) or a data set, got"),
+        ("p", "a cat\n", r"a file \(\.txt, \.json, \.jsonl, \.csv, \.tsv, \.parquet\) or a data set, got"),
         ("p.txt", "", "expected at least one prompt"),
         ("p.txt", " \n\n\t\n", "expected at least one prompt"),
         ("p.jsonl", "\n", "expected at least one prompt"),
@@ -85,6 +85,11 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
         ("p.jsonl", '{"text": "a cat"}\n', 'non-empty "prompt"'),
         ("p.jsonl", '{"prompt": "  "}\n', 'non-empty "prompt"'),
         ("p.jsonl", '{"prompt": 3}\n', 'non-empty "prompt"'),
+        ("p.json", '["a cat",\n', "JSON in .*p.json, line 2 is none .*an object a line is a .jsonl"),
+        ("p.json", '{"prompt": "a cat"}', "a list of prompts, or of objects with a prompt, in .*p.json, got dict"),
+        ("p.json", '["a cat", " "]', 'non-empty "prompt" in .*p.json, entry 2'),
+        ("p.json", '[{"text": "a cat"}]', 'non-empty "prompt" in .*p.json, entry 1, got {"text": "a cat"}'),
+        ("p.json", "[]", "expected at least one prompt"),
     ],
 )
 def test_bad_files(name: str, text: str | bytes, mentions: str, tmp_path: Path) -> None:
@@ -156,6 +161,13 @@ def test_tables_have_a_column_of_prompts_and_the_others_are_metadata(tmp_path: P
     ):
         found = load_prompts(Prompts(training=str(source), held_out=None)).training
         assert {p.text: {k: v or None for k, v in p.metadata.items()} for p in found} == known, source
+
+
+def test_a_list_of_prompts_or_of_objects(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "plain.json", '[" a cat", "a dog"]')) == ["a cat", "a dog"]
+    rows = '[{"prompt": "a cat", "rank": [1, 0]},\n {"rank": [0, 1], "prompt": "a dog"}]'
+    found = load_prompts(Prompts(training=write(tmp_path, "p.json", rows), held_out=None)).training
+    assert [(p.text, p.metadata) for p in found] == [("a cat", {"rank": [1, 0]}), ("a dog", {"rank": [0, 1]})]
 
 
 def test_quotes_in_a_tsv_belong_to_its_prompts(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Evaluation as the field does it: prompt suites, under a protocol that every result carries."""
