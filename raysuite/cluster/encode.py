@@ -15,6 +15,7 @@ import ray.data
 import torch
 
 from raysuite.cluster import launch
+from raysuite.cluster.placement import check_room
 from raysuite.config import Model
 from raysuite.datasets.encode import Pairs, changed, encode_block
 from raysuite.datasets.pictures import DECODER
@@ -96,7 +97,7 @@ def encode(
     if missing:
         with _core_is_quiet():
             launch.connect()
-        _check_resources(actors, actor_gpus)
+        check_room(cpus=actors, gpus=actors * actor_gpus, remedy="lower --actors or --actor-gpus")
         for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()
     return preference_set.summarise(directory)
@@ -160,16 +161,3 @@ def _encoded(
         if row["fault"]:
             raise UserError(row["fault"])
         yield int(row["number"])
-
-
-def _check_resources(actors: int, actor_gpus: float) -> None:
-    """Refuse what would wait forever. A cluster that was joined may grow: there Ray waits."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
-    total = ray.cluster_resources()
-    for kind, wanted in (("CPU", float(actors)), ("GPU", actors * actor_gpus)):
-        if wanted > total.get(kind, 0):
-            raise UserError(
-                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, {actors} actors want {wanted:g}: lower "
-                "--actors or --actor-gpus, or join a cluster"
-            )

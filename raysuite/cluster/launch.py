@@ -25,7 +25,7 @@ from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.judges import running_judges
-from raysuite.cluster.placement import room_for_learners, worker_resources
+from raysuite.cluster.placement import check_room, room_for_learners, worker_resources
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, Model, RunConfig, validate
 from raysuite.errors import Stopped, UserError
@@ -163,30 +163,17 @@ def _check_answer(address: str) -> None:
 
 
 def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
-    """Refuse what would wait forever: the actors, and as many learners. A cluster that was joined may grow: there Ray waits, which
-    is said.
+    """See that there is room for the actors and judges, and for as many learners; `check_room` says how.
 
     Raises:
         UserError: the cluster is too small.
     """
-    joined, total = os.environ.get("RAY_ADDRESS"), ray.cluster_resources()
-    for kind, wanted in (
-        ("CPU", cluster.wanted("cpus", workers=workers)),
-        ("GPU", cluster.wanted("gpus", workers=workers)),
-    ):
-        if wanted > total.get(kind, 0) and joined:
-            logging.getLogger("raysuite").warning(
-                "WARNING: the run wants %g %ss, the cluster at %s has %g: it waits until there are more. Ctrl-C ends the waiting.",
-                wanted,
-                kind,
-                joined,
-                total.get(kind, 0),
-            )
-        elif wanted > total.get(kind, 0):
-            raise UserError(
-                f"expected at most the {total.get(kind, 0):g} {kind}s of this machine, the run wants {wanted:g} (workers, "
-                f"actors and judges, cluster.*_{kind.lower()}s each): lower them, or join a cluster"
-            )
+    check_room(
+        cpus=cluster.wanted("cpus", workers=workers),
+        gpus=cluster.wanted("gpus", workers=workers),
+        remedy="lower what cluster.workers, actors and judges and their cpus and gpus come to",
+        patience=cluster.patience,
+    )
 
 
 def threads_of(config: RunConfig, processes: int, cpus: float) -> int:

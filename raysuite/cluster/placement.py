@@ -1,14 +1,79 @@
-"""Where learners and actors go when they share GPUs."""
+"""Whether there is room for what is to run, and where learners and actors go when they share GPUs."""
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from raysuite.config import Cluster
+from raysuite.errors import UserError
+
+LOOKS_EVERY = 1.0
+"""Seconds from one look at a cluster that is to grow to the next."""
+
+
+def check_room(*, cpus: float, gpus: float, remedy: str, patience: float = Cluster().patience) -> None:
+    """Refuse what would wait forever. A cluster that was joined is asked to grow, and given so many seconds for it.
+
+    Args:
+        cpus: of all processes together.
+        gpus: the same.
+        remedy: how to want less.
+        patience: seconds.
+
+    Raises:
+        UserError: there is too little.
+    """
+    joined, until = os.environ.get("RAY_ADDRESS"), time.monotonic() + patience
+    lacks = _lacking(cpus, gpus)
+    if lacks and not joined:
+        raise UserError(f"expected no more than this machine has, the run wants {lacks}: {remedy}, or join a cluster")
+    if not lacks:
+        return
+    logging.getLogger("raysuite").warning(
+        "WARNING: the run wants %s of the cluster at %s: it waits up to %g seconds for more. Ctrl-C ends the waiting.",
+        lacks,
+        joined,
+        patience,
+    )
+    with _asked_for(cpus, gpus, str(joined)):
+        while lacks := _lacking(cpus, gpus):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"expected the cluster at {joined} to grow within {patience:g} seconds (cluster.patience), the run wants {lacks}: "
+                    f"add machines, or {remedy}"
+                )
+            time.sleep(LOOKS_EVERY)
+
+
+def _lacking(cpus: float, gpus: float) -> str:
+    """What the cluster has too little of, in words."""
+    total = ray.cluster_resources()
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return " and ".join(
+        f"{n:g} {kind}s where there are {total.get(kind, 0):g}" for kind, n in wanted.items() if n > total.get(kind, 0)
+    )
+
+
+@contextmanager
+def _asked_for(cpus: float, gpus: float, address: str) -> Iterator[None]:
+    """For the length of a `with`, a cluster that can grow knows what is wanted: nothing that waits in Ray tells it yet."""
+    if address.startswith("ray://"):  # a client has no way to ask
+        yield
+        return
+    request_resources(num_cpus=math.ceil(cpus), bundles=[{"GPU": 1.0}] * math.ceil(gpus))
+    try:
+        yield
+    finally:
+        request_resources(num_cpus=0)
 
 
 @contextmanager

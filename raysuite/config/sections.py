@@ -463,6 +463,8 @@ class Cluster(Section):
     """Encode the run's prompts before it begins, into texts/ of the run directory: learners and actors then load no text encoder."""
     max_failures: NonNegativeInt = 2
     """Times a learner may be lost and restarted from its last checkpoint."""
+    patience: PositiveFloat = 900.0
+    """Seconds that a cluster which was joined may take to grow to what the run wants."""
 
     def wanted(self, kind: Literal["cpus", "gpus"], *, workers: int) -> float:
         """What actors, judges and so many learners take together."""

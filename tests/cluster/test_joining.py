@@ -7,7 +7,7 @@ import logging
 import pytest
 import ray
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, placement
 from raysuite.config import Cluster
 from raysuite.errors import UserError
 
@@ -33,12 +33,36 @@ def test_what_a_cluster_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -
         launch.connect()
 
 
-def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def small_cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """One that was joined, has 4 CPUs, 6 from the third look on, and keeps what it was asked for."""
+    seen: dict[str, list] = {"looks": [], "asked": []}
+
+    def resources() -> dict[str, float]:
+        seen["looks"].append(0)
+        return {"CPU": 4.0 if len(seen["looks"]) < 3 else 6.0}
+
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(placement, "LOOKS_EVERY", 0.01)
+    monkeypatch.setattr(placement, "request_resources", lambda **wanted: seen["asked"].append(wanted))
+    return seen
+
+
+def test_what_is_waited_for_is_said(small_cluster: dict[str, list], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         launch.check_resources(Cluster(actors=3), workers=1)
-        assert not caplog.messages
-        launch.check_resources(Cluster(actors=8), workers=1)
+        assert not caplog.messages and not small_cluster["asked"]
+        launch.check_resources(Cluster(actors=5), workers=1)
     (message,) = caplog.messages
-    assert "the run wants 9 CPUs, the cluster at head:6379 has 4" in message
+    assert "the run wants 6 CPUs where there are 4 of the cluster at head:6379" in message
+    assert small_cluster["asked"] == [{"num_cpus": 6, "bundles": []}, {"num_cpus": 0}]
+
+
+def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list]) -> None:
+    wanted = Cluster(actors=8, actor_gpus=0.25, patience=0.05)
+    with pytest.raises(
+        UserError, match=r"to grow within 0\.05 seconds .* wants 9 CPUs where there are 6 and 2 GPUs where there are 0"
+    ):
+        launch.check_resources(wanted, workers=1)
+    assert small_cluster["asked"] == [{"num_cpus": 9, "bundles": [{"GPU": 1.0}] * 2}, {"num_cpus": 0}]
