@@ -176,7 +176,7 @@ def test_an_actor_whose_process_ends_again_and_again_is_a_sentence_with_its_rewa
 
 def test_more_than_the_machine_has_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"expected no more than this machine has, the run wants 257 CPUs where there are"
+        UserError, match=r"expected no more than this machine has, the run wants 256\.5 CPUs where there are"
     ):
         launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
 
