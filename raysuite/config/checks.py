@@ -215,7 +215,7 @@ def _check_rewards(run: Run) -> None:
                 "final pictures; leave one of them out"
             )
     toy = run.model.path
-    if toy in TOYS and "scenes" in (run.prompts.training, run.prompts.held_out):
+    if toy in TOYS and {"scenes", "scenes-users"} & {run.prompts.training, run.prompts.held_out}:
         raise UserError(
             f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
         )

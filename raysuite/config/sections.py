@@ -38,7 +38,7 @@ def located(path: str | None) -> str | None:
     directories, and the home directory is written out. What is built in, on a hub or nowhere keeps its name; so do files that
     come with a submitted job, which every machine finds in its own copy.
     """
-    if path is None or path in ("scenes", "scenes-flow", *TOYS):
+    if path is None or path in ("scenes", "scenes-flow", "scenes-users", *TOYS):
         return path
     try:
         if path.startswith("~"):
@@ -222,8 +222,9 @@ class Prompts(Section):
     """Where prompts come from."""
 
     training: Location = "scenes"
-    """`scenes`, `toy`, or a file: .txt with a prompt a line, .json, .jsonl, .csv, .tsv or .parquet with `prompt` and any metadata; or
-    a data set with such columns, a directory or `owner/name` or `owner/name:split` on a hub."""
+    """`scenes`, `scenes-users` (the same world in the words of users), `toy`, or a file: .txt with a prompt a line, .json, .jsonl,
+    .csv, .tsv or .parquet with `prompt` and any metadata; or a data set with such columns, a directory or `owner/name` or
+    `owner/name:split` on a hub."""
     held_out: Annotated[str | None, AfterValidator(located)] = "scenes"
     """The same, for prompts that are only evaluated."""
 

@@ -122,10 +122,10 @@ REWARDS = {
     ),
     "redness": Registered("raysuite.rewards.redness:redness", "red, and neither green nor blue", "-1 to 1"),
     "scenes": Registered(
-        "raysuite.rewards.scenes:scenes", "how far a picture of the scenes world follows its prompt", "0 to 1"
+        "raysuite.rewards.scenes:scenes", "how far a picture of the scenes world shows what was meant", "0 to 1"
     ),
     "scenes_strict": Registered(
-        "raysuite.rewards.scenes:scenes_strict", "whether a picture of the scenes world follows its prompt", "0 or 1"
+        "raysuite.rewards.scenes:scenes_strict", "whether a picture of the scenes world shows what was meant", "0 or 1"
     ),
     "soft_tifa": Registered(
         "raysuite.rewards.vqa:SoftTifa",

@@ -18,7 +18,7 @@ from raysuite.errors import UserError
 Row = tuple[str, Mapping[str, Any]]
 """A prompt, and the other columns of its row."""
 
-BUILT_IN = ("scenes", "toy")
+BUILT_IN = ("scenes", "scenes-users", "toy")
 """Sources that are worlds."""
 TABLES: Mapping[str, Mapping[str, Any]] = {
     ".csv": {"delimiter": ","},
@@ -60,7 +60,7 @@ def read(source: str, names: Sequence[str] = NAMES) -> list[Row]:
         rows = _data_set(source, names)
     else:
         raise UserError(
-            f"expected prompts from scenes, toy, a file ({FORMS}) or a data set, got {source}: name one of those"
+            f"expected prompts from scenes, scenes-users, toy, a file ({FORMS}) or a data set, got {source}: name one of those"
         )
     if not rows:
         raise UserError(f"expected at least one prompt in {source}, found none: add one")

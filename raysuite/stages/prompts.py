@@ -79,6 +79,18 @@ def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tupl
         texts = grammar.held_out_prompts() if held_out else grammar.training_prompts()
         kinds = ["count" if grammar.parse(text).relation is None else "relation" for text in texts]
         return tuple(Prompt(t, first + i, {"kind": k}, k) for i, (t, k) in enumerate(zip(texts, kinds, strict=True)))
+    if source == "scenes-users":
+        from raysuite.worlds.scenes.phrasings import user_prompts
+
+        return tuple(
+            Prompt(
+                said.text,
+                first + i,
+                {"scene": said.scene.prompt, "phrasing": said.phrasing, "cell": said.cell},
+                f"{said.cell}/{said.phrasing}/{'relation' if said.scene.relation else 'count'}",
+            )
+            for i, said in enumerate(user_prompts(held_out=held_out))
+        )
     if source == "toy":
         return tuple(Prompt(text, first + i) for i, text in enumerate(("both",) if held_out else ("left", "right")))
     rows = prompt_files.read(source)
@@ -96,7 +108,7 @@ def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[
             f"expected rollouts.prompts of at most the {len(prompts.training)} training prompts, got {rollouts.prompts}: lower "
             "it (rollouts.samples can rise instead) or add prompts"
         )
-    chosen = _draw(
+    chosen = dealt(
         prompts.training, rollouts.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
     )
     size, window = rollouts.prompts_per_block, noisy_steps(config, update)
@@ -120,11 +132,14 @@ def noisy_steps(config: RunConfig, update: int) -> tuple[int, int] | None:
     return places[place], places[place] + window.size
 
 
-def _draw(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
+def dealt(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
+    """So many of these prompts in random order, alike from every stratum."""
     strata: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         strata.setdefault(prompt.stratum, []).append(prompt)
     decks = [[stratum[i] for i in rng.permutation(len(stratum))] for _, stratum in sorted(strata.items())]
+    if number < len(decks):  # none is left out every time
+        decks = [decks[i] for i in rng.permutation(len(decks))]
     chosen: list[Prompt] = []
     while len(chosen) < number:  # deal one from each stratum in turn, until enough
         for deck in decks:
@@ -144,7 +159,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     window = (fixed.first, fixed.first + fixed.size) if fixed else None
     for split, available in prompts.splits.items():
         rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)
-        chosen = _draw(available, min(evaluation.prompts, len(available)), rng)
+        chosen = dealt(available, min(evaluation.prompts, len(available)), rng)
         blocks[split] = [
             _block(
                 chosen[start : start + width],

@@ -348,6 +348,7 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         ({"rewards": [{"name": "redness"}, {"name": "redness"}]}, "expected every reward once"),
         ({"prompts.training": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes"}, "with model.path=toy: it knows three prompts"),
+        ({"prompts.held_out": "scenes-users"}, "with model.path=toy: it knows three prompts"),
         (
             {"cluster": {"workers": 2, "worker_gpus": 0.5}},
             "expected cluster.worker_gpus above 0.5 with several workers",

@@ -94,6 +94,13 @@ def test_scenes_are_graded_and_passed() -> None:
     assert scored("scenes_strict", *images, prompts=asked).tolist() == [0, 0, 0]
 
 
+def test_scenes_judge_what_was_meant_and_not_what_the_model_was_told() -> None:
+    image = render(parse("three red circles"), np.random.default_rng(0))
+    asked, meant = ["three red circles", "3 discs"], [{"scene": "two red circles"}, {"scene": "three red circles"}]
+    for name, scores in (("scenes", [2 / 3, 1]), ("scenes_strict", [0, 1])):
+        assert rewards.score(name, np.stack([image] * 2), asked, meant).tolist() == pytest.approx(scores)
+
+
 def test_scenes_refuses_other_prompts_with_a_sentence() -> None:
     with pytest.raises(UserError, match=r"scenes raised ValueError.*expected a prompt of the scenes world"):
         scored("scenes", flat(0, 0, 0), prompts=["a wolf"])

@@ -225,6 +225,18 @@ def test_scenes_come_in_two_kinds() -> None:
     assert {p.metadata["kind"] for p in prompts.training} == {"count", "relation"}
 
 
+def test_users_of_the_scenes_world_say_what_they_mean_in_the_metadata() -> None:
+    prompts = load_prompts(Prompts(training="scenes-users", held_out="scenes-users"))
+    said = next(p for p in prompts.training if p.text == "3 red circles")
+    assert said.metadata == {"scene": "three red circles", "phrasing": "digits", "cell": "seen phrasing, training"}
+    assert len({p.stratum for p in prompts.training}) == 20  # ten phrasings of counts and of relations
+    assert {p.metadata["cell"] for p in prompts.held_out} == {
+        "seen phrasing, held out",
+        "new phrasing, training",
+        "new phrasing, held out",
+    }
+
+
 # the blocks of an update
 
 
