@@ -13,7 +13,7 @@ DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
-.PHONY: help setup demo test check fix docs bench bench-gpu bench-peer clean
+.PHONY: help setup demo test test-all check fix docs bench bench-gpu bench-peer clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -31,7 +31,10 @@ demo: setup ## align the bundled model three ways at an equal budget, and see wh
 	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
-test: setup ## all tests on all cores
+test: setup ## the tests on all cores, without the slow ones
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: setup ## all tests on all cores
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: setup ## lint, format and types, changing nothing

@@ -174,7 +174,7 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
     monkeypatch.setattr(RunDirectory, "log", full)
     config = load("toy-ddpo", SETTINGS)
     policy = open_policy(config, torch.device("cpu"))
-    monkeypatch.setattr(launch, "RayCollector", lambda actors, **options: LocalCollector(policy, config))
+    monkeypatch.setattr(launch.RayCollector, "of", lambda config, actors, **options: LocalCollector(policy, config))
     options = {"config": config.canonical(), "directory": str(tmp_path), "actors": [None], "threads": 1, "texts": None}
     expected = contextlib.nullcontext() if number != errno.EACCES else pytest.raises(PermissionError)
     with expected:
@@ -185,6 +185,7 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
         assert "the last checkpoint stands; make room there" in json.loads(failed.read_text())["message"]
 
 
+@pytest.mark.slow  # tests/families/test_ray.py kills a driver, tests/cluster/test_stopping.py terminates one
 def test_driver_killed_and_terminated_and_the_command_repeated(
     cluster: None, chaos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
