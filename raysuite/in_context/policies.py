@@ -13,8 +13,9 @@ from typing import Any, get_args
 import numpy as np
 
 from raysuite.families.interleaved import InterleavedPipeline
-from raysuite.in_context.chat import Chat, Part
+from raysuite.in_context.chat import Chat
 from raysuite.in_context.tasks import Answer, Cell, Demo, Episode, Variant, World
+from raysuite.rewards.endpoints import Part
 from raysuite.rng import Stage, numpy_generator, torch_generator
 
 Captioner = Callable[[Episode, int, Demo], str]

@@ -1,15 +1,12 @@
 """A vision-language model as judge: a question about each picture, and a number or a choice for an answer.
 
-The model answers behind an endpoint of the form that OpenAI gave chats (vLLM, SGLang, llama.cpp and most vendors have it): a POST to
-`URL/chat/completions` with the model's name and one message that holds the picture, a PNG in base64, and the question. Or it is a
-Qwen-VL of transformers in this process.
+The model answers a message of the picture and the question, behind an endpoint for chats (`rewards/endpoints.py`) or as a Qwen-VL of
+transformers in this process.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +16,8 @@ import numpy as np
 import torch
 
 from raysuite.errors import UserError
-from raysuite.rewards.http import asked, check_options, check_server, data_url, parsed, start
+from raysuite.rewards.endpoints import Chat, check_server, start
+from raysuite.rewards.http import check_options
 from raysuite.rewards.qwen import QwenVL
 
 QUESTION = (
@@ -29,7 +27,6 @@ QUESTION = (
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)")
 FEW = 50
 """Answers before which a share says little: invalid ones are counted as a share of at least so many."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Vlm:
@@ -97,19 +94,24 @@ class Vlm:
         if self.find and not self.find.groups:
             raise UserError(f"expected find to have a group, as in 'Score: (.+)', for the reward vlm, got {find!r}")
         self.model, self.question, self.invalid, self.tokens = model, question, invalid, tokens
-        self.seconds, self.retries, self.at_once, self.fields = seconds, retries, at_once, dict(fields or {})
-        self.key, self.asked, self.refused = key, 0, 0
+        self.at_once, self.asked, self.refused = at_once, 0, 0
         self._local: QwenVL | None = None  # its weights are read when it is first asked
         self._options: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
+        self._chat: Chat | None = None
         if url is None:
             QwenVL.check(model, precision=precision, batch=batch)
         else:
-            self._place = parsed(f"{str(url).rstrip('/')}/chat/completions", "vlm")
-            if key and self._place.scheme == "http" and self._place.hostname not in LOOPBACK:
-                raise UserError(
-                    f"expected https:// in the url of the reward vlm where a key is sent, got {url}: it would be readable on the way"
-                )
-        self.url = url
+            self._chat = Chat(
+                url,
+                model,
+                "the reward vlm",
+                key=key,
+                needed=True,
+                tokens=tokens,
+                fields=fields,
+                seconds=seconds,
+                retries=retries,
+            )
 
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
@@ -117,9 +119,9 @@ class Vlm:
         if model is None:
             raise UserError("expected a model for the reward vlm: its name at the endpoint, or a Qwen-VL")
         made = cls(model, **options)
-        if made.url is not None:
-            made.headers()
-            check_server(made._place, "start it, or mend url")
+        if made._chat is not None:
+            made._chat.headers()
+            check_server(made._chat.place, "start it, or mend url")
 
     def __call__(
         self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -130,7 +132,7 @@ class Vlm:
             UserError: the endpoint failed, or too many answers were invalid.
         """
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
-        said = self._here(images, questions) if self.url is None else self._there(images, questions)
+        said = self._here(images, questions) if self._chat is None else self._there(self._chat, images, questions)
         values = [self.value(answer) for answer in said]
         self.asked += len(values)
         self.refused += values.count(None)
@@ -156,66 +158,20 @@ class Vlm:
             return None
         return number if self.lowest <= (number := float(plain)) <= self.highest else None
 
-    def headers(self) -> dict[str, str]:
-        """With the key of the endpoint.
-
-        Raises:
-            UserError: its variable is not set.
-        """
-        if not self.key:
-            return {}
-        if not os.environ.get(self.key):
-            raise UserError(
-                f"expected a key in the environment variable {self.key} for the reward vlm, found none: set it"
-            )
-        return {"Authorization": f"Bearer {os.environ[self.key]}"}
-
-    def request(self, image: np.ndarray, question: str) -> bytes:
-        """The body of a request about one picture."""
-        content = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": question}]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self.tokens,
-            "temperature": 0,
-            **self.fields,
-        }
-        return json.dumps({name: value for name, value in body.items() if value is not None}).encode()
-
     @torch.no_grad()
     def _here(self, images: np.ndarray, questions: Sequence[str]) -> list[str]:
         if self._local is None:
             self._local = QwenVL(self.model, **self._options)
         return self._local.answers(images, questions, self.tokens)
 
-    def _there(self, images: np.ndarray, questions: Sequence[str]) -> list[str]:
-        headers = self.headers()
-
-        def ask(image: np.ndarray, question: str) -> str:
-            answer = asked(self._place, self.request(image, question), self.seconds, self.retries, headers)
-            return content_of(answer, str(self.url))
-
+    def _there(self, chat: Chat, images: np.ndarray, questions: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(ask, images, questions))
+            return list(pool.map(lambda image, question: chat.ask([image, question]), images, questions))
 
     def _wanted(self) -> str:
         if self.values is not None:
             return f"one of {', '.join(self.values)}"
         return f"a number of {self.lowest:g} to {self.highest:g}"
-
-
-def content_of(answer: bytes, url: str) -> str:
-    """What a model said, of an endpoint's answer.
-
-    Raises:
-        UserError: it is of another form.
-    """
-    try:
-        content = json.loads(answer)["choices"][0]["message"]["content"]
-    except (ValueError, RecursionError, KeyError, TypeError, IndexError) as error:
-        form = '{"choices": [{"message": {"content": ...}}]}'
-        raise UserError(f"expected {form} from {url}, got {start(answer)}: is it an endpoint for chats?") from error
-    return content if isinstance(content, str) else ""
 
 
 def _values(answers: Any) -> tuple[dict[str, float] | None, float, float]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raysuite.in_context.chat import Part
 from raysuite.in_context.official import THEMES, WORDS
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import Cell, Task
+from raysuite.rewards.endpoints import Part
 
 
 class Perfect:

@@ -17,7 +17,7 @@ import pytest
 from raysuite import cli
 from raysuite.errors import UserError
 from raysuite.in_context import chat, command, evaluation, policies
-from raysuite.in_context.chat import HttpChat, Part, TransformersChat
+from raysuite.in_context.chat import HttpChat, TransformersChat
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Clip, MultipleChoice, option_of
 from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
@@ -26,7 +26,9 @@ from raysuite.in_context.tasks import Task, Variant
 from raysuite.results.in_context.numbers import corrected, factors
 from raysuite.results.in_context.read import read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+from raysuite.rewards import endpoints
 from raysuite.rewards.clip import ClipScore
+from raysuite.rewards.endpoints import Part
 from tests.in_context.doubles import Knowing, fabricate
 from tests.in_context.test_evaluation import silent
 from tests.results.pages import check_self_contained
@@ -225,7 +227,7 @@ def said(text: str | None) -> tuple[int, bytes]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(endpoints, "FIRST_WAIT", 0.0)
 
 
 def test_a_server_is_asked_in_order_and_again_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +248,9 @@ def test_a_server_is_asked_in_order_and_again_where_that_may_help(monkeypatch: p
 @pytest.mark.parametrize(
     ("answers", "sentence"),
     [
-        ([(401, b"")], "status 401: look at the key"),
-        ([(200, b"hello")], "in the form of chat completions"),
-        ([(500, b"")] * 2, r"asked 2 times \(it answered with status 500\)"),
+        ([(401, b"")], "got status 401: mend what is asked, its key"),
+        ([(200, b"hello")], "is it an endpoint for chats"),
+        ([(500, b"")] * 2, "got status 500, 2 times in a row"),
     ],
 )
 def test_a_server_that_cannot_be_asked_is_a_sentence_and_no_answer(
@@ -259,11 +261,15 @@ def test_a_server_that_cannot_be_asked_is_a_sentence_and_no_answer(
         HttpChat(server.url, "model", retries=1)(["?"])
 
 
-def test_nobody_there_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="asked 1 times"):
+def test_nobody_there_and_a_key_that_could_be_read_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="could not ask for it"):
         HttpChat("http://127.0.0.1:9/v1", "model", retries=0)(["?"])
     with pytest.raises(UserError, match="expected a url such as"):
         HttpChat("localhost", "model")
+    monkeypatch.setenv(chat.KEY, "secret")
+    with pytest.raises(UserError, match="expected https:// in the url of the model that reads pictures") as raised:
+        HttpChat("http://example.invalid/v1", "model")(["?"])
+    assert "secret" not in str(raised.value)
 
 
 def save_llava(directory: Path) -> Path:

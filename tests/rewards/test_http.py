@@ -17,7 +17,7 @@ from PIL import Image
 
 from raysuite import rewards
 from raysuite.errors import UserError
-from raysuite.rewards import http as asking, score
+from raysuite.rewards import endpoints as asking, score
 from raysuite.rewards.http import Http
 from tests.processes import free_port
 
@@ -120,7 +120,7 @@ def test_whole_groups_are_one_request_each_whatever_the_batch() -> None:
         ('{"scores": [-1e999, 1]}', "as number 1"),
         (f'{{"scores": [1, {10**400}]}}', "as number 2"),
         ('{"scores": [[1], [2]]}', "as number 1"),
-        (b" " * (2**24 + 1), "got an answer of more than 16 MiB"),
+        (b" " * (2**24 + 1), "got one of more than 16 MiB"),
     ],
 )
 def test_a_malformed_answer_is_a_sentence_and_is_not_asked_for_again(
@@ -175,7 +175,7 @@ def test_a_server_that_is_too_slow_is_asked_again(waits: list[float]) -> None:
 
     with served(slow) as (url, asked):
         try:
-            with pytest.raises(UserError, match=r"got no answer within 0\.5 seconds, 2 times in a row"):
+            with pytest.raises(UserError, match=r"got none within 0\.5 seconds, 2 times in a row"):
                 asked_of(url, seconds=0.5, retries=1)
         finally:
             released.set()
@@ -185,7 +185,7 @@ def test_a_server_that_is_too_slow_is_asked_again(waits: list[float]) -> None:
 def test_an_answer_that_trickles_in_is_too_slow_as_a_whole(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     clock = iter(range(0, 10_000, 40))  # every look at it is 40 seconds later: no part is late, the whole is
     monkeypatch.setattr(asking.time, "monotonic", lambda: next(clock))
-    with served(means) as (url, _), pytest.raises(UserError, match="got no answer within 30 seconds"):
+    with served(means) as (url, _), pytest.raises(UserError, match="got none within 30 seconds"):
         asked_of(url, seconds=30, retries=0)
 
 
@@ -220,7 +220,7 @@ def test_nobody_listening_is_a_sentence_before_a_run_and_in_it(waits: list[float
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=r"could not connect \(Connection refused\): start it"):
         rewards.check("http", options={"url": url})
-    with pytest.raises(UserError, match=r"could not ask for them \(Connection refused\), 4 times in a row"):
+    with pytest.raises(UserError, match=r"could not ask for it \(Connection refused\), 4 times in a row"):
         asked_of(url)
     assert waits == [1.0, 2.0, 4.0]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import raysuite.rewards.http as asking
+import raysuite.rewards.endpoints as asking
 from raysuite import rewards
 from raysuite.errors import UserError
 from raysuite.rewards.qwen import QwenVL
