@@ -711,16 +711,36 @@ def measure_prompts(
     prompt: Annotated[list[str], typer.Option(help="A text; several, for intervals.")],
     draws: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
     noises: Annotated[int, typer.Option(min=2, help="Of each draw.")] = 4,
+    references: Annotated[
+        Path | None, typer.Option(help="A folder of real pictures: density and coverage beside them, too.")
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What they are compared by: pixels, package.module:function, or a vision model's hub id or directory."
+        ),
+    ] = "pixels",
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt to set beside real ones.")] = 64,
+    neighbours: Annotated[int, typer.Option(min=1, help="Real pictures in a neighbourhood.")] = 5,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
 ) -> None:
-    """Where differences between pictures of a prompt come from: the draw, the noise, or both together."""
+    """Where differences between pictures of a prompt come from (the draw, the noise, or both), and how they lie to real ones."""
+    folder = places.existing(references) if references else None
+    from raysuite.datasets.pictures import of_folder
     from raysuite.results.comparison import with_interval
-    from raysuite.stages.soft_prompts import measured, open_distribution
+    from raysuite.rewards.features import features as features_of
+    from raysuite.stages.soft_prompts import beside_real, measured, open_distribution
 
     drawn = open_distribution([places.existing(run)], updates=checkpoint)
-    for name, found in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
-        console.print(f"{name:12} {with_interval(found)}  grey levels squared", soft_wrap=True, highlight=False)
+    if folder:  # read before anything is drawn
+        real_N, extract = of_folder(folder, drawn.policy.image_size), features_of(features, device=drawn.policy.device)
+        found = beside_real(drawn, prompt, real_N, extract, samples=samples, seed=seed, neighbours=neighbours)
+        said = f"{samples * len(prompt)} drawn and {len(real_N)} real pictures, {neighbours} neighbours, {features}"
+        console.print(f"{'density':12} {found.density:.2f}  {said}", soft_wrap=True, highlight=False)
+        console.print(f"{'coverage':12} {found.coverage:.2f}", soft_wrap=True, highlight=False)
+    for name, component in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
+        console.print(f"{name:12} {with_interval(component)}  grey levels squared", soft_wrap=True, highlight=False)
 
 
 def _grid(page: Path, title: str, said: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]]) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from raysuite.datasets.sources import Unusable
+from raysuite.datasets.sources import Pictures, Unusable
 from raysuite.errors import UserError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -91,6 +91,31 @@ def decode(image: bytes | Path, size: tuple[int, int]) -> np.ndarray:
                 "stopped"
             ) from error
         raise Unusable("broken image" if code is None else "unreadable image") from error
+
+
+def of_folder(folder: Path, size: tuple[int, int]) -> np.ndarray:
+    """All pictures in a folder and in its folders, in alphabetical order, as a model would be given them, uint8 (N, H, W, 3).
+
+    Args:
+        folder: of PNG, JPEG and WebP files.
+        size: height and width that are wanted, pixels.
+
+    Raises:
+        UserError: there are none, or one cannot be used.
+    """
+    found = []
+    for file in Pictures([str(folder)], split="").read(folder):
+        try:
+            found.append(decode(file, size))
+        except Unusable as reason:
+            raise UserError(
+                f"expected pictures in {folder}, {file.name} is none to use ({reason}): remove it"
+            ) from reason
+    if not found:
+        raise UserError(
+            f"expected pictures in {folder} ({', '.join(Pictures.suffixes)}), found none: name another folder"
+        )
+    return np.stack(found)
 
 
 def _turn(opened: ImageFile.ImageFile) -> Image.Transpose | None:

@@ -184,7 +184,10 @@ class SoftPrompts(Trained):
         """
         shares = [(encoded, 1.0, self.settings.spread)]
         if self.mixture and self._role == "policy":
-            shares = [(self._encode(encode, question, of.values), of.weight, of.spread) for of in self.mixture]
+            shares = [
+                (self._encode(encode, question, of.values, encoded.varying), of.weight, of.spread)
+                for of in self.mixture
+            ]
         plain: tuple[Tensor, ...] = ()
         if self.settings.start == "plain":
             plain = self._plain(encode, question, encoded).distribution.states_K
@@ -245,7 +248,10 @@ class SoftPrompts(Trained):
         self._kept.move_to_end((role, key))
         return self._kept[role, key]
 
-    def _encode(self, encode: Encode, question: Mapping[str, Any], values: Values) -> Encoded:
+    def _encode(
+        self, encode: Encode, question: Mapping[str, Any], values: Values, varying: tuple[bool, ...] | None = None
+    ) -> Encoded:
+        """The K texts as one batch; which tensors soft prompts change is read off, or known where their values may be equal."""
         self._active, self._ends = values, []
         try:
             with torch.autocast(_device_type(self._start), enabled=False):
@@ -256,7 +262,7 @@ class SoftPrompts(Trained):
         if len(ends) != len(self.parts):
             raise self._no_room()
         tensors, count = list(tensors_of(answer)), self.settings.count
-        varying = tuple(
+        varying = varying or tuple(
             tensor.shape[:1] == (count,)
             and (tensor.is_floating_point() if count == 1 else bool((tensor != tensor[:1]).any()))
             for tensor in tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 SIDE = 64
 """Pixels: larger pictures are averaged down to at most this before they are compared, so that they are cheap to move."""
@@ -97,3 +98,54 @@ def components(images_DE: np.ndarray) -> Components:
     other_draw = float(distance[~same_draw & same_noise].mean()) / 2
     both = float(distance[~same_draw & ~same_noise].mean()) / 2
     return Components(both - other_noise, both - other_draw, other_noise + other_draw - both)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a set of drawn pictures lies to a set of real ones, in the space of their features."""
+
+    density: float
+    """How many real pictures' neighbourhoods a drawn picture lies in, as a share of what is expected of another real picture: above
+    1 where drawn pictures crowd together where real ones are dense."""
+    coverage: float
+    """The share of real pictures that have a drawn one in their neighbourhood, 0 to 1."""
+
+
+def likeness(real_ND: np.ndarray, drawn_MD: np.ndarray, *, neighbours: int = 5) -> Likeness:
+    """Density and coverage.
+
+    With B_i the open ball around real picture i that reaches to its k-th nearest real neighbour,
+
+        density  = sum_ij 1[drawn_j in B_i] / (k M)
+        coverage = sum_i 1[some drawn_j in B_i] / N
+
+    Two samples of one distribution have density 1 on average, and coverage
+
+        1 - prod_{l=0}^{k-1} (N - 1 - l) / (N - 1 + M - l),
+
+    about 1 - 2^-k where both are large and N = M. Both depend on N, M and k: compare numbers of equal ones.
+
+    Source: Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, section 3.
+
+    Args:
+        real_ND: features of N real pictures.
+        drawn_MD: features of M drawn ones.
+        neighbours: k, at least 1 and below N.
+
+    Raises:
+        ValueError: there are too few pictures, or widths differ.
+
+    Example:
+        >>> likeness(np.array([[0.0], [1.0], [3.0]]), np.array([[0.5], [9.0]]), neighbours=1)  # radii 1, 1, 2
+        Likeness(density=1.0, coverage=0.6666666666666666)
+    """
+    real_ND, drawn_MD = np.asarray(real_ND, np.float64), np.asarray(drawn_MD, np.float64)
+    if not 1 <= neighbours < len(real_ND):
+        raise ValueError(
+            f"expected neighbours from 1 to {len(real_ND) - 1}, one less than real pictures, got {neighbours}"
+        )
+    if not len(drawn_MD) or real_ND.shape[1:] != drawn_MD.shape[1:]:
+        raise ValueError(f"expected drawn pictures with features {real_ND.shape[1:]}, got {drawn_MD.shape}")
+    radius_N = np.sort(cdist(real_ND, real_ND), axis=1)[:, neighbours]  # the nearest is the picture itself
+    inside_NM = cdist(real_ND, drawn_MD) < radius_N[:, None]
+    return Likeness(float(inside_NM.sum() / (neighbours * len(drawn_MD))), float(inside_NM.any(1).mean()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.soft_prompts import Share
-from raysuite.kernel.diversity import Components, components, thumbnails
+from raysuite.kernel.diversity import Components, Likeness, components, likeness, thumbnails
 from raysuite.kernel.stats import Interval, bootstrap_mean
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator, torch_generator
@@ -23,6 +23,9 @@ from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.rollout import sample
 from raysuite.types import Block
+
+BLOCK = 16
+"""Pictures that are drawn at once where there may be many."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,42 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
         name: bootstrap_mean(np.array([getattr(each, name) for each in found]), groups, rng)
         for name in ("draw", "noise", "interaction")
     }
+
+
+def beside_real(
+    drawn: Distribution,
+    prompts: Sequence[str],
+    real_N: np.ndarray,
+    features: Callable[[np.ndarray], np.ndarray],
+    *,
+    samples: int,
+    seed: int,
+    neighbours: int,
+) -> Likeness:
+    """Density and coverage of pictures that are drawn beside real ones.
+
+    Args:
+        drawn: the distribution.
+        prompts: whose pictures are drawn, all of them one set.
+        real_N: the real ones, uint8 (N, H, W, 3).
+        features: of pictures, (N, D).
+        samples: pictures of each prompt, each with a draw of its own.
+        seed: a coordinate of noise and draws.
+        neighbours: k of the neighbourhoods.
+
+    Raises:
+        UserError: there are too few real pictures.
+    """
+    if not 1 <= neighbours < len(real_N):
+        raise UserError(
+            f"expected more real pictures than neighbours, got {len(real_N)} and {neighbours}: add pictures, or lower --neighbours"
+        )
+    images = [
+        pictures(drawn, prompt, samples=min(BLOCK, samples - first), seed=seed + number, first=first)
+        for number, prompt in enumerate(prompts)
+        for first in range(0, samples, BLOCK)
+    ]
+    return likeness(features(real_N), features(np.concatenate(images)), neighbours=neighbours)
 
 
 def _label(seed: int, number: int) -> int:

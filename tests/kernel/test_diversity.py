@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from raysuite.kernel.diversity import pairwise_distance, thumbnails
+from raysuite.kernel.diversity import likeness, pairwise_distance, thumbnails
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -35,3 +35,55 @@ def test_thumbnails_average_patches_and_leave_small_pictures_alone():
     checked[:, ::2] = 201
     assert set(thumbnails(checked).ravel().tolist()) <= {100, 101}
     assert thumbnails(np.zeros((1, 100, 65, 3), np.uint8)).shape == (1, 50, 32, 3)
+
+
+# density and coverage
+
+LINE = np.array([[0.0], [1.0], [3.0], [7.0]])
+"""Distances to the nearest other point: 1, 1, 2, 4; to the second nearest: 3, 2, 3, 6."""
+
+
+@pytest.mark.parametrize(
+    ("drawn", "neighbours", "density", "coverage"),
+    [
+        ([0.5], 1, 2.0, 0.5),  # within 1 of 0 and of 1
+        ([0.5, 100.0], 1, 1.0, 0.5),  # a picture far off halves the one, and leaves the other
+        ([2.0], 1, 1.0, 0.25),  # 1 from 1, which is not less than its radius, and 1 from 3
+        ([100.0], 1, 0.0, 0.0),
+        ([1.5, 4.0], 2, (4 + 2) / (2 * 2), 1.0),  # 1.5 is near to all four, 4 to the last two
+    ],
+)
+def test_density_and_coverage_by_hand(drawn: list[float], neighbours: int, density: float, coverage: float) -> None:
+    found = likeness(LINE, np.array(drawn)[:, None], neighbours=neighbours)
+    assert (found.density, found.coverage) == (pytest.approx(density), pytest.approx(coverage))
+
+
+def test_two_samples_of_one_distribution_have_the_density_and_coverage_that_are_expected() -> None:
+    rng, real, drawn, k = np.random.default_rng(0), 12, 30, 3
+    found = [likeness(rng.normal(size=(real, 2)), rng.normal(size=(drawn, 2)), neighbours=k) for _ in range(2000)]
+    assert np.mean([each.density for each in found]) == pytest.approx(1, abs=0.02)
+    missed = np.prod([(real - 1 - i) / (real - 1 + drawn - i) for i in range(k)])  # the k nearest are all real
+    assert np.mean([each.coverage for each in found]) == pytest.approx(1 - missed, abs=0.01)
+
+
+def test_a_mode_that_is_not_drawn_is_not_covered_however_dense_the_other() -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.normal(-50, 1, (100, 4)), rng.normal(50, 1, (100, 4))
+    found = likeness(np.concatenate([left, right]), rng.normal(-50, 1, (200, 4)))
+    assert found.density == pytest.approx(1, abs=0.15) and found.coverage == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("real", "drawn", "neighbours", "message"),
+    [
+        ((4, 2), (3, 2), 4, "expected neighbours from 1 to 3"),
+        ((4, 2), (3, 2), 0, "expected neighbours from 1 to 3"),
+        ((4, 2), (3, 5), 1, r"expected drawn pictures with features \(2,\)"),
+        ((4, 2), (0, 2), 1, "expected drawn pictures"),
+    ],
+)
+def test_sets_that_cannot_be_compared_are_refused(
+    real: tuple[int, int], drawn: tuple[int, int], neighbours: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        likeness(np.zeros(real), np.ones(drawn), neighbours=neighbours)

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from raysuite.cli import main
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
+from raysuite.families.soft_prompts import Share
+from raysuite.kernel.diversity import likeness
+from raysuite.rewards.features import features
 from raysuite.stages import preference_set
 from raysuite.stages.plan import plan
-from raysuite.stages.soft_prompts import embeddings, measured, open_distribution, pictures
+from raysuite.stages.soft_prompts import beside_real, embeddings, measured, open_distribution, pictures
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 from raysuite.types import Preferences
@@ -162,6 +166,20 @@ def test_a_mixture_is_the_weighted_sum_of_draws(trained: Training) -> None:
     torch.testing.assert_close(deviation, encoded.distribution.deviation[0][0] / 2**0.5, atol=0.05, rtol=0.1)
 
 
+def test_one_prompt_many_times_mixes_with_a_distribution_around_it(trained: Training) -> None:
+    """Without a deviation of its own, whatever else differs between prompts: one prompt with another distribution's deviation."""
+    drawn = open_distribution([trained.run.path])
+    policy, (values,) = drawn.policy, drawn.values
+    one = {name: value[:1].expand_as(value) for name, value in values.items()}
+    question = policy.driver.question(policy.soft.marked("one red circle"))
+    with torch.no_grad():
+        encoded = policy.soft.encoded(*question)
+        (own,), (mean,) = encoded.distribution.draw(7, kind="independent", spread=1.0), encoded.distribution.mean
+        policy.soft.mixture = (Share(values, 1, 1), Share(values, -1, 0), Share(one, 1, 0))
+        (state,) = policy.soft.states(*question, encoded, [7])[0]
+    torch.testing.assert_close(state, encoded.distribution.states_K[0][:1] + own - mean)
+
+
 def test_states_for_plain_diffusers_draw_the_same_pictures(trained: Training) -> None:
     drawn = open_distribution([trained.run.path])
     found = embeddings(drawn, "one red circle", samples=2, seed=3)
@@ -220,6 +238,60 @@ def test_states_are_written(trained: Training, tmp_path: Path) -> None:
         )
     assert left.value.code in (0, None)
     assert safetensors.torch.load_file(tmp_path / "f.safetensors")["prompt_embeds"].shape[0] == 4
+
+
+def test_pictures_are_set_beside_real_ones(
+    trained: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = open_distribution([trained.run.path])
+    same = np.concatenate(
+        [pictures(drawn, "one red circle", samples=6, seed=0), pictures(drawn, "", samples=6, seed=1)]
+    )
+    command = [
+        "prompts",
+        "measure",
+        str(trained.run.path),
+        "--prompt",
+        "one red circle",
+        "--prompt",
+        "",
+        "--draws",
+        "2",
+    ]
+    command += ["--noises", "2", "--samples", "6", "--neighbours", "2", "--references", str(tmp_path)]
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    for number, image in enumerate(same):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code in (0, None)
+    density, coverage, *_ = capsys.readouterr().out.splitlines()
+    expected = likeness(
+        features("pixels", device=torch.device("cpu"))(same),
+        features("pixels", device=torch.device("cpu"))(same),
+        neighbours=2,
+    )
+    assert density.split()[:2] == ["density", f"{expected.density:.2f}"] and coverage.split() == ["coverage", "1.00"]
+    assert "12 drawn and 12 real pictures, 2 neighbours, pixels" in density
+
+
+def test_more_neighbours_than_real_pictures_are_refused(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    with pytest.raises(
+        UserError, match=r"expected more real pictures than neighbours, got 3 and 3: add pictures, or lower"
+    ):
+        beside_real(
+            drawn,
+            ["a"],
+            np.zeros((3, 32, 32, 3), np.uint8),
+            features("pixels", device=torch.device("cpu")),
+            samples=1,
+            seed=0,
+            neighbours=3,
+        )
 
 
 def test_a_run_that_trained_something_else_is_refused(
