@@ -166,6 +166,7 @@ class Measurement:
                 logp_NK=batch.logp_NK[samples],
                 advantage_NK=batch.advantage_NK[samples],
                 prompts_N=batch.prompts_N[samples],
+                draws_N=None if batch.draws_N is None else batch.draws_N[samples],
             )
         if self.set is not None:
             rows = list(range(place, len(batch), len(block.prompts)))
@@ -173,7 +174,12 @@ class Measurement:
             rows = [r for r, prompt in enumerate(batch.prompts_R) if prompt == block.prompts[place]]
         if not rows:
             return None
-        return replace(batch, latents_RMK=batch.latents_RMK[rows], prompts_R=tuple(batch.prompts_R[r] for r in rows))
+        return replace(
+            batch,
+            latents_RMK=batch.latents_RMK[rows],
+            prompts_R=tuple(batch.prompts_R[r] for r in rows),
+            draws_RM=None if batch.draws_RM is None else batch.draws_RM[rows],
+        )
 
     def _gradients(
         self,

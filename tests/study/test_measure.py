@@ -17,6 +17,7 @@ from raysuite.rng import Stage, torch_generator
 from raysuite.stages import checkpoint
 from raysuite.stages.checkpoint import State
 from raysuite.stages.learn import gradient, transitions
+from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.rollout import sample, score
 from raysuite.study.declared import Study, declare
 from raysuite.study.gains import step_of_kl
@@ -108,6 +109,36 @@ def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-5)
     sums = safetensors.torch.load_file(tmp_path / "sums" / f"{number:06d}.safetensors")
     torch.testing.assert_close(sums["ddpo"], stored["parameters/ddpo"].sum((0, 1)), rtol=1e-4, atol=1e-7)
+
+
+def test_units_of_soft_prompts_have_their_own_draws(tmp_path: Path) -> None:
+    """Wherever a unit stands in its block: the mean over units is the gradient of the whole block."""
+    settings = {
+        "sampler.steps": "2",
+        "rollouts.prompts": "2",
+        "rollouts.prompts_per_block": "2",
+        "rollouts.samples": "2",
+    }
+    settings |= {"parameters.prompts.orthogonality": "0", "credit.discount": "1", "rewards": "[{name: redness}]"}
+    study = declare("scenes-prompts-ddpo", objectives=["ddpo", "trajectory_dpo"], units=8, bins=1, settings=settings)
+    rung = study.rungs[0]
+    policy = open_policy(rung.config, torch.device("cpu"))
+    block = study_blocks(study, rung)[0]
+    rollouts = score(sample(policy, block, rung.config, version=0), rung.config)
+    assert rollouts.draws_N is not None and len(set(rollouts.draws_N.tolist())) == 2  # one of each prompt
+    (advantage,) = block_advantages(rung.config, [rollouts], PromptTracker.empty(size=32, minimum=16))
+    Measurement(study, rung, policy, None).block(block, rollouts, advantage, tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "units" / "000000.safetensors")
+    indices_RM, _ = rankings(rung.configs["trajectory_dpo"], block, rollouts.reward_N)
+    assert len(indices_RM) == 2
+    whole = {"ddpo": transitions(rollouts, advantage["trained"]), "trajectory_dpo": compared(rollouts, indices_RM)}
+    for label, batch in whole.items():
+        policy.trainable()["context"].grad = None
+        gradient(rung.configs[label].built_objective, policy, [(batch, torch.Generator())], microbatch=8)
+        wanted = policy.trainable()["context"].grad
+        assert wanted is not None and wanted.abs().max() > 0
+        found = stored[f"parameters/{label}"].mean((0, 1))
+        torch.testing.assert_close(found, wanted.flatten(), rtol=1e-3, atol=float(1e-3 * wanted.abs().max()))
 
 
 def test_probes_see_the_derivative() -> None:
