@@ -76,6 +76,26 @@ class Distribution:
             )
         return tuple(each.to(state_K.dtype) for each, state_K in zip(drawn, self.states_K, strict=True))
 
+    def log_density(self, drawn: Sequence[Tensor], *, spread: float) -> Tensor:
+        """The log-density of an independent draw's states, as given: nats, up to a constant, with gradients to the soft prompts.
+
+        Numbers that all soft prompts share have no density, and are left out. Where A is the advantage of a draw's picture, A times
+        this gradient is on average the gradient of the expected reward, as A grad log p(picture | draw) is along the path. It asks
+        nothing of the network: no backward pass, and no noise in the sampler. Its variance grows with the number of states.
+
+        Args:
+            drawn: states of a draw, (1, ...) each.
+            spread: g, above 0.
+
+        Source: Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning", 1992.
+        """
+        terms = []
+        for states, mu, s, state_K in zip(drawn, self.mean, self.deviation, self.states_K, strict=True):
+            varying = (state_K != state_K[:1]).any(0, keepdim=True)
+            deviation = spread * s[varying]
+            terms.append((-((states.detach().float() - mu)[varying] / deviation).square() / 2 - deviation.log()).sum())
+        return torch.stack(terms).sum()
+
 
 def orthogonality(ends: Sequence[Tensor]) -> Tensor:
     """Mean squared cosine between the K prompts' states at the end of the text, of each encoder (K, d), averaged over encoders.

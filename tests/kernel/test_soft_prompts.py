@@ -128,3 +128,46 @@ def test_orthogonality_is_the_mean_squared_cosine() -> None:
     assert float(orthogonality([slanted, parallel])) == pytest.approx(0.625)
     three = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # of the three pairs one is parallel
     assert float(orthogonality([three])) == pytest.approx(1 / 3)
+
+
+def test_the_density_of_a_draw_by_hand() -> None:
+    """The number that both prompts share is left out, whatever the draw has there."""
+    drawn = (torch.tensor([[9.0, 4.0]]), torch.tensor([[5.0]]))
+    s, t = 0.5 * math.sqrt(8), 0.5 * math.sqrt(2)
+    by_hand = -((4 - 2) ** 2) / (2 * s**2) - math.log(s) - (5 - 4) ** 2 / (2 * t**2) - math.log(t)
+    assert float(two().log_density(drawn, spread=0.5)) == pytest.approx(by_hand)
+
+
+def test_both_gradients_of_the_expected_reward_are_its_own() -> None:
+    """A picture x = <a, P> + tau n of a draw P = mu + g s e, and the reward x^2: J = <a, mu>^2 + g^2 sum a^2 s^2 + tau^2.
+
+    The path's gradient goes through the density of the picture at the draw, the score's through that of the draw.
+    """
+    states_K = normal(3, 2, label=1).requires_grad_()
+    a, tau, g, draws = torch.tensor([0.8, -0.5]), 0.7, 0.9, 400_000
+
+    def gradient(of: Tensor) -> Tensor:
+        return torch.autograd.grad(of, states_K)[0]
+
+    def parts() -> tuple[Tensor, Tensor]:
+        of = Distribution((states_K,))
+        return of.mean[0], g * of.deviation[0]
+
+    mu, s = parts()
+    wanted = gradient((a @ mu[0]) ** 2 + (a * s[0]).square().sum() + tau**2)
+    generator = torch.Generator().manual_seed(0)
+    e_N2, n_N = torch.randn(draws, 2, generator=generator), torch.randn(draws, generator=generator)
+    mu, s = parts()
+    drawn_N2 = mu + s * e_N2
+    x_N = (drawn_N2 @ a + tau * n_N).detach()
+    advantage_N = x_N**2 - (x_N**2).mean()
+    path = gradient((advantage_N * -((x_N - drawn_N2 @ a) ** 2)).mean() / (2 * tau**2))
+    mu, s = parts()
+    log_q_N = (-(((drawn_N2.detach() - mu) / s) ** 2) / 2 - s.log()).sum(1)
+    for number in range(3):  # what `log_density` says of one draw, here for all at once
+        one = Distribution((states_K,)).log_density((drawn_N2[number : number + 1],), spread=g)
+        torch.testing.assert_close(one, log_q_N[number])
+    score = gradient((advantage_N * log_q_N).mean())
+    assert wanted.abs().max() > 0.2
+    torch.testing.assert_close(path, wanted, atol=0.02, rtol=0)
+    torch.testing.assert_close(score, wanted, atol=0.02, rtol=0)
