@@ -604,6 +604,170 @@ def serve(
     )
 
 
+writer_app = typer.Typer(
+    help="Train a language model that rewrites what users type, by what the image model draws from it, and compare writers."
+)
+app.add_typer(writer_app, name="writer", no_args_is_help=True)
+
+WriterName = Annotated[
+    str,
+    typer.Option(
+        help="Who rewrites: scenes-writer (the bundled one), the --out of a training, a causal language model's directory or hub id."
+    ),
+]
+Drawing = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Who draws: a recipe or YAML file, a run, or a checkpoint of one.")
+]
+
+
+@writer_app.command("pairs")
+def writer_pairs(
+    out: Annotated[Path, typer.Option(help="Directory of the set.")],
+    model: Drawing = "scenes-users-ddpo",
+    writer: WriterName = "scenes-writer",
+    prompts: Annotated[int, typer.Option(help="Training prompts, alike from every kind.")] = 128,
+    draws: Annotated[int, typer.Option(help="Rewrites of each; the user's own text is one candidate more.")] = 6,
+    pictures: Annotated[int, typer.Option(help="Of each candidate, with the same noise.")] = 4,
+    margin: Annotated[float, typer.Option(help="Standard errors by which a preferred rewrite is better.")] = 1.0,
+    which: Annotated[
+        Literal["all", "best"], typer.Option(help="all pairs beyond the margin, or the best with the worst.")
+    ] = "all",
+    temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts, draws and noise.")] = 0,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Draw rewrites of users' prompts, and find which of them are preferred. The same command again goes on."""
+    directory = _place(out)
+    _begin("writer pairs", directory)
+    from raysuite.writer import pairs as sets
+
+    plan = sets.Plan(
+        prompts=prompts,
+        draws=draws,
+        pictures=pictures,
+        margin=margin,
+        which=which,
+        temperature=temperature,
+        seed=seed,
+    )
+    found = _drawing(model, settings)
+    from raysuite.cluster import launch, writer as writing
+    from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
+
+    launch.preflight(found.config)
+    with locked(directory), Counting("drawing", "batches", console) as counting:
+        summary = writing.make_pairs(found, writer, plan, directory, sys.argv, counting)
+    console.print(
+        f"{summary['pairs']} pairs of {summary['candidates']} candidates, {summary['left_out']} within the margin left out, "
+        f"{summary['cut']} rewrites too long for the image model: {directory / sets.FILE}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@writer_app.command("train")
+def writer_train(
+    pairs: Annotated[
+        Path,
+        typer.Argument(metavar="PAIRS", help="The --out of writer pairs, or a .jsonl of prompt, chosen, rejected."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the training; the writer is in writer/.")],
+    writer: WriterName = "scenes-writer",
+    loss: Annotated[
+        Literal["sigmoid", "cal_dpo", "ipo", "apo_zero", "sft"], typer.Option(help="Of a pair; sigmoid is DPO.")
+    ] = "sigmoid",
+    beta: Annotated[float, typer.Option(help="How much a nat away from the reference costs.")] = 0.1,
+    targets: Annotated[
+        Literal["plain", "normalised"], typer.Option(help="Of cal_dpo: plain, or normalised, which a writer can reach.")
+    ] = "plain",
+    weight: Annotated[float, typer.Option(help="Of cal_dpo's calibration.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 5e-4,
+    epochs: Annotated[int, typer.Option(help="Times that each pair is seen.")] = 4,
+    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order.")] = 0,
+) -> None:
+    """Train a writer on preferences with TRL. The same command again goes on from the last epoch."""
+    directory = _place(out)
+    _begin("writer train", directory)
+    from raysuite.writer import train as training
+    from raysuite.writer.losses import PairLoss, warnings
+
+    training.check_trl()
+    lesson = training.Lesson(
+        PairLoss(loss, beta, targets, weight),
+        learning_rate,
+        epochs,
+        batch,
+        seed,
+    )
+    file = training.file_of(places.whole(pairs))
+    rows = training.read_pairs(file)
+    from raysuite.cluster import writer as writing
+    from raysuite.stages.lock import locked
+    from raysuite.writer.model import open_writer
+
+    opened = open_writer(writer)
+    for told in warnings(lesson.loss, opened.log_densities([r.prompt for r in rows], [r.chosen for r in rows])):
+        console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
+    with locked(directory):
+        if training.claim(directory, writer, file, lesson, sys.argv):
+            writing.train_writer(writer, rows, lesson, directory)
+    for line in training.told(directory):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"writer: {directory}", soft_wrap=True, highlight=False)
+
+
+@writer_app.command("evaluate")
+def writer_evaluate(
+    who: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WRITER...",
+            help="none (texts as they are), oracle (what was meant), scenes-writer, or a writer's --out; compared with the first.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the evaluation.")],
+    model: Annotated[
+        str, typer.Option(help="Who draws: a recipe or YAML file, a run, or a checkpoint of one.")
+    ] = "scenes-users-ddpo",
+    prompts: Annotated[int, typer.Option(help="Of each cell.")] = 40,
+    pictures: Annotated[int, typer.Option(help="Of each prompt.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts.")] = 0,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Compare writers by what an image model draws from their rewrites. The same command again goes on."""
+    directory = _place(out)
+    _begin("writer evaluate", directory)
+    from raysuite.writer import evaluation
+
+    plan = evaluation.Plan(tuple(who), prompts, pictures, seed)
+    found = _drawing(model, settings)
+    from raysuite.cluster import launch, writer as writing
+    from raysuite.progress import Counting
+    from raysuite.results.writer import writers_summary
+    from raysuite.stages.lock import locked
+
+    launch.preflight(found.config)
+    with locked(directory), Counting("drawing", "batches", console) as counting:
+        writing.evaluate(found, plan, directory, sys.argv, counting)
+    console.print(writers_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+
+
+def _drawing(model: str, settings: Sequence[str]) -> Any:
+    """Who draws: a recipe with other settings, a run, or a checkpoint."""
+    from raysuite.in_context.draw import find
+
+    found = find(model)
+    if not settings:
+        return found
+    if found.model is not None or Path(model).is_dir():
+        raise UserError(f"expected no --set with {model}, which has its settings: leave it out, or name a recipe")
+    from raysuite import config as configuration
+
+    return type(found)(found.label, configuration.load(model, dict(_split(setting) for setting in settings)), None)
+
+
 prompts_app = typer.Typer(
     help="Draw from a trained distribution of soft prompts: pages of pictures, and states for diffusers."
 )

@@ -38,6 +38,8 @@ class Stage(IntEnum):
     IN_CONTEXT_POLICY = 21
     IN_CONTEXT_JUDGE = 22
     IN_CONTEXT_LANGUAGE = 23
+    WRITER = 24
+    WRITER_TRAINING = 25
 
 
 def numpy_generator(

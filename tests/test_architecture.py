@@ -13,7 +13,7 @@ FLOORS = (
     {"config"},
     {"families", "rewards", "worlds"},
     {"stages"},
-    {"datasets", "in_context", "study", "suites", "sweeps", "trackers"},
+    {"datasets", "in_context", "study", "suites", "sweeps", "trackers", "writer"},
     {"progress", "results"},
     {"cluster"},
     {"cli"},

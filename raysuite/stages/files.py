@@ -25,7 +25,7 @@ from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages import prompt_files
 
-PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "scipy")
+PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
 
 def write_json(path: Path, value: object) -> None:

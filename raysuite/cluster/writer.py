@@ -1,0 +1,136 @@
+"""Writers on Ray: pictures of rewrites by rollout actors, training in Ray Train."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raysuite.cluster import launch
+from raysuite.cluster.actors import RayCollector
+from raysuite.config import RunConfig
+from raysuite.families import open_policy
+from raysuite.in_context.draw import Named
+from raysuite.progress import Counting
+from raysuite.stages import checkpoint
+from raysuite.stages.files import is_held, provenance, write_json
+from raysuite.stages.prompts import Prompt, load_prompts
+from raysuite.types import Cost
+from raysuite.writer import draw, evaluation, pairs
+from raysuite.writer.candidates import Candidate
+from raysuite.writer.losses import PairLoss
+from raysuite.writer.model import open_writer
+from raysuite.writer.train import Lesson, Pair, train
+
+
+def make_pairs(
+    model: Named, writer: str, plan: pairs.Plan, directory: Path, command: Sequence[str], counting: Counting
+) -> dict[str, Any]:
+    """Make a set of preferences between rewrites, or go on with one, and return its summary.
+
+    Raises:
+        UserError: the writer is not there, the directory holds something else, or there is no preference.
+    """
+    config = draw.with_noise_of(model.config, plan.seed)
+    wanted = pairs.identity(config, plan, writer, model.settings())
+    _claim(directory, "pairs.json", wanted, "set of rewrites", command)
+    opened = open_writer(writer)
+    prompts = pairs.chosen_prompts(load_prompts(config.prompts).training, plan)
+    kept, cut = pairs.drawn_candidates(directory, opened, config, prompts, plan)
+    _draw(
+        replace(model, config=config),
+        {prompt.number: prompt for prompt in prompts},
+        kept,
+        plan.pictures,
+        directory,
+        counting,
+    )
+    costs = {"cut": cut, **_costs(config, len(kept) * plan.pictures)}
+    return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, costs)
+
+
+def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequence[str], counting: Counting) -> None:
+    """Compare writers before one image model, or go on.
+
+    Raises:
+        UserError: something is not there, or the directory holds something else.
+    """
+    wanted = evaluation.identity(model.config, plan, model.settings())
+    _claim(directory, "evaluation.json", wanted, "evaluation of writers", command)
+    cells = evaluation.chosen_prompts(load_prompts(model.config.prompts), plan)
+    texts = evaluation.rewritten(directory, cells, plan.who)
+    prompts = {prompt.number: prompt for of in cells.values() for prompt in of}
+    _draw(model, prompts, texts, plan.pictures, directory, counting)
+    write_json(directory / "summary.json", _costs(model.config, len(texts) * plan.pictures))
+
+
+def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: Path, *, threads: int = 1) -> None:
+    """Train a writer in a process of Ray Train, which goes on from its last epoch where it dies."""
+    launch.connect()
+    TorchTrainer(
+        _learner,
+        train_loop_config={
+            "writer": writer,
+            "rows": list(rows),
+            "lesson": asdict(lesson),
+            "directory": str(directory),
+            "threads": threads,
+        },
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
+        run_config=TrainRunConfig(
+            name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=2)
+        ),
+    ).fit()
+    shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes
+
+
+def _learner(options: dict[str, Any]) -> None:
+    torch.set_num_threads(options["threads"])
+    lesson = options["lesson"]
+    lesson = Lesson(**{**lesson, "loss": PairLoss(**lesson["loss"])})
+    train(open_writer(options["writer"]), options["rows"], lesson, Path(options["directory"]))
+
+
+def _claim(directory: Path, name: str, wanted: dict[str, Any], what: str, command: Sequence[str]) -> None:
+    if not is_held(directory, name, wanted, what, begun=("*.jsonl", "scores/*.parquet", "checkpoints/*")):
+        write_json(directory / name, wanted)
+        write_json(directory / "provenance.json", provenance(command))
+
+
+def _draw(
+    model: Named,
+    prompts: dict[int, Prompt],
+    texts: Sequence[Candidate],
+    pictures: int,
+    directory: Path,
+    counting: Counting,
+) -> None:
+    planned = draw.blocks(model.config, prompts, texts, pictures)
+    left = draw.missing(directory / "scores", planned)
+    counting.begin(len(planned), done=len(planned) - len(left))
+    if not left:
+        return
+    launch.connect()
+    launch.check_resources(model.config.cluster)
+    policy = open_policy(model.config, torch.device("cpu"))
+    if model.model is not None:
+        checkpoint.load(model.model, policy)
+    with launch.running_actors(model.config) as actors:
+        collector = RayCollector.of(model.config, actors)
+        for _ in draw.draw(directory / "scores", left, collector, policy.weights()):
+            counting.advance()
+
+
+def _costs(config: RunConfig, images: int) -> dict[str, int]:
+    """Of all pictures, whichever part of the command drew them."""
+    guidance = 2 if config.sampler.guidance > 1 else 1
+    return {
+        "images": images,
+        "network_evaluations": Cost(forward=images * config.sampler.steps * guidance).network_evaluations,
+    }

@@ -1,0 +1,107 @@
+"""Pictures of candidates, scored against what the user meant, on disk: what was drawn is not drawn again.
+
+All candidates of a prompt are drawn with the same noise: its coordinates are the number of the user's prompt and of the picture. Equal
+texts of one prompt are drawn once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysuite.config import RunConfig
+from raysuite.places import replacing
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages.collect import Collector
+from raysuite.stages.prompts import Prompt
+from raysuite.types import Block, Rollouts
+from raysuite.writer.candidates import Candidate
+
+Key = tuple[int, str]
+"""Number of the user's prompt, and the text that was drawn."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of the pictures of one text."""
+
+    by_reward: Mapping[str, np.ndarray]
+    """(M,) for every reward."""
+    total: np.ndarray
+    """(M,) the trained reward: the weighted sum."""
+
+
+def with_noise_of(config: RunConfig, seed: int) -> RunConfig:
+    """A run's settings with noise that no evaluation of it has."""
+    number = int(numpy_generator(seed=seed, stage=Stage.WRITER, update=1).integers(2**31))
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"seed": number, "kl": False})})
+
+
+def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Candidate], pictures: int) -> list[Block]:
+    """One picture of each text in a block, as an evaluation has them; texts in the order of `wanted`."""
+    width = config.rollouts.prompts_per_block * config.rollouts.samples
+    window = config.sampler.window
+    return [
+        Block(
+            update=0,
+            index=1 + start // width,  # 0 is the block whose pictures evaluations keep
+            prompts=tuple(one.text for one in wanted[start : start + width]),
+            prompt_ids=tuple(one.prompt for one in wanted[start : start + width]),
+            samples_per_prompt=1,
+            metadata=tuple(prompts[one.prompt].metadata for one in wanted[start : start + width]),
+            first_sample=picture,
+            evaluation=True,
+            window=(window.first, window.first + window.size) if window else None,
+        )
+        for start in range(0, len(wanted), width)
+        for picture in range(pictures)
+    ]
+
+
+def missing(directory: Path, planned: Sequence[Block]) -> list[Block]:
+    """Blocks that were not drawn yet."""
+    return [block for block in planned if not _file(directory, block).exists()]
+
+
+def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights: np.ndarray) -> Iterator[Rollouts]:
+    """Draw and score these blocks, and leave their scores."""
+    for done in collector.start(wanted, weights, 0):
+        block = done.block
+        columns = {
+            "prompt": pa.array(block.prompt_ids),
+            "text": pa.array(block.prompts),
+            "picture": pa.array([block.first_sample] * block.size),
+            "total": pa.array(done.reward_N),
+            **{f"reward/{name}": pa.array(values) for name, values in done.scores.items()},
+        }
+        with replacing(_file(directory, block)) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+        yield done
+
+
+def read(directory: Path) -> dict[Key, Scores]:
+    """Scores of everything that was drawn, pictures in the order of their numbers."""
+    rows = [row for file in sorted(directory.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    found: dict[Key, list[dict[str, float]]] = {}
+    for row in sorted(rows, key=lambda row: (row["prompt"], row["text"], row["picture"])):
+        found.setdefault((row["prompt"], row["text"]), []).append(row)
+    return {
+        key: Scores(
+            {
+                name.removeprefix("reward/"): np.array([row[name] for row in of])
+                for name in of[0]
+                if name.startswith("reward/")
+            },
+            np.array([row["total"] for row in of]),
+        )
+        for key, of in found.items()
+    }
+
+
+def _file(directory: Path, block: Block) -> Path:
+    return directory / f"{block.index:05d}-{block.first_sample:03d}.parquet"

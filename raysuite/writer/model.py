@@ -1,0 +1,210 @@
+"""A writer: any causal language model of transformers with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from raysuite.errors import UserError
+from raysuite.rng import Stage, torch_generator
+from raysuite.stages.files import digest
+
+BUNDLED = "scenes-writer"
+"""The writer that ships with the package, by name."""
+INSTRUCTION = (
+    "Rewrite the request as a prompt for a text-to-image model. Keep its meaning. Answer with the prompt alone."
+)
+"""What writers with a chat template are told; those without one are trained to know."""
+PLAIN_END = "\nRephrase:"
+"""What ends the user's text for a writer without a chat template."""
+TOKENS = 32
+"""That a rewrite has at most."""
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What a writer made of a prompt."""
+
+    text: str
+    logp: float
+    """Log-density under the writer that drew it, at temperature 1 and with the end of the text, nats."""
+
+
+class Writer:
+    """A language model that rewrites prompts.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its own, with a token that ends a text.
+        name: for the record.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        if tokenizer.eos_token is None:
+            raise UserError(f"expected a writer whose tokenizer has an end-of-text token, got {name}: name another")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"  # what is written goes on where the prompt ends
+
+    def save(self, directory: Path, *, half: bool = False) -> None:
+        """As transformers loads it; in half precision if need be."""
+        model = copy.deepcopy(self.model).half() if half else self.model
+        transformers_logging.disable_progress_bar()
+        model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+    def asked(self, text: str) -> str:
+        """The text that the model goes on from: the user's in the model's chat template, or with `Rephrase:` after it."""
+        if self.tokenizer.chat_template is None:
+            return text + PLAIN_END
+        said = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+        asked = cast(str, self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+        return asked.removeprefix(self.tokenizer.bos_token or "")  # which tokenizers put there themselves
+
+    def completion(self, rewrite: str) -> str:
+        """A rewrite as it follows what the model was asked."""
+        return rewrite if self.tokenizer.chat_template is not None else f" {rewrite}"
+
+    @torch.no_grad()
+    def rewrites(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        draw: int = 0,
+        tokens: int = TOKENS,
+    ) -> list[Rewrite]:
+        """One rewrite of each text.
+
+        Args:
+            texts: what users typed.
+            temperature: of the draws; 0 takes the most probable token each time.
+            seed: of the draws.
+            numbers: of the prompts, coordinates of the draws; their places by default.
+            draw: number of the draw.
+            tokens: that a rewrite has at most.
+        """
+        found: list[Rewrite] = []
+        for first in range(0, len(texts), BATCH):
+            part = texts[first : first + BATCH]
+            own = range(first, first + len(part)) if numbers is None else numbers[first : first + BATCH]
+            uniform = [
+                torch.rand(tokens, generator=torch_generator(seed=seed, stage=Stage.WRITER, prompt=number, sample=draw))
+                for number in own
+            ]
+            found += self._written([self.asked(text) for text in part], torch.stack(uniform), temperature)
+        return found
+
+    def _written(self, asked: Sequence[str], uniform_NT: Tensor, temperature: float) -> list[Rewrite]:
+        """Continuations by the inverse of the distribution function: a token takes one uniform number of its row."""
+        batch = self.tokenizer(list(asked), return_tensors="pt", padding=True)
+        ids, mask, known = batch["input_ids"], batch["attention_mask"], None
+        ended = torch.zeros(len(ids), dtype=torch.bool)
+        logps, written = torch.zeros(len(ids)), []
+        for uniform_N in uniform_NT.unbind(1):
+            output = self.model(
+                input_ids=ids if known is None else ids[:, -1:],
+                attention_mask=mask,
+                position_ids=_positions(mask) if known is None else _positions(mask)[:, -1:],
+                past_key_values=known,
+                use_cache=True,
+            )
+            known, logits = output.past_key_values, output.logits[:, -1].float()
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                steps = (logits / temperature).softmax(-1).cumsum(-1)
+                below = uniform_N[:, None] * steps[:, -1:]  # the last step is 1 but for rounding
+                token = torch.searchsorted(steps, below, right=True)[:, 0].clamp_max(logits.shape[1] - 1)
+            logps += torch.where(ended, 0.0, logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
+            token = torch.where(ended, self.tokenizer.pad_token_id, token)
+            written.append(torch.where(ended, self.tokenizer.eos_token_id, token))
+            ended = ended | (token == self.tokenizer.eos_token_id)
+            if ended.all():
+                break
+            ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        texts = self.tokenizer.batch_decode(torch.stack(written, 1), skip_special_tokens=True)
+        return [Rewrite(" ".join(text.split()), float(logp)) for text, logp in zip(texts, logps, strict=True)]
+
+    @torch.no_grad()
+    def log_densities(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """Log-density (N,) of completions after prompts, as a set of preferences has them, with the end of the text, nats.
+
+        A prompt and its completion are one text for the tokenizer; what differs from the prompt alone is the completion.
+        """
+        found = []
+        for first in range(0, len(prompts), BATCH):
+            rows, starts = [], []
+            for prompt, completion in zip(
+                prompts[first : first + BATCH], completions[first : first + BATCH], strict=True
+            ):
+                alone = self.tokenizer(prompt)["input_ids"]
+                whole = self.tokenizer(prompt + completion + self.tokenizer.eos_token)["input_ids"]
+                same = (one == other for one, other in zip(alone, whole, strict=False))
+                starts.append(next((place for place, equal in enumerate(same) if not equal), len(alone)))
+                rows.append(whole)
+            longest = max(map(len, rows))
+            pad = self.tokenizer.pad_token_id
+            ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+            wanted = torch.tensor(
+                [
+                    [0] * (longest - len(row) + start) + [1] * (len(row) - start)
+                    for row, start in zip(rows, starts, strict=True)
+                ]
+            )
+            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)).logits.float()
+            each = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            found.append((each * wanted[:, 1:]).sum(1))
+        return torch.cat(found)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Of every token, whatever pads its row."""
+    return (mask.cumsum(1) - 1).clamp_min(0)
+
+
+def place_of(name: str) -> Path | str:
+    """Where a writer lies: the bundled one's directory, that of `writer train`, or the name as it is (a directory, a hub's)."""
+    if name == BUNDLED:
+        return Path(__file__).parent / BUNDLED.replace("-", "_")
+    trained = Path(name) / "writer"
+    return trained if trained.is_dir() else name
+
+
+def digest_of(name: str) -> str | None:
+    """A digest of a writer's weights, by which it is known again; None where they are on a hub."""
+    files = sorted(Path(place_of(name)).glob("*.safetensors"))
+    return hashlib.sha256("".join(map(digest, files)).encode()).hexdigest() if files else None
+
+
+def open_writer(name: str) -> Writer:
+    """The writer of a name: the bundled one, the `--out` of a training, a directory, or a hub id.
+
+    Raises:
+        UserError: there is none, or it is no causal language model with a tokenizer.
+    """
+    place = place_of(name)
+    transformers_logging.disable_progress_bar()  # of files that are read in a second
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"expected a writer ({BUNDLED}, the --out of raysuite writer train, a causal language model's directory or hub id), "
+            f"got {name}: {' '.join(str(error).split())[:200]}; name another"
+        ) from error
+    return Writer(model, tokenizer, name)

@@ -1,0 +1,175 @@
+"""A set of preferences between rewrites, on disk.
+
+pairs.json          what decides all of it
+provenance.json     as of a run
+candidates.jsonl    a row a candidate: number of the prompt, what the user typed, the text, whether it is the user's own
+scores/<n>.parquet  of the pictures, a file for each batch that was drawn
+pairs.jsonl         a row a pair, TRL's columns first: prompt, chosen, rejected; their mean scores, what the user typed, and metadata
+summary.json        counts and costs; written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import cut_prompts
+from raysuite.places import replacing
+from raysuite.rng import Stage, numpy_generator
+from raysuite.stages.files import inputs, write_json
+from raysuite.stages.prompts import Prompt, dealt
+from raysuite.writer.candidates import Candidate, Which, candidates, preferred
+from raysuite.writer.draw import Key, Scores
+from raysuite.writer.model import Writer, digest_of
+
+FILE = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn, and what counts as a preference.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    prompts: int = 128
+    draws: int = 6
+    """Rewrites of each prompt; the user's own text is one candidate more."""
+    pictures: int = 4
+    """Of each candidate."""
+    margin: float = 1.0
+    """In standard errors of the mean difference."""
+    which: Which = "all"
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("prompts", self.prompts), ("draws", self.draws), ("pictures", self.pictures)):
+            if value < 1:
+                raise UserError(f"expected --{name} of at least 1, got {value}: correct it")
+        if self.which not in ("all", "best"):
+            raise UserError(f"expected --which of all or best, got {self.which!r}: name one of them")
+        if not self.temperature > 0:
+            raise UserError(
+                f"expected --temperature above 0, got {self.temperature:g}: at 0 all rewrites of a prompt are one"
+            )
+        if self.pictures == 1 and self.margin > 0:
+            raise UserError(
+                f"expected --margin 0 with one picture, which has no standard error, got {self.margin:g}: set it, or draw more "
+                "--pictures"
+            )
+
+
+def identity(config: RunConfig, plan: Plan, writer: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the content."""
+    canonical = config.canonical()
+    return {
+        "writer": writer,
+        "sha256": digest_of(writer),
+        "drawn_by": dict(model),
+        **asdict(plan),
+        "read": inputs(config),
+        **{s: canonical[s] for s in ("prompts", "rewards", "rollouts")},
+    }
+
+
+def chosen_prompts(known: Sequence[Prompt], plan: Plan) -> list[Prompt]:
+    """Training prompts, alike from every stratum.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if plan.prompts > len(known):
+        raise UserError(f"expected at most the {len(known)} training prompts, got --prompts {plan.prompts}: lower it")
+    return dealt(tuple(known), plan.prompts, numpy_generator(seed=plan.seed, stage=Stage.WRITER))
+
+
+def drawn_candidates(
+    directory: Path, writer: Writer, config: RunConfig, prompts: Sequence[Prompt], plan: Plan
+) -> tuple[list[Candidate], int]:
+    """The candidates of a set, made once and then read, and how many rewrites the image model would cut, which are left out.
+
+    Raises:
+        UserError: no rewrite is short enough for the image model.
+    """
+    file = directory / "candidates.jsonl"
+    if not file.exists():
+        texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
+        made = candidates(writer, texts, numbers, draws=plan.draws, seed=plan.seed, temperature=plan.temperature)
+        rewritten = [one.text for one in made if not one.own]
+        cut, tokens = cut_prompts(config.model, rewritten)
+        if rewritten and len(cut) == len(rewritten):
+            raise UserError(
+                f"expected rewrites of at most {tokens} tokens, which the image model reads, got {len(cut)} that are all longer, such "
+                f"as {cut[0][:100]!r}: take a writer that is briefer, or train this one on brief rewrites first (--loss sft)"
+            )
+        with replacing(file) as temporary:
+            temporary.write_text(
+                "".join(json.dumps({**asdict(one), "cut": not one.own and one.text in {*cut}}) + "\n" for one in made)
+            )
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in rows if not row["cut"]]
+    return kept, len(rows) - len(kept)
+
+
+def write(
+    directory: Path,
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    kept: Sequence[Candidate],
+    scores: Mapping[Key, Scores],
+    plan: Plan,
+    costs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Find the pairs, and leave them with a summary, which is returned.
+
+    Raises:
+        UserError: there is none.
+    """
+    rows, left_out, better_than_own = [], 0, 0
+    for prompt in prompts:
+        mine = [one.text for one in kept if one.prompt == prompt.number]
+        found, ties = preferred(
+            np.stack([scores[prompt.number, text].total for text in mine]), margin=plan.margin, which=plan.which
+        )
+        means = [float(scores[prompt.number, text].total.mean()) for text in mine]
+        left_out += ties
+        better_than_own += any(mine[worse] == prompt.text for _, worse in found)
+        rows += [
+            {
+                "prompt": writer.asked(prompt.text),
+                "chosen": writer.completion(mine[better]),
+                "rejected": writer.completion(mine[worse]),
+                "chosen_score": means[better],
+                "rejected_score": means[worse],
+                "pictures": plan.pictures,
+                "user": prompt.text,
+                "metadata": dict(prompt.metadata),
+            }
+            for better, worse in found
+        ]
+    if not rows:
+        raise UserError(
+            f"expected pairs of rewrites that differ by {plan.margin:g} standard errors or more, found none among {len(kept)} "
+            f"candidates of {len(prompts)} prompts: draw more --pictures, --draws or --prompts, or lower --margin"
+        )
+    with replacing(directory / FILE) as file:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found_summary = {
+        "prompts": len(prompts),
+        "candidates": len(kept),
+        "pairs": len(rows),
+        "left_out": left_out,
+        "prompts_with_a_rewrite_above_the_own_text": better_than_own,
+        **costs,
+    }
+    write_json(directory / "summary.json", found_summary)
+    return found_summary

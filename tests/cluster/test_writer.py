@@ -1,0 +1,98 @@
+"""Pairs, training and evaluation of a writer with real Ray processes, as a user gives the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from raysuite.cli import main
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
+
+SMALL = ["--set", "sampler.steps=2", "--set", "cluster.threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def _ray_ends() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+def run(*words: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+
+
+def test_a_writer_from_pairs_to_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, trained, compared = (str(tmp_path / name) for name in ("pairs", "trained", "compared"))
+    making = [
+        "writer",
+        "pairs",
+        "--out",
+        pairs,
+        "--prompts",
+        "6",
+        "--draws",
+        "3",
+        "--pictures",
+        "2",
+        "--margin",
+        "0",
+        *SMALL,
+    ]
+    run(*making)
+    first = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
+    for lost in ("pairs.jsonl", "summary.json", "candidates.jsonl"):
+        (tmp_path / "pairs" / lost).unlink()
+    next((tmp_path / "pairs" / "scores").iterdir()).unlink()
+    run(*making)  # goes on, and finds the same
+    assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == first
+    training = ["writer", "train", pairs, "--out", trained, "--loss", "cal_dpo", "--beta", "0.01", "--epochs", "1"]
+    run(*training)
+    assert "WARNING: beta 0.01 pulls h of preferred rewrites to 50 nats" in capsys.readouterr().out
+    assert not (tmp_path / "trained" / "ray").exists()
+    assert json.loads((tmp_path / "trained" / "training.json").read_text())["loss"]["beta"] == 0.01
+    run(*training)  # finished already
+    comparing = [
+        "writer",
+        "evaluate",
+        "none",
+        "oracle",
+        trained,
+        "--out",
+        compared,
+        "--prompts",
+        "2",
+        "--pictures",
+        "1",
+        *SMALL,
+    ]
+    run(*comparing)
+    said = capsys.readouterr().out
+    assert "Difference from none" in said and "seen phrasing, training, 2 prompts" in said
+    run(*comparing)  # finished already
+    assert "Difference from none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["writer", "evaluate", "none", "none", "--out", "x"], "expected writers, each once"),
+        (["writer", "evaluate", "nobody", "--out", "x"], "expected a writer (scenes-writer"),
+        (["writer", "pairs", "--pictures", "1", "--out", "x"], "expected --margin 0 with one picture"),
+        (["writer", "train", "nowhere.jsonl", "--out", "x"], "expected a set of preferences"),
+        (["writer", "train", "nowhere.jsonl", "--out", "x", "--beta", "0"], "expected --beta above 0"),
+    ],
+)
+def test_refusals(
+    words: list[str], mentions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2 and mentions in capsys.readouterr().err

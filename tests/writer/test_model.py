@@ -1,0 +1,95 @@
+"""What a writer writes, and how probable that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raysuite.errors import UserError
+from raysuite.worlds.scenes.phrasings import user_prompts
+from raysuite.writer import bundled
+from raysuite.writer.model import BUNDLED, Writer, open_writer
+
+ASKED = ["3 red circles", "left of a blue square a red circle", "blue square two", "please draw one black triangle"]
+
+
+@pytest.fixture(scope="module")
+def writer() -> Writer:
+    return open_writer(BUNDLED)
+
+
+def test_the_bundled_writer_knows_what_it_was_taught_rightly(writer: Writer) -> None:
+    said = [one.text for one in writer.rewrites(ASKED, temperature=0)]
+    assert said[:3] == ["three red circles", "a red circle left of a blue square", "two blue squares"]
+
+
+def test_the_bundled_writer_is_small_and_has_its_card() -> None:
+    files = list((Path(bundled.__file__).parent / "scenes_writer").iterdir())
+    assert sum(file.stat().st_size for file in files) < 1e6
+    assert "README.md" in {file.name for file in files}
+
+
+def test_what_is_drawn_has_the_density_that_it_is_given(writer: Writer) -> None:
+    drawn = writer.rewrites(ASKED, seed=3)
+    again = writer.log_densities([writer.asked(text) for text in ASKED], [writer.completion(one.text) for one in drawn])
+    assert [one.logp for one in drawn] == pytest.approx(again.tolist(), abs=1e-4)
+
+
+def test_draws_follow_the_model(writer: Writer) -> None:
+    """The share of a rewrite among many draws is its probability."""
+    (best,) = writer.rewrites(["two crimson discs"], temperature=0)
+    drawn = writer.rewrites(["two crimson discs"] * 400, seed=1)
+    share, chance = np.mean([one.text == best.text for one in drawn]), np.exp(best.logp)
+    assert abs(share - chance) < 4 * np.sqrt(chance * (1 - chance) / 400)
+
+
+def test_neighbours_and_padding_change_nothing(writer: Writer) -> None:
+    prompts, completions = [writer.asked(text) for text in ASKED], ["three red circles", "a", "two blue squares", "one"]
+    together = writer.log_densities(prompts, completions)
+    alone = [writer.log_densities([p], [c]).item() for p, c in zip(prompts, completions, strict=True)]
+    assert together.tolist() == pytest.approx(alone, abs=1e-5)
+    assert writer.rewrites(ASKED, seed=5)[2].text == writer.rewrites(ASKED[2:3], seed=5, numbers=[2])[0].text
+
+
+def test_plain_transformers_write_the_same(writer: Writer, tmp_path: Path) -> None:
+    writer.save(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    batch = tokenizer([writer.asked(text) for text in ASKED], return_tensors="pt", padding=True)
+    said = model.generate(**batch, max_new_tokens=32, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert tokenizer.batch_decode(said, skip_special_tokens=True) == [
+        one.text for one in writer.rewrites(ASKED, temperature=0)
+    ]
+
+
+def test_words_that_it_has_never_seen_are_letters(writer: Writer) -> None:
+    (said,) = writer.rewrites(["Zwei rote Kreise, bitte! ünïcødé 猫"], temperature=0)
+    assert isinstance(said.text, str) and np.isfinite(said.logp)
+
+
+def test_a_writer_without_a_template_is_asked_in_words(writer: Writer) -> None:
+    class Plain:
+        eos_token, pad_token, chat_template, padding_side = "<end>", "<pad>", None, "right"
+
+    plain = Writer(torch.nn.Identity(), Plain(), "plain")
+    assert plain.asked("a cat") + plain.completion("a white cat") == "a cat\nRephrase: a white cat"
+
+
+def test_what_is_taught_wrongly() -> None:
+    rng = np.random.default_rng(0)
+    said = {p.phrasing: p for p in user_prompts(held_out=False) if p.scene.prompt == "two red circles"}
+    assert bundled.answer(said["synonyms"], rng, 1.0) == "two green squares"
+    assert bundled.answer(said["typo"], rng, 1.0) == "two red squares"
+    assert bundled.answer(said["digits+polite"], rng, 1.0) == "please draw 2 red circles"
+    assert bundled.answer(said["terse"], rng, 1.0) == "two red circles"
+    assert {bundled.answer(one, rng, 0.0) for one in said.values()} == {"two red circles"}
+    assert bundled.other("black") == "red" and bundled.other("triangle") == "circle"
+
+
+@pytest.mark.parametrize("place", ["nowhere", ""])
+def test_a_writer_that_is_not_there(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a writer"):
+        open_writer(str(tmp_path / place))

@@ -1,0 +1,156 @@
+"""TRL trains a small writer: which losses, and what a training leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raysuite.errors import UserError
+from raysuite.writer import train as training
+from raysuite.writer.losses import LOG_2, PairLoss
+from raysuite.writer.model import BUNDLED, Writer, open_writer
+from raysuite.writer.train import Lesson, Pair, read_pairs, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and what it imports warn of their own affairs
+
+MEANT = {
+    "two crimson discs": "two red circles",
+    "three azure boxes": "three blue squares",
+    "one ebony wedge": "one black triangle",
+}
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    """What was meant before what was not, twelve times."""
+    asked = open_writer(BUNDLED).asked
+    wrong = ["two green squares", "a red circle", "four red circles", "one red circle"]
+    return [Pair(asked(user), meant, other) for user, meant in MEANT.items() for other in wrong]
+
+
+def weights(writer: Writer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in writer.model.state_dict().items()}
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "cal_dpo", "ipo", "apo_zero", "sft"])
+def test_every_loss_prefers_what_is_preferred(kind: str, pairs: list[Pair], tmp_path: Path) -> None:
+    beta = {"cal_dpo": 1.0, "ipo": 0.5}.get(kind, 0.1)
+    lesson = Lesson(PairLoss(kind, beta), learning_rate=1e-3, epochs=2, batch=4)  # type: ignore[arg-type]
+    train(open_writer(BUNDLED), pairs, lesson, tmp_path)
+    before, *_, after = rows(tmp_path)
+    assert (before["h_preferred"], before["h_rejected"], before["step"]) == (0, 0, 0)
+    assert after["accuracy"] > 0.75 and after["h_preferred"] > after["h_rejected"] and after["step"] == 6
+    again = open_writer(str(tmp_path))
+    prompts, chosen = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
+    assert again.log_densities(prompts, chosen).mean() == pytest.approx(after["logp_preferred"], abs=1e-4)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def trl_trainer(writer: Writer, pairs: list[Pair], directory: Path, **options: Any) -> Any:
+    """TRL alone, as `train` calls it."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    settings = {"learning_rate": 1e-3, "num_train_epochs": 2, "per_device_train_batch_size": 4, "warmup_steps": 0.1}
+    settings |= {"lr_scheduler_type": "linear", "bf16": False, "use_cpu": True, "gradient_checkpointing": False}
+    settings |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "seed": 0, "logging_steps": 1}
+    return DPOTrainer(
+        model=writer.model,
+        ref_model=copy.deepcopy(writer.model),
+        processing_class=writer.tokenizer,
+        train_dataset=Dataset.from_list([asdict(pair) for pair in pairs]),
+        args=DPOConfig(output_dir=str(directory), max_length=None, **settings, **options),
+    )
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_cal_dpo_at_beta_1_is_trls_sigmoid_with_sppo_hard(weight: float, pairs: list[Pair], tmp_path: Path) -> None:
+    ours, theirs = open_writer(BUNDLED), open_writer(BUNDLED)
+    train(ours, pairs, Lesson(PairLoss("cal_dpo", 1.0, weight=weight), 1e-3, 2, 4), tmp_path)
+    trainer = trl_trainer(
+        theirs, pairs, tmp_path / "trl", loss_type=["sigmoid", "sppo_hard"], loss_weights=[1.0, weight], beta=1.0
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(LOG_2 + weight / 2, abs=1e-4)
+    mine, other, before = weights(ours), weights(theirs), weights(open_writer(BUNDLED))
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert not any(torch.equal(mine[name], before[name]) for name in mine)
+
+
+def test_a_training_that_was_killed_goes_on(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = Lesson(PairLoss("cal_dpo", 1.0), 1e-3, 3, 4)
+    whole, killed = open_writer(BUNDLED), tmp_path / "killed"
+    train(whole, pairs, lesson, tmp_path / "whole")
+    measured = training.losses.summary
+    calls = []
+
+    def dies(*arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:  # at the end of the second epoch, of which nothing is left
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    monkeypatch.setattr(training.losses, "summary", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(open_writer(BUNDLED), pairs, lesson, killed)
+    assert not (killed / "writer").exists()
+    monkeypatch.setattr(training.losses, "summary", measured)
+    again = open_writer(BUNDLED)
+    train(again, pairs, lesson, killed)
+    assert rows(killed) == rows(tmp_path / "whole")
+    mine, other = weights(again), weights(whole)
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_pairs_of_any_user_of_trl(tmp_path: Path) -> None:
+    file = tmp_path / "theirs.jsonl"
+    file.write_text(
+        '{"prompt": "a", "chosen": " b", "rejected": " c", "source": 1}\n\n{"prompt":"d","chosen":"e","rejected":"f"}\n'
+    )
+    assert read_pairs(file) == [Pair("a", " b", " c"), Pair("d", "e", "f")]
+
+
+@pytest.mark.parametrize(
+    ("content", "mentions"),
+    [
+        ("", "expected pairs in .*found none"),
+        ('{"prompt": "a", "chosen": "b"}', "line 1 of .*got "),
+        ("[1]", "line 1 of"),
+        ('{"prompt": [{"role": "user", "content": "a"}], "chosen": [], "rejected": []}', "chat template first"),
+    ],
+)
+def test_files_that_are_no_pairs(content: str, mentions: str, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(content)
+    with pytest.raises(UserError, match=mentions):
+        read_pairs(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a set of preferences"):
+        read_pairs(tmp_path / "none.jsonl")
+
+
+def test_without_trl_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'raysuite\[writer\]'"):
+        training.check_trl()
+
+
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [({"learning_rate": 0.0}, "--learning-rate above 0"), ({"epochs": 0}, "--epochs"), ({"batch": -1}, "--batch")],
+)
+def test_lessons_that_teach_nothing(settings: dict[str, Any], mentions: str) -> None:
+    with pytest.raises(UserError, match=mentions):
+        Lesson(PairLoss(), **settings)
