@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +57,15 @@ class Named:
             "label": self.label,
             "checkpoint": str(self.model) if self.model else None,
             "sha256": digest(self.model / "state.json") if self.model else None,
+            "objective": self.config.objective["name"] if self.model else None,
+            "method": self._method(self.model) if self.model else None,
             **{section: canonical[section] for section in ("model", "sampler", "parameters")},
         }
+
+    def _method(self, model: Path) -> str:
+        """A digest of all that decides the model but the seed of its run: models that have it in common are repetitions."""
+        settings = {**self.config.identity(), "seed": None, "checkpoint": model.name}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def find(name: str) -> Named:

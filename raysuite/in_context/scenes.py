@@ -221,6 +221,11 @@ class ScenesWorld(World):
             Task(number, theme, "I" if kind == "I" else "II") for number, (theme, kind) in enumerate(pairs, start=1)
         )
 
+    @property
+    def training(self) -> tuple[str, ...]:
+        """Descriptions of cells of which training prompts have some, each once: what a model may be taught to draw beforehand."""
+        return tuple(sorted({prompt for theme in self.themes for of in theme.training.values() for prompt in of}))
+
     def settings(self) -> Mapping[str, object]:
         """What decides the episodes."""
         return {"name": self.name, "seed": self.seed, "nuisance": self.nuisance}

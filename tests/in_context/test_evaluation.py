@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from raysuite.in_context.judges import Exact
 from raysuite.in_context.policies import scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.kernel.stats import Interval
-from raysuite.results.in_context.numbers import corrected, factors, share
-from raysuite.results.in_context.read import InContext, Source, read_in_context
+from raysuite.results.in_context.numbers import corrected, drawn, factors, share, together
+from raysuite.results.in_context.published import PUBLISHED, SHOTS
+from raysuite.results.in_context.read import InContext, Method, Source, read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
 from tests.in_context.doubles import Perfect
 from tests.results.pages import check_self_contained
@@ -162,6 +164,54 @@ def test_the_judges_errors_are_taken_out_of_a_share() -> None:
     assert (found.estimate, found.low, found.high) == pytest.approx((0.59 / 0.89, 0, 1))
     with pytest.raises(ValueError, match="a judge that tells something"):
         corrected(found, Source("", 100, 0, 0, 0, 0, 100, 11.0, ()))
+
+
+def test_reading_and_drawing_add_up_to_what_they_are(tmp_path: Path) -> None:
+    """The first model draws nothing but grounds, the others well: without them reading adds nothing, without reading their half
+    is right by chance alone, and runs of one method are one line.
+    """
+    plan = planned(4, shots=(2,))
+    assert isinstance(plan.world, ScenesWorld)
+    drawers = [Perfect(plan.world), Perfect(plan.world), Perfect(plan.world)]
+    blank = np.full((32, 32, 3), 245, np.uint8)
+    drawers[0].draw = lambda texts, tasks, indices: np.stack([blank] * len(texts))  # type: ignore[method-assign]
+    settings: list[dict[str, object]] = [{"label": "blind", "objective": None, "method": None}]
+    settings += [{"label": f"run {seed}", "objective": "ddpo", "method": "a"} for seed in (0, 1)]
+    evaluation.claim(plan, settings, tmp_path, ["raysuite"])
+    opened = [(str(one["label"]), lambda of=of: of) for one, of in zip(settings, drawers, strict=True)]
+    evaluation.evaluate(plan, tmp_path, opened, silent)
+    found = read_in_context(tmp_path)
+    assert found.methods == [Method("blind", (0,)), Method("ddpo, 2 runs", (1, 2))]
+    assert [row[0] for row in found.readers] == ["chain", "chain, 10% of attributes misread"]
+    of = together(found, ("chain", "caption"), found.methods[1])
+    alone = factors(found, ("last text alone", "default"), 1).right.estimate
+    shares = [one.estimate for one in (of.neither, of.reading, of.drawing, of.both)]
+    assert shares == [0, 0, alone, 1] and alone < 0.5
+    added = [one.estimate for one in (of.reading_adds, of.drawing_adds, of.both_add, of.more_than_sum)]
+    assert added == pytest.approx([0, 1, 1, 1 - alone])
+    share_of, difference = drawn(found, ("oracle", "default"), found.methods[1])
+    assert share_of.estimate == 1 and difference is not None and difference.estimate == 1
+    assert drawn(found, ("oracle", "default"), found.methods[0])[1] is None
+    assert re.search(
+        r"ddpo, 2 runs draws the right picture in 100\S* % .* more than blind", in_context_summary(tmp_path)
+    )
+    page = write_in_context_report(tmp_path).read_text()
+    assert "Reading and drawing together" in page and "Published, beside ours" not in page
+
+
+def test_published_means_are_those_of_the_published_figures() -> None:
+    """Means over ten tasks, read off another figure: the transcription by task has to agree with them."""
+    wanted = {
+        ("SEED-LLaMA", "default"): (0.31, 0.19, 0.27, 0.26),
+        ("Gemini", "default"): (0.575, 0.73, 0.83, 0.825),
+        ("GPT-4V", "default"): (0.51, 0.465, 0.42, 0.40),
+        ("Claude", "default"): (0.38, 0.50, 0.535, 0.56),
+        ("Qwen-VL", "default"): (0.375, 0.50, 0.43, 0.34),
+    }
+    found = {(of.model, of.variant): of.mean for of in PUBLISHED}
+    assert {at: found[at] for at in wanted} == {at: pytest.approx(shares, abs=0.006) for at, shares in wanted.items()}
+    for of in PUBLISHED:
+        assert len(of.tasks) == 10 and {len(shares) for shares in of.tasks.values()} == {len(SHOTS)}
 
 
 # the command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -478,6 +479,49 @@ def test_a_reader_that_was_cut_off_is_asked_nothing_twice(
         run(Scripted("a red hat", fails_after=12), tmp_path / "cut")
     assert run(second, tmp_path / "cut") == wanted and len(second.asked) == 10
     assert run(third, tmp_path / "cut") == wanted and not third.asked
+
+
+def test_published_rows_stand_beside_those_who_read_here(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that always says a red hat, and a pipeline that draws itself: both are on the page, with what they made of episodes."""
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+
+    class Drawing:
+        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
+
+        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
+            return cast(np.ndarray, parts[2])
+
+    class Drawer:
+        label = "a model"
+
+        def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
+            return np.zeros((len(texts), 8, 8, 3), np.uint8)
+
+        def round_trip(self, pictures: np.ndarray) -> np.ndarray:
+            return pictures
+
+    rows = (
+        published_rows(0)[0],
+        Row("reader", "default", Reader(Scripted("a red hat"))),
+        interleaved_rows(cast(Any, Drawing()), 0)[0],
+    )
+    plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2, 8))
+    evaluation.claim(plan, [{"label": Drawer.label}], tmp_path, ["raysuite"])
+    evaluation.evaluate(plan, tmp_path, [(Drawer.label, Drawer)], silent)
+    page = write_in_context_report(tmp_path).read_text()
+    assert "Published, beside ours" in page and "SEED-LLaMA, published" in page
+    for line in ("Pictures, default", "Descriptions, default", "Pictures, misleading"):
+        assert f"<h3>{line}</h3>" in page
+    cells = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells]
+    assert ["Color-I", "SEED-LLaMA, published", "0.681", "0.608", "0.553", "0.541"] in found
+    assert ["all ten", "Gemini, published", "0.577", "0.730", "0.830", "0.827"] in found
+    (reading,) = (row for row in found if row[:2] == ["all ten", "reader"])
+    assert reading[3:5] == ["–", "–"] and reading[2].startswith("0.0")
+    assert {"interleaved, –", "reader, a model"} < {row[1] for row in found if row and row[0] == "all ten"}
+    assert "</b> interleaved, itself" in page and "</b> reader, a model" in page
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+from raysuite.kernel.stats import Interval, bootstrap_mean, difference_of_methods, mean_over_runs, paired_difference
 from raysuite.results.comparison import generator
-from raysuite.results.in_context.read import NOBODY, InContext, Source
+from raysuite.results.in_context.read import ALONE, NOBODY, InContext, Method, Source
 
 Row = tuple[str, str]
 """Name and variant of a line."""
@@ -66,6 +66,69 @@ def factors(found: InContext, row: Row, drawer: int, **wanted: object) -> Factor
         visual=share(found, "visual", rows),
         invalid=share(found, "invalid", rows),
         difference=difference(found, row, drawer, **wanted) if drawer > 0 else NONE,
+    )
+
+
+@dataclass(frozen=True)
+class Together:
+    """Shares of right pictures with and without somebody who reads, drawn by the first model and by another."""
+
+    row: Row
+    method: Method
+    neither: Interval
+    """The last text alone, drawn by the first model."""
+    reading: Interval
+    """What was read, drawn by the first model."""
+    drawing: Interval
+    """The last text alone, drawn by the other."""
+    both: Interval
+    reading_adds: Interval
+    """reading - neither, on the same episodes with the same noise, as all differences."""
+    drawing_adds: Interval
+    """both - reading: what the other model adds where somebody reads."""
+    both_add: Interval
+    """both - neither."""
+    more_than_sum: Interval
+    """(both - reading) - (drawing - neither)."""
+
+
+def right(found: InContext, row: Row, places: tuple[int, ...], **wanted: object) -> np.ndarray:
+    """Whether each picture is right, a row a model. Rows of judgements come in the order of questions, whoever answers and draws."""
+    return np.stack([found.judgements["right"][found.where(row, drawer=n, **wanted)] for n in places]).astype(float)
+
+
+def drawn(found: InContext, row: Row, method: Method, **wanted: object) -> tuple[Interval, Interval | None]:
+    """How often a method's pictures are right, over its models, and how much more often than the first model's (None: it is that)."""
+    pictures = right(found, row, method.places, **wanted)
+    groups = found.groups(found.where(row, drawer=method.places[0], **wanted))
+    share = mean_over_runs(pictures, groups, generator())
+    if 0 in method.places:
+        return share, None
+    return share, difference_of_methods(right(found, row, (0,), **wanted), pictures, groups, generator())
+
+
+def together(found: InContext, row: Row, method: Method) -> Together:
+    """What reading and another model add to each other.
+
+    Args:
+        found: an evaluation with a line of the last text alone.
+        row: a line that reads.
+        method: another than the first model.
+    """
+    neither, reading = (right(found, line, (0,)) for line in (ALONE, row))
+    drawing, both = (right(found, line, method.places) for line in (ALONE, row))
+    groups = found.groups(found.where(row, drawer=0))
+    return Together(
+        row,
+        method,
+        neither=mean_over_runs(neither, groups, generator()),
+        reading=mean_over_runs(reading, groups, generator()),
+        drawing=mean_over_runs(drawing, groups, generator()),
+        both=mean_over_runs(both, groups, generator()),
+        reading_adds=paired_difference(neither[0], reading[0], groups, generator()),
+        drawing_adds=difference_of_methods(reading, both, groups, generator()),
+        both_add=difference_of_methods(neither, both, groups, generator()),
+        more_than_sum=difference_of_methods(reading - neither, both - drawing, groups, generator()),
     )
 
 

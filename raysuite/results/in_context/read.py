@@ -17,6 +17,19 @@ from raysuite.errors import UserError
 COLUMNS = ("row", "variant", "task", "shots", "index", "drawer", "described", "textual", "visual", "right", "invalid")
 NOBODY = -1
 """The drawer of answers that are pictures already."""
+ORACLE, ALONE = ("oracle", "default"), ("last text alone", "default")
+"""Lines whose descriptions are always right, and that nobody read the demonstrations for."""
+REFERENCES = ("oracle", "text as written", "last text alone", "copy", "random")
+"""Names of lines that know or guess what demonstrations have in common, and do not read them."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Models that draw and differ in nothing but the seed of their training, or one alone."""
+
+    name: str
+    places: tuple[int, ...]
+    """Of its models among all."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,23 @@ class InContext:
     def rows(self) -> list[tuple[str, str]]:
         """Name and variant of every line, in order."""
         return [(row["name"], row["variant"]) for row in self.settings["rows"]]
+
+    @property
+    def readers(self) -> list[tuple[str, str]]:
+        """Lines that read demonstrations."""
+        return [row for row in self.rows if row[0] not in REFERENCES]
+
+    @property
+    def methods(self) -> list[Method]:
+        """Models that draw, runs of the same settings but the seed together, in the order of the first of each."""
+        places: dict[object, list[int]] = {}
+        for place, one in enumerate(self.settings["drawers"]):
+            places.setdefault(one.get("method") or place, []).append(place)
+        return [Method(self._named(of), tuple(of)) for of in places.values()]
+
+    def _named(self, places: list[int]) -> str:
+        first, *others = (self.drawers[place] for place in places)
+        return f"{self.settings['drawers'][places[0]]['objective']}, {1 + len(others)} runs" if others else first
 
     @property
     def chances(self) -> dict[str, float]:
@@ -148,34 +178,55 @@ def _source(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
 
 
 def examples(found: InContext) -> Iterator[dict[str, Any]]:
-    """The first episodes of every task with their demonstrations, and what the first line made of them with every model."""
-    rows = _table(found.directory / "examples.parquet").to_pylist()
-    answers = _table(found.directory / "judgements.parquet").to_pylist()
-    by = {(a["row"], a["variant"], a["task"], a["index"], a["shots"], a["drawer"]): a for a in answers}
-    episodes: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        episodes.setdefault((row["task"], row["index"]), []).append(row)
+    """The first episodes of every task with their demonstrations, and what lines made of them: the first, and some that read."""
+    shown = [at for at in found.readers if at[1] in ("default", "caption", "cot")]
+    lines = [found.rows[0], *shown[:EXAMPLE_READERS]]
+    judged = {(*_at(a), a["drawer"]): a for a in _table(found.directory / "judgements.parquet").to_pylist()}
     drawn = [_pictures(found.directory / "pictures" / str(place)) for place in range(len(found.drawers))]
-    described = {
-        (a["row"], a["variant"], a["task"], a["index"], a["shots"]): a
-        for a in _table(found.directory / "answers.parquet").to_pylist()
-    }
+    answers = _table(found.directory / "answers.parquet").to_pylist()
+    given = {_at(a): a for a in answers}
+    own = _own_pictures(found, answers)
     numbers = {task["name"]: number for number, task in enumerate(found.settings["tasks"], start=1)}
+    episodes: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in _table(found.directory / "examples.parquet").to_pylist():
+        episodes.setdefault((row["task"], row["index"]), []).append(row)
     for (task, index), demos in episodes.items():
-        answers_of = []
-        for name, variant in found.rows[:EXAMPLE_ROWS]:
-            at = (name, variant, task, index, len(demos))
-            answer = described.get(at)
-            if answer is None or answer["description"] is None:
+        answered = []
+        for line in lines:
+            at = (*line, task, index, len(demos))
+            if at not in given:
                 continue
-            for place, label in enumerate(found.drawers):
-                png = drawn[place].get((numbers[task], index, answer["description"]))
-                answers_of.append({**by[*at, place], "description": answer["description"], "drawer": label, "png": png})
-        yield {"task": task, "index": index, "query": demos[0]["query"], "demos": demos, "answers": answers_of}
+            said = given[at]["description"]
+            key = numbers[task], index, said
+            makers = (
+                {NOBODY: own.get(at)} if said is None else {n: d.get(key) for n, d in enumerate(drawn[:EXAMPLE_MODELS])}
+            )
+            for place, png in makers.items():
+                if png is not None:
+                    by = "itself" if place == NOBODY else found.drawers[place]
+                    answered.append({**judged[*at, place], "description": said or "", "drawer": by, "png": png})
+        yield {"task": task, "index": index, "query": demos[0]["query"], "demos": demos, "answers": answered}
 
 
-EXAMPLE_ROWS = 3
-"""Lines whose answers are shown."""
+EXAMPLE_READERS, EXAMPLE_MODELS = 3, 3
+"""Lines that read, and models that draw, whose answers are shown."""
+
+
+def _at(row: Mapping[str, Any]) -> tuple[str, str, str, int, int]:
+    return row["row"], row["variant"], row["task"], row["index"], row["shots"]
+
+
+def _own_pictures(
+    found: InContext, answers: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str, str, int, int], bytes]:
+    """Pictures of those who draw themselves, where they were kept: in the order of their answers."""
+    own: dict[tuple[str, str, str, int, int], bytes] = {}
+    for number, line in enumerate(found.rows):
+        files = sorted((found.directory / "answers" / f"{number:02d}").glob("*.parquet"))
+        kept = [row["png"] for file in files for row in _table(file).to_pylist()]
+        mine = [a for a in answers if (a["row"], a["variant"]) == line]
+        own |= {_at(a): png for a, png in zip(mine, kept, strict=False) if png is not None}
+    return own
 
 
 def _pictures(folder: Path) -> dict[tuple[int, int, str], bytes]:

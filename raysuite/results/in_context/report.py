@@ -16,8 +16,9 @@ from PIL import Image
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import count, decimals, number, with_interval
 from raysuite.results.figures import MARKERS, RUNS, Line, panel
-from raysuite.results.in_context.numbers import Factors, Row, corrected, difference, factors, share
-from raysuite.results.in_context.read import NOBODY, InContext, Source, examples, read_in_context
+from raysuite.results.in_context.numbers import Factors, Row, corrected, drawn, factors, share, together
+from raysuite.results.in_context.published import PUBLISHED, SHOTS, SOURCE, Output
+from raysuite.results.in_context.read import ALONE, NOBODY, ORACLE, InContext, Source, examples, read_in_context
 from raysuite.results.page import PIXELATED_BELOW, table, write_page
 from raysuite.results.run import flat
 
@@ -51,6 +52,8 @@ def in_context_summary(directory: Path, width: int | None = None) -> str:
     if found.drawers:
         lines += ["", FACTORS, *table(_factor_rows(found), width, names=2)]
         lines += ["", DRAWN, *table(_by_task(found), width, names=1)]
+    if both := _together(found):
+        lines += ["", TOGETHER, *table(both, width, names=2)]
     return "\n".join(lines).replace("−", "-")
 
 
@@ -58,25 +61,20 @@ JUDGE = "The judge on pictures whose cells are known"
 RIGHT = "Right pictures by number of shots, {episodes} episodes of each task [95 %]"
 FACTORS = "Where right pictures come from: right = described x drawn + (1 - described) x lucky, over all tasks and shots [95 %]"
 DRAWN = "Chance that the picture is right where the description is, by task [95 %]"
+TOGETHER = "Right pictures with and without who reads and who was trained to draw, over all tasks and shots [95 %]"
 
 
 def verdict(found: InContext) -> list[str]:
     """What drawing does, in a sentence for each model."""
-    described = _described(found)
-    if described is None or not found.drawers:
+    if ORACLE not in found.rows or not found.drawers:
         return [f"Judge: {found.settings['judge']['name']}. No model drew: these are the reference policies alone."]
     sentences = []
-    for drawer, label in enumerate(found.drawers):
-        chance = factors(found, described, drawer)
-        said = f"Given the right description, {label} draws the right picture in {_percent(chance.drawn)} of cases"
-        if drawer:
-            sign = {1: "more", 0: "not told apart", -1: "fewer"}[_direction(chance.difference)]
-            words = (
-                f"{sign} than {found.drawers[0]}"
-                if sign != "not told apart"
-                else f"which is not told apart from {found.drawers[0]}"
-            )
-            said += f", {words} ({with_interval(chance.difference, signed=True)}, same episodes and noise)"
+    for method in found.methods:
+        chance, difference = drawn(found, ORACLE, method)
+        said = f"Given the right description, {method.name} draws the right picture in {_percent(chance)} of cases"
+        if difference is not None:
+            words = {1: "more than", 0: "which is not told apart from", -1: "fewer than"}[_direction(difference)]
+            said += f", {words} {found.drawers[0]} ({with_interval(difference, signed=True)}, same episodes and noise)"
         sentences.append(f"{said}.")
     return sentences
 
@@ -96,11 +94,6 @@ def cautions(found: InContext) -> list[str]:
 
 
 FEW = 30
-
-
-def _described(found: InContext) -> Row | None:
-    """The line whose description is always right, and tells how a model draws."""
-    return next((row for row in found.rows if row[0] == "oracle"), None)
 
 
 def _direction(interval: Interval) -> int:
@@ -178,16 +171,78 @@ def _factor_row(found: InContext, f: Factors) -> tuple[str, ...]:
 
 
 def _by_task(found: InContext) -> list[tuple[str, ...]]:
-    row, models = _described(found), list(enumerate(found.drawers))
-    header = ("task", *(label for _, label in models), *(f"{label} − {models[0][1]}" for _, label in models[1:]))
-    if row is None:
+    first, *others = found.methods
+    header = ("task", first.name, *(m.name for m in others), *(f"{m.name} − {found.drawers[0]}" for m in others))
+    if ORACLE not in found.rows:
         return [header]
     lines: list[tuple[str, ...]] = [header]
     for task in found.chances:
-        cells = [_cell(share(found, "right", found.where(row, drawer=place, task=task))) for place, _ in models]
-        cells += [_cell(difference(found, row, place, task=task), signed=True) for place, _ in models[1:]]
+        shares, differences = zip(*(drawn(found, ORACLE, m, task=task) for m in found.methods), strict=True)
+        cells = [_cell(one) for one in shares]
+        cells += [_cell(one, signed=True) if one else "–" for one in differences[1:]]
         lines.append((task, *cells))
     return lines
+
+
+def _together(found: InContext) -> list[tuple[str, ...]]:
+    """Neither, one and both of somebody who reads and a model that was trained; nothing where there are no two models."""
+    others = [method for method in found.methods if 0 not in method.places]
+    if not others or ALONE not in found.rows:
+        return []
+    header = (
+        "read by",
+        "drawn by",
+        "neither",
+        "reading alone",
+        "drawing alone",
+        "both",
+        "reading adds",
+        "drawing adds to it",
+        "both add",
+        "more than the sum",
+    )
+    rows: list[tuple[str, ...]] = [header]
+    for row in found.readers:
+        for method in others:
+            of = together(found, row, method)
+            shares = (_cell(one) for one in (of.neither, of.reading, of.drawing, of.both))
+            added = (of.reading_adds, of.drawing_adds, of.both_add, of.more_than_sum)
+            rows.append((_name(row), method.name, *shares, *(_cell(one, signed=True) for one in added)))
+    return rows
+
+
+def _published(found: InContext) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Published shares and ours by task, for each output and variant of which there are published ones. Of other data: none."""
+    if found.settings["world"]["name"] != "CoBSAT":
+        return []
+    tables = []
+    for output, variant in dict.fromkeys((of.output, of.variant) for of in PUBLISHED):
+        rows: list[tuple[str, ...]] = [("task", "model", *(f"{shots} shots" for shots in SHOTS))]
+        for task in (None, *found.chances):
+            name = task or "all ten"
+            for of in PUBLISHED:
+                if (of.output, of.variant) == (output, variant):
+                    shares = of.tasks[task] if task else of.mean
+                    rows.append((name, f"{of.model}, published", *(number(one, 3) for one in shares)))
+            rows += [(name, *ours) for ours in _ours(found, output, variant, task)]
+        tables.append((f"{output.capitalize()}, {variant}", rows))
+    return tables
+
+
+def _ours(found: InContext, output: Output, variant: str, task: str | None) -> Iterator[tuple[str, ...]]:
+    """The same of those who read here."""
+    wanted = {} if task is None else {"task": task}
+    for row in found.readers:
+        if row[1] != variant:
+            continue
+        for drawer in found.drawn_by(row):
+            label, column = f"{row[0]}, {_label(found, drawer)}", "right"
+            if output == "descriptions":
+                if drawer != 0:
+                    continue
+                label, column = row[0], "described"
+            of = [share(found, column, found.where(row, drawer=drawer, shots=shots, **wanted)) for shots in SHOTS]
+            yield (label, *(_cell(one) for one in of))
 
 
 def _content(found: InContext) -> dict[str, Any]:
@@ -205,6 +260,9 @@ def _content(found: InContext) -> dict[str, Any]:
         "by_shots": _by_shots(found),
         "factors": _factor_rows(found) if found.drawers else [],
         "by_task": _by_task(found) if found.drawers else [],
+        "together": _together(found),
+        "published": _published(found),
+        "source": SOURCE,
         "corrected": _corrected(found, judge) if inexact and judge is not None else [],
         "panels": [(task, chance, _panel(found, lines, task, chance)) for task, chance in found.chances.items()],
         "legend": [
