@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ray's processes step back behind all others (15): on a busy machine nothing would happen for minutes, and tests run into their guards
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray spells it so
 
 from collections.abc import Callable
 from pathlib import Path
