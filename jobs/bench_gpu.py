@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 from jobs.gpu_models import MODELS, Released, write
 from raysuite import families
 from raysuite.config import Model, RunConfig, put, validate
-from raysuite.families import pipeline as adapter
+from raysuite.families import compiled, pipeline as adapter
 from raysuite.families.loading import modules_of, outlined, pipeline_class
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.stages.learn import learn, transitions
@@ -79,8 +79,6 @@ class Way:
 
     name: str
     settings: Mapping[str, Any]
-    channels_last: bool = False
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,16 +114,19 @@ class Row:
 def ways(model: Released, *, checkpointing: bool) -> list[Way]:
     """The first is the plain one, and each other switches one thing or adds one."""
     other = f"{'no ' if checkpointing else ''}checkpointing"
-    unet = model.network[0].startswith("UNet")
+    compiling, laid = {"model.compile": True}, {"model.channels_last": True}
     found = [
         Way("bfloat16", {}),
-        Way("bfloat16, compiled", {}, compiled=True),
+        Way("bfloat16, compiled", compiling),
         Way(f"bfloat16, {other}", {"parameters.checkpointing": not checkpointing}),
+        Way("float32", {"model.precision": "float32"}),
     ]
-    if unet:
-        found.insert(1, Way("bfloat16, channels last", {}, channels_last=True))
-        found[2] = Way("bfloat16, channels last, compiled", {}, channels_last=True, compiled=True)
-    return [*found, Way("float32", {"model.precision": "float32"})]
+    if model.network[0].startswith("UNet"):
+        found[2:2] = [
+            Way("bfloat16, channels last", laid),
+            Way("bfloat16, channels last, compiled", {**laid, **compiling}),
+        ]
+    return found
 
 
 def run_of(model: Released, directory: Path, settings: Mapping[str, Any], *, gpu: bool) -> RunConfig:
@@ -188,27 +189,17 @@ def _initialised(shape: Any, device: torch.device) -> Any:
 class Bench:
     """One way to run a model, ready to be timed."""
 
-    def __init__(self, config: RunConfig, way: Way, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         torch.manual_seed(0)
         with random_weights(device):
             policy = families.open_policy(config, device)
         assert isinstance(policy, PipelinePolicy)
         self.policy, self.network = policy, policy.trained.network
-        if way.channels_last:
-            self.network.to(memory_format=torch.channels_last)
-        if way.compiled:
-            # on CPUs it is only tried whether the graph can be taken: to generate code for it takes minutes
-            backend = "inductor" if device.type == "cuda" else "eager"
-            blocks = self.network._repeated_blocks or self.network._no_split_modules
-            whole = policy.part == "unet"
-            for module in [self.network] if whole else self.network.modules():
-                if whole or type(module).__name__ in blocks:
-                    module.compile(backend=backend)
         self.optimizer = torch.optim.AdamW(policy.trainable().values(), lr=config.learn.learning_rate)
         self.accelerator = Accelerator(cpu=device.type == "cpu")
         self.prompts = load_prompts(config.prompts)
-        self.eager = not way.compiled
+        self.eager = not config.model.compile
 
     def draw(self, update: int) -> list[Rollouts]:
         """The rollouts of an update."""
@@ -391,7 +382,7 @@ def rows_of(names: Collection[str], device: torch.device, *, dry: bool, seconds:
                     yield f"{what}: not run, planned {planned.fullest / GB:.0f} GB are more than there is"
                     continue
                 try:
-                    ready = Bench(config, way, device)
+                    ready = Bench(config, device)
                     operations = operations or ready.operations()
                     yield Row(model=name, way=way.name, **measure(ready, planned, operations, peak))
                     del ready
@@ -422,6 +413,8 @@ def main() -> None:
     if not (options.dry_run or torch.cuda.is_available()):
         sys.exit("expected a GPU with CUDA, found none: --dry-run tries the script on CPUs")
     device = torch.device("cpu" if options.dry_run else "cuda")
+    if options.dry_run:  # whether the operations can be collected: to generate code for them takes minutes
+        compiled.BACKEND = "eager"
     what = "a dry run on CPUs: these numbers mean nothing" if options.dry_run else torch.cuda.get_device_name()
     print(f"{what}; torch {torch.__version__}, diffusers {diffusers.__version__}\n{HEAD}", flush=True)
     rows = []

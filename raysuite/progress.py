@@ -23,7 +23,7 @@ from raysuite.background import meanwhile
 from raysuite.sweeps.trials import ENDED
 
 POLL_SECONDS = 0.3
-DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating"}
+DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating", "compile": "compiling"}
 
 
 @contextmanager

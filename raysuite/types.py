@@ -19,6 +19,13 @@ import torch
 from torch import Tensor
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU on its way there, so that who sends it need not wait for what is under way."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What work was done; adds up. `forward` and `backward` count samples through the denoiser once each."""
@@ -188,7 +195,8 @@ class Queries:
     x_UM: Tensor
     """(U, M, ...) noisy latents. A unit of several trajectories has a member for each step of each."""
     t_UM: Tensor
-    """(U, M) the network's timesteps, int64 or float32 as its schedule has them."""
+    """(U, M) the network's timesteps, int64 or float32 as its schedule has them; always on the CPU, where it is decided which
+    points are at one time."""
     prompts_U: tuple[str, ...]
     together: int
     """Units 0 to together - 1 form one group, the next `together` another, ...: a microbatch never crosses groups.
@@ -211,7 +219,7 @@ class Queries:
         return replace(
             self,
             x_UM=self.x_UM[units],
-            t_UM=self.t_UM[units],
+            t_UM=self.t_UM[units.cpu()],
             prompts_U=tuple(self.prompts_U[unit] for unit in units.tolist()),
             draws_UM=None if self.draws_UM is None else self.draws_UM[units.cpu()],
             together=len(units),
@@ -223,12 +231,11 @@ class Queries:
         return replace(self, extra={**self.extra, **tensors})
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """The same on another device, but for what is always on the CPU."""
         return replace(
             self,
-            x_UM=self.x_UM.to(device),
-            t_UM=self.t_UM.to(device),
-            extra={name: tensor.to(device) for name, tensor in self.extra.items()},
+            x_UM=sent(self.x_UM, device),
+            extra={name: sent(tensor, device) for name, tensor in self.extra.items()},
         )
 
 

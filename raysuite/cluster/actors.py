@@ -23,6 +23,7 @@ from raysuite.errors import RewardHung, UserError
 from raysuite.families import open_policy
 from raysuite.stages.collect import Collector
 from raysuite.stages.rollout import ask_here, sample, score
+from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
 
 IDLE_SECONDS = 0.2
@@ -55,6 +56,11 @@ class RolloutActor:
     def life(self) -> str:
         """Which of the actor's lives this is: another one after a restart. An error of the constructor arrives here."""
         return self._life
+
+    def warm(self, blocks: Sequence[Block]) -> None:
+        """Compile for blocks like these."""
+        with self._drawing:
+            warm_drawing(self._policy, blocks)
 
     def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> tuple[str, Rollouts]:
         """Draw and score a block with the given version of the weights; says too which of the actor's lives it was.
@@ -133,6 +139,22 @@ class RayCollector(Collector):
     ) -> RayCollector:
         """That of a run's actors."""
         return cls(actors, idle=idle, rewards=config.reward_names, at_once=blocks_at_once(config.cluster))
+
+    def warm(self, blocks: Sequence[Block]) -> Callable[[], None]:
+        """All actors begin at once."""
+        compiling = [actor.warm.remote(list(blocks)) for actor in self._actors]
+
+        def wait() -> None:
+            left: list[Any] = list(compiling)
+            while left:
+                _, left = ray.wait(left, num_returns=len(left), timeout=IDLE_SECONDS)
+                self._idle()
+            try:
+                ray.get(compiling)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, UserError) else error from None
+
+        return wait
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin at once, in a thread; the iterator yields blocks in the order in which they are done."""

@@ -30,6 +30,7 @@ from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, Model, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.families import check_model, cut_prompts, open_policy
+from raysuite.families.compiled import check_compiler
 from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
@@ -67,8 +68,11 @@ def preflight(config: RunConfig) -> None:
     if (address := os.environ.get("RAY_ADDRESS")) and not ray.is_initialized():
         _check_answer(address)
     check_model(config.model)
+    cluster = config.cluster
+    if config.model.compile and not (cluster.worker_gpus and (cluster.actor_gpus or not cluster.actors)):
+        check_compiler(torch.device("cpu"))
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
-        check_noise(config, open_policy(config, torch.device("cpu")).schedule)
+        check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
@@ -330,7 +334,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     check_resources(config.cluster)
     texts = encode_once(config, directory, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
     with running_actors(config, texts=texts) as actors:
-        policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
+        policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None, compiled=False)
         training = Training(config, directory, policy, RayCollector.of(config, actors), Accelerator(cpu=True))
         if found is not None:
             training.state = checkpoint.load(found, policy)

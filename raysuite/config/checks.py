@@ -227,6 +227,13 @@ def _check_model(run: Run) -> None:
         raise UserError(
             "expected sampler.guidance above 1 with sampler.negative_prompt, got 1: it leads away from nothing"
         )
+    model, asked = run.model, [name for name in ("channels_last", "compile") if getattr(run.model, name)]
+    if asked and model.path in TOYS:
+        raise UserError(f"expected no model.{asked[0]} with model.path={model.path}, which is no network: leave it out")
+    if asked and run.cluster.shard:
+        raise UserError(
+            f"expected no model.{asked[0]} with cluster.shard, which spreads networks as they come: leave one of them out"
+        )
     started = Parameters(kind=parameters.kind, start=parameters.start, checkpointing=parameters.checkpointing)
     if parameters.start is not None and parameters.kind == "lora" and parameters != started:
         raise UserError(

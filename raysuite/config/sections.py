@@ -82,6 +82,22 @@ class Model(Section):
     """More arguments of the pipeline's own call, such as {max_sequence_length: 128}."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the networks run in. Trained parameters, densities and losses are float32 in any case."""
+    channels_last: bool = False
+    """Keep a U-Net's channels side by side in memory, as GPUs' convolutions in bfloat16 want them. The same but for rounding."""
+    compile: bool = False
+    """Compile the denoising network, a U-Net as a whole and of a transformer the blocks that it repeats, before the first update.
+    The same but for rounding: first ratios are then 1 to within 1e-5 in float32. Not run on a GPU yet."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_float16(cls, given: Any) -> Any:
+        if given in ("float16", "fp16", "half"):
+            raise UserError(
+                f"expected model.precision of float32 or bfloat16, got {given}: gradients below 6e-8 vanish in it and numbers above "
+                "65504 overflow, which takes a loss scale and steps that are left out; set bfloat16, or float32 on cards that lack "
+                "it (model.variant=fp16 reads weights that are stored so)"
+            )
+        return given
 
     @property
     def height_and_width(self) -> tuple[int, int] | None:

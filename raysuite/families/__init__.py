@@ -31,6 +31,7 @@ def open_policy(
     texts: Path | None = None,
     encoders: bool = True,
     weights: bool = True,
+    compiled: bool = True,
 ) -> Policy:
     """The policy that a run starts from, on `device`.
 
@@ -40,11 +41,13 @@ def open_policy(
         texts: a directory for text states: what is there is read, and what is missing is encoded and written.
         encoders: whether to load text encoders; without them all text states must be there.
         weights: whether to load the network; without it the policy can encode prompts, and nothing else.
+        compiled: whether the network may be compiled, where `model.compile` says so; who never calls it needs no compiler.
 
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    return _open(config.model, config.sampler, config.parameters, config.seed, device, texts, encoders, weights)
+    model = config.model if compiled else config.model.model_copy(update={"compile": False})
+    return _open(model, config.sampler, config.parameters, config.seed, device, texts, encoders, weights)
 
 
 def open_model(model: Model, device: torch.device) -> Policy:

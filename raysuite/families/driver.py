@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from raysuite.config import one_of
 from raysuite.errors import UserError
 from raysuite.families.facts import BY_STEP, Facts
 from raysuite.families.text import Answer, TextMemory, TextStates, form, joined, moved
+from raysuite.types import sent
 
 if TYPE_CHECKING:
     from raysuite.families.soft_prompts import SoftPrompts
@@ -180,6 +182,7 @@ class Driver:
         self.guidance = facts.guidance if facts.guidance in self._known else None
         self.negative = self._negative(negative)
         self._put(encode_prompt=self._remembered, prepare_latents=self._given)
+        self._answering: WeakSet[Any] = WeakSet()
         self._x: Tensor | None = None
         self._beside: dict[int, tuple[Any, ...]] = {}
         self._asked: list[str] | None = None
@@ -286,7 +289,7 @@ class Driver:
         Args:
             network: to run in the pipeline.
             x_N: latents in the form of the loop, float32.
-            t_N: what the scheduler says, for each row.
+            t_N: what the scheduler says, for each row; on a GPU, looking at it waits for what is under way.
             prompts_N: of each row.
             guidance: 1 for none.
         """
@@ -299,26 +302,27 @@ class Driver:
         if len(groups) == 1:
             return self._together(network, x_N, t_N, prompts_N, guidance)
         outputs = [
-            self._together(network, x_N[rows], t_N[rows], _of_rows(prompts_N, rows), guidance)
+            self._together(
+                network, x_N[sent(torch.tensor(rows), x_N.device)], t_N[rows], _of_rows(prompts_N, rows), guidance
+            )
             for rows in groups.values()
         ]
-        order = torch.tensor([row for rows in groups.values() for row in rows], device=x_N.device)
-        return torch.cat(outputs)[order.argsort()]
+        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort()
+        return torch.cat(outputs)[sent(order, x_N.device)]
 
     def _together(self, network: Any, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], guidance: float) -> Tensor:
-        if bool((t_N == t_N[0]).all()):
+        if t_N.stride(0) == 0 or len(set(t_N.tolist())) == 1:  # one number, expanded, is not looked at
             times = t_N[:1]  # as the pipeline's own loop has it
         else:
             times = torch.cat([t_N, t_N])[None] if guidance > 1 and self.facts.joint else t_N[None]
-        scheduler = _OneStep(self.scheduler.config, times)
+        scheduler = _OneStep(self.scheduler.config, sent(times, x_N.device))
         self._x = x_N
         self._put(scheduler=scheduler, **{self.part: network})
-        hook = network.register_forward_hook(_in_float32)
+        if network not in self._answering:  # once: a compiled network would not notice that a hook comes and goes
+            network.register_forward_hook(_in_float32)
+            self._answering.add(network)
         self._labels = prompts_N.labels if isinstance(prompts_N, Drawn) else ()
-        try:
-            self._go(prompts_N, guidance=guidance)
-        finally:
-            hook.remove()
+        self._go(prompts_N, guidance=guidance)
         assert scheduler.output is not None
         return scheduler.output.float()
 

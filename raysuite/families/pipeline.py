@@ -18,6 +18,7 @@ from torch import Tensor
 from raysuite.config import Model, Parameters, Sampler
 from raysuite.errors import UserError
 from raysuite.families import tables
+from raysuite.families.compiled import check_compiler, prepared
 from raysuite.families.driver import PARTS, Drawn, Driver
 from raysuite.families.facts import facts_of
 from raysuite.families.loading import ENCODER, load_pipeline, modules_of
@@ -66,6 +67,8 @@ class PipelinePolicy(Policy):
         Raises:
             UserError: it cannot be opened, or does not do what the settings say.
         """
+        if model.compile and weights:
+            check_compiler(device)
         self.device = device
         self.guidance = sampler.guidance
         self.evaluations_per_prediction = 1 if sampler.guidance == 1 else 2
@@ -101,6 +104,8 @@ class PipelinePolicy(Policy):
         self.latent_shape = tuple(self.driver.template.shape[1:])
         self.image_size = self._image_size(model.height_and_width)
         self.schedule = self._schedule(sampler).to(device)
+        if weights:  # at last: until here calls were left before the network
+            prepared(self.trained.network, self.part, model)
 
     # opening
 
@@ -160,7 +165,7 @@ class PipelinePolicy(Policy):
                 self.pipeline = own
             fresh.fuse_lora()
             fresh.unload_lora_weights()
-        return _stored(network, self.dtype).to(self.device).eval()
+        return prepared(_stored(network, self.dtype).to(self.device).eval(), self.part, model)
 
     def _check(self, sampler: Sampler) -> None:
         """Refuse guidance that the pipeline would leave out without a word."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -24,7 +25,7 @@ class Policy(ABC):
     """
 
     schedule: Schedule
-    """The sampler's table, on `device`."""
+    """The sampler's table, on `device`; decisions are made with `table`, its copy on the CPU, for which nobody waits."""
     latent_shape: tuple[int, ...]
     """Shape of one latent."""
     image_size: tuple[int, int]
@@ -36,6 +37,11 @@ class Policy(ABC):
     """Whether what a prompt means is drawn for each row. The draw is a function of the weights and of the row's label."""
     reference_weights: np.ndarray | None = None
     """What `set_reference` was given last; None while the reference is the network as it came."""
+
+    @cached_property
+    def table(self) -> Schedule:
+        """The sampler's table on the CPU."""
+        return self.schedule.to("cpu")
 
     @abstractmethod
     def predict(
@@ -49,7 +55,8 @@ class Policy(ABC):
         guided: bool = True,
         draws_N: Tensor | None = None,
     ) -> Tensor:
-        """The network's output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,).
+        """The network's output, float32, at noisy latents x_N (N, ...) and timesteps t_N (N,), which had better be on the CPU: whether
+        rows are at one time is decided there.
 
         With `reference` the reference answers: the network as it was before any training, or what `set_reference` made
         it. With `base` it is the network as it was before any training, whatever the reference has become. Without `guided` the

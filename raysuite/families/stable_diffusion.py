@@ -17,6 +17,7 @@ from raysuite.families import tables
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.text import TextStates
 from raysuite.kernel.schedule import Schedule
+from raysuite.types import sent
 
 
 class StableDiffusionPolicy(PipelinePolicy):
@@ -27,7 +28,7 @@ class StableDiffusionPolicy(PipelinePolicy):
 
     def _output(self, network: Any, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], guidance: float) -> Tensor:
         """The guided output e_uncond + w (e_cond - e_uncond), or e_cond."""
-        states_N = self._states_of(prompts_N)
+        states_N, t_N = self._states_of(prompts_N), sent(t_N, x_N.device)
         with self._autocast():
             if guidance == 1:
                 return network(x_N, t_N, states_N, return_dict=False)[0].float()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.places import replacing
+from raysuite.types import sent
 
 Answer = Any
 """A tensor, None, or a list or tuple of answers."""
@@ -145,7 +146,7 @@ def joined(answers: Sequence[Answer]) -> Answer:
 def moved(answer: Answer, device: torch.device) -> Answer:
     """An answer on another device."""
     if isinstance(answer, Tensor):
-        return answer.to(device)
+        return sent(answer, device)
     return type(answer)(moved(part, device) for part in answer) if isinstance(answer, list | tuple) else answer
 
 

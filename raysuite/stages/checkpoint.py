@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
-from raysuite.families.sharding import share_of, whole
+from raysuite.families.sharding import is_share, share_of, whole
 from raysuite.stages.files import digest
 from raysuite.types import Cost
 
@@ -52,8 +53,8 @@ class State:
     scale: dict[str, list[float]] = field(default_factory=dict)
     """Running statistics of the terms of the reward; see `RewardScale`."""
     moments: Moments = field(default_factory=dict)
-    """A copy of what the optimiser remembers, in the process that writes checkpoints: a stop in the middle of an update has it,
-    though the optimiser has gone on and the other workers are not asked."""
+    """A copy of what the optimiser remembers (`Snapshot`), in the process that writes checkpoints: a stop in the middle of an update
+    has it, though the optimiser has gone on and the other workers are not asked."""
     redone: Cost = field(default_factory=Cost)
     """What was done in vain and again; see `count_lost`."""
     redone_seconds: float = 0.0
@@ -213,28 +214,70 @@ def _opened(data: bytes) -> dict[str, Any]:
     return document
 
 
-def moments(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> Moments:
-    """A copy of what the optimiser remembers, whole and on the CPU.
+class Snapshot:
+    """What an optimiser remembered after an update, whole and on the CPU.
 
-    Args:
-        optimizer: whose memory may be spread over processes: then all of them have to ask.
-        keep: whether this process wants it; one that does not gets nothing.
+    From a GPU it is copied beside what goes on there, into memory that stays pinned: the next pictures are drawn meanwhile, and
+    only learning waits. Not run on a GPU yet.
     """
-    remembered: Moments = {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        wholes = {key: whole(torch.as_tensor(value)) for key, value in entry.items()}
-        if keep:
-            remembered[index] = {key: value.to("cpu", copy=True) for key, value in wholes.items()}
-    return remembered
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, keep: bool = True) -> None:
+        """Nothing yet.
+
+        Args:
+            optimizer: whose memory may be spread over processes: then all of them have to ask.
+            keep: whether this process wants it; one that does not gets nothing.
+        """
+        self._optimizer, self._keep = optimizer, keep
+        self._gpu = optimizer.param_groups[0]["params"][0].is_cuda
+        self._stream = torch.cuda.Stream() if self._gpu else None
+        self._copied: torch.cuda.Event | None = None
+        self._moments: Moments = {}
+
+    def take(self) -> Moments:
+        """Copy what the optimiser remembers now over what was copied before; there after `wait`."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            for index, entry in self._optimizer.state_dict()["state"].items():
+                for key, value in entry.items():
+                    found = whole(torch.as_tensor(value))
+                    if self._keep:
+                        self._place(index, key, found).copy_(found, non_blocking=True)
+            if self._stream is not None:
+                self._copied = self._stream.record_event()
+        return self._moments
+
+    def _place(self, index: int, key: str, like: torch.Tensor) -> torch.Tensor:
+        entry = self._moments.setdefault(index, {})
+        if key not in entry:
+            entry[key] = torch.empty_like(like, device="cpu", pin_memory=self._gpu)
+        return entry[key]
+
+    def before_step(self) -> None:
+        """Let the GPU finish the copy before it does anything else; nobody waits here."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
+
+    def wait(self) -> None:
+        """Until the copy is there."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> None:
-    """The inverse of `moments`."""
+    """Give an optimiser what another remembered; each is laid out in memory as its parameter is, which fused steps need."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        if value.shape != parameter.shape:
+            return value
+        if is_share(parameter):
+            return share_of(value, parameter)
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
     shares = {
-        index: {
-            k: share_of(v, parameters[index]) if v.shape == parameters[index].shape else v for k, v in entry.items()
-        }
+        index: {key: placed(value, parameters[index]) for key, value in entry.items()}
         for index, entry in remembered.items()
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": shares})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
 from raysuite.stages.rollout import sample, score
+from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
 
 
@@ -20,6 +21,10 @@ class Collector(ABC):
     @abstractmethod
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Begin, if the collector can work while the caller does; the iterator yields blocks as they are done."""
+
+    def warm(self, blocks: Sequence[Block]) -> Callable[[], None]:
+        """Begin to compile for blocks like these, where the model is to be compiled; what is returned waits until that is done."""
+        return lambda: None
 
     @final
     def by_split(
@@ -41,6 +46,10 @@ class LocalCollector(Collector):
         self._policy = policy
         self._config = config
         self._base = policy.weights()
+
+    def warm(self, blocks: Sequence[Block]) -> Callable[[], None]:
+        """Nothing happens before it is waited for."""
+        return lambda: warm_drawing(self._policy, blocks)
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
         """Nothing happens before the iterator is read."""

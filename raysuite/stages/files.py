@@ -283,6 +283,17 @@ def _accelerator() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
+def _arithmetic() -> dict[str, Any]:
+    """What decides how a GPU rounds: nothing here sets it, torch's defaults and the environment do."""
+    kernels = ("flash", "mem_efficient", "cudnn", "math")
+    return {
+        "tf32 in products": torch.backends.cuda.matmul.allow_tf32,
+        "tf32 in convolutions": torch.backends.cudnn.allow_tf32,
+        "attention": os.environ.get("DIFFUSERS_ATTN_BACKEND", "native"),
+        "native attention may be": [name for name in kernels if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()],
+    }
+
+
 def provenance(command: Sequence[str]) -> dict[str, Any]:
     """What produced a run: versions, commit, command."""
     versions = {}
@@ -305,6 +316,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
+        "arithmetic": _arithmetic(),
         "python": sys.version.split()[0],
         "versions": versions,
         "commit": git("rev-parse", "HEAD"),

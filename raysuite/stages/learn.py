@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def ask(objective: Objective[Any], policy: Policy, batch: Batch, generator: torc
     Where the policy draws prompts and nobody knows with which draws the pictures were made (people's, or another model's), every
     unit gets a draw, which its members share as they share their noise.
     """
-    queries = objective.queries(batch, policy.schedule, generator)
+    queries = objective.queries(batch, policy.table, generator)
     if policy.draws_prompts and queries.draws_UM is None:
         label_U = torch.randint(
             2**63 - 1, (len(queries), 1), generator=generator
@@ -125,7 +125,7 @@ def gradient(
     """
     queries = [ask(objective, policy, batch, generator) for batch, generator in batches if len(batch)]
     units = total(sum(map(len, queries)))
-    sums: dict[str, float] = defaultdict(float)
+    sums: dict[str, float | Tensor] = defaultdict(float)
     cost, spans = Cost(), [(asked, *span) for asked in queries for span in _spans(asked, microbatch)]
     missing = most(len(spans)) - len(spans)
     pieces = most(max((math.ceil(asked.t_UM.shape[1] / microbatch) for asked in queries), default=0))
@@ -134,7 +134,7 @@ def gradient(
         chunk = asked.rows(start, stop)
         loss, spent = _backward(objective, policy, chunk.to(policy.device), microbatch=microbatch, scale=1 / units)
         for name, values in {"loss": loss.terms_U.detach(), **loss.metrics}.items():
-            sums[name] += float(values.double().sum())
+            sums[name] += values.detach().double().sum()  # read at the end, and not at every microbatch
         cost += spent
     for each in queries:
         for name, summed in policy.regularise(each.prompts_U, scale=1 / units).items():
@@ -142,7 +142,14 @@ def gradient(
     for _ in range(missing):
         check()
         _keep_company(objective, policy, pieces=pieces)
-    return {name: total_of / units for name, total_of in sums.items()}, cost
+    return {name: total_of / units for name, total_of in zip(sums, _read(sums.values()), strict=True)}, cost
+
+
+def _read(values: Iterable[float | Tensor]) -> list[float]:
+    """Numbers, fetched from their device at once."""
+    found = list(values)
+    where = next((value.device for value in found if isinstance(value, Tensor)), None)
+    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=where) for v in found]).tolist() if found else []
 
 
 def _spans(asked: Queries, microbatch: int) -> Iterator[tuple[int, int]]:
@@ -200,7 +207,7 @@ def _backward(
 def _keep_company(objective: Objective[Any], policy: Policy, *, pieces: int) -> None:
     """Go through the network as often and in the order that `_backward` does, and add nothing."""
     x = torch.zeros(1, *policy.latent_shape, device=policy.device)
-    t = policy.schedule.timesteps_K[:1]
+    t = policy.table.timesteps_K[:1]
 
     def predict(*, reference: bool = False, base: bool = False) -> Tensor:
         return policy.predict(x, t, [""], reference=reference, base=base)
@@ -241,7 +248,7 @@ def learn(
     for epoch in range(config.learn.epochs):
         for number, members in enumerate(minibatches(config, update)):
             mine = members[rank::workers]
-            batches = [(blocks[b], _generator(config, update, b, epoch)) for b in mine]
+            batches = [(blocks[b], generator_of(config, update, b, epoch)) for b in mine]
             optimizer.zero_grad(set_to_none=True)
             metrics, spent = gradient(
                 config.built_objective,
@@ -273,7 +280,8 @@ def learn(
     return means, cost
 
 
-def _generator(config: RunConfig, update: int, block: int, epoch: int) -> torch.Generator:
+def generator_of(config: RunConfig, update: int, block: int, epoch: int) -> torch.Generator:
+    """What a block's queries draw from in one pass over an update's rollouts."""
     return torch_generator(seed=config.seed, stage=Stage.OBJECTIVE, update=update, prompt=block, sample=epoch)
 
 
@@ -310,7 +318,9 @@ def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelera
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
         pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
         for p, piece in zip(learned, pieces, strict=True):
-            p.grad = piece.view_as(p)
+            if p.grad is None:
+                p.grad = torch.empty_like(p)
+            p.grad.copy_(piece.view(p.shape))  # laid out as the parameter is
     values = torch.tensor([metrics.get(n, 0.0) for n in names], dtype=torch.float64, device=accelerator.device)
     return dict(zip(names, accelerator.reduce(values, reduction="sum").tolist(), strict=True))
 

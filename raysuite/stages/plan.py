@@ -118,6 +118,10 @@ def plan(config: RunConfig) -> Plan:
     processes = [_learner(config, learns)]
     if cluster.actors:
         processes.append(_actor(config, _outline(*about, cluster.actor_gpus > 0)))
+    if config.model.compile:
+        notes.append(
+            "counted without model.compile: what a compiler keeps for the way back, and works with, is its own choice"
+        )
     networks = [r.name for r in (*config.rewards, *config.watched) if r.model is not None]
     if networks:
         notes.append(f"networks of rewards are not counted: {', '.join(networks)}")

@@ -29,19 +29,19 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, dra
     Where the policy draws prompts, `draws_N` are labels in place of those of the samples' coordinates.
     """
     size, prompts_N = block.size, block.prompt_of_N
-    schedule = policy.schedule.windowed(block.window)
+    schedule, table = policy.schedule.windowed(block.window), policy.table.windowed(block.window)
+    stochastic_K = table.stochastic_K.tolist()  # read here and not at every step, which would wait for the device
     first, end = block.window or (0, schedule.steps)
     x, noise_KN = _noise(policy, block, config, first, end)
     if draws_N is None and policy.draws_prompts:
         draws_N = _draws(block, config)
     # an objective of the forward process wants finished pictures only: their trajectories need not travel
     whole = config.rollouts.keep or config.built_objective.process == "reverse"
-    latents, logps, kl_N, predictions = [], [], torch.zeros(size, dtype=torch.float32), 0
+    latents, logps, kl_N, predictions = [], [], torch.zeros(size, dtype=torch.float32, device=policy.device), 0
     preview_at = () if block.evaluation else config.credit.previews
     previews: list[Tensor] = []
     for step in range(schedule.steps):
-        k = torch.tensor(step, device=policy.device)
-        t_N = schedule.timesteps_K[k].expand(size)
+        t_N = table.timesteps_K[step].expand(size)
         if whole and first <= step <= end and not block.evaluation:
             latents.append(x)
         output = policy.predict(x, t_N, prompts_N, draws_N=draws_N)
@@ -50,16 +50,16 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, dra
             clean, spent = _preview(policy, step, x, output, prompts_N, draws_N, config.credit)
             previews.append(clean)
             predictions += spent
-        mean = transition.mean(schedule, k, x, output)
+        mean = transition.mean(schedule, step, x, output)
         if block.measure_kl:
             reference = policy.predict(x, t_N, prompts_N, reference=True, draws_N=draws_N)
             predictions += 1
-            kl_N += transition.kl(schedule, k, mean, transition.mean(schedule, k, x, reference)).cpu()
-        x = transition.draw(schedule, k, mean, noise_KN[step - first]) if first <= step < end else mean
+            kl_N += transition.kl(schedule, step, mean, transition.mean(schedule, step, x, reference))
+        x = transition.draw(schedule, step, mean, noise_KN[step - first]) if first <= step < end else mean
         if not block.evaluation:
-            stochastic = bool(schedule.noise_K[k] > 0)
+            scored = stochastic_K[step]
             logps.append(
-                transition.log_density(schedule, k, mean, x) if stochastic else torch.zeros_like(x.flatten(1)[:, 0])
+                transition.log_density(schedule, step, mean, x) if scored else torch.zeros_like(x.flatten(1)[:, 0])
             )
     latents.append(x)
     images = [policy.decode(clean) for clean in (*previews, x)]
@@ -68,7 +68,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, dra
         version=version,
         latents_NK=None if block.evaluation else torch.stack(latents, dim=1).cpu().numpy(),
         logp_NK=None if block.evaluation else torch.stack(logps, dim=1).cpu().numpy(),
-        kl_N=kl_N.numpy() if block.measure_kl else None,
+        kl_N=kl_N.cpu().numpy() if block.measure_kl else None,
         previews_JN=tuple(images),
         cost=Cost(forward=size * predictions * policy.evaluations_per_prediction, images_decoded=size * len(images)),
         draws_N=None if draws_N is None else draws_N.numpy(),
@@ -152,11 +152,10 @@ def _preview(
     """The clean latent predicted at a step, after some deterministic steps, and the predictions that took."""
     schedule = policy.schedule
     levels = np.unique(np.linspace(step, schedule.steps - 1, credit.preview_steps + 1).round().astype(int))
-    x0, eps = transition.predicted(schedule, torch.tensor(step, device=policy.device), x, output)
-    for level in levels[1:]:
-        k = torch.tensor(level, device=policy.device)
+    x0, eps = transition.predicted(schedule, step, x, output)
+    for k in levels[1:].tolist():
         x = schedule.alpha_K1[k] * x0 + schedule.sigma_K1[k] * eps
-        output = policy.predict(x, schedule.timesteps_K[k].expand(len(x)), prompts_N, draws_N=draws_N)
+        output = policy.predict(x, policy.table.timesteps_K[k].expand(len(x)), prompts_N, draws_N=draws_N)
         x0, eps = transition.predicted(schedule, k, x, output)
     return x0, len(levels) - 1
 

@@ -38,6 +38,7 @@ from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.stored import ReplayCollector
 from raysuite.stages.summaries import rescale, reward_metrics, summary
+from raysuite.stages.warm import blank, shapes, warm_learning
 from raysuite.types import Block, Cost, Rollouts
 
 
@@ -85,6 +86,7 @@ class Training:
             weight_decay=learning.weight_decay,
             fused=learning.fused or None,
         )
+        self.snapshot = checkpoint.Snapshot(self.optimizer, keep=self.first)
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
         self.state = State(behaviour={0: policy.weights()})
         if config.reference.refresh:
@@ -108,6 +110,7 @@ class Training:
         """
         try:
             self.resume()
+            self.warm()
             if self.evaluates and not self.run.evaluated(self.state.updates):
                 self.evaluate()
                 if self.state.updates:  # the run was stopped as this policy was evaluated
@@ -144,6 +147,7 @@ class Training:
             return f"stopped by {who} before the first update was done: the same command begins the run again"
         directory = self.run.path / "checkpoints"
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
+            self.snapshot.wait()
             checkpoint.save(directory, self.policy, self.state, keep=self.config.checkpoints.keep)
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
@@ -155,13 +159,28 @@ class Training:
         found = checkpoint.completed(self.run.path / "checkpoints")
         if found:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
-            self.state.moments = checkpoint.moments(self.optimizer, keep=self.first)
+            self.state.moments = self.snapshot.take()
             self.tracker.restore(self.state.tracker)
         self.state.count_lost(self.run.ledger())
         if self.first:
             self.run.rewind(self.state.updates if found else -1)
         self.accelerator.wait_for_everyone()
         self.started_at = self.state.updates
+
+    def warm(self) -> None:
+        """Compile the network, where it is to be, for what will be drawn and learned: no stage's seconds have it in them."""
+        if not self.config.model.compile:
+            return
+        if self.first:
+            self.say("compile")
+        with self.timed("compile"):
+            drawing = self.collector.warm(shapes(self.config, self.prompts))
+            if self.set:
+                batch, *_ = self.from_set(self.state.updates)[0].values()
+            else:
+                batch = blank(self.policy, self.config, self.prompts)
+            warm_learning(self.policy, self.config, batch)
+            drawing()
 
     def update(self) -> None:
         """One update, from rollouts to new weights."""
@@ -171,6 +190,7 @@ class Training:
         if self.first:
             self.say("learn")
         rate = self.set_learning_rate(number)
+        self.snapshot.before_step()
         with self.timed("learn"):
             metrics, cost = learn(
                 self.config,
@@ -181,7 +201,8 @@ class Training:
                 accelerator=self.accelerator,
                 check=self.check,
             )
-            self.state.moments = checkpoint.moments(self.optimizer, keep=self.first)
+        with self.timed("moments"):
+            self.state.moments = self.snapshot.take()
         self.state.training = sum([*self.gather([cost]), *costs], self.state.training)
         self.state.underway = Cost()
         self.state.updates += 1
@@ -360,6 +381,7 @@ class Training:
         directory, keep = self.run.path / "checkpoints", self.config.checkpoints.keep
         with self.timed("checkpoint"):
             if self.first:
+                self.snapshot.wait()
                 checkpoint.save(directory, self.policy, self.state, keep=keep)
             self.accelerator.wait_for_everyone()
 
@@ -387,5 +409,5 @@ class Training:
         """Count the seconds of a stage in the ledger."""
         self.began = time.monotonic()
         yield
-        self.state.seconds[stage] += time.monotonic() - self.began
+        self.state.seconds[stage] = self.state.seconds.get(stage, 0.0) + time.monotonic() - self.began
         self.state.underway_seconds = 0.0

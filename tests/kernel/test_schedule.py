@@ -201,10 +201,9 @@ def test_a_last_step_from_timestep_0_is_not_scored(changes: dict[str, Any]) -> N
     torch.testing.assert_close(mean, x)  # it goes nowhere
     assert transition.draw(schedule, k, mean, noise(3, 4, seed=2)).equal(mean)
     assert transition.kl(schedule, k, mean, mean).equal(torch.zeros(3, dtype=torch.float64))
-    with pytest.raises(UserError, match="density"):
-        transition.log_density(schedule, k, mean, mean)
-    with pytest.raises(UserError, match="density"):
-        transition.log_density(schedule, torch.tensor([0, 9, 1]), mean, mean)
+    assert not transition.log_density(schedule, k, mean, mean).isfinite().any()
+    scored = transition.log_density(schedule, torch.tensor([0, 9, 1]), mean, mean + 1)
+    assert scored.isfinite().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("spacing", "offset", "first"), [("leading", 1, 1), ("linspace", 0, 0)])
@@ -310,8 +309,7 @@ def test_without_noise_there_is_no_density() -> None:
     schedule = sd(eta=0.0)
     assert schedule.noise_K.eq(0).all()
     x = noise(2, 3)
-    with pytest.raises(UserError, match="noise level 0"):
-        transition.log_density(schedule, torch.tensor([3, 3]), x, x)
+    assert not transition.log_density(schedule, torch.tensor([3, 3]), x, x).isfinite().any()
 
 
 def test_kl_in_terms_of_noise_predictions() -> None:

@@ -176,7 +176,7 @@ def test_adam_scales_as_the_optimiser_does(tmp_path: Path) -> None:
     saved = checkpoint.save(
         tmp_path,
         policy,
-        State(updates=5, behaviour={5: policy.weights()}, moments=checkpoint.moments(optimizer)),
+        State(updates=5, behaviour={5: policy.weights()}, moments=checkpoint.Snapshot(optimizer).take()),
         keep=1,
     )
     scale = adam_scale(saved, policy, config)
