@@ -132,6 +132,8 @@ def test_a_stop_repeats_nothing_and_changes_nothing(tmp_path: Path, monkeypatch:
     assert first.blocks + second.blocks == whole.blocks
     third = Perfect(plan.world)
     assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 0
+    (tmp_path / "stopped" / "pictures" / "0" / "00001.parquet").unlink()  # nothing is judged that is not there
+    assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 1
 
 
 def test_a_directory_of_another_evaluation_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from raysuite import cli
 from raysuite.errors import UserError
@@ -23,7 +24,7 @@ from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Clip, MultipleChoice, option_of
 from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
 from raysuite.in_context.policies import Reader, Row, interleaved_rows, published_rows
-from raysuite.in_context.tasks import Task, Variant
+from raysuite.in_context.tasks import Cell, Task, Variant
 from raysuite.results.in_context.numbers import corrected, factors
 from raysuite.results.in_context.read import read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
@@ -344,7 +345,52 @@ def test_a_model_of_transformers_is_given_texts_and_pictures_in_order(
     assert known([dark, "1"]) == known([dark, "1"])
 
 
+def test_a_question_that_is_not_answered_is_invalid_and_no_option(world: OfficialWorld) -> None:
+    """A server that refuses every question (status 400) and one that answers nothing: neither side has an option."""
+    theme = world.tasks[0].theme
+    picture = world.picture(theme, theme.cells[0], np.random.default_rng(0))
+    server = Server([(400, b"refused"), said(None)])
+    with server.running():
+        (reading,) = MultipleChoice(HttpChat(server.url, "model"), seed=0)([theme], [picture], [0])
+    assert reading.judgement == (None, None) and reading.reply == " | " and not server.answers
+
+
 # the whole
+
+
+class GroundTruth:
+    """Draws each published caption as its own picture."""
+
+    label = "ground truth"
+
+    def __init__(self, world: OfficialWorld) -> None:
+        self.world = world
+
+    def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
+        cells = [self.world.meaning(task.theme, text) for text, task in zip(texts, tasks, strict=True)]
+        files = [self.world.file(task.theme, cast(Cell, cell)) for task, cell in zip(tasks, cells, strict=True)]
+        return np.stack([np.asarray(Image.open(file)) for file in files])
+
+    def round_trip(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures
+
+
+def test_reference_policies_have_their_known_values_on_the_published_data(data: Path, tmp_path: Path) -> None:
+    """With ground-truth pictures and a judge that takes red for blue: right but for questions of red. Of a copy one side is wrong."""
+    world = OfficialWorld(data)
+    rows = tuple(row for row in published_rows(0) if row.name in ("oracle", "chain", "copy"))
+    plan = Plan(world, MultipleChoice(Knowing(), seed=0), rows, 12, (2,))
+    evaluation.claim(plan, [{"label": "ground truth"}], tmp_path, ["raysuite"])
+    evaluation.evaluate(plan, tmp_path, [("ground truth", lambda: GroundTruth(world))], silent)
+    found = read_in_context(tmp_path)
+    cells = [world.episode(task, 2, index).cell for task in world.tasks for index in range(12)]
+    red = float(np.mean([cell.detail == "red" for cell in cells]))
+    assert red > 0
+    for row in (("oracle", "default"), ("chain", "caption")):
+        line = factors(found, row, 0)
+        assert line.described.estimate == 1 and line.right.estimate == pytest.approx(1 - red)
+    copy = factors(found, ("copy", "default"), -1)
+    assert copy.textual.estimate == copy.right.estimate == 0 and copy.visual.estimate > 0.95
 
 
 def test_a_judges_errors_are_shown_and_corrected(data: Path, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def _source(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
 def examples(found: InContext) -> Iterator[dict[str, Any]]:
     """The first episodes of every task with their demonstrations, and what lines made of them: the first, and some that read."""
     shown = [at for at in found.readers if at[1] in ("default", "caption", "cot")]
-    lines = [found.rows[0], *shown[:EXAMPLE_READERS]]
+    lines = list(dict.fromkeys([found.rows[0], *shown[:EXAMPLE_READERS]]))
     judged = {(*_at(a), a["drawer"]): a for a in _table(found.directory / "judgements.parquet").to_pylist()}
     drawn = [_pictures(found.directory / "pictures" / str(place)) for place in range(len(found.drawers))]
     answers = _table(found.directory / "answers.parquet").to_pylist()
