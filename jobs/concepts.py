@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.soft_prompts import Share, Values
@@ -139,8 +140,7 @@ def measured(concept: Concept, seed: int, *, updates: int, pictures: int) -> dic
     config = settings(seed, updates)
     distribution, told = trained(config, images_N)
     one, told_one = trained(settings(seed, updates, **ONE), images_N)
-    if told["network_evaluations"] != told_one["network_evaluations"]:
-        raise AssertionError("both were to have the same number of network evaluations")
+    assert told["network_evaluations"] == told_one["network_evaluations"]
     cells: dict[str, dict[str, list[int]]] = {}
     for guidance in GUIDANCES:
         drawing = settings(seed, updates, **{"sampler.guidance": guidance})
@@ -183,13 +183,16 @@ def entropy(cells: Sequence[int]) -> float:
     return float(-(frequency * np.log2(frequency)).sum())
 
 
+FEW = 10
+"""Below so many concepts percentile intervals are too narrow."""
 MEASURES = {"share in the concept": share, "entropy, bits": entropy}
 
 
 def table(found: Sequence[Mapping]) -> list[str]:
     """Means over concepts and seeds, and differences of the same concept and seed, with 95 % intervals over concepts."""
     concepts = np.array([each["concept"] for each in found])
-    lines = [f"{len(found)} trained pairs, {len(set(concepts))} concepts, intervals over concepts"]
+    few = ": too narrow with so few" if len(set(concepts)) < FEW else ""
+    lines = [f"{len(found)} trained pairs, {len(set(concepts))} concepts, 95 % intervals over concepts{few}"]
 
     def mean(values: np.ndarray) -> Interval:
         return bootstrap_mean(values, concepts, numpy_generator(seed=0, stage=Stage.BOOTSTRAP))
@@ -205,6 +208,31 @@ def table(found: Sequence[Mapping]) -> list[str]:
     return lines
 
 
+def results(out: Path, *, seeds: Sequence[int], concepts: int, updates: int, pictures: int) -> list[dict]:
+    """What `measured` says of the first concepts with every seed; what lies in `out` already is read.
+
+    Raises:
+        UserError: it was found with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for seed, concept in product(seeds, CONCEPTS[:concepts]):
+        file = out / f"{concept.name}-seed{seed}.json"
+        if not file.exists():
+            result = measured(concept, seed, updates=updates, pictures=pictures)
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps(result))
+        found.append(json.loads(file.read_text()))
+        drawn = len(found[-1]["cells"][f"{GUIDANCES[-1]:g}"][ARMS[0]])
+        if (found[-1]["updates"], drawn) != (updates, pictures):
+            raise UserError(
+                f"expected {updates} updates and {pictures} pictures in {file}, got other numbers: name another --out"
+            )
+        arms = found[-1]["cells"][f"{GUIDANCES[-1]:g}"].items()
+        print(file.stem, *(f"{arm}: {share(cells):.2f}/{entropy(cells):.2f}" for arm, cells in arms), flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of what is found")
@@ -213,23 +241,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=400, help="of 16 points, each one forward and one backward pass")
     parser.add_argument("--pictures", type=int, default=96, help="of each arm and guidance")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    given.out.mkdir(parents=True, exist_ok=True)
-    found = []
-    for seed, concept in product(given.seeds, CONCEPTS[: given.concepts]):
-        file = given.out / f"{concept.name}-seed{seed}.json"
-        if not file.exists():
-            result = measured(concept, seed, updates=given.updates, pictures=given.pictures)
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(result))
-        found.append(json.loads(file.read_text()))
-        print(
-            file.stem,
-            *(f"{arm}: {share(c):.2f}/{entropy(c):.2f}" for arm, c in found[-1]["cells"]["3"].items()),
-            flush=True,
-        )
-    print("\n".join(table(found)))
+    given = vars(parser.parse_args())
+    torch.set_num_threads(given.pop("threads"))
+    print("\n".join(table(results(**given))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import safetensors.numpy
 import torch
 
 from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.kernel import directions
@@ -118,6 +119,24 @@ def told(found: dict[str, np.ndarray], config: RunConfig) -> list[str]:
     return lines
 
 
+def results(out: Path, config: RunConfig) -> dict[str, np.ndarray]:
+    """What `measured` says, or what it said where `out` is there.
+
+    Raises:
+        UserError: that was of another number of units.
+    """
+    if not out.exists():
+        found = measured(config)
+        with replacing(out) as temporary:
+            safetensors.numpy.save_file(found, temporary)
+    found = safetensors.numpy.load_file(out)
+    if len(found["path"]) != config.rollouts.prompts:
+        raise UserError(
+            f"expected {config.rollouts.prompts} units in {out}, got {len(found['path'])}: name another --out"
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file of the gradients")
@@ -130,10 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     config = settings(given.units, given.samples, **dict(each.split("=", 1) for each in given.set))
-    found = measured(config)
-    with replacing(given.out) as temporary:
-        safetensors.numpy.save_file(found, temporary)
-    print("\n".join(told(found, config)))
+    print("\n".join(told(results(given.out, config), config)))
 
 
 if __name__ == "__main__":

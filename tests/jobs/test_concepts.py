@@ -12,6 +12,7 @@ import torch
 
 from jobs import concepts
 from jobs.concepts import ARMS, CONCEPTS, Concept, entropy, opened, settings, share, shares, table
+from raysuite.errors import UserError
 from raysuite.worlds.scenes.render import render
 
 
@@ -82,3 +83,8 @@ def test_it_trains_draws_and_goes_on(
     first = capsys.readouterr().out
     concepts.main()
     assert capsys.readouterr().out == first and "1 trained pairs, 1 concepts" in first
+    monkeypatch.setattr(sys, "argv", [*command[:-1], "3", "--seeds", "1"])
+    with pytest.raises(
+        UserError, match=r"expected 1 updates and 3 pictures in .*, got other numbers: name another --out"
+    ):
+        concepts.main()
