@@ -228,14 +228,77 @@ def encode(
 
 @app.command()
 def evaluate(
-    run: Run,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="The --out of a run; with --suite several, and their bases.")
+    ],
     checkpoint: Annotated[
         int | None, typer.Option(help="Updates of the checkpoint \\[default: the last]; 0 is the base.")
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a prompt \\[default: the run's; of a suite, its authors'].")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Evaluate on this suite of prompts: raysuite suites lists them.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="The suite's file, directory or hub id, as its authors publish it.")
+    ] = None,
+    reward: Annotated[
+        list[str],
+        typer.Option(help="What scores the suite's pictures: a name or {name: hps_v2, model: DIR}; repeatable."),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    ema: Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema), on a suite.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the suite's noise.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of a suite at once.")] = 8,
+    keep_images: Annotated[
+        bool, typer.Option("--keep-images", help="Keep all pictures of a suite; some are kept in any case.")
+    ] = False,
+    against: Annotated[
+        str | None, typer.Option(help="The run that others are compared with on a suite \\[default: the base of each].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the suite's results \\[default: suites/<name> in the run].")
+    ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="How the suite's pictures are drawn: sampler.steps=50, ...; repeatable."
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
-    """Evaluate a checkpoint on the run's fixed prompts and seeds."""
-    directory = places.existing(_place(run))
+    """Evaluate a checkpoint on the run's fixed prompts and seeds; or runs on a suite of prompts, all drawn alike."""
+    if suite is not None:
+        directory = _out_of_suite(runs, suite, out)
+        _begin("evaluate", directory)
+        from raysuite.suites import declared
+
+        found = declared.find(suite)
+        if prompts is None:
+            raise UserError(f"expected --prompts with --suite {suite}, got none: name {found.form}")
+        asked = declared.prompts_of(found, prompts if not prompts.startswith("~") else str(places.whole(prompts)))
+        from raysuite.suites import evaluation, protocol as protocols
+
+        protocol = protocols.declare(
+            found,
+            asked,
+            [places.existing(run) for run in runs],
+            file=directory / evaluation.PROMPTS,
+            rewards=reward,
+            settings=dict(_split(setting) for setting in settings),
+            updates=checkpoint,
+            ema=ema,
+            samples=samples,
+            seed=seed,
+            batch=batch,
+            all_images=keep_images,
+        )
+        _evaluate_suite(protocol, directory, against)
+        return
+    if len(runs) > 1 or prompts or reward or ema or keep_images or against or out or settings:
+        raise UserError(
+            "expected one RUN with --checkpoint and --samples at most, got more, which is for suites of prompts: name one with --suite"
+        )
+    directory = places.existing(_place(runs[0]))
     _begin("evaluate", directory)
     from raysuite.cluster import launch
     from raysuite.progress import watch
@@ -249,6 +312,44 @@ def evaluate(
         with watch(directory, console):
             launch.evaluate(directory, updates=checkpoint, samples=samples)
         console.print(summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+
+
+def _out_of_suite(runs: Sequence[Path], suite: str, out: Path | None) -> Path:
+    if out is None and len(runs) > 1:
+        raise UserError("expected --out with several runs, got none: name a directory for the results")
+    return _place(out or runs[0] / "suites" / suite)
+
+
+def _evaluate_suite(protocol: Any, directory: Path, against: str | None) -> None:
+    from raysuite.cluster import suites
+    from raysuite.progress import Counting
+    from raysuite.results.suites.report import suite_summary, write_suite_report
+    from raysuite.stages.lock import locked
+    from raysuite.suites import evaluation
+
+    suites.preflight(protocol)
+    with locked(directory):
+        evaluation.claim(protocol, directory, sys.argv)
+        suites.evaluate(protocol, directory, lambda what, unit: Counting(what, unit, console))
+        console.print(
+            suite_summary(directory, _width(), against=against), soft_wrap=True, markup=False, highlight=False
+        )
+        console.print(f"report: {write_suite_report(directory, against=against)}", soft_wrap=True)
+
+
+@app.command()
+def suites() -> None:
+    """List the suites of prompts that runs can be evaluated on, and what each wants."""
+    from raysuite.suites.declared import SUITES
+
+    for name, suite in SUITES.items():
+        console.print(f"[bold]{name:14}[/bold] {escape(suite.asks)}", soft_wrap=True, highlight=False)
+        for said in (
+            f"--prompts: {suite.form}",
+            f"{suite.samples} a prompt, by {', '.join(suite.rewards)}; {suite.scored}",
+            f"{suite.source}; licence: {suite.licence}",
+        ):
+            console.print(f"{'':14} {escape(said)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -447,6 +548,11 @@ def report(
 
         console.print(study_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
         path = write_study_report(directory, page)
+    elif (directory / "protocol.json").exists():
+        from raysuite.results.suites.report import suite_summary, write_suite_report
+
+        console.print(suite_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_suite_report(directory, page)
     elif (directory / "in_context.json").exists():
         from raysuite.results.in_context.report import in_context_summary, write_in_context_report
 
@@ -492,10 +598,13 @@ def compare(
 
 def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
     from raysuite.results.side_by_side.report import comparison_summary, page_of, write_comparison
+    from raysuite.results.suites.across import suites_across
 
     whole = [places.existing(run) for run in runs]
     page = places.file(out or page_of(whole))
     console.print(comparison_summary(whole, _width()), soft_wrap=True, markup=False, highlight=False)
+    if on_suites := suites_across(whole, _width()):
+        console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {write_comparison(whole, page)}", soft_wrap=True)
 
 

@@ -73,6 +73,8 @@ class Block:
     the optimum that preference objectives stand for has a normaliser of each draw, which cancels between pictures of one draw only."""
     measure_kl: bool = False
     """Whether to measure the KL from the reference along the way (evaluation only; doubles the network cost)."""
+    pictures: int = 0
+    """How many of its pictures come back with the scores, the first ones; the others stay behind."""
 
     @property
     def size(self) -> int:
@@ -131,7 +133,7 @@ class Rollouts:
     credit_NK: np.ndarray | None
     """Per-step credit of the trained reward, float64 (N, K), each row summing to the reward."""
     pictures: np.ndarray | None
-    """uint8 (n, H, W, 3) of the block's first n prompts, where an evaluation keeps them. The others stay behind."""
+    """uint8 (n, H, W, 3) of the block's first n samples, as it asks for them; None where it asks for none."""
     kl_N: np.ndarray | None
     """KL from the reference summed over the trajectory's steps, nats. None unless measured."""
     cost: Cost

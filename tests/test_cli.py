@@ -181,6 +181,43 @@ def test_a_directory_without_a_run(command: str, tmp_path: Path, capsys: pytest.
     assert not any(tmp_path.iterdir())
 
 
+SUITE = ["evaluate", "{0}", "--suite"]
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (["evaluate", "{0}", "{0}"], "expected one RUN"),
+        (["evaluate", "{0}", "--prompts", "p.tsv"], "name one with --suite"),
+        (["evaluate", "{0}", "--set", "sampler.steps=3"], "name one with --suite"),
+        ([*SUITE, "geneva", "--prompts", "p.jsonl"], "expected a suite (did you mean geneval?)"),
+        ([*SUITE, "geneval"], "name evaluation_metadata.jsonl"),
+        ([*SUITE, "geneval", "--prompts", "nowhere.jsonl"], "expected a prompt file at nowhere.jsonl"),
+        ([*SUITE, "hpdv2", "--prompts", "{0}"], "expected files such as anime.json in"),
+        ([*SUITE, "pickapic", "--prompts", "{0}/p.csv"], "found no config.json"),
+        ([*SUITE, "pickapic", "--prompts", "{0}/p.csv", "--out", "{0}/p.csv"], "expected a directory to work in"),
+        (
+            ["evaluate", "{0}", "{0}", "--suite", "pickapic", "--prompts", "{0}/p.csv"],
+            "expected --out with several runs",
+        ),
+    ],
+)
+def test_wrong_uses_of_suites(
+    words: list[str], mentions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.csv").write_text("caption\na cat\n")
+    message = fails([word.format(tmp_path) for word in words], capsys)
+    assert mentions in message and message.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_suites_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["suites"])
+    assert leave.value.code == 0
+    assert "evaluation_metadata.jsonl" in capsys.readouterr().out
+
+
 def test_a_plan_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["plan", "scenes-ddpo", "--gpu", "H100 80GB", "--set", "cluster.worker_gpus=1"])

@@ -35,7 +35,7 @@ from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
-from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.prompts import Prompt, load_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.stored import check_replay
@@ -65,6 +65,24 @@ def preflight(config: RunConfig) -> None:
         UserError: prompts, rewards or the model are not there, or the model is not complete or not for these settings (one whose
             weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
+    check_drawing(config)
+    prompts = load_prompts(config.prompts)
+    if config.preferences.source is None:  # a set has prompts of its own
+        training_blocks(config, prompts, update=0)
+    check_scoring(config, [*prompts.training, *prompts.held_out], prompts.repeated)
+    if config.rollouts.replay is not None:
+        check_replay(config)
+    if config.preferences.source is not None:
+        open_set(config)
+    preflight_of_trackers(config.trackers)
+
+
+def check_drawing(config: RunConfig) -> None:
+    """Find out whether a cluster that is to be joined answers, and whether the model is there and fits.
+
+    Raises:
+        UserError: one of them does not.
+    """
     if (address := os.environ.get("RAY_ADDRESS")) and not ray.is_initialized():
         _check_answer(address)
     check_model(config.model)
@@ -73,22 +91,26 @@ def preflight(config: RunConfig) -> None:
         check_compiler(torch.device("cpu"))
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
         check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
-    prompts = load_prompts(config.prompts)
-    if config.preferences.source is None:  # a set has prompts of its own
-        training_blocks(config, prompts, update=0)
-    asked = [*prompts.training, *prompts.held_out]
+
+
+def check_scoring(config: RunConfig, asked: Sequence[Prompt], repeated: Mapping[str, int]) -> None:
+    """Look at prompts, and at the rewards that will be asked about them; say what there is to tell of prompts.
+
+    Args:
+        config: of the run.
+        asked: all prompts.
+        repeated: rows that count once, by split.
+
+    Raises:
+        UserError: a reward is not there, or lacks something.
+    """
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
-    _tell_of_prompts(config.model, prompts.repeated, texts)
+    _tell_of_prompts(config.model, repeated, texts)
     for reward in (*config.rewards, *config.watched):
         judge = config.cluster.judges.get(reward.name)
         if judge is not None and judge.environment is not None:
             continue  # what it needs is there and not here
         rewards.check(reward.name, model=reward.model, options=reward.options, prompts=texts, metadata=metadata)
-    if config.rollouts.replay is not None:
-        check_replay(config)
-    if config.preferences.source is not None:
-        open_set(config)
-    preflight_of_trackers(config.trackers)
 
 
 def _tell_of_prompts(model: Model, repeated: Mapping[str, int], texts: list[str]) -> None:

@@ -76,6 +76,60 @@ def bootstrap_mean(
     return _interval(estimate, means_B, confidence)
 
 
+def mean_over_strata(
+    values: np.ndarray,
+    groups: np.ndarray,
+    strata: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """The mean of the strata's means, each of which counts the same whatever its size, as `bootstrap_mean` otherwise.
+
+    A resample draws as many groups of each stratum as it has.
+
+    Source: Davison and Hinkley, 1997, section 3.2 (several samples).
+
+    Args:
+        values: (N,) finite numbers, in any unit.
+        groups: (N,) labels; equal labels belong to one prompt.
+        strata: (N,) labels; a group in two strata is one in each.
+        rng: drawn from.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        The mean and its interval, in the unit of `values`. The limits are NaN where a stratum has only one group.
+
+    Raises:
+        ValueError: what `bootstrap_mean` refuses.
+
+    Example:
+        >>> strata = np.array(["count", "colour", "colour", "colour"])
+        >>> mean_over_strata(np.array([0.0, 1, 1, 1]), np.arange(4), strata, np.random.default_rng(0)).estimate
+        0.5
+    """
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"expected at least 1 resample and a confidence in (0, 1), got {resamples} and {confidence}")
+    if np.shape(strata) != np.shape(values):
+        raise ValueError(f"expected a stratum for each of {len(values)} values, got shape {np.shape(strata)}")
+    means, drawn, alone = [], np.zeros(resamples), False
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        sums_G, counts_G = _totals(np.asarray(values)[inside], np.asarray(groups)[inside])
+        drawn_BG = rng.integers(len(sums_G), size=(resamples, len(sums_G)))
+        drawn += sums_G[drawn_BG].sum(1) / counts_G[drawn_BG].sum(1)
+        means.append(float(sums_G.sum() / counts_G.sum()))
+        alone |= len(sums_G) == 1
+    if not means:
+        raise ValueError("expected values, got none")
+    estimate = sum(means) / len(means)
+    return (
+        Interval(estimate, float("nan"), float("nan")) if alone else _interval(estimate, drawn / len(means), confidence)
+    )
+
+
 def paired_difference(
     before: np.ndarray,
     after: np.ndarray,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 
 from raysuite import places
 from raysuite.errors import UserError
@@ -19,6 +21,8 @@ from raysuite.results.comparison import decimals, number, with_interval
 from raysuite.results.run import Picture, Run
 
 SPENT = "network evaluations spent on training"
+THUMBNAIL_PIXELS = 192
+"""Of the sides of a picture that a page shows small, at most."""
 PIXELATED_BELOW = 129
 """Pixels: smaller pictures are enlarged without smoothing."""
 
@@ -89,6 +93,20 @@ def picture_with_marks(run: Run, picture: Picture) -> dict[str, Any]:
         "data": base64.b64encode(picture.png).decode(),
         "pixelated": int.from_bytes(picture.png[16:20]) < PIXELATED_BELOW,
         "marks": sorted(marks, key=lambda mark: run.rewards.index(mark[0])),
+    }
+
+
+def thumbnail(png: bytes) -> dict[str, Any]:
+    """A picture for a page, no larger than it is shown."""
+    if int.from_bytes(png[16:20]) > THUMBNAIL_PIXELS:
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(png)) as image:
+            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            image.save(file, "PNG")
+        png = file.getvalue()
+    return {
+        "data": base64.b64encode(png).decode(),
+        "pixelated": int.from_bytes(png[16:20]) < PIXELATED_BELOW,
     }
 
 

@@ -65,7 +65,7 @@ def is_held(
     """
     file = directory / name
     if file.exists():
-        differing = list(_differences(settled(_json_of(file, what)), wanted))
+        differing = list(differences(settled(_json_of(file, what)), wanted))
         if differing and _any(directory, begun):
             shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if differing[3:] else "")
             raise UserError(
@@ -94,11 +94,11 @@ def _json_of(file: Path, what: str) -> dict[str, Any]:
         ) from error
 
 
-def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+def differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
     """Every setting that is another, by its path, with both values."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*found, *wanted}):
-            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            yield from differences(found.get(key), wanted.get(key), f"{path}.{key}" if path else key)
     elif found != wanted:
         there, here = (json.dumps(value) for value in (found, wanted))
         yield f"{path} ({_short(there)} there, {_short(here)} here)"

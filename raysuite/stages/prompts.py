@@ -170,6 +170,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 first_sample=sample,
                 window=window,
                 measure_kl=evaluation.kl and split == "training" and sample == 0 and start == 0,
+                pictures=evaluation.pictures if sample == 0 and start == 0 else 0,
             )
             for sample in range(samples)
             for start in range(0, len(chosen), width)

@@ -230,7 +230,7 @@ def score(drawn: Drawn, config: RunConfig, *, ask: Ask = ask_here) -> Rollouts:
         scores=scores,
         reward_N=reward_N,
         credit_NK=credit_NK,
-        pictures=_pictures(drawn, config),
+        pictures=drawn.previews_JN[-1][: block.pictures] if block.pictures else None,
         thumbnails_N=thumbnails(drawn.previews_JN[-1]),
         kl_N=drawn.kl_N,
         draws_N=drawn.draws_N,
@@ -238,14 +238,6 @@ def score(drawn: Drawn, config: RunConfig, *, ask: Ask = ask_here) -> Rollouts:
         redone=Cost(images_scored=block.size * len(failures)),
         scoring_seconds=time.monotonic() - began,
     )
-
-
-def _pictures(drawn: Drawn, config: RunConfig) -> np.ndarray | None:
-    """The pictures that an evaluation keeps: the first sample of the first prompts of each split."""
-    block = drawn.block
-    if not block.evaluation or block.index or block.first_sample:
-        return None
-    return drawn.previews_JN[-1][: config.evaluation.pictures]
 
 
 def _total(scores: dict[str, np.ndarray], terms: Sequence[Reward]) -> np.ndarray:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raysuite.kernel.stats import Interval, bootstrap_mean, paired_difference
+from raysuite.kernel.stats import Interval, bootstrap_mean, mean_over_strata, paired_difference
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -108,3 +108,39 @@ def test_options_out_of_range_are_refused(option: dict):
 def test_a_difference_needs_pairs():
     with pytest.raises(ValueError, match="3 values before and 2 after"):
         paired_difference(np.ones(3), np.ones(2), np.arange(3), rng())
+
+
+def test_strata_count_alike_whatever_their_size():
+    values, strata = np.array([0.0, 1, 1, 1, 1, 1]), np.array(["a", "a", "b", "b", "b", "b"])
+    found = mean_over_strata(values, np.arange(6), strata, np.random.default_rng(0))
+    assert found.estimate == 0.75
+    assert (found.low, found.high) == (0.5, 1.0)  # a's mean is 0, 0.5 or 1, b's always 1
+
+
+def test_one_stratum_is_the_mean_itself():
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=60), np.repeat(np.arange(20), 3)
+    one = mean_over_strata(values, groups, np.zeros(60), np.random.default_rng(1))
+    assert one == bootstrap_mean(values, groups, np.random.default_rng(1))
+
+
+def test_the_variance_over_strata_is_the_mean_of_theirs_over_their_number():
+    """Means of 50 and 200 standard normals: the variance of the mean of both is (1/50 + 1/200) / 4."""
+    rng = np.random.default_rng(2)
+    values, strata = rng.normal(size=250), np.repeat([0, 1], [50, 200])
+    found = mean_over_strata(values, np.arange(250), strata, rng, resamples=20_000)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt((1 / 50 + 1 / 200) / 4), rel=0.15)
+
+
+def test_a_stratum_of_one_group_leaves_no_interval():
+    found = mean_over_strata(np.ones(5), np.array([0, 0, 1, 2, 3]), np.array([0, 0, 1, 1, 1]), np.random.default_rng(0))
+    assert found.estimate == 1 and math.isnan(found.low) and math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("values", "strata", "sentence"),
+    [([], [], "expected values"), ([1.0, 2.0], [0], "a stratum for each"), ([1.0, np.nan], [0, 0], "finite")],
+)
+def test_strata_that_do_not_fit_are_refused(values: list, strata: list, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        mean_over_strata(np.array(values), np.arange(len(values)), np.array(strata), np.random.default_rng(0))

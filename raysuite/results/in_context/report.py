@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import count, decimals, number, with_interval
@@ -19,11 +16,9 @@ from raysuite.results.figures import MARKERS, RUNS, Line, panel
 from raysuite.results.in_context.numbers import Factors, Row, corrected, drawn, factors, share, together
 from raysuite.results.in_context.published import PUBLISHED, SHOTS, SOURCE, Output
 from raysuite.results.in_context.read import ALONE, NOBODY, ORACLE, InContext, Source, examples, read_in_context
-from raysuite.results.page import PIXELATED_BELOW, table, write_page
+from raysuite.results.page import table, thumbnail, write_page
 from raysuite.results.run import flat
 
-SHOWN_PIXELS = 192
-"""Of a picture's sides on the page, at most."""
 CONFUSIONS = 20
 """Of the judge that are shown, for each kind of pictures."""
 
@@ -313,23 +308,9 @@ def _panel(found: InContext, lines: Sequence[tuple[Row, int]], task: str, chance
 
 
 def _example(example: dict[str, Any]) -> dict[str, Any]:
-    answers = [{**a, "picture": _picture(a["png"])} for a in example["answers"] if a["png"] is not None]
+    answers = [{**a, "picture": thumbnail(a["png"])} for a in example["answers"] if a["png"] is not None]
     return {
         **example,
-        "demos": [{**demo, "picture": _picture(demo["png"])} for demo in example["demos"]],
+        "demos": [{**demo, "picture": thumbnail(demo["png"])} for demo in example["demos"]],
         "answers": answers,
-    }
-
-
-def _picture(png: bytes) -> dict[str, Any]:
-    """A picture for the page, no larger than it is shown."""
-    if int.from_bytes(png[16:20]) > SHOWN_PIXELS:
-        file = io.BytesIO()
-        with Image.open(io.BytesIO(png)) as image:
-            image.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
-            image.save(file, "PNG")
-        png = file.getvalue()
-    return {
-        "data": base64.b64encode(png).decode(),
-        "pixelated": int.from_bytes(png[16:20]) < PIXELATED_BELOW,
     }

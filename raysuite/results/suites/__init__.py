@@ -1,0 +1,1 @@
+"""Evaluations on prompt suites: tables and a page."""

@@ -1,0 +1,330 @@
+"""What every picture of an evaluation is drawn and scored with: pinned, so that numbers which stand beside each other may be compared.
+
+One checkpoint has scored 7.9 and 20.4 on one suite by its sampler alone. So nothing here is left to a run: runs that would be drawn
+otherwise than the first are refused, and a directory that was begun with another protocol is, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from raysuite import config as configuration
+from raysuite.config import TOYS, Reward, RunConfig
+from raysuite.errors import UserError
+from raysuite.families import located
+from raysuite.stages import checkpoint
+from raysuite.stages.files import RunDirectory, differences, digest
+from raysuite.stages.prompts import Prompt
+from raysuite.suites.declared import Suite, categories_of
+from raysuite.types import Block
+
+VERSIONS = ("raysuite", "torch", "diffusers", "transformers", "peft")
+"""Packages on which pictures and scores depend."""
+CHANGEABLE = ("sampler", "model.size", "model.precision", "model.arguments", "cluster")
+"""Settings that an evaluation may have others of than the training had, and the sections of such."""
+SHOWN = 48
+"""Prompts of which the first picture is kept in any case, spread evenly over the suite."""
+ENDS = 1 << 24
+"""Bytes at both ends of a file that is not read whole to know it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A model that is evaluated."""
+
+    label: str
+    """`run@updates`, or `base-model`."""
+    base: str
+    """The label of the model as it came."""
+    run: Path
+    config: RunConfig
+    """With which pictures are drawn and scored: the protocol's, with the model and the parameters of the run."""
+    checkpoint: Path | None
+    """None is the model as it came."""
+    ema: bool = False
+    """Whether the average of the weights is meant."""
+
+    @property
+    def opened(self) -> tuple[Any, ...]:
+        """What decides how a process opens it: members that have this in common differ in weights that are handed over."""
+        drawn_first = self.config.seed if self.config.parameters.kind == "prompts" else None
+        return self.config.model, self.config.parameters, drawn_first
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its weights."""
+        (model, parameters, drawn_first), start = self.opened, self.config.parameters.start
+        return {
+            "base": self.base,
+            "model": content(located(model).path),
+            "variant": model.variant,
+            "start": content(start) if start else None,
+            "prompts": None
+            if drawn_first is None
+            else {"seed": drawn_first, **parameters.prompts.model_dump(mode="json")},
+            "checkpoint": digest(self.checkpoint / "state.json") if self.checkpoint else None,
+            "ema": self.ema,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """An evaluation: a suite's prompts, how they are drawn, and what scores the pictures."""
+
+    suite: Suite
+    prompts: tuple[Prompt, ...]
+    members: tuple[Member, ...]
+    """Each run after its base."""
+    samples: int
+    """Pictures a prompt."""
+    seed: int
+    """Of the noise. The noise of a picture depends on it, the prompt's number and the picture's, and on no member."""
+    batch: int
+    """Pictures that go through a network at once, on which their last bits depend."""
+    all_images: bool
+    """Keep every picture."""
+
+    @property
+    def config(self) -> RunConfig:
+        """In which everything but model and parameters is that of all members."""
+        return self.members[0].config
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as JSON: what `protocol.json` holds."""
+        return {
+            "suite": {
+                "name": self.suite.name,
+                "source": self.suite.source,
+                "overall": self.suite.overall,
+                "categories": list(categories_of(self.prompts)),
+            },
+            "prompts": {"number": len(self.prompts), "sha256": _digest_of(self.prompts)},
+            "samples": self.samples,
+            "seed": self.seed,
+            "batch": self.batch,
+            "images": "all" if self.all_images else "some",
+            **drawn(self.config),
+            "rewards": {reward.name: _known(reward) for reward in self.config.rewards},
+            "order": [reward.name for reward in self.config.rewards],  # the first is what a page is about
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+
+    @cached_property
+    def shown(self) -> frozenset[int]:
+        """Numbers of the prompts whose first picture is kept in any case."""
+        number = min(SHOWN, len(self.prompts))
+        return frozenset(place * len(self.prompts) // number for place in range(number))
+
+    def kept(self, prompt: int, sample: int) -> bool:
+        """Whether a picture is kept."""
+        return self.all_images or (sample == 0 and prompt in self.shown)
+
+    def blocks(self) -> list[Block]:
+        """Everything that is to be drawn of one member. A block has one picture of each of its prompts."""
+        window = self.config.sampler.window  # in its first place, as in every evaluation
+        fixed = (window.first, window.first + window.size) if window else None
+        blocks: list[Block] = []
+        for sample in range(self.samples):
+            for first in range(0, len(self.prompts), self.batch):
+                part = self.prompts[first : first + self.batch]
+                wanted = any(self.kept(prompt.number, sample) for prompt in part)
+                blocks.append(
+                    Block(
+                        update=0,
+                        index=len(blocks),
+                        prompts=tuple(prompt.text for prompt in part),
+                        prompt_ids=tuple(prompt.number for prompt in part),
+                        samples_per_prompt=1,
+                        metadata=tuple(prompt.metadata for prompt in part),
+                        first_sample=sample,
+                        evaluation=True,
+                        window=fixed,
+                        pictures=len(part) if wanted else 0,
+                    )
+                )
+        return blocks
+
+
+def declare(
+    suite: Suite,
+    prompts: tuple[Prompt, ...],
+    runs: Sequence[Path],
+    *,
+    file: Path,
+    rewards: Sequence[str],
+    settings: Mapping[str, str],
+    updates: int | None,
+    ema: bool,
+    samples: int | None,
+    seed: int,
+    batch: int,
+    all_images: bool,
+) -> Protocol:
+    """An evaluation of runs and of what they began with.
+
+    Args:
+        suite: which.
+        prompts: of it.
+        runs: directories.
+        file: where the prompts will lie for whoever encodes them.
+        rewards: names, or entries of a run's `rewards`, as YAML; none for the suite's own.
+        settings: by path, in place of the runs' own.
+        updates: of the checkpoints; None for the last of each run.
+        ema: whether the average of the weights is meant.
+        samples: pictures a prompt; None for as many as the suite's authors draw.
+        seed: of the noise.
+        batch: pictures at once.
+        all_images: keep every picture.
+
+    Raises:
+        UserError: a run or checkpoint is not there, or runs would not be drawn alike.
+    """
+    configs = [_config(run, suite, rewards, settings, seed, file) for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if found := list(differences(_shared(config), _shared(configs[0]))):
+            raise UserError(
+                f"expected runs that are drawn and scored alike, {run.name} (there) and {runs[0].name} (here) differ in {found[0]}: "
+                "say with --set, or --reward, what it is to be for all"
+            )
+    members: dict[str, Member] = {}
+    for run, config in zip(runs, configs, strict=True):
+        path, number = _checkpoint(run, updates, ema)
+        base = Member(label=_base(config), base=_base(config), run=run, config=config, checkpoint=None)
+        label = f"{run.name}@{number}{'-ema' if ema else ''}"
+        known = members.setdefault(base.label, base)
+        if label in members or known.settings() != base.settings():
+            raise UserError(
+                f"expected models that their names tell apart, got {label if label in members else base.label} twice: leave one out, "
+                "or rename its directory"
+            )
+        members[label] = Member(label=label, base=base.label, run=run, config=config, checkpoint=path, ema=ema)
+    return Protocol(
+        suite=suite,
+        prompts=prompts,
+        members=tuple(members.values()),
+        samples=samples or suite.samples,
+        seed=seed,
+        batch=batch,
+        all_images=all_images,
+    )
+
+
+def _config(
+    run: Path, suite: Suite, rewards: Sequence[str], settings: Mapping[str, str], seed: int, file: Path
+) -> RunConfig:
+    """A run's configuration as it is for an evaluation."""
+    own = RunDirectory(run).config()
+    entries = [_entry(own, text) for text in rewards] or [_own(own, name) for name in suite.rewards]
+    tree = own.canonical()
+    judges = tree["cluster"]["judges"]
+    named = {entry.get("name") for entry in entries}
+    tree["cluster"] |= {"judges": {n: j for n, j in judges.items() if n in named}, "workers": 1, "shard": False}
+    for path, value in settings.items():
+        if not any(path == known or path.startswith(f"{known}.") for known in CHANGEABLE):
+            raise UserError(
+                f"expected a setting of {', '.join(CHANGEABLE)}, got {path}: an evaluation changes how pictures are drawn, nothing "
+                "else of a run; --seed, --samples and --reward are options of their own"
+            )
+        configuration.put(tree, path, configuration.parse(path, value))
+    return configuration.validate(
+        {
+            **{section: tree[section] for section in ("model", "sampler", "parameters", "cluster") if section in tree},
+            "updates": 1,
+            "seed": own.seed,
+            "prompts": {"training": str(file), "held_out": None},
+            "rewards": entries,
+            "evaluation": {"seed": seed, "kl": False},
+            "objective": {"name": "diffusion_dpo", "beta": 1.0},  # nothing is learned: one that goes with any sampler
+        }
+    )
+
+
+def _entry(own: RunConfig, text: str) -> dict[str, Any]:
+    """What an option `--reward` says; a name alone is what the run knows by it."""
+    said = configuration.parse("--reward", text)
+    if isinstance(said, str):
+        return _own(own, said)
+    if not isinstance(said, dict) or "name" not in said:
+        raise UserError(
+            f"expected a reward's name, or an entry such as {{name: hps_v2, model: DIR}}, with --reward, got {text!r}"
+        )
+    return dict(said)
+
+
+def _own(own: RunConfig, name: str) -> dict[str, Any]:
+    """The entry that a run has of a reward, with its model and options, or the reward as it is by itself."""
+    return {**own.reward(name).model_dump(mode="json"), "weight": 1.0}
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    """What has to be alike in all that is compared."""
+    rewards = {r.name: {"model": r.model, "options": r.options} for r in config.rewards}
+    return {**drawn(config), "rewards": rewards}
+
+
+def drawn(config: RunConfig) -> dict[str, Any]:
+    """How pictures are drawn, whatever the model."""
+    tree = config.canonical()
+    return {"sampler": tree["sampler"], **{name: tree["model"][name] for name in ("size", "precision", "arguments")}}
+
+
+def _base(config: RunConfig) -> str:
+    """The label of the model that a run began with."""
+    start = config.parameters.start
+    label = f"base-{Path(config.model.path).name}{f'+{Path(start).stem}' if start else ''}"
+    return f"{label}+prompts{config.seed}" if config.parameters.kind == "prompts" else label
+
+
+def _checkpoint(run: Path, updates: int | None, ema: bool) -> tuple[Path, int]:
+    found = checkpoint.by_updates(run)
+    number = max(found, default=0) if updates is None else updates
+    if number not in found:
+        raise UserError(
+            f"expected a checkpoint of {run}, which has {', '.join(map(str, sorted(found))) or 'none'}, got {updates or 'none'}: name "
+            "one of them with --checkpoint; the model as it came is evaluated in any case"
+        )
+    if ema and not (found[number] / checkpoint.EMA).is_dir():
+        raise UserError(
+            f"expected an average of the weights in {found[number]}, found none: the run has no learn.ema; leave --ema out"
+        )
+    checkpoint.read_state(found[number])
+    return found[number], number
+
+
+def _known(reward: Reward) -> dict[str, Any]:
+    """What decides a reward's scores."""
+    there = reward.model is not None and Path(reward.model).exists()
+    sha256 = content(reward.model) if there and reward.model else None
+    return {"model": reward.model, "options": reward.options, "sha256": sha256}
+
+
+def _digest_of(prompts: Sequence[Prompt]) -> str:
+    lines = [json.dumps([p.stratum, p.text, dict(p.metadata)], sort_keys=True, default=str) for p in prompts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@cache
+def content(path: str) -> str:
+    """By what a model is known again: a digest of the files of a directory, or of one; the name of what is elsewhere.
+
+    Of large files it has the size and both ends, so that tens of gigabytes take no minutes. Training changes all weights.
+    """
+    root = Path(path)
+    if path in TOYS or not root.exists():
+        return path
+    whole = hashlib.sha256()
+    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if file.is_file():
+            size = file.stat().st_size
+            whole.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
+            with file.open("rb") as opened:
+                whole.update(opened.read(ENDS))
+                opened.seek(max(ENDS, size - ENDS))
+                whole.update(opened.read())
+    return whole.hexdigest()

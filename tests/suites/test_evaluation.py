@@ -1,0 +1,272 @@
+"""An evaluation on a suite, in one process: what is pinned, what is drawn, and what is refused before anything slow begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raysuite.cluster import suites
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.families import open_policy
+from raysuite.rewards import score
+from raysuite.stages import checkpoint
+from raysuite.stages.collect import LocalCollector
+from raysuite.suites import evaluation
+from raysuite.suites.declared import SUITES, prompts_of
+from raysuite.suites.protocol import Member, Protocol, content, declare
+from tests.stages.worker import train_alone
+
+PROMPTS = (
+    "Prompt\tCategory\n"
+    + "\n".join(f"{n} {kind}\t{kind}" for kind in ("red circles", "blue squares") for n in ("two", "three"))
+    + "\nlife\tred circles\n"
+)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Two runs of one model, and what is asked of them unless told."""
+
+    first: Path
+    second: Path
+    prompts: Path
+
+    def declare(self, directory: Path, runs: Sequence[Path] | None = None, **options: Any) -> Protocol:
+        asked: dict[str, Any] = {
+            "rewards": ["redness", "jpeg_compressibility"],
+            "settings": {"sampler.steps": "2"},
+            "updates": None,
+            "ema": False,
+            "samples": 2,
+            "seed": 0,
+            "batch": 2,
+            "all_images": False,
+            **options,
+        }
+        suite = SUITES["partiprompts"]
+        prompts = prompts_of(suite, str(self.prompts))
+        return declare(suite, prompts, runs or [self.first], file=directory / evaluation.PROMPTS, **asked)
+
+
+@pytest.fixture(scope="module")
+def runs(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    root = tmp_path_factory.mktemp("runs")
+    for name, changes in (("first", {}), ("second", {"sampler": {"steps": 3}, "learn": {"ema": 0.5}})):
+        learn = {"learning_rate": 0.01, **changes.pop("learn", {})}
+        evaluation = {"prompts": 1, "final_samples": 1, "kl": False}
+        train_alone(run_config("epsilon-lora-1", evaluation=evaluation, learn=learn, **changes), root / name)
+    (root / "PartiPrompts.tsv").write_text(PROMPTS)
+    return Runs(root / "first", root / "second", root / "PartiPrompts.tsv")
+
+
+def draw(protocol: Protocol, directory: Path, *, stop_after: int | None = None) -> None:
+    """What `cluster.suites.evaluate` does, without Ray."""
+    evaluation.claim(protocol, directory, ["test"])
+    for member in protocol.members:
+        policy = open_policy(member.config, torch.device("cpu"))
+        collector, weights = LocalCollector(policy, member.config), policy.weights()
+        if member.checkpoint is not None:
+            state = checkpoint.load(member.checkpoint, policy)
+            weights = state.ema if member.ema and state.ema is not None else policy.weights()
+        blocks = evaluation.missing(protocol, directory, member)
+        for done in collector.start(blocks[:stop_after], weights, 0):
+            evaluation.write(protocol, directory, member, done)
+
+
+def begin(protocol: Protocol, directory: Path) -> None:
+    """A directory in which there is something to lose of every member."""
+    evaluation.claim(protocol, directory, ["test"])
+    for member in protocol.members:
+        file = evaluation.of(directory, member) / "scores" / "00000.parquet"
+        file.parent.mkdir()
+        file.touch()
+
+
+def scores(directory: Path, label: str) -> dict[tuple[int, int, str], float]:
+    files = sorted((directory / "members" / label / "scores").glob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    return {(row["prompt"], row["sample"], row["reward"]): row["value"] for row in rows}
+
+
+def test_every_prompt_is_drawn_as_often_as_asked_and_scored(runs: Runs, tmp_path: Path) -> None:
+    protocol = runs.declare(tmp_path / "e", all_images=True)
+    assert [member.label for member in protocol.members] == ["base-epsilon", "first@1"]
+    draw(protocol, tmp_path / "e")
+    for label in ("base-epsilon", "first@1"):
+        found = scores(tmp_path / "e", label)
+        assert set(found) == {
+            (p, s, r) for p in range(5) for s in range(2) for r in ("redness", "jpeg_compressibility")
+        }
+        picture = np.asarray(Image.open(tmp_path / "e" / "members" / label / "images" / "3-1.png"))
+        assert found[3, 1, "redness"] == score("redness", picture[None], ["x"], [{}])[0]
+    assert scores(tmp_path / "e", "first@1") != scores(tmp_path / "e", "base-epsilon")
+    rows = [json.loads(line) for line in (tmp_path / "e" / "prompts.jsonl").read_text().splitlines()]
+    assert rows[4] == {"prompt": "life", "category": "red circles", "metadata": {"Category": "red circles"}}
+
+
+def test_the_noise_of_a_picture_is_the_same_for_every_model_and_batch(runs: Runs, tmp_path: Path) -> None:
+    """A second evaluation with other blocks, of a base alone, gives the pictures of the first, but for rounding."""
+    draw(runs.declare(tmp_path / "twos"), tmp_path / "twos")
+    draw(runs.declare(tmp_path / "threes", [runs.second], batch=3, samples=1), tmp_path / "threes")
+    twos, threes = (scores(tmp_path / name, "base-epsilon") for name in ("twos", "threes"))
+    assert threes == {key: pytest.approx(twos[key], abs=0.02) for key in threes}
+    other = runs.declare(tmp_path / "other", seed=1, samples=1)
+    draw(other, tmp_path / "other")
+    assert scores(tmp_path / "other", "base-epsilon") != {k: v for k, v in twos.items() if k[1] == 0}
+
+
+def test_what_was_stopped_goes_on_and_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
+    protocol = runs.declare(tmp_path / "whole", [runs.first, runs.second], ema=False)
+    draw(protocol, tmp_path / "whole")
+    stopped = runs.declare(tmp_path / "stopped", [runs.first, runs.second], ema=False)
+    draw(stopped, tmp_path / "stopped", stop_after=2)
+    assert [len(evaluation.missing(stopped, tmp_path / "stopped", member)) for member in stopped.members] == [4, 4, 4]
+    draw(stopped, tmp_path / "stopped")
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.*"))
+    assert len(files) == 3 + 3 * (1 + 6 + 5)
+    for file in files:
+        if file.name != "provenance.json":
+            assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes(), file
+
+
+def test_later_commands_may_add_models(runs: Runs, tmp_path: Path) -> None:
+    draw(runs.declare(tmp_path / "e"), tmp_path / "e")
+    protocol = runs.declare(tmp_path / "e", [runs.second], ema=True)
+    assert protocol.members[-1].label == "second@1-ema"
+    evaluation.claim(protocol, tmp_path / "e", ["test"])
+    assert not evaluation.missing(protocol, tmp_path / "e", protocol.members[0])  # the base was drawn before
+    assert len(evaluation.missing(protocol, tmp_path / "e", protocol.members[1])) == 6
+    draw(protocol, tmp_path / "e")
+    assert scores(tmp_path / "e", "second@1-ema") != scores(tmp_path / "e", "base-epsilon")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples": 1}, r"differs in samples \(2 there, 1 here\)"),
+        ({"seed": 3}, r"differs in seed \(0 there, 3 here\)"),
+        ({"batch": 4}, r"differs in batch \(2 there, 4 here\)"),
+        ({"all_images": True}, r'differs in images \("some" there, "all" here\)'),
+        ({"settings": {"sampler.steps": "4"}}, r"differs in sampler.steps \(2 there, 4 here\)"),
+        (
+            {"settings": {"sampler.steps": "2", "sampler.noise.level": "0"}},
+            r"sampler.noise.level \(1.0 there, 0.0 here\)",
+        ),
+        ({"settings": {"sampler.steps": "2", "sampler.guidance": "3"}}, r"sampler.guidance \(1.0 there, 3.0 here\)"),
+        ({"rewards": ["redness"]}, r"rewards.jpeg_compressibility \({.*} there, null here\)"),
+    ],
+)
+def test_a_directory_begun_with_another_protocol_is_refused(
+    changes: dict[str, Any], said: str, runs: Runs, tmp_path: Path
+) -> None:
+    begin(runs.declare(tmp_path / "e"), tmp_path / "e")
+    with pytest.raises(UserError, match=said):
+        evaluation.claim(runs.declare(tmp_path / "e", **changes), tmp_path / "e", ["test"])
+
+
+def test_other_prompts_and_other_weights_are_refused(runs: Runs, tmp_path: Path) -> None:
+    begin(runs.declare(tmp_path / "e"), tmp_path / "e")
+    (tmp_path / "p.tsv").write_text(PROMPTS + "a cat\tred circles\n")
+    other = Runs(runs.first, runs.second, tmp_path / "p.tsv")
+    with pytest.raises(UserError, match=r"differs in prompts.number .*; prompts.sha256"):
+        evaluation.claim(other.declare(tmp_path / "e"), tmp_path / "e", ["test"])
+    (tmp_path / "first").symlink_to(runs.second)  # the same name, and as many updates
+    protocol = runs.declare(tmp_path / "e", [tmp_path / "first"])
+    with pytest.raises(UserError, match="first@1 to hold this model, got one that differs in checkpoint"):
+        evaluation.claim(protocol, tmp_path / "e", ["test"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"settings": {"objective.beta": "3"}},
+            "a setting of sampler, model.size, .* got objective.beta: an evaluation",
+        ),
+        ({"settings": {"model.path": "toy"}}, "got model.path: an evaluation"),
+        ({"settings": {"sampler.step": "3"}}, "did you mean sampler.steps"),
+        ({"settings": {"sampler.steps": "-1"}}, "sampler.steps"),
+        ({"updates": 7}, "a checkpoint of .*first, which has 1, got 7"),
+        ({"updates": 0}, "the model as it came is evaluated in any case"),
+        ({"ema": True}, "the run has no learn.ema"),
+        ({"rewards": ["3"]}, "a reward's name, or an entry such as"),
+        ({"rewards": ["redness", "redness"]}, "every reward once"),
+        ({"rewards": ["{name: redness, wieght: 2}"]}, "wieght"),
+    ],
+)
+def test_what_makes_no_evaluation_is_refused(options: dict[str, Any], said: str, runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        runs.declare(tmp_path / "e", **options)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        (["nothing"], r"expected a reward \(.*\) or package.module:function, got 'nothing'"),
+        (["geneval"], "geneval"),
+        (["soft_tifa"], "expected"),
+        (["hps_v2"], "hps_v2"),
+        (["ocr"], "in double quotes|pip install"),
+    ],
+)
+def test_rewards_that_do_not_fit_the_prompts_are_refused(
+    rewards: list[str], said: str, runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        suites.preflight(runs.declare(tmp_path / "e", rewards=rewards))
+
+
+def test_runs_that_would_be_drawn_otherwise_are_refused(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"second \(there\) and first \(here\) differ in sampler.steps \(3 there, 4 here\)"
+    ):
+        runs.declare(tmp_path / "e", [runs.first, runs.second], settings={})
+    protocol = runs.declare(tmp_path / "e", [runs.first, runs.second], settings={"sampler.steps": "3"})
+    assert [member.label for member in protocol.members] == ["base-epsilon", "first@1", "second@1"]
+    with pytest.raises(UserError, match="got first@1 twice"):
+        runs.declare(tmp_path / "e", [runs.first, runs.first])
+
+
+def test_a_reward_has_the_model_that_the_run_knows_it_with(
+    run_config: Callable[..., RunConfig], runs: Runs, tmp_path: Path
+) -> None:
+    config = run_config("toy", rewards=[{"name": "redness", "weight": 3.0, "seconds": 7.0}])
+    train_alone(config, tmp_path / "run")
+    (reward,) = runs.declare(tmp_path / "e", [tmp_path / "run"], rewards=["redness"]).config.rewards
+    assert (reward.weight, reward.seconds) == (1.0, 7.0)
+
+
+def test_content_knows_a_model_again_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "weights").write_bytes(b"x" * 100)
+        (tmp_path / name / "model_index.json").write_text("{}")
+    assert content(str(tmp_path / "a")) == content(str(tmp_path / "b"))
+    (tmp_path / "c" / "unet").mkdir(parents=True)
+    (tmp_path / "c" / "unet" / "weights").write_bytes(b"x" * 99 + b"y")
+    (tmp_path / "c" / "model_index.json").write_text("{}")
+    assert content(str(tmp_path / "c")) != content(str(tmp_path / "a"))
+    assert content("owner/name") == "owner/name" and content("toy") == "toy"
+
+
+def test_distributions_of_prompts_that_began_otherwise_have_bases_of_their_own(
+    run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """A run of soft prompts begins with noise of its seed."""
+
+    def known(seed: int, kind: str) -> dict[str, Any]:
+        config = run_config("epsilon-lora-1", seed=seed, parameters={"kind": kind, "rank": 16})
+        return Member(label="base", base="base", run=tmp_path, config=config, checkpoint=None).settings()
+
+    assert known(0, "lora") == known(1, "lora")
+    assert known(0, "prompts") != known(1, "prompts")
