@@ -69,7 +69,7 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
-    check_scoring(config, [*prompts.training, *prompts.held_out], prompts.repeated)
+    check_scoring(config, prompts.all, prompts.repeated)
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:

@@ -54,14 +54,14 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
     """
     _preflight(declared)
     book = Book.open(declared, directory, command)
-    if not book.waiting():
+    if not book.left():
         return book
     os.environ.update(SILENT)
     cluster = declared.config(declared.runs[0], book.settings(declared.runs[0])).cluster
     queue = Queue(book, command, cluster)
     with Interruption(queue.stop, lambda: not queue.going) as interruption:
         _fit(book, queue, cluster, interruption)
-        if interruption.signum and book.waiting():
+        if interruption.signum and book.left():
             done = sum(trial.status in ENDED for trial in book.trials.values())
             raise Stopped(
                 f"stopped by {interruption.signum.name} after {done} of {len(book.trials)} runs: the same command goes on with what "
@@ -97,6 +97,9 @@ def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption)
 def _preflight(declared: Sweep) -> None:
     for label in declared.labels:
         launch.preflight(declared.config(Planned(label, 0, declared.seeds[0]), declared.drawn(label, 0)))
+    if declared.confirm is not None:
+        label = declared.labels[0]
+        launch.preflight(declared.config(Planned(label, None, declared.confirm.seeds[0]), declared.drawn(label, 0)))
 
 
 def _reserved(cluster: Cluster) -> tune.PlacementGroupFactory:
@@ -172,7 +175,10 @@ class Queue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next run, None while there is no place for it, or that there are no more."""
-        while (waiting := self._book.waiting()) and not self._stopping:
+        while self._book.left() and not self._stopping:
+            waiting = self._book.waiting()
+            if not waiting:  # what is left confirms what has not ended
+                return None
             starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self.going.values())
             if not self._places.free(len(self.going), starting):
                 return None
@@ -254,7 +260,7 @@ class Halving(FIFOScheduler):
             )
             for label in book.sweep.labels
         }
-        for run in book.sweep.runs:
+        for run in book.sweep.searched:
             if book.trials[run.name].status in ("done", "stopped"):
                 self._replay(run)
 
@@ -271,10 +277,12 @@ class Halving(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the run goes on; if not, why."""
+        run = next(run for run in self._book.sweep.runs if run.name == trial.config["name"])
+        if run.trial is None:  # it confirms
+            return self.CONTINUE
         decision = self._of[trial.config["objective"]].on_trial_result(tune_controller, trial, result)
         if decision == self.STOP:
             spent, reward = result["network_evaluations"], result["held_out"]
-            run = next(run for run in self._book.sweep.runs if run.name == trial.config["name"])
             said = f"stopped by ASHA after {spent:,.0f} network evaluations, with {reward:.3g} on held-out prompts"
             self._book.note(run, status="stopped", message=said, network_evaluations=spent, held_out=reward)
         return decision

@@ -8,6 +8,7 @@
 from raysuite.config.reading import base_of, contents, document, load, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
+    SPLITS,
     TOYS,
     Checkpoints,
     Cluster,
@@ -35,6 +36,7 @@ from raysuite.config.sections import (
 from raysuite.config.words import nearest, one_of, sentence
 
 __all__ = [
+    "SPLITS",
     "TOYS",
     "Checkpoints",
     "Cluster",

@@ -38,6 +38,8 @@ class RunConfig(Run):
             for name in ("model", "options"):  # a reward that has none is what it was before any had
                 if not reward[name]:
                     del reward[name]
+        if tree["prompts"]["test"] is None:  # the same with prompts
+            del tree["prompts"]["test"]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     @property

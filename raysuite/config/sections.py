@@ -234,6 +234,10 @@ class Parameters(Section):
     """Compute activations again on the way back rather than keeping them: less memory for a third more time. The same numbers."""
 
 
+SPLITS = ("training", "held_out", "test")
+"""Of prompts."""
+
+
 class Prompts(Section):
     """Where prompts come from."""
 
@@ -242,7 +246,10 @@ class Prompts(Section):
     .csv, .tsv or .parquet with `prompt` and any metadata; or a data set with such columns, a directory or `owner/name` or
     `owner/name:split` on a hub."""
     held_out: Annotated[str | None, AfterValidator(located)] = "scenes"
-    """The same, for prompts that are only evaluated."""
+    """The same, for prompts that are only evaluated: to look at as a run goes on, and to choose settings by."""
+    test: Annotated[str | None, AfterValidator(located)] = None
+    """The same, for prompts that are evaluated before the first update and after the last alone, and that nothing is chosen by.
+    The held-out scenes come in two halves for that: `scenes-validation`, and `scenes-test`, which has an order of words of its own."""
 
 
 class Reward(Section):

@@ -59,7 +59,7 @@ class Curve:
 
 
 def compare(run: Run) -> list[Comparison]:
-    """The first evaluation against the last: every reward, held-out prompts first. Empty before the second."""
+    """The first evaluation against the last: every reward, by split as in `Run.splits`. Empty before the second."""
     if len(run.evaluations) < 2:
         return []
     first, last = run.evaluations[0], run.evaluations[-1]
@@ -203,7 +203,7 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             f"The trained reward rose on training prompts ({_change(training)}); on held-out prompts the change "
             f"({_change(held_out)}) cannot be told from none."
         )
-    for split in run.splits[:1]:
+    for split in [split for split in run.splits if split != "test"][:1]:
         best = max(run.evaluations, key=lambda update: _estimate(run, split, update))
         since = compare_one(run, run.trained, split, best, run.evaluations[-1])
         if since and best > run.evaluations[0] and since.direction < 0:

@@ -18,11 +18,13 @@ RUNS = [f"run{place}" for place in range(1, 9)]
 """Colours of runs side by side, from the first."""
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 """Their markers, so that nobody has to tell colours apart."""
-STAND_INS = {"ink": "#00f001", "grid": "#00f002", "held_out": "#00f003", "training": "#00f004", "rollouts": "#00f005"}
+STAND_INS = {"ink": "#00f001", "grid": "#00f002", "rollouts": "#00f005"}
+STAND_INS |= {"held_out": "#00f003", "training": "#00f004", "test": "#00f006"}
 STAND_INS |= {name: f"#00f1{place:02}" for place, name in enumerate(RUNS)}
 """What Matplotlib draws with; `_page` puts the style sheet's variables in their place."""
 
-PRINT = {"ink": "#4a525a", "grid": "#dcdfe2", "held_out": "#2463c9", "training": "#c9701a", "rollouts": "#aab1b8"}
+PRINT = {"ink": "#4a525a", "grid": "#dcdfe2", "rollouts": "#aab1b8"}
+PRINT |= {"held_out": "#2463c9", "training": "#c9701a", "test": "#1b7f6b"}
 PRINT |= dict(
     zip(RUNS, ["#0072b2", "#d55e00", "#008a64", "#b0418c", "#8f6b00", "#3a9bd4", "#6a4fc0", "#56606a"], strict=True)
 )

@@ -147,7 +147,7 @@ def _learning_curve(run: Run, index: int, reward: str) -> Markup:
     rollouts = run.metrics.get("train/reward" if reward == WEIGHTED_SUM else f"train/reward/{reward}")
     if rollouts is not None:
         lines.append(Line(run.spent(rollouts.updates), rollouts.values, "rollouts"))
-    for split in reversed(run.splits):  # held-out prompts last, on top
+    for split in reversed(run.splits):  # what matters most last, on top
         c = comparison.curve(run, reward, split)
         lines.append(Line(c.network_evaluations, c.mean, split, c.low, c.high))
     describe = f"{reward} on held-out and training prompts against {SPENT}"

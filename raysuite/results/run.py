@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
 
-SPLITS = {"held_out": "held-out", "training": "training"}
+SPLITS = {"test": "test", "held_out": "held-out", "training": "training"}
 """Every split and how it is called in sentences, the one that matters most first."""
 WEIGHTED_SUM = "weighted sum"
 """How the trained reward is called where it is not one reward as it is."""
@@ -150,8 +150,9 @@ class Run:
 
     @property
     def splits(self) -> list[str]:
-        """Splits that were evaluated, held-out first."""
-        return [split for split in SPLITS if split in self.scores.split]
+        """Splits of the last evaluation, the one that matters most first: on test prompts only the first and the last policy are."""
+        last = self.scores.where(update=self.evaluations[-1]) if self.evaluations else self.scores
+        return [split for split in SPLITS if split in last.split]
 
     @cached_property
     def _spent(self) -> dict[int, float]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from raysuite.config import RunConfig, validate
+from raysuite.config import SPLITS, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages import prompt_files
@@ -110,7 +110,7 @@ def _short(text: str) -> str:
 
 def inputs(config: RunConfig) -> dict[str, str]:
     """Digests of what a run reads, by the setting that names it: the same path may hold something else the next time."""
-    named = {f"prompts.{split}": getattr(config.prompts, split) for split in ("training", "held_out")}
+    named = {f"prompts.{split}": getattr(config.prompts, split) for split in SPLITS}
     digests = {
         s: prompt_files.digest(source) for s, source in named.items() if source not in (None, *prompt_files.BUILT_IN)
     }

@@ -215,7 +215,7 @@ def _longest_prompt(config: RunConfig) -> str | None:
         prompts = load_prompts(config.prompts)
     except UserError:
         return None
-    return max((prompt.text for prompt in (*prompts.training, *prompts.held_out)), key=len)
+    return max((prompt.text for prompt in prompts.all), key=len)
 
 
 # whether it fits

@@ -18,7 +18,7 @@ from raysuite.errors import UserError
 Row = tuple[str, Mapping[str, Any]]
 """A prompt, and the other columns of its row."""
 
-BUILT_IN = ("scenes", "scenes-users", "toy")
+BUILT_IN = ("scenes", "scenes-users", "scenes-validation", "scenes-test", "toy")
 """Sources that are worlds."""
 TABLES: Mapping[str, Mapping[str, Any]] = {
     ".csv": {"delimiter": ","},

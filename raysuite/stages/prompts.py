@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from raysuite.config import Prompts, RunConfig
+from raysuite.config import SPLITS, Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages import prompt_files
 from raysuite.types import Block
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to learn from and prompts that are only evaluated. Numbers are unique over both."""
+    """Prompts to learn from, to choose by, and to report. Numbers are unique over all."""
 
     training: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
+    test: tuple[Prompt, ...] = ()
     repeated: Mapping[str, int] = field(default_factory=dict)
     """Rows that came before in their source, where there are any, by split."""
 
     @property
     def splits(self) -> dict[str, tuple[Prompt, ...]]:
         """The splits that have prompts, by name."""
-        return {name: split for name, split in (("training", self.training), ("held_out", self.held_out)) if split}
+        return {name: getattr(self, name) for name in SPLITS if getattr(self, name)}
+
+    @property
+    def all(self) -> tuple[Prompt, ...]:
+        """The prompts of all splits."""
+        return tuple(prompt for split in self.splits.values() for prompt in split)
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -48,7 +56,7 @@ class PromptSet:
         """
         names: dict[int, str] = {}
         seen = set[str]()
-        for prompt in (*self.training, *self.held_out):
+        for prompt in self.all:
             names[prompt.number] = f"{prompt.text} (prompt {prompt.number})" if prompt.text in seen else prompt.text
             seen.add(prompt.text)
         return names
@@ -58,46 +66,81 @@ def load_prompts(spec: Prompts) -> PromptSet:
     """The prompts that a run names. A row that is there twice, metadata and all, is one prompt.
 
     Raises:
-        UserError: a file is missing, cannot be decoded, or holds no prompt; or a prompt to learn from is held out as well.
+        UserError: a file is missing, cannot be decoded, or holds no prompt; or a prompt is in two splits.
     """
     repeated: dict[str, int] = {}
-    training = _read(spec.training, "training", 0, repeated)
-    held_out = _read(spec.held_out, "held_out", len(training), repeated) if spec.held_out else ()
-    if both := {prompt.text for prompt in training} & {prompt.text for prompt in held_out}:
-        raise UserError(
-            f"expected other prompts in prompts.held_out than in prompts.training, {len(both)} are in both, for example "
-            f"{min(both)!r}: take them out of one (training prompts are evaluated in any case)"
-        )
-    return PromptSet(training, held_out, repeated)
+    splits: dict[str, tuple[Prompt, ...]] = {}
+    split_of: dict[str, str] = {}
+    for split in SPLITS:
+        source = getattr(spec, split)
+        first = sum(map(len, splits.values()))
+        splits[split] = _read(source, split, first, repeated) if source else ()
+        both = {prompt.text for prompt in splits[split]} & split_of.keys()
+        if both:
+            other = split_of[min(both)]
+            raise UserError(
+                f"expected other prompts in prompts.{split} than in prompts.{other}, {len(both)} are in both, for example "
+                f"{min(both)!r}: take them out of one (training prompts are evaluated in any case)"
+            )
+        split_of |= {prompt.text: split for prompt in splits[split]}
+    return PromptSet(**splits, repeated=repeated)
 
 
 def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tuple[Prompt, ...]:
-    held_out = split == "held_out"
-    if source == "scenes":
-        from raysuite.worlds.scenes import grammar
-
-        texts = grammar.held_out_prompts() if held_out else grammar.training_prompts()
-        kinds = ["count" if grammar.parse(text).relation is None else "relation" for text in texts]
-        return tuple(Prompt(t, first + i, {"kind": k}, k) for i, (t, k) in enumerate(zip(texts, kinds, strict=True)))
-    if source == "scenes-users":
-        from raysuite.worlds.scenes.phrasings import user_prompts
-
-        return tuple(
-            Prompt(
-                said.text,
-                first + i,
-                {"scene": said.scene.prompt, "phrasing": said.phrasing, "cell": said.cell},
-                f"{said.cell}/{said.phrasing}/{'relation' if said.scene.relation else 'count'}",
-            )
-            for i, said in enumerate(user_prompts(held_out=held_out))
-        )
+    if source.startswith("scenes") and source in prompt_files.BUILT_IN:
+        found = enumerate(_scenes(source, split))
+        return tuple(Prompt(text, first + i, metadata, stratum) for i, (text, metadata, stratum) in found)
     if source == "toy":
-        return tuple(Prompt(text, first + i) for i, text in enumerate(("both",) if held_out else ("left", "right")))
+        texts = {"training": ("left", "right"), "held_out": ("both",)}
+        return tuple(Prompt(text, first + i) for i, text in enumerate(_of_split(source, split, texts)))
     rows = prompt_files.read(source)
     once = {prompt_files.identity(row): row for row in rows}
     if len(once) < len(rows):
         repeated[split] = len(rows) - len(once)
     return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(once.values()))
+
+
+def _scenes(source: str, split: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Text, metadata and stratum of the bundled world's prompts."""
+    from raysuite.worlds.scenes import grammar, phrasings
+
+    if source == "scenes-users":
+        for said in phrasings.user_prompts(held_out=_of_split(source, split, {"training": False, "held_out": True})):
+            known = {"scene": said.scene.prompt, "phrasing": said.phrasing, "cell": said.cell}
+            yield said.text, known, f"{said.cell}/{said.phrasing}/{_kind(said.scene.prompt)}"
+    elif source == "scenes-test":
+        _, sentences = _of_split(source, split, {"test": grammar.held_out_halves()})
+        for phrasing in (phrasings.PLAIN, "reversed"):
+            for sentence in sentences:
+                known = {"scene": sentence, "phrasing": phrasing, "kind": _kind(sentence)}
+                yield phrasings.phrase(grammar.parse(sentence), phrasing), known, f"{phrasing}/{_kind(sentence)}"
+    else:
+        of_source = {
+            "scenes": {"training": grammar.training_prompts(), "held_out": grammar.held_out_prompts()},
+            "scenes-validation": {"held_out": grammar.held_out_halves()[0]},
+        }
+        for sentence in _of_split(source, split, of_source[source]):
+            yield sentence, {"kind": _kind(sentence)}, _kind(sentence)
+
+
+def _kind(sentence: str) -> str:
+    from raysuite.worlds.scenes import grammar
+
+    return "count" if grammar.parse(sentence).relation is None else "relation"
+
+
+def _of_split(source: str, split: str, known: Mapping[str, T]) -> T:
+    """What a bundled source has for a split.
+
+    Raises:
+        UserError: nothing.
+    """
+    if split not in known:
+        raise UserError(
+            f"expected prompts for prompts.{split}, got {source}, which has those of prompts.{' and prompts.'.join(known)} "
+            "alone: name another source"
+        )
+    return known[split]
 
 
 def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[Block]:
@@ -158,6 +201,8 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     fixed = config.sampler.window  # in its first place, wherever it is in training
     window = (fixed.first, fixed.first + fixed.size) if fixed else None
     for split, available in prompts.splits.items():
+        if split == "test" and not final:
+            continue
         rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)
         chosen = dealt(available, min(evaluation.prompts, len(available)), rng)
         blocks[split] = [

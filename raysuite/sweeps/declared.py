@@ -80,18 +80,29 @@ class Planned:
     """One run of a sweep, by its coordinates."""
 
     objective: str
-    trial: int
-    """Which settings, counted from 0 for each objective."""
+    trial: int | None
+    """Which settings, counted from 0 for each objective; None for those that won."""
     seed: int
 
     @property
     def name(self) -> str:
         """Of its directory."""
-        return f"{self.objective}-{self.trial:02d}-seed{self.seed}"
+        return f"{self.objective}-{'best' if self.trial is None else f'{self.trial:02d}'}-seed{self.seed}"
+
+
+class Confirm(Section):
+    """Runs that report: of each objective the settings that won, anew. Trials choose, and these have no part in it."""
+
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    """None of them a trial's."""
+    test: str | None = None
+    """Prompts (`prompts.test`) that no trial has seen."""
 
 
 class Sweep(Section):
-    """Settings of a sweep. A *trial* is one choice of settings for one objective; it is run once with every seed."""
+    """Settings of a sweep. A *trial* is one choice of settings for one objective; it is run once with every seed. What wins on
+    held-out prompts may be run again, to `confirm` it.
+    """
 
     recipe: str
     """What all runs have in common: model, sampler, prompts, rewards, rollouts, evaluation, placement."""
@@ -107,6 +118,9 @@ class Sweep(Section):
     """Draws from the space for every objective."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     """Of the runs of every trial."""
+    confirm: Confirm | None = None
+    """With it, the best trial of each objective is run again with other seeds and evaluated on test prompts, and reports are of these
+    runs."""
     budget: PositiveInt
     """Network evaluations of training that every run may spend."""
     scheduler: Literal["asha"] | None = None
@@ -128,7 +142,13 @@ class Sweep(Section):
 
     @property
     def runs(self) -> tuple[Planned, ...]:
-        """All runs in their order: early on every objective has been tried."""
+        """All runs in their order: those that choose, and those that confirm."""
+        seeds = self.confirm.seeds if self.confirm else ()
+        return (*self.searched, *(Planned(label, None, seed) for seed in seeds for label in self.labels))
+
+    @property
+    def searched(self) -> tuple[Planned, ...]:
+        """The runs of all trials in their order: early on every objective has been tried."""
         longest = max(self.trials_of(label) for label in self.labels)
         return tuple(
             Planned(label, trial, seed)
@@ -175,6 +195,8 @@ class Sweep(Section):
                     continue
                 path = f"objective.{field}"
             configuration.put(tree, path, deepcopy(value))
+        if run.trial is None and self.confirm is not None and self.confirm.test is not None:
+            configuration.put(tree, "prompts.test", self.confirm.test)
         return configuration.validate(tree)
 
     @cached_property
@@ -187,6 +209,8 @@ class Sweep(Section):
         """Plain JSON values: what sweep.json holds."""
         space = {path: {d.kind: list(d.values)} for path, d in self.space.items()}
         fields = {name: getattr(self, name) for name in type(self).model_fields}
+        confirm = fields.pop("confirm")
+        fields |= {} if confirm is None else {"confirm": confirm.model_dump()}
         return json.loads(json.dumps({**fields, "space": space}))
 
 
@@ -289,15 +313,26 @@ def _check(sweep: Sweep) -> None:
             f"expected one seed with scheduler=asha, got {list(sweep.seeds)}: repetitions of one trial would be stopped apart; race "
             "what it finds with more seeds afterwards"
         )
+    if sweep.confirm and (both := sorted(set(sweep.confirm.seeds) & set(sweep.seeds))):
+        raise UserError(
+            f"expected other confirm.seeds than the trials', got {both[0]} in both: what chose would report itself"
+        )
+    chooses = sweep.confirm or sweep.scheduler or sweep.searcher == "optuna"
     for config in _known(sweep):
-        if (sweep.scheduler or sweep.searcher == "optuna") and config.prompts.held_out is None:
-            raise UserError("expected prompts.held_out with scheduler=asha or searcher=optuna, which go by its reward")
+        if chooses and config.prompts.held_out is None:
+            raise UserError(
+                "expected prompts.held_out with confirm, scheduler=asha or searcher=optuna, which go by its reward: set it"
+            )
+        if sweep.confirm and config.prompts.test is not None:
+            raise UserError(
+                "expected no prompts.test in the trials of a sweep that confirms, got some: name them in confirm.test"
+            )
 
 
 def _known(sweep: Sweep) -> Iterator[RunConfig]:
-    for run in sweep.runs:
+    for run in sweep.searched:
         if run.seed == sweep.seeds[0]:
             try:
-                yield sweep.config(run, sweep.drawn(run.objective, run.trial))
+                yield sweep.config(run, sweep.drawn(run.objective, run.trial or 0))
             except UserError as error:
                 raise UserError(f"{run.objective}, trial {run.trial}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,8 @@ class Trial:
 
     name: str
     objective: str
-    trial: int
+    trial: int | None
+    """None for a run that confirms."""
     seed: int
     status: Status = "waiting"
     settings: dict[str, Any] | None = None
@@ -46,6 +48,8 @@ class Trial:
     """The trained reward on held-out prompts, at the last evaluation."""
     message: str | None = None
     """Why it failed or was stopped."""
+    confirms: int | None = None
+    """The trial whose settings it has, of a run that confirms."""
 
 
 def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +100,45 @@ class Book:
         """Where it lies."""
         return self.directory / "trials" / run.name
 
-    def waiting(self) -> list[Planned]:
+    def left(self) -> list[Planned]:
         """Runs that have not begun, in their order."""
         return [run for run in self.sweep.runs if self.trials[run.name].status == "waiting"]
 
+    def waiting(self) -> list[Planned]:
+        """Those of them that may begin: a run that confirms waits for all trials of its objective."""
+        open_yet = {t.objective for t in self.trials.values() if t.trial is not None and t.status not in ENDED}
+        return [run for run in self.left() if run.trial is not None or run.objective not in open_yet]
+
+    def winner(self, objective: str) -> int:
+        """The trial with the highest mean held-out reward over most seeds.
+
+        Raises:
+            UserError: none was finished.
+        """
+        done: dict[int, list[float]] = defaultdict(list)
+        for trial in self.trials.values():
+            if trial.objective == objective and trial.trial is not None and trial.status == "done":
+                done[trial.trial].append(trial.held_out or 0.0)
+        if not done:
+            raise UserError(
+                f"expected a finished trial of {objective} to confirm, found none: see why they failed, and repeat the command"
+            )
+        return min(done, key=lambda trial: (-len(done[trial]), -sum(done[trial]) / len(done[trial]), trial))
+
     def settings(self, run: Planned) -> dict[str, Any]:
-        """The settings of a run's trial: those that were drawn before, for any seed, or a new draw."""
+        """The settings of a run's trial: those that were drawn before, for any seed, or a new draw. A run that confirms has the
+        winner's, and the first of an objective settles for the others who that is.
+
+        Raises:
+            UserError: there is nothing to confirm.
+        """
+        if run.trial is None:
+            of_it = [t.confirms for t in self.trials.values() if t.objective == run.objective]
+            settled = next((won for won in of_it if won is not None), None)
+            won = self.winner(run.objective) if settled is None else settled
+            self.note(run, confirms=won)
+            run = replace(run, trial=won)
+        assert run.trial is not None
         drawn = (t.settings for t in self.trials.values() if (t.objective, t.trial) == (run.objective, run.trial))
         found = next((settings for settings in drawn if settings is not None), None)
         if found is not None:
@@ -114,7 +151,7 @@ class Book:
     def scores(self, objective: str) -> list[tuple[dict[str, Any], float]]:
         """Settings of an objective's trials whose runs have all ended, with the mean of their held-out rewards."""
         found = []
-        for number in {t.trial for t in self.trials.values() if t.objective == objective}:
+        for number in {t.trial for t in self.trials.values() if t.objective == objective and t.trial is not None}:
             runs = [t for t in self.trials.values() if (t.objective, t.trial) == (objective, number)]
             ends = [t.held_out for t in runs if t.status in ("done", "stopped") and t.held_out is not None]
             if len(ends) == len(runs) and runs[0].settings is not None:

@@ -100,7 +100,7 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
 
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
     run = next(run for run in sweep.runs if run.name == name)
-    config = sweep.config(run, sweep.drawn(run.objective, run.trial))
+    config = sweep.config(run, sweep.drawn(run.objective, run.trial or 0))
     return train_alone(config, directory).policy.weights()
 
 
@@ -112,6 +112,7 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
         "seeds": [0, 1],
         "budget": 1500,
         "settings": {"updates": 2, "evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
+        "confirm": {"seeds": [7]},
     }
     file.write_text(yaml.safe_dump(declared))
     blocked = out / "trials" / "sft-00-seed1"
@@ -158,15 +159,16 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if (blocked / "something.txt").exists():
         assert second.returncode == 2
-        assert "1 of 4 runs failed (sft-00-seed1: expected an empty or new directory" in second.stderr
-        assert "1 of 4 runs of sweep failed and are left out" in second.stdout
+        assert "1 of 6 runs failed (sft-00-seed1: expected an empty or new directory" in second.stderr
+        assert "1 of 6 runs of sweep failed and are left out" in second.stdout
     else:
         assert second.returncode == 0, second.stderr
-    assert list(statuses().values()).count("done") >= 3
+    assert list(statuses().values()).count("done") >= 5
+    assert "toy-ddpo: the settings of trial 00 were chosen at" in " ".join(second.stdout.split())
     for name, stat in before.items():
         assert (out / "trials" / name / "metrics.jsonl").stat() == stat
     sweep = load(str(file))
-    for name in ("toy-ddpo-00-seed1", "sft-00-seed0"):
+    for name in ("toy-ddpo-00-seed1", "sft-00-seed0", "toy-ddpo-best-seed7"):
         (last,) = sorted((out / "trials" / name / "checkpoints").iterdir())[-1:]
         weights = safetensors.numpy.load_file(last / "model" / "toy.safetensors")["perturbation"].ravel()
         assert np.array_equal(weights, in_one_process(sweep, name, tmp_path / name))

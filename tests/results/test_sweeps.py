@@ -109,6 +109,44 @@ def test_of_one_objective_the_settings_are_compared(tmp_path: Path):
     assert "The settings at the top are the best of those tried" in " ".join(sentences.cautions(together))
 
 
+def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
+    directory = fabricate_sweep(tmp_path, [("ddpo", 0, 0, 6), ("ddpo", 1, 0, 12), ("dspo", 0, 0, 7), ("dspo", 1, 0, 6)])
+    rows = json.loads((directory / "trials.json").read_text())
+    for objective, won, ended in (("ddpo", 1, (8, 9)), ("dspo", 0, (7, 8))):
+        for seed, passed in zip((7, 8), ended, strict=True):
+            name = f"{objective}-best-seed{seed}"
+            changes = {"objective": {"name": objective}, "learn": {"rate": won}, "seed": seed}
+            fabricate.whole(directory / "trials" / name, passing(passed), config=CONFIG | changes)
+            row = {"name": name, "objective": objective, "trial": None, "seed": seed, "confirms": won, "message": None}
+            rows.append(row | {"settings": {"learn.rate": won}, "status": "done", "held_out": passed / 100})
+    (directory / "trials.json").write_text(json.dumps(rows))
+    together = read_runs([directory])
+    assert together.names == ("ddpo-best-seed7", "ddpo-best-seed8", "dspo-best-seed7", "dspo-best-seed8")
+    assert [(method.name, method.tried) for method in summarise(together)] == [("ddpo", 2), ("dspo", 2)]
+    said = " ".join(sentences.cautions(together))
+    assert (
+        "ddpo: the settings of trial 01 were chosen at 0.12 on held-out prompts, and reach 0.085 there with 2 other seeds."
+        in said
+    )
+    assert "The settings were chosen by other runs, on held-out prompts; what is shown are new seeds." in said
+    assert "partly luck" not in said
+
+
+def test_test_prompts_come_first_and_the_way_is_shown_on_held_out_ones(tmp_path: Path):
+    def value(update: int, split: str, prompt: int, *_: object) -> float:
+        return float(prompt < {"test": 6, "held_out": 9, "training": 12}[split] * update / 10)
+
+    for name in ("a", "b"):
+        fabricate.begin(tmp_path / name)
+        for update in (0, 5, 10):
+            splits = ("held_out", "training") if update == 5 else ("test", "held_out", "training")
+            fabricate.learn(tmp_path / name, range(max(0, update - 5), update))
+            fabricate.evaluate(tmp_path / name, update, value, splits=splits)
+    together = read_runs([tmp_path / "a", tmp_path / "b"])
+    assert together.splits == ("test", "held_out", "training") and together.along == "held_out"
+    assert verdict(together)[0].startswith("On 12 test prompts")
+
+
 def test_a_sweep_beside_a_run(race: Path, tmp_path: Path):
     alone = fabricate.whole(tmp_path / "alone", passing(8), config=CONFIG | {"objective": {"name": "sft"}})
     together = read_runs([race, alone])

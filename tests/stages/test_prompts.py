@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.families.toy import PROMPTS as TOY_PROMPTS
 from raysuite.stages import prompt_files
-from raysuite.stages.prompts import evaluation_blocks, load_prompts, noisy_steps, training_blocks
+from raysuite.stages.prompts import Prompt, evaluation_blocks, load_prompts, noisy_steps, training_blocks
 from raysuite.types import Block
+from raysuite.worlds.scenes import grammar
 
 Maker = Callable[..., RunConfig]
 
@@ -199,6 +200,17 @@ def test_a_prompt_to_learn_from_is_not_held_out(tmp_path: Path) -> None:
         load_prompts(Prompts(training=first, held_out=second))
 
 
+def test_no_prompt_is_in_two_splits(tmp_path: Path) -> None:
+    first, second, third = (
+        write(tmp_path, f"{name}.txt", text)
+        for name, text in {"a": "a cat", "b": "a dog", "c": "an owl\na dog"}.items()
+    )
+    with pytest.raises(
+        UserError, match=r"other prompts in prompts\.test than in prompts\.held_out, 1 are in both, for example 'a dog'"
+    ):
+        load_prompts(Prompts(training=first, held_out=second, test=third))
+
+
 def test_the_digest_of_a_file_is_its_content_and_of_a_data_set_its_rows(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -223,6 +235,45 @@ def test_scenes_come_in_two_kinds() -> None:
     prompts = load_prompts(Prompts())
     assert len(prompts.training) + len(prompts.held_out) == 1296
     assert {p.metadata["kind"] for p in prompts.training} == {"count", "relation"}
+
+
+def test_the_held_out_scenes_in_halves_to_choose_by_and_to_report() -> None:
+    prompts = load_prompts(Prompts(held_out="scenes-validation", test="scenes-test"))
+    whole = {p.text for p in load_prompts(Prompts()).held_out}
+    said = {p.text for p in prompts.held_out} | {p.text for p in prompts.test if p.metadata["phrasing"] == "plain"}
+    assert said == whole
+
+    def combinations(of: Sequence[Prompt]) -> set[tuple]:
+        scenes = (grammar.parse(p.metadata.get("scene", p.text)) for p in of)
+        return {(len(s.things) if s.relation is None else 0, frozenset(s.things)) for s in scenes}
+
+    splits = [combinations(split) for split in prompts.splits.values()]
+    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
+    assert {p.stratum for p in prompts.test} == {"plain/count", "plain/relation", "reversed/count", "reversed/relation"}
+    (example,) = (p for p in prompts.test if p.text == "below a purple triangle a black square")
+    assert example.metadata["scene"] == "a black square below a purple triangle"
+
+
+@pytest.mark.parametrize(
+    "given", [{"training": "scenes-test"}, {"held_out": "scenes-test"}, {"test": "scenes"}, {"test": "toy"}]
+)
+def test_a_source_that_has_nothing_for_a_split(given: dict[str, str]) -> None:
+    ((split, source),) = given.items()
+    with pytest.raises(
+        UserError, match=rf"expected prompts for prompts\.{split}, got {source}, which has those of prompts\."
+    ):
+        load_prompts(Prompts(**given))
+
+
+def test_test_prompts_are_evaluated_at_both_ends_alone(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    files = {
+        split: write(tmp_path, f"{split}.txt", text)
+        for split, text in {"training": "left", "held_out": "both", "test": "right"}.items()
+    }
+    config = run_config("toy", prompts=files)
+    prompts = load_prompts(config.prompts)
+    assert list(evaluation_blocks(config, prompts, 0, final=True)) == ["training", "held_out", "test"]
+    assert list(evaluation_blocks(config, prompts, 1, final=False)) == ["training", "held_out"]
 
 
 def test_users_of_the_scenes_world_say_what_they_mean_in_the_metadata() -> None:

@@ -51,6 +51,23 @@ def test_runs_end_by_the_budget_alone(tmp_path: Path) -> None:
     assert sweep.config(sweep.runs[0], {"updates": 2}).updates == 2
 
 
+def test_what_wins_is_run_again_on_test_prompts(tmp_path: Path) -> None:
+    sweep = declare(tmp_path, confirm={"seeds": [7, 8], "test": "some.txt"})
+    assert [run.name for run in sweep.runs] == [
+        "toy-ddpo-00-seed0",
+        "sft-00-seed0",
+        "toy-ddpo-best-seed7",
+        "sft-best-seed7",
+        "toy-ddpo-best-seed8",
+        "sft-best-seed8",
+    ]
+    for run in sweep.runs:
+        config = sweep.config(run, {})
+        assert config.seed == run.seed and (config.prompts.test is not None) == (run.trial is None)
+    assert sweep.canonical()["confirm"] == {"seeds": [7, 8], "test": "some.txt"}
+    assert "confirm" not in declare(tmp_path).canonical()  # what was begun before there were any goes on
+
+
 def test_a_small_race_overrides_what_it_names() -> None:
     small, race = load("scenes-race-small"), load("scenes-race")
     assert small.labels == race.labels and {*small.seeds} < {*race.seeds} and small.budget < race.budget
@@ -133,6 +150,10 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ({"searcher": "optuna"}, "expected a space without grids"),
         ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
         ({"scheduler": "asha", "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
+        ({"confirm": {"seeds": [7]}, "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
+        ({"confirm": {"seeds": [7, 0]}}, "expected other confirm.seeds than the trials', got 0 in both"),
+        ({"confirm": {"seeds": []}}, "confirm.seeds"),
+        ({"confirm": {"seeds": [7]}, "settings": {"prompts.test": "some.txt"}}, "name them in confirm.test"),
     ],
 )
 def test_what_a_sweep_may_not_say(fields: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysuite.errors import UserError
-from raysuite.sweeps.declared import Dimension, Sweep
+from raysuite.sweeps.declared import Confirm, Dimension, Sweep
 from raysuite.sweeps.trials import Book, Outcome, outcomes, suggestion
 
 SWEEP = Sweep.model_validate(
@@ -71,6 +71,29 @@ def test_scores_wait_for_all_seeds_of_a_trial(tmp_path: Path) -> None:
     assert book.scores("toy-ddpo") == []
     book.note(second, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.7)
     assert book.scores("toy-ddpo") == [({"learn.learning_rate": 1e-3}, pytest.approx(0.6))]
+
+
+def test_what_confirms_waits_for_all_trials_and_has_the_winners_settings(tmp_path: Path) -> None:
+    sweep = SWEEP.model_copy(update={"seeds": (0,), "confirm": Confirm(seeds=(7, 8))})
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])
+    first, second, again, once_more = sweep.runs
+    book.note(first, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.5)
+    assert book.waiting() == [second] and book.left() == [second, again, once_more]
+    book.note(second, status="done", settings={"learn.learning_rate": 1e-4}, held_out=0.7)
+    assert book.waiting() == [again, once_more]
+    assert book.settings(again) == {"learn.learning_rate": 1e-4} and book.trials[again.name].confirms == 1
+    book.note(first, held_out=0.9)  # were it run again: who won is settled
+    assert book.settings(once_more) == {"learn.learning_rate": 1e-4}
+    assert [score for _, score in book.scores("toy-ddpo")] == [0.9, 0.7]
+
+
+def test_where_no_trial_ended_there_is_nothing_to_confirm(tmp_path: Path) -> None:
+    sweep = SWEEP.model_copy(update={"confirm": Confirm(seeds=(7,))})
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])
+    for run in sweep.searched:
+        book.note(run, status="failed")
+    with pytest.raises(UserError, match="expected a finished trial of toy-ddpo to confirm, found none"):
+        book.settings(sweep.runs[-1])
 
 
 def test_optuna_draws_where_rewards_were_high() -> None:

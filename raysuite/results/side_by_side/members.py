@@ -25,6 +25,8 @@ class Origin:
     """Settings that the sweep tried for this objective."""
     settings: Mapping[str, Any]
     """Those of this one, by path."""
+    confirms: bool = False
+    """Whether it had no part in choosing them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def choose(directories: Sequence[Path]) -> Chosen:
     """The runs that directories stand for: a run for itself, a sweep for the best settings of each of its objectives.
 
     The best settings are those with the highest mean held-out reward over most seeds. Of a sweep with one objective it is the
-    eight best.
+    eight best. Where a sweep confirms them, the runs are those that do.
 
     Raises:
         UserError: a sweep has nothing to compare yet, or its files are damaged.
@@ -84,7 +86,10 @@ def _rows(directory: Path) -> list[dict[str, Any]]:
 def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
     done: dict[str, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     tried: dict[str, set[int]] = defaultdict(set)
+    confirming = [row for row in rows if row["trial"] is None and row["status"] == "done"]
     for row in rows:
+        if row["trial"] is None:
+            continue
         if row["status"] in ("done", "stopped"):
             tried[row["objective"]].add(row["trial"])
         if row["status"] == "done":
@@ -93,6 +98,13 @@ def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member
         raise UserError(
             f"expected finished runs in the sweep {directory}, found none: repeat the command that began it"
         )
+    if confirming:
+        for row in sorted(confirming, key=lambda row: (row["objective"], row["seed"])):
+            origin = Origin(
+                row["objective"], row["confirms"], len(tried[row["objective"]]), row["settings"] or {}, confirms=True
+            )
+            yield Member(directory / "trials" / row["name"], origin)
+        return
     kept = 1 if len({row["objective"] for row in rows}) > 1 else MOST_SETTINGS
     for objective, trials in done.items():
         best = sorted(trials, key=lambda trial: (-len(trials[trial]), -_mean(trials[trial]), trial))
@@ -115,5 +127,20 @@ def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[st
             f"{len(failed)} of {len(rows)} runs of {directory.name} failed and are left out; {failed[0]['name']}: "
             f"{failed[0]['message']}"
         )
+    yield from _carried(rows)
     if left:
         yield f"{left} of {len(rows)} runs of {directory.name} have not ended and are left out."
+
+
+def _carried(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """How far the choice of settings carried over to other seeds."""
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        ended = [row for row in rows if row["objective"] == objective and row["status"] == "done"]
+        again = [row for row in ended if row["trial"] is None]
+        chose = [row for row in ended if again and row["trial"] == again[0]["confirms"]]
+        if again and chose:
+            seeds = "another seed" if len(again) == 1 else f"{len(again)} other seeds"
+            yield (
+                f"{objective}: the settings of trial {again[0]['confirms']:02d} were chosen at {_mean(chose):.3g} on held-out "
+                f"prompts, and reach {_mean(again):.3g} there with {seeds}."
+            )

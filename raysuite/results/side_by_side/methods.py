@@ -160,7 +160,7 @@ def _own(together: SideBySide, methods: Sequence[Method]) -> Iterator[tuple[obje
                 limits = interval.estimate, interval.low, interval.high
                 yield method.name, None, quantity, *limits, len(method.runs), method.tried
         for spent, best in zip(*best_so_far(together, number)[:2], strict=True):
-            quantity = f"best {reward} within {spent:.0f} network evaluations"
+            quantity = f"best {together.along}/{together.headline} within {spent:.0f} network evaluations"
             yield method.name, None, quantity, float(best), nothing, nothing, len(method.runs), method.tried
 
 
@@ -175,7 +175,7 @@ def best_so_far(together: SideBySide, number: int) -> tuple[np.ndarray, np.ndarr
     """Network evaluations, and what the best evaluation within them reached (headline reward): mean, lowest, highest run."""
     tracks = []
     for place in together.methods[number]:
-        curve = comparison.curve(together.runs[place], together.headline, together.splits[0])
+        curve = comparison.curve(together.runs[place], together.headline, together.along)
         tracks.append((curve.network_evaluations, np.maximum.accumulate(curve.mean)))
     budgets = np.unique(np.concatenate([spent for spent, _ in tracks]))
     best_RB = np.array([best[np.searchsorted(spent, budgets, side="right") - 1] for spent, best in tracks])

@@ -57,7 +57,7 @@ def best_curve(together: SideBySide) -> Chart:
     for number, places in enumerate(together.methods):
         spent, *best = best_so_far(together, number)
         lines[together.method_name(number)] = _line(found[places[0]], spent, best)
-    title = f"Best {together.headline} on {SPLITS[together.splits[0]]} prompts within a budget"
+    title = f"Best {together.headline} on {SPLITS[together.along]} prompts within a budget"
     return Chart("best", title, f"{title}, a line for each method", lines, {"xlabel": SPENT})
 
 
@@ -80,8 +80,8 @@ def kl_curves(together: SideBySide) -> Chart | None:
 
 
 def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
-    """Every reward on the first split against the KL, a path of evaluations for each run."""
-    split = together.splits[0]
+    """Every reward on the split that shows the way against the KL, a path of evaluations for each run."""
+    split = together.along
     for i, reward in enumerate(together.rewards):
         paths = {name: _path(look, run, reward, split) for name, look, run in _each(together)}
         lines = {name: line for name, line in paths.items() if line is not None}

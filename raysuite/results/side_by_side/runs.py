@@ -35,7 +35,7 @@ class SideBySide:
     runs: tuple[Run, ...]
     names: tuple[str, ...]
     splits: tuple[str, ...]
-    """Splits with the same prompts in every run, held-out first."""
+    """Splits with the same prompts in every run, the one that matters most first."""
     left_out: tuple[str, ...]
     """Splits whose prompts are not the same in every run."""
     rewards: tuple[str, ...]
@@ -76,6 +76,11 @@ class SideBySide:
     def headline(self) -> str:
         """The reward that the verdict is about."""
         return self.rewards[0]
+
+    @property
+    def along(self) -> str:
+        """The split that shows the way: test prompts are evaluated at its ends alone."""
+        return next((split for split in self.splits if split != "test"), self.splits[0])
 
     @cached_property
     def gains(self) -> list[Comparison]:

@@ -93,6 +93,18 @@ def held_out_prompts() -> tuple[str, ...]:
     return tuple(_splits()[1])
 
 
+@cache
+def held_out_halves() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The held-out prompts in two halves that share no combination: to choose by, and to report."""
+    halves: tuple[list[str], list[str]] = ([], [])
+    combinations_seen: dict[tuple[int, frozenset[Thing]], int] = {}
+    for prompt, scene in _splits()[1].items():
+        combination = (len(scene.things) if scene.relation is None else 0, frozenset(scene.things))
+        place = combinations_seen.setdefault(combination, len(combinations_seen))
+        halves[place % 2].append(prompt)
+    return tuple(halves[0]), tuple(halves[1])
+
+
 def balanced(prompts: tuple[str, ...], number: int) -> tuple[str, ...]:
     """`number` of `prompts`, evenly spaced, half of them counts and half relations (without repetition)."""
     kinds = ([p for p in prompts if parse(p).relation is None], [p for p in prompts if parse(p).relation is not None])
