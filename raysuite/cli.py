@@ -405,6 +405,13 @@ def directions(
     gain_kl: Annotated[
         float | None, typer.Option(help="Also step along each direction to this KL (nats), and compare what is gained.")
     ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(help="Go on with twice as many units until every cosine is known to so much on either side."),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option(help="Units at which to give that up \\[default: 16 times --units].")
+    ] = None,
     along: Annotated[
         list[str], typer.Option(metavar="PATH=[A,B]", help="Measure once for each value of a setting; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
@@ -426,6 +433,8 @@ def directions(
         width=width,
         probes=probes,
         gain={"kl": gain_kl} if gain_kl is not None else None,
+        until=until,
+        most=most,
     )
     from raysuite.cluster import directions as measuring
     from raysuite.progress import Counting

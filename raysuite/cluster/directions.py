@@ -121,13 +121,13 @@ def _preflight(declared: Study) -> None:
             try:
                 if config.preferences.source is not None:
                     found = open_set(config)
-                    if len(found) < declared.units * rung.rankings:
+                    if len(found) < declared.sizes[-1] * rung.rankings:
                         raise UserError(
-                            f"expected at least {declared.units} units x {rung.rankings} rankings (preferences.limit) in "
+                            f"expected at least {declared.sizes[-1]} units x {rung.rankings} rankings (preferences.limit) in "
                             f"{config.preferences.source}, got {len(found)}: make a larger set, or lower one of them"
                         )
                 elif config.rollouts.replay is not None:
-                    check_replay(config.model_copy(update={"updates": declared.rounds}))
+                    check_replay(config.model_copy(update={"updates": declared.most_rounds}))
             except UserError as error:
                 raise UserError(f"{label} cannot learn from what this study measures it on: {error}") from error
         launch.preflight(rung.config)
@@ -162,14 +162,19 @@ def _opened(held: RungDirectory) -> Policy:
 def _measure_rung(held: RungDirectory, progress: Progress) -> None:
     rungs = len(held.study.rungs)
     of = f"rung {held.rung.number + 1} of {rungs}: " if rungs > 1 else ""
-    started, policy = time.monotonic(), _opened(held)
+    policy, seconds = _opened(held), {"draw": 0.0, "measure": 0.0}
     with _actors(held) as actors:
-        blocks = study_blocks(held.study, held.rung)
-        if held.rung.draws:
-            _draw(held, blocks, actors, policy.weights(), progress(f"{of}drawing", "blocks"))
-        drawn = time.monotonic()
-        _measure(held, blocks, actors, progress(f"{of}measuring", "blocks"))
-    held.estimate(policy, {"draw": drawn - started, "measure": time.monotonic() - drawn})
+        for units in held.sizes:
+            started, grown = time.monotonic(), held.of_size(units)
+            blocks = study_blocks(grown.study, grown.rung)
+            if grown.rung.draws:
+                _draw(grown, blocks, actors, policy.weights(), progress(f"{of}drawing", "blocks"))
+            drawn = time.monotonic()
+            _measure(grown, blocks, actors, progress(f"{of}measuring", "blocks"))
+            seconds["draw"] += drawn - started
+            seconds["measure"] += time.monotonic() - drawn
+            if grown.estimate(policy, seconds, last=units == held.sizes[-1]):
+                break
 
 
 def _draw(

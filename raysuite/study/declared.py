@@ -104,6 +104,19 @@ class Study(Section):
     probes: NonNegativeInt = 8
     """Points of the prediction space at which the effect of a gradient is looked at; 0 for none."""
     gain: Gain | None = None
+    until: PositiveFloat | None = None
+    """Go on with twice as many units until the cosine of every two objectives is known to so much on either side."""
+    most: PositiveInt | None = None
+    """Units at which to give that up; by default 16 times as many as at first."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of units at which it is looked whether they are enough."""
+        if self.until is None:
+            return (self.units,)
+        most = self.most or 16 * self.units
+        doubled = [self.units * 2**k for k in range(64) if self.units * 2**k < most]
+        return (*doubled, most)
 
     @cached_property
     def rungs(self) -> tuple[Rung, ...]:
@@ -118,6 +131,11 @@ class Study(Section):
     def rounds(self) -> int:
         """How many updates' worth of prompts make the units."""
         return self.units // int(self.rungs[0].config.rollouts.prompts)
+
+    @property
+    def most_rounds(self) -> int:
+        """The same of the largest number of units that it may come to."""
+        return self.sizes[-1] // int(self.rungs[0].config.rollouts.prompts)
 
     def _rungs(self) -> Iterator[Rung]:
         ladder = [(path, value) for path, values in self.along.items() for value in values] or [("", None)]
@@ -137,7 +155,8 @@ class Study(Section):
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON values: what study.json holds. The order of mappings counts, and JSON does not promise to keep it."""
-        return {**json.loads(self.model_dump_json()), "order": [list(self.objectives), list(self.along)]}
+        unset = {name for name in ("until", "most") if getattr(self, name) is None}
+        return {**json.loads(self.model_dump_json(exclude=unset)), "order": [list(self.objectives), list(self.along)]}
 
 
 def declare(
@@ -276,12 +295,21 @@ def _check_units(study: Study) -> None:
         raise UserError(
             f"expected --units of at least {FEWEST_UNITS}, got {study.units}: fewer say nothing about their spread"
         )
+    if study.until is None and study.most is not None:
+        raise UserError("expected --until with --most, got none: it says what more units are for; leave --most out")
+    if study.most is not None and study.most < study.units:
+        raise UserError(f"expected --most of at least --units={study.units}, got {study.most}: raise it")
+    if study.until is not None and study.gain is not None:
+        raise UserError(
+            "expected no --gain-kl with --until, got both: take steps along what a study found in another one"
+        )
     for rung in study.rungs:
         prompts = rung.config.rollouts.prompts
-        if study.units % prompts:
-            raise UserError(
-                f"expected --units as a multiple of rollouts.prompts={prompts}, got {study.units}: change one of them"
-            )
+        for name, units in (("units", study.units), ("most", study.most or 0)):
+            if units % prompts:
+                raise UserError(
+                    f"expected --{name} as a multiple of rollouts.prompts={prompts}, got {units}: change one of them"
+                )
         if study.probes and rung.config.model.precision != "float32":
             raise UserError(
                 "expected model.precision=float32 with --probes above 0, got bfloat16: small changes of predictions drown in "

@@ -97,6 +97,16 @@ def _principal(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str
             yield {"part": "whole", **_row(quantity, a, "", found), "where": str(number)}
 
 
+def widest(rows: Sequence[Mapping[str, Any]]) -> float:
+    """How far the expected cosine of any two objectives over all weights may be from its estimate; infinite where one is not known."""
+    far = 0.0
+    for row in rows:
+        if (row["quantity"], row["part"], row["space"]) == ("expected_cosine", "whole", "parameters"):
+            reach = max(row["high"] - row["estimate"], row["estimate"] - row["low"])
+            far = max(far, reach if np.isfinite(reach) else np.inf)
+    return far
+
+
 def predicted_gain(products: Products, label: str, step: float) -> Interval:
     """First-order change of E[r] after a step of this length against an objective's mean gradient: step <g_reward, g_a>.
 

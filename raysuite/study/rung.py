@@ -32,7 +32,7 @@ from raysuite.places import replacing
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.files import write_json
 from raysuite.study.declared import Rung, Study
-from raysuite.study.estimates import Products, estimates
+from raysuite.study.estimates import Products, estimates, widest
 from raysuite.study.gradients import bin_ranges
 from raysuite.study.measure import (
     REWARD,
@@ -52,6 +52,16 @@ class RungDirectory:
 
     def __init__(self, study: Study, rung: Rung, path: Path) -> None:
         self.study, self.rung, self.path = study, rung, path
+
+    def of_size(self, units: int) -> RungDirectory:
+        """The same measurement of so many units, of which those that are there are the first."""
+        return RungDirectory(self.study.model_copy(update={"units": units}), self.rung, self.path)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of units that are still to be measured; of fewer than are being measured it is known that they were not enough."""
+        begun = len(self.measured) * self.rung.config.rollouts.prompts_per_block
+        return tuple(size for size in self.study.sizes if size >= begun) or self.study.sizes[-1:]
 
     @property
     def finished(self) -> bool:
@@ -139,16 +149,22 @@ class RungDirectory:
         """Numbers of the blocks whose units have been measured."""
         return {int(file.stem) for file in self._units}
 
-    def estimate(self, policy: Policy, seconds: Mapping[str, float]) -> None:
+    def estimate(self, policy: Policy, seconds: Mapping[str, float], *, last: bool = True) -> bool:
         """Write what comes of the units, and remove them.
 
         Args:
             policy: of the family and with the parameters that were measured.
             seconds: by what they were spent on so far.
+            last: whether that is all. Otherwise nothing is written where the study wants more units, to know cosines better.
+
+        Returns:
+            Whether it was written.
         """
         started = time.monotonic()
         sketch = study_sketch(self.study, self.rung.config.seed, policy)
         rows = list(self._rows(sketch))
+        if not last and self.study.until is not None and widest(rows) > self.study.until:
+            return False
         facts = {
             "objectives": list(self.study.objectives),
             "bins": bin_ranges(policy, self.study.bins),
@@ -163,6 +179,7 @@ class RungDirectory:
         (self.path / "drawn.json").unlink(missing_ok=True)
         for done_with in ("units", "rollouts", "sums"):
             shutil.rmtree(self.path / done_with, ignore_errors=True)
+        return True
 
     def _rows(self, sketch: Sketch) -> Iterator[dict[str, Any]]:
         labels = list(self.rung.configs)

@@ -19,6 +19,7 @@ from raysuite.cluster.directions import study
 from raysuite.errors import UserError
 from raysuite.progress import Counting
 from raysuite.study.declared import Study, declare
+from raysuite.study.estimates import widest
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -100,6 +101,46 @@ def gains_are_those_of_the_policy_gradient(directory: Path) -> None:
     rows = pq.read_table(directory / "gains.parquet").to_pylist()
     assert {row["objective"] for row in rows} == set(OBJECTIVES)
     assert all(abs(row["kl"] / 0.1 - 1) <= 0.1 for row in rows)
+
+
+def test_a_study_goes_on_until_it_knows_enough_or_has_the_most_units(tmp_path: Path) -> None:
+    """Its 16 units are those of a study of 16, bit for bit, though it looked at 8 first and was interrupted after that."""
+    own = {"sampler.steps": "6", "cluster.actor_cpus": "0.5", "cluster.threads": "1", "rollouts.samples": "8"}
+
+    def declared(units: int, **options: Any) -> Study:
+        return declare("toy-ddpo", objectives=["ddpo", "sft"], units=units, probes=0, settings=own, **options)
+
+    class StopsLate(Counting):
+        """Is interrupted when more units than at first are being measured."""
+
+        def begin(self, total: int, *, done: int) -> None:
+            super().begin(total, done=done)
+            self.stop_at = done + 3 if done else 0
+
+        def advance(self) -> None:
+            super().advance()
+            if self._bar.tasks[0].completed == self.stop_at:
+                raise KeyboardInterrupt
+
+    study(declared(16), tmp_path / "plain", [], counting)
+    never = declared(8, until=1e-6, most=16)
+    with pytest.raises(KeyboardInterrupt):
+        study(
+            never,
+            tmp_path / "grown",
+            [],
+            lambda w, u: (StopsLate if w == "measuring" else Counting)(w, u, Console(quiet=True)),
+        )
+    study(never, tmp_path / "grown", [], counting)
+    products = "rung-00/inner_products-parameters.safetensors"
+    assert (tmp_path / "plain" / products).read_bytes() == (tmp_path / "grown" / products).read_bytes()
+    study(declared(8, until=2.0, most=800), tmp_path / "soon", [], counting)
+    found = [
+        json.loads((tmp_path / name / "facts.json").read_text())["rungs"][0]["units"] for name in ("grown", "soon")
+    ]
+    assert found[0] == 16 and found[1] < 800
+    rows = pq.read_table(tmp_path / "soon" / "estimates.parquet").to_pylist()
+    assert widest(rows) <= 2.0
 
 
 def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:

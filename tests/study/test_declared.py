@@ -100,6 +100,10 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"objectives": ["dpso"]}, r"got 'dpso': did you mean dspo\?"),
         ({"units": 6}, "expected --units of at least 8, got 6"),
         ({"units": 15}, r"expected --units as a multiple of rollouts.prompts=2, got 15"),
+        ({"until": 0.1, "most": 45}, r"expected --most as a multiple of rollouts.prompts=2, got 45"),
+        ({"until": 0.1, "most": 8}, r"expected --most of at least --units=16, got 8"),
+        ({"most": 32}, r"expected --until with --most, got none"),
+        ({"until": 0.1, "gain": {"kl": 1.0}}, r"expected no --gain-kl with --until, got both"),
         ({"checkpoint": "3"}, "expected a checkpoint of a recipe, which has none, got '3'"),
         ({"checkpoint": "last"}, "got 'last'"),
         (
@@ -118,6 +122,17 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
 def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
+
+
+def test_a_study_that_may_grow_doubles_its_units() -> None:
+    def sizes(**options: Any) -> tuple[int, ...]:
+        return declare("toy-ddpo", objectives=["ddpo"], units=16, **options).sizes
+
+    assert sizes() == (16,)
+    assert sizes(until=0.1, most=100) == (16, 32, 64, 100)
+    assert sizes(until=0.1) == (16, 32, 64, 128, 256)
+    plain = declare("toy-ddpo", objectives=["ddpo"], units=16)
+    assert not {"until", "most"} & plain.canonical().keys()  # what was begun before there were any goes on
 
 
 def test_a_directory_that_is_no_run(tmp_path: Path) -> None:

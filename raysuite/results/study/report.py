@@ -99,7 +99,7 @@ def _content(study: Study) -> dict[str, Any]:
     return {
         "title": study.directory.resolve().name,
         "model": study.settings["run"]["model"]["path"],
-        "units": study.settings["units"],
+        "units": " or ".join(str(units) for units in sorted({rung.facts["units"] for rung in study.rungs})),
         "lead": lead,
         "more": more,
         "labels": [(label, RUNS[i % 8], GLYPHS[i % 8]) for i, label in enumerate(study.labels)],

@@ -22,7 +22,7 @@ Pair = tuple[str, str]
 
 def lead(study: Study) -> list[str]:
     """What the first rung says in the space of parameters: which objectives agree, and which show no direction."""
-    rung, units = study.rungs[0], study.settings["units"]
+    rung, units = study.rungs[0], study.rungs[0].facts["units"]
     shown = [label for label in study.labels if study.shows_direction(label, rung=rung.number)]
     silent = [label for label in study.labels if label not in shown]
     said = []
