@@ -36,6 +36,15 @@ def below(process: subprocess.Popen) -> Sequence[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def called(name: str) -> list[psutil.Process]:
+    """Processes below this one that have something in their command line; Ray's say what they are."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended as it was looked at
+            found += [process] if name in " ".join(process.cmdline()) else []
+    return found
+
+
 def ended(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Wait for processes to end by themselves. Returns those that did not."""
     return psutil.wait_procs(processes, timeout=HANG_GUARD)[1]

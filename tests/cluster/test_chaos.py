@@ -30,7 +30,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
-from tests.processes import HANG_GUARD, below, end, ended, until
+from tests.processes import HANG_GUARD, below, called, end, ended, until
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -109,7 +109,7 @@ def check_equal(disturbed: Path, undisturbed: Path) -> dict[str, float]:
 
 
 def kill_learner() -> None:
-    (learner,) = (p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline()))
+    (learner,) = called("RayTrainWorker")
     learner.kill()
     learner.wait()
 

@@ -24,7 +24,7 @@ from raysuite.stages.collect import LocalCollector
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.types import Rollouts
 from tests.cluster.test_chaos import SETTINGS, check_equal, plan, when
-from tests.processes import until
+from tests.processes import called, until
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -43,7 +43,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def judges_alive() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "JudgeActor" in p.name()]
+    return called("JudgeActor")
 
 
 def judged(reward: str, **settings: str) -> RunConfig:

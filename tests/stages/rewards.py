@@ -19,13 +19,13 @@ def equal_but_for_rounding(images, prompts, metadata):
 
 
 def brightness(images, prompts, metadata):
-    """How bright pictures are, in grey levels."""
-    return images.astype(float).mean((1, 2, 3))
+    """How bright pictures are, from 0 to 1."""
+    return images.astype(float).mean((1, 2, 3)) / 255
 
 
-def brightness_in_tenths(images, prompts, metadata):
-    """The same in tenths of them."""
-    return 10 * brightness(images, prompts, metadata)
+def brightness_per_thousand(images, prompts, metadata):
+    """The same in thousandths."""
+    return 1000 * brightness(images, prompts, metadata)
 
 
 def hundred(images, prompts, metadata):
