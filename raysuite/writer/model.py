@@ -111,10 +111,11 @@ class Writer:
     def _written(self, asked: Sequence[str], uniform_NT: Tensor, temperature: float) -> list[Rewrite]:
         """Continuations by the inverse of the distribution function: a token takes one uniform number of its row."""
         batch = self.tokenizer(list(asked), return_tensors="pt", padding=True)
-        ids, mask, known = batch["input_ids"], batch["attention_mask"], None
-        ended = torch.zeros(len(ids), dtype=torch.bool)
-        logps, written = torch.zeros(len(ids)), []
-        for uniform_N in uniform_NT.unbind(1):
+        device, known = self.model.device, None
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
+        logps, written = torch.zeros(len(ids), device=device), []
+        for uniform_N in uniform_NT.to(device).unbind(1):
             output = self.model(
                 input_ids=ids if known is None else ids[:, -1:],
                 attention_mask=mask,
@@ -166,9 +167,10 @@ class Writer:
                     for row, start in zip(rows, starts, strict=True)
                 ]
             )
+            ids, mask, wanted = (tensor.to(self.model.device) for tensor in (ids, mask, wanted))
             logits = self.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)).logits.float()
             each = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-            found.append((each * wanted[:, 1:]).sum(1))
+            found.append((each * wanted[:, 1:]).sum(1).cpu())
         return torch.cat(found)
 
 

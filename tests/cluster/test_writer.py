@@ -10,6 +10,9 @@ import pytest
 import ray
 
 from raysuite.cli import main
+from raysuite.writer.losses import PairLoss
+from raysuite.writer.model import BUNDLED, open_writer
+from raysuite.writer.train import Lesson, read_pairs, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -58,6 +61,12 @@ def test_a_writer_from_pairs_to_evaluation(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "trained" / "ray").exists()
     assert json.loads((tmp_path / "trained" / "training.json").read_text())["loss"]["beta"] == 0.01
     run(*training)  # finished already
+    lesson = Lesson(PairLoss("cal_dpo", 0.01), epochs=1)
+    train(open_writer(BUNDLED), read_pairs(tmp_path / "pairs" / "pairs.jsonl"), lesson, tmp_path / "alone")
+    for here, there in zip(
+        *(sorted((tmp_path / one / "writer").iterdir()) for one in ("alone", "trained")), strict=True
+    ):
+        assert here.read_bytes() == there.read_bytes()  # whoever trains
     comparing = [
         "writer",
         "evaluate",
