@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,14 @@ import torch
 from ray.util import ActorPool
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.config import Cluster, Reward, RunConfig
+from raysuite.cluster.placement import drawing_device
+from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError
 from raysuite.families import open_policy
-from raysuite.stages.collect import Collector
-from raysuite.stages.rollout import ask_here, sample, score
+from raysuite.stages.collect import IDLE_SECONDS, Collector
+from raysuite.stages.rollout import sample, score
 from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
-
-IDLE_SECONDS = 0.2
-"""How long a collector waits for a block before it lets the learner look up."""
 
 
 class RolloutActor:
@@ -46,11 +43,9 @@ class RolloutActor:
         """
         torch.set_num_threads(threads)
         self._config = config
-        device = torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu")
-        self._policy = open_policy(config, device, texts=texts, encoders=texts is None)
+        self._policy = open_policy(config, drawing_device(config.cluster), texts=texts, encoders=texts is None)
         self._version = -1
-        self._drawing, self._scoring = threading.Lock(), threading.Lock()
-        self._rewards, self._judges = ThreadPool(1), Judges(judges or {})
+        self._drawing, self._judges = threading.Lock(), Judges(judges or {})
         self._life = uuid.uuid4().hex
 
     def life(self) -> str:
@@ -73,13 +68,7 @@ class RolloutActor:
                 self._policy.set_weights(ray.get(weights[0]))
                 self._version = version
             drawn = sample(self._policy, block, self._config, version=version)
-        return self._life, score(drawn, self._config, ask=self._ask)
-
-    def _ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
-        if reward.name in self._judges:
-            return self._judges.ask(reward, images_N, block, told)
-        with self._scoring:  # one at a time: what waits does not use up its seconds
-            return ask_here(reward, images_N, block, told, thread=self._rewards)
+        return self._life, score(drawn, self._config, ask=self._judges.ask)
 
 
 def start_actors(

@@ -83,7 +83,7 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
     missing = [held for held in rungs if not held.finished]
     if missing:
         launch.connect()
-        launch.check_resources(declared.rungs[0].config.cluster)
+        launch.check_resources(declared.rungs[0].config.cluster.with_actors())
     for held in missing:
         _measure_rung(held, progress)
     if declared.gain:
@@ -145,7 +145,8 @@ def _require_rewards(rung: Rung) -> None:
 
 @contextmanager
 def _actors(held: RungDirectory, *, steps: bool = False) -> Iterator[list[ray.actor.ActorHandle]]:
-    config, cluster = held.rung.config, held.rung.config.cluster
+    config = held.rung.config.with_actors()
+    cluster = config.cluster
     threads = launch.threads_of(config, cluster.actors, cluster.actor_cpus)
     with running_judges(config) as judges:
         options = {"threads": threads, "steps": steps, "judges": judges}

@@ -55,15 +55,13 @@ class JudgeActor:
 
 
 class Judges:
-    """A drawing process's view of the judges: it asks, and repeats the question where a judge was lost or hangs."""
+    """Who scores what a process draws: judges, which are asked again where one was lost or hangs, and itself for other rewards."""
 
     def __init__(self, names: Names) -> None:
         self._names = {reward: list(of) for reward, of in names.items()}
         self._lives: dict[str, str] = {}
-        self._known = threading.Lock()
-
-    def __contains__(self, reward: str) -> bool:
-        return reward in self._names
+        self._known, self._here = threading.Lock(), threading.Lock()
+        self._thread = ThreadPool(1)
 
     def ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
         """A block's scores. All its pictures go to one judge: a network's answer depends on its batch, in the last digits.
@@ -75,8 +73,12 @@ class Judges:
             told: of every failure, or judge that was lost, after which all was asked again.
 
         Raises:
+            RewardHung: the reward took longer than its limit in this process.
             UserError: the reward raised or hung to the end, or its process cannot be kept alive.
         """
+        if reward.name not in self._names:
+            with self._here:  # one at a time: what waits does not use up its seconds
+                return ask_here(reward, images_N, block, told, thread=self._thread)
         names = self._names[reward.name]
         name = names[(block.index + block.first_sample) % len(names)]
         judge: Any = ray.get_actor(name)
@@ -160,4 +162,4 @@ def _start(reward: Reward, judge: Judge) -> dict[str, ray.actor.ActorHandle]:
 def blocks_at_once(cluster: Cluster) -> int:
     """Blocks that a drawing process holds: one that it draws, one that it scores, and its share of those at judges."""
     judges = sum(judge.actors for judge in cluster.judges.values())
-    return 2 + math.ceil(judges / cluster.actors)
+    return 2 + math.ceil(judges / (cluster.actors or cluster.workers))

@@ -1,4 +1,4 @@
-"""Start a run: Ray, the rollout actors, and the learner as a Ray Train `TorchTrainer`."""
+"""Start a run: Ray, the rollout actors, and the learner as a Ray Train `TorchTrainer`; or a learner that does everything, here."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from ray.train.torch import TorchTrainer
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.interrupt import Interruption
-from raysuite.cluster.judges import running_judges
+from raysuite.cluster.judges import Judges, Names, blocks_at_once, running_judges
 from raysuite.cluster.placement import check_room, room_for_learners, worker_resources
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, Model, RunConfig, validate
 from raysuite.errors import Stopped, UserError
-from raysuite.families import check_model, cut_prompts, open_policy
+from raysuite.families import Policy, check_model, cut_prompts, open_policy
 from raysuite.families.compiled import check_compiler
 from raysuite.signals import postponed
 from raysuite.stages import checkpoint
+from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import Prompt, load_prompts, training_blocks
@@ -210,6 +211,8 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     cluster = config.cluster
     if cluster.threads:
         return cluster.threads
+    if not ray.is_initialized():  # this process is alone
+        return os.cpu_count() or 1
     if len(ray.nodes()) > 1:
         return max(1, int(cpus))
     busy = processes if config.rollouts.staleness == 0 else cluster.actors + cluster.workers
@@ -220,21 +223,21 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
 @contextmanager
 def running_actors(
     config: RunConfig, *, workers: int = 0, texts: Path | None = None
-) -> Iterator[list[ray.actor.ActorHandle]]:
-    """The run's rollout actors, for the length of a `with`, placed so that so many learners find their places too.
+) -> Iterator[tuple[list[ray.actor.ActorHandle], Names]]:
+    """The run's rollout actors and judges, for the length of a `with`, placed so that so many learners find their places too.
 
-    With `texts` they read text states there, and load no encoder.
+    With `texts` actors read text states there, and load no encoder.
     """
     cluster = config.cluster
-    threads = threads_of(config, cluster.actors, cluster.actor_cpus)
+    threads = threads_of(config, max(1, cluster.actors), cluster.actor_cpus)
     with ExitStack() as stack:
         with room_for_learners(cluster, workers) as shared:
             judges = stack.enter_context(running_judges(config))
             options = {"threads": threads, "texts": texts, "judges": judges}
             actors = stack.enter_context(killed_at_the_end(start_actors(cluster, RolloutActor, config, **options)))
             if shared:
-                ray.get([actor.ready.remote() for actor in actors])
-        yield actors
+                ray.get([actor.life.remote() for actor in actors])
+        yield actors, judges
 
 
 @contextmanager
@@ -247,46 +250,93 @@ def killed_at_the_end(actors: list[ray.actor.ActorHandle]) -> Iterator[list[ray.
             ray.kill(actor)
 
 
-def train(config: RunConfig, directory: Path) -> None:
+def train(config: RunConfig, directory: Path, *, placed: bool = False) -> None:
     """Run to the end, or go on with a run that was stopped.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        placed: whether a learner that does everything is meant to do it in this very process, of a cluster that was joined.
 
     Raises:
         Stopped: a signal came; the last completed update is in a checkpoint.
         UserError: something that the user can mend; the last checkpoint stands.
     """
-    cluster, failure = config.cluster, directory / "failure.json"
+    failure = directory / "failure.json"
     failure.unlink(missing_ok=True)
-    with StopFile(directory) as stop, Interruption(stop.request, failure.exists) as interruption:
-        connect()
-        check_resources(cluster, workers=cluster.workers)
-        texts = encode_once(config, directory, threads=threads_of(config, cluster.actors, cluster.actor_cpus))
-        with following(config, directory), running_actors(config, workers=cluster.workers, texts=texts) as actors:
-            trainer = TorchTrainer(
-                _learner,
-                train_loop_config={
-                    "config": config.canonical(),
-                    "directory": str(directory),
-                    "actors": actors,
-                    "threads": threads_of(config, cluster.workers, cluster.worker_cpus),
-                    "texts": texts,
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=cluster.workers,
-                    use_gpu=cluster.worker_gpus > 0,
-                    resources_per_worker=worker_resources(cluster),
-                ),
-                run_config=TrainRunConfig(
-                    name="ray",
-                    storage_path=str(directory),
-                    failure_config=FailureConfig(max_failures=cluster.max_failures),
-                ),
-            )
-            interruption.wait_for(trainer.fit)
+    here = config.cluster.alone and (placed or not os.environ.get("RAY_ADDRESS"))
+    with (
+        StopFile(directory) as stop,
+        Interruption(stop.request, failure.exists) as interruption,
+        (_alone if here else _through_ray)(config, directory) as work,
+        following(config, directory),
+    ):
+        interruption.wait_for(work)
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes; what matters is in checkpoints/
     if (message := failed(directory)) is not None:
         if interruption.signum:
             raise Stopped(message, interruption.signum, left=interruption.waiting)
         raise UserError(message)
+
+
+@contextmanager
+def _alone(config: RunConfig, directory: Path) -> Iterator[Callable[[], object]]:
+    """The work of a run whose learner needs nobody else, in this process."""
+    cluster = config.cluster
+    if cluster.worker_gpus and not torch.cuda.is_available():
+        raise UserError(
+            f"expected a GPU with CUDA for cluster.worker_gpus={cluster.worker_gpus:g}, this machine has none: set it to 0, or join a "
+            "cluster"
+        )
+    threads = threads_of(config, 1, cluster.worker_cpus)
+    texts = encode_once(config, directory, threads=threads, here=True)
+    yield lambda: _learner(_options(config, directory, threads=threads, texts=texts))
+
+
+@contextmanager
+def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], object]]:
+    """The same of Ray Train's workers, with the run's actors and judges."""
+    connect()
+    cluster, drawing = config.cluster, config.cluster.with_actors()
+    check_resources(cluster, workers=cluster.workers)
+    texts = encode_once(config, directory, threads=threads_of(config, drawing.actors, drawing.actor_cpus))
+    with running_actors(config, workers=cluster.workers, texts=texts) as (actors, judges):
+        threads = threads_of(config, cluster.workers, cluster.worker_cpus)
+        trainer = TorchTrainer(
+            _learner,
+            train_loop_config=_options(config, directory, threads=threads, texts=texts, actors=actors, judges=judges),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cluster.worker_gpus > 0,
+                resources_per_worker=worker_resources(cluster),
+            ),
+            run_config=TrainRunConfig(
+                name="ray",
+                storage_path=str(directory),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        yield trainer.fit
+
+
+def _options(
+    config: RunConfig,
+    directory: Path,
+    *,
+    threads: int,
+    texts: Path | None,
+    actors: Sequence[ray.actor.ActorHandle] = (),
+    judges: Names | None = None,
+) -> dict[str, Any]:
+    """What a learner is told, in a form that travels."""
+    return {
+        "config": config.canonical(),
+        "directory": str(directory),
+        "threads": threads,
+        "texts": texts,
+        "actors": list(actors),
+        "judges": judges or {},
+    }
 
 
 def failed(directory: Path) -> str | None:
@@ -296,35 +346,39 @@ def failed(directory: Path) -> str | None:
 
 
 def _learner(options: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """What each learner runs: a worker of Ray Train, or the command itself."""
     torch.set_num_threads(options["threads"])
     config, directory = validate(options["config"]), Path(options["directory"])
     failure = directory / "failure.json"
     if failure.exists():  # another worker found something that only the user can mend: do not try again
         return
     accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
-    rank, workers, actors = accelerator.process_index, accelerator.num_processes, options["actors"]
-    mine = actors[rank::workers] or [actors[rank % len(actors)]]
+    workers = accelerator.num_processes
     # only the first worker looks for a request to stop: the others wait for it, and end with it
     check = StopFile(directory).check if accelerator.is_main_process else lambda: None
     try:
         _leave_if_asked(check)
         texts = options["texts"]
         policy = open_policy(config, accelerator.device, texts=texts, encoders=texts is None)
-        Training(
-            config,
-            directory,
-            policy,
-            RayCollector.of(config, mine, idle=check),
-            accelerator,
-            check=check,
-        ).train()
+        collector = _collector(config, policy, accelerator, options, check)
+        Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         write_json(failure, {"message": _sentence(error, directory)})
         if workers > 1:  # the others wait for this one: let Ray Train end them all
             raise
+
+
+def _collector(
+    config: RunConfig, policy: Policy, accelerator: Accelerator, options: Mapping[str, Any], check: Callable[[], None]
+) -> Collector:
+    """Who draws for a learner: its share of the actors, or where there are none itself."""
+    rank, workers, actors = accelerator.process_index, accelerator.num_processes, options["actors"]
+    if actors:
+        return RayCollector.of(config, actors[rank::workers] or [actors[rank % len(actors)]], idle=check)
+    judges, ahead = Judges(options["judges"]), blocks_at_once(config.cluster) - 1
+    return LocalCollector(policy, config, ask=judges.ask, ahead=ahead, check=check)
 
 
 def _leave_if_asked(check: Callable[[], None]) -> None:
@@ -352,10 +406,11 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
         UserError: there is no such run or checkpoint.
     """
     config, found = _evaluated(directory, updates, samples)
+    config = config.with_actors()
     connect()
     check_resources(config.cluster)
     texts = encode_once(config, directory, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
-    with running_actors(config, texts=texts) as actors:
+    with running_actors(config, texts=texts) as (actors, _):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None, compiled=False)
         training = Training(config, directory, policy, RayCollector.of(config, actors), Accelerator(cpu=True))
         if found is not None:

@@ -83,10 +83,11 @@ def make_pairs(
     missing = [b for b in blocks if b.update * config.rollouts.blocks + b.index not in done]
     counting.begin(len(blocks), done=len(blocks) - len(missing))
     if missing:
+        config = config.with_actors()
         launch.connect()
         launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
-        with launch.running_actors(drawing) as actors:
+        with launch.running_actors(drawing) as (actors, _):
             for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):
                 block = drawn.block
                 indices_RM, ties = rankings(config, block, drawn.reward_N)

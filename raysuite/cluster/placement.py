@@ -1,4 +1,4 @@
-"""Whether there is room for what is to run, and where learners and actors go when they share GPUs."""
+"""Whether there is room for what is to run, and where learners, actors and judges go when they share GPUs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import torch
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -78,14 +79,14 @@ def _asked_for(cpus: float, gpus: float, address: str) -> Iterator[None]:
 
 @contextmanager
 def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
-    """Where learners and actors share GPUs, keep the learners' shares free until the actors have theirs.
+    """Where learners share GPUs with others, keep the learners' shares free until the others have theirs.
 
-    Ray fills one GPU with shares before it begins the next: actors that come first would leave the learners one GPU, or
+    Ray fills one GPU with shares before it begins the next: others that come first would leave the learners one GPU, or
     pieces too small. Yields whether there is anything to share.
     """
-    if not (workers and 0 < cluster.worker_gpus < 1 and cluster.actor_gpus) or (
-        workers + cluster.actors == 2 and not any(judge.gpus for judge in cluster.judges.values())
-    ):
+    beside = cluster.actors * (cluster.actor_gpus > 0)
+    beside += sum(judge.actors for judge in cluster.judges.values() if judge.gpus)
+    if not (workers and 0 < cluster.worker_gpus < 1 and beside) or workers + beside == 2:
         yield False
         return
     places = placement_group([worker_resources(cluster)] * workers, strategy="PACK")
@@ -99,3 +100,8 @@ def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
 def worker_resources(cluster: Cluster) -> dict[str, float]:
     """What each learner asks Ray for."""
     return {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})
+
+
+def drawing_device(cluster: Cluster) -> torch.device:
+    """Of a process that draws."""
+    return torch.device("cuda" if cluster.with_actors().actor_gpus > 0 else "cpu")

@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 from raysuite.background import meanwhile
 from raysuite.cluster import launch
 from raysuite.cluster.interrupt import Interruption
+from raysuite.cluster.placement import worker_resources
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.stages.files import write_json
@@ -103,10 +104,16 @@ def _preflight(declared: Sweep) -> None:
 
 
 def _reserved(cluster: Cluster) -> tune.PlacementGroupFactory:
-    """A run's actors and judges, all or none. Ray Train makes a group of its own for learners; the process between needs nothing."""
+    """A run's actors and judges, all or none. Ray Train makes a group of its own for learners; the process between needs nothing,
+    unless it does everything.
+    """
+    if cluster.alone:
+        return tune.PlacementGroupFactory([worker_resources(cluster)])
     actor = {"CPU": cluster.actor_cpus, "GPU": cluster.actor_gpus}
     judges = [{"CPU": j.cpus, "GPU": j.gpus} for j in cluster.judges.values() for _ in range(j.actors)]
-    return tune.PlacementGroupFactory([{}, *[actor] * cluster.actors, *judges], strategy="SPREAD")
+    beside = [*[actor] * cluster.actors, *judges]
+    # where learners have nobody beside them, Ray Tune still has to set something aside
+    return tune.PlacementGroupFactory([{}, *beside] if beside else [{"memory": 1}], strategy="SPREAD")
 
 
 class Places:
@@ -129,10 +136,10 @@ class Places:
     @classmethod
     def among(cls, nodes: Sequence[Mapping[str, float]], cluster: Cluster, *, wanted: int | None) -> Places:
         """The same from the resources of every node."""
-        judges = cluster.judges.values()
+        judges, drawing = cluster.judges.values(), cluster.with_actors()
         pieces = {
-            "CPU": (cluster.worker_cpus, cluster.actor_cpus, *(judge.cpus for judge in judges)),
-            "GPU": (cluster.worker_gpus, cluster.actor_gpus, *(judge.gpus for judge in judges)),
+            "CPU": (cluster.worker_cpus, drawing.actor_cpus, *(judge.cpus for judge in judges)),
+            "GPU": (cluster.worker_gpus, drawing.actor_gpus, *(judge.gpus for judge in judges)),
         }
         whole = {
             "CPU": cluster.wanted("cpus", workers=cluster.workers),
@@ -293,7 +300,7 @@ def _run(options: dict[str, Any]) -> None:
     config, directory = validate(options["config"]), Path(options["directory"])
     try:
         with locked(directory, patience=ORPHAN_SECONDS), _reported(config, directory):
-            launch.train(config, directory)
+            launch.train(config, directory, placed=True)
     except UserError as error:
         write_json(directory / "failure.json", {"message": str(error)})
 

@@ -12,6 +12,7 @@ import ray
 import torch
 
 from raysuite.cluster.actors import dealt
+from raysuite.cluster.placement import drawing_device
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
@@ -26,23 +27,23 @@ class TextEncoder:
 
     def __init__(self, config: RunConfig, directory: Path, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if config.cluster.actor_gpus > 0 else "cpu")
-        self._policy = open_policy(config, device, texts=directory, weights=False)
+        self._policy = open_policy(config, drawing_device(config.cluster), texts=directory, weights=False)
 
     def encode(self, prompts: Sequence[str]) -> int:
         """Write the text states of prompts that are not there yet; returns how many prompts these were."""
         return len(self._policy.text_states(prompts))
 
 
-def encode_once(config: RunConfig, directory: Path, *, threads: int) -> Path | None:
+def encode_once(config: RunConfig, directory: Path, *, threads: int, here: bool = False) -> Path | None:
     """The directory of a run's text states, all there; None for a run whose processes encode for themselves.
 
-    Needs Ray to run. What was encoded before is not encoded again.
+    What was encoded before is not encoded again.
 
     Args:
         config: of the run.
         directory: of the run.
-        threads: of each actor.
+        threads: of each process.
+        here: encode in this one, and not in actors, which need Ray to run.
 
     Raises:
         UserError: the model cannot be opened.
@@ -56,6 +57,15 @@ def encode_once(config: RunConfig, directory: Path, *, threads: int) -> Path | N
     done = texts / "complete.json"
     if done.exists() and json.loads(done.read_text()) == of:
         return texts
+    if here:
+        TextEncoder(config, texts, threads=threads).encode(prompts)
+    else:
+        _by_actors(config.with_actors(), texts, prompts, threads=threads)
+    write_json(done, of)
+    return texts
+
+
+def _by_actors(config: RunConfig, texts: Path, prompts: Sequence[str], *, threads: int) -> None:
     remote: Any = ray.remote(TextEncoder).options(
         num_cpus=config.cluster.actor_cpus, num_gpus=config.cluster.actor_gpus, max_restarts=2, max_task_retries=2
     )
@@ -67,5 +77,3 @@ def encode_once(config: RunConfig, directory: Path, *, threads: int) -> Path | N
     finally:
         for actor in actors:
             ray.kill(actor)
-    write_json(done, of)
-    return texts

@@ -300,6 +300,15 @@ def _check_cluster(run: Run) -> None:
             f"expected parameters.kind=all and several cluster.workers with cluster.shard, got {run.parameters.kind} and "
             f"{cluster.workers}: a LoRA is small, and one worker has nobody to share with; leave it out"
         )
+    if cluster.shard and not cluster.actors:
+        raise UserError(
+            "expected cluster.actors of at least 1 with cluster.shard, got 0: a learner that has a share of the network cannot draw; "
+            "set cluster.actors, and cluster.actor_gpus with it"
+        )
+    if cluster.actor_gpus and not cluster.actors:
+        raise UserError(
+            f"expected no cluster.actor_gpus with cluster.actors=0, got {cluster.actor_gpus:g}: leave it out, or set cluster.actors"
+        )
     if cluster.encode_once and run.parameters.kind == "all":
         raise UserError(
             "expected parameters.kind=lora with cluster.encode_once, got all: checkpoints are then whole pipelines, with the text "

@@ -42,6 +42,10 @@ class RunConfig(Run):
             del tree["prompts"]["test"]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
+    def with_actors(self) -> RunConfig:
+        """For work without learners."""
+        return self.model_copy(update={"cluster": self.cluster.with_actors()})
+
     @property
     def reward_names(self) -> tuple[str, ...]:
         """Names of all rewards, those that are trained first."""

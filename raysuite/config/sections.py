@@ -461,21 +461,27 @@ class Judge(Section):
         return None if self.conda is None else {"conda": self.conda}
 
 
+def _actors(given: Mapping[str, Any]) -> int:
+    """Of a cluster that says no number: nobody means to draw on CPUs what is learned from on a GPU."""
+    return 0 if given.get("worker_gpus") and not given.get("actor_gpus") else 1
+
+
 class Cluster(Section):
     """Where work runs."""
 
     workers: PositiveInt = 1
     """Learner processes (Ray Train workers)."""
-    actors: PositiveInt = 1
-    """Rollout processes."""
     worker_cpus: PositiveFloat = 1.0
     """Of each learner; what Ray sets aside."""
     worker_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest: one GPU does both in turn."""
+    """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest."""
     actor_cpus: PositiveFloat = 1.0
     """Of each actor."""
     actor_gpus: Annotated[float, Field(ge=0)] = 0.0
     """Of each actor; whole ones set actors apart from learners."""
+    actors: NonNegativeInt = Field(default_factory=_actors, json_schema_extra={"default": 1})
+    """Rollout processes. With 0, which is the default where learners have GPUs and actors none, learners draw for themselves, in turn
+    with learning, and hold the network once; one learner then needs no other process."""
     judges: dict[str, Judge] = Field(default_factory=dict)
     """Rewards that run in processes of their own, by name, such as `{pickscore: {actors: 2, gpus: 0.5}}`. Others run where pictures
     are drawn."""
@@ -486,9 +492,22 @@ class Cluster(Section):
     encode_once: bool = False
     """Encode the run's prompts before it begins, into texts/ of the run directory: learners and actors then load no text encoder."""
     max_failures: NonNegativeInt = 2
-    """Times a learner may be lost and restarted from its last checkpoint."""
+    """Times a learner may be lost and restarted from its last checkpoint; one that does everything is the command itself."""
     patience: PositiveFloat = 900.0
     """Seconds that a cluster which was joined may take to grow to what the run wants."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process does everything."""
+        return self.workers == 1 and not self.actors and not self.judges
+
+    def with_actors(self) -> Cluster:
+        """For work without learners: where they would draw for themselves, actors in their places."""
+        if self.actors:
+            return self
+        return self.model_copy(
+            update={"actors": self.workers, "actor_cpus": self.worker_cpus, "actor_gpus": self.worker_gpus}
+        )
 
     def wanted(self, kind: Literal["cpus", "gpus"], *, workers: int) -> float:
         """What actors, judges and so many learners take together."""

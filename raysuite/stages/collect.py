@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import final
 
 import numpy as np
 
 from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
-from raysuite.stages.rollout import sample, score
+from raysuite.stages.rollout import Ask, ask_here, sample, score
 from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
+
+IDLE_SECONDS = 0.2
+"""How long a collector waits for a block before it lets the learner look up."""
 
 
 class Collector(ABC):
@@ -37,29 +43,69 @@ class Collector(ABC):
 
 
 class LocalCollector(Collector):
-    """Draws in this process with the learner's own policy, which is as it came when the collector is made.
+    """Draws in this process with the learner's own policy, and scores blocks while the next are drawn."""
 
-    Rewards may take what they take here: one that hangs could only be ended with the process.
-    """
+    def __init__(
+        self,
+        policy: Policy,
+        config: RunConfig,
+        *,
+        ask: Ask = ask_here,
+        ahead: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare.
 
-    def __init__(self, policy: Policy, config: RunConfig) -> None:
-        self._policy = policy
-        self._config = config
-        self._base = policy.weights()
+        Args:
+            policy: as it came. It is lent for each block, and keeps its weights and its reference.
+            config: of the run.
+            ask: for scores.
+            ahead: blocks that may be scored while another is drawn.
+            check: called before every step and now and then while scores are waited for; what it raises ends the work.
+        """
+        self._policy, self._config, self._ask, self._ahead, self._check = policy, config, ask, ahead, check
+        self._base = policy.weights() if config.reference.refresh else None
+        self._scoring = ThreadPool(ahead)
 
     def warm(self, blocks: Sequence[Block]) -> Callable[[], None]:
         """Nothing happens before it is waited for."""
         return lambda: warm_drawing(self._policy, blocks)
 
     def start(self, blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
-        """Nothing happens before the iterator is read."""
+        """Nothing happens before the iterator is read; then, until its end, the policy must not learn."""
+        found = self._policy.weights()
+        own = None if np.array_equal(found, weights) else found
+        scored: deque[AsyncResult[Rollouts]] = deque()
         for block in blocks:
-            own, reference = self._policy.weights(), self._policy.reference_weights
-            self._policy.set_weights(weights)
-            if reference is not None:  # the learner's; what a rollout measures is the KL from the model as it came
-                self._policy.set_reference(self._base)
-            drawn = sample(self._policy, block, self._config, version=version)
-            self._policy.set_weights(own)
-            if reference is not None:
-                self._policy.set_reference(reference)
-            yield score(drawn, self._config)
+            with self._lent(block, weights, own):
+                drawn = sample(self._policy, block, self._config, version=version, check=self._check)
+            scored.append(self._scoring.apply_async(score, (drawn, self._config), {"ask": self._ask}))
+            if len(scored) > self._ahead:
+                yield self._waited_for(scored.popleft())
+        while scored:
+            yield self._waited_for(scored.popleft())
+
+    @contextmanager
+    def _lent(self, block: Block, weights: np.ndarray, own: np.ndarray | None) -> Iterator[None]:
+        """The policy with `weights`, unless they are its own, and where a block measures the KL, with the model as it came for its
+        reference.
+        """
+        policy, base = self._policy, self._base if block.measure_kl else None
+        reference = policy.reference_weights
+        if own is not None:
+            policy.set_weights(weights)
+        if reference is not None and base is not None:
+            policy.set_reference(base)
+        try:
+            yield
+        finally:
+            if own is not None:
+                policy.set_weights(own)
+            if reference is not None and base is not None:
+                policy.set_reference(reference)
+
+    def _waited_for(self, scored: AsyncResult[Rollouts]) -> Rollouts:
+        while not scored.ready():
+            self._check()
+            scored.wait(IDLE_SECONDS)
+        return scored.get()

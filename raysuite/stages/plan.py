@@ -150,7 +150,8 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     objective, cluster, learn = config.built_objective, config.cluster, config.learn
     shares = cluster.workers if cluster.shard else 1
     network = outline.weights[outline.part]
-    copies = (outline.copy if objective.needs_reference else 0) + (
+    measured = not cluster.actors and config.evaluation.kl
+    copies = (outline.copy if objective.needs_reference or measured else 0) + (
         outline.copy if objective.needs_base and config.reference.refresh else 0
     )
     second = 4 * outline.trained if config.reference.refresh else 0

@@ -23,10 +23,19 @@ from raysuite.types import Block, Cost, Drawn, Rollouts
 
 
 @torch.no_grad()
-def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, draws_N: Tensor | None = None) -> Drawn:
+def sample(
+    policy: Policy,
+    block: Block,
+    config: RunConfig,
+    *,
+    version: int,
+    draws_N: Tensor | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Drawn:
     """Draw a block's pictures, with the trajectories and their densities unless it is for evaluation.
 
-    Where the policy draws prompts, `draws_N` are labels in place of those of the samples' coordinates.
+    Where the policy draws prompts, `draws_N` are labels in place of those of the samples' coordinates. `check` is called before every
+    step; what it raises ends the drawing.
     """
     size, prompts_N = block.size, block.prompt_of_N
     schedule, table = policy.schedule.windowed(block.window), policy.table.windowed(block.window)
@@ -41,6 +50,7 @@ def sample(policy: Policy, block: Block, config: RunConfig, *, version: int, dra
     preview_at = () if block.evaluation else config.credit.previews
     previews: list[Tensor] = []
     for step in range(schedule.steps):
+        check()
         t_N = table.timesteps_K[step].expand(size)
         if whole and first <= step <= end and not block.evaluation:
             latents.append(x)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 import torch
+from accelerate import Accelerator
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
@@ -57,8 +58,9 @@ def drawn(config: RunConfig) -> dict[int, Rollouts]:
     """An update's rollouts by Ray, which are those of one process bit for bit."""
     policy = open_policy(config, torch.device("cpu"))
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
-    with launch.running_actors(config) as actors:
-        collector = RayCollector(actors, at_once=blocks_at_once(config.cluster))
+    with launch.running_actors(config) as (actors, judges):
+        options = {"actors": actors, "judges": judges}
+        collector = launch._collector(config, policy, Accelerator(cpu=True), options, lambda: None)
         found = {r.block.index: r for r in collector.start(blocks, policy.weights(), 0)}
     assert found.keys() == {block.index for block in blocks}
     return found
@@ -87,12 +89,13 @@ def test_judges_that_are_killed_raise_and_hang_change_no_number_and_nor_does_a_s
     assert json.loads((run / "ledger.json").read_text())["scoring"]["seconds"] > 6  # one question hung for so long
 
 
-def test_drawing_goes_on_while_judges_score(chaos: Path) -> None:
+@pytest.mark.parametrize("actors", ["1", "0"])
+def test_drawing_goes_on_while_judges_score(actors: str, chaos: Path) -> None:
     """Each judge waits until both have been asked: the second block was drawn before the first was scored. In the drawing process
-    itself one is scored after the other.
+    itself, be it an actor or a learner, one is scored after the other.
     """
     plan(chaos)
-    together = drawn(judged("together", judges="2"))
+    together = drawn(judged("together", judges="2", **{"cluster.actors": actors}))
     assert len(list(chaos.glob("asked-*"))) == 2 and len(together) == 2
 
 
@@ -123,7 +126,7 @@ def test_a_reward_that_spoils_the_process_changes_no_picture(chaos: Path) -> Non
     blocks += training_blocks(config, load_prompts(config.prompts), update=1)
     clean = config.model_copy(update={"rewards": load("toy-ddpo", {}).rewards})
     expected = list(LocalCollector(policy, clean).start(blocks, policy.weights(), 0))
-    with launch.running_actors(config) as actors:
+    with launch.running_actors(config) as (actors, _):
         found = {(r.block.update, r.block.index): r for r in RayCollector(actors).start(blocks, policy.weights(), 0)}
     for want in expected:
         got = found[want.block.update, want.block.index]
@@ -146,3 +149,4 @@ def test_room_is_counted_with_the_judges() -> None:
     cluster = Cluster(actors=2, judges={"a": {"actors": 3, "gpus": 0.25, "cpus": 2}, "b": {}})
     assert (cluster.wanted("cpus", workers=1), cluster.wanted("gpus", workers=1)) == (1 + 2 + 6 + 1, 0.75)
     assert blocks_at_once(cluster) == 4 and blocks_at_once(Cluster(actors=2)) == 2
+    assert blocks_at_once(cluster.model_copy(update={"actors": 0})) == 6

@@ -70,15 +70,31 @@ def through_ray(config: RunConfig, directory: Path) -> np.ndarray:
     return safetensors.numpy.load_file(last)["perturbation"].ravel()
 
 
-def test_a_run_through_ray_equals_the_same_stages_in_one_process(tmp_path: Path) -> None:
-    config = toy()
-    assert np.array_equal(through_ray(config, tmp_path / "ray"), in_one_process(config, tmp_path / "one"))
+OLDER = {"updates": "3", "rollouts__staleness": "1", "reference__refresh": "1", "evaluation__every": "1"}
+"""A learner without actors lends its policy for older weights, and for the KL from the model as it came."""
 
 
-def test_two_learner_workers_equal_one(tmp_path: Path) -> None:
-    two = toy(cluster__workers="2", cluster__worker_cpus="0.5", cluster__actors="2", cluster__actor_cpus="0.25")
-    one = in_one_process(toy(), tmp_path / "one")
-    np.testing.assert_allclose(through_ray(two, tmp_path / "two"), one, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("settings", [{}, OLDER], ids=["on policy", "older weights"])
+def test_a_run_with_actors_equals_one_without(settings: dict[str, str], tmp_path: Path) -> None:
+    config, alone = toy(**settings), toy(**settings, cluster__actors="0")
+    assert np.array_equal(through_ray(config, tmp_path / "ray"), through_ray(alone, tmp_path / "one"))
+    assert (tmp_path / "ray/metrics.jsonl").read_text() == (tmp_path / "one/metrics.jsonl").read_text()
+
+
+def test_two_learner_workers_equal_one_and_need_no_actors(tmp_path: Path) -> None:
+    shares = {"cluster__workers": "2", "cluster__worker_cpus": "0.5", "cluster__actor_cpus": "0.25"}
+    two, without = (through_ray(toy(**shares, cluster__actors=actors), tmp_path / actors) for actors in ("2", "0"))
+    np.testing.assert_allclose(two, in_one_process(toy(), tmp_path / "one"), rtol=1e-4, atol=1e-6)
+    assert np.array_equal(two, without)
+    assert (tmp_path / "2/metrics.jsonl").read_text() == (tmp_path / "0/metrics.jsonl").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_learner_that_does_everything_needs_the_gpu_that_it_asks_for(tmp_path: Path) -> None:
+    config = toy(cluster__worker_gpus="1")
+    assert config.cluster.alone
+    with pytest.raises(UserError, match=r"expected a GPU with CUDA for cluster\.worker_gpus=1, this machine has none"):
+        launch.train(config, tmp_path)
 
 
 def test_pairs_are_those_of_the_same_stages_in_one_process(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ CPUS = {"worker_cpus": 1.0, "actor_cpus": 1.0}
         # the workers' GPUs are whole, actors' shares may lie on any
         ([{"CPU": 64, "GPU": 8}], {**CPUS, "actors": 4, "worker_gpus": 1.0, "actor_gpus": 0.25}, 1, 4),
         ([{"CPU": 16}, {"CPU": 8, "GPU": 2}], {**CPUS, "worker_gpus": 1.0, "actor_gpus": 1.0}, 1, 1),
+        # learners that draw for themselves
+        ([{"CPU": 2}], {"actors": 0, "worker_cpus": 0.5}, 4, 4),
+        ([{"CPU": 8, "GPU": 4}], {"workers": 2, "worker_gpus": 1.0}, 2, 2),
     ],
 )
 def test_runs_at_once_find_room_whatever_lies_where(nodes: list, cluster: dict, sure: int, most: int) -> None:

@@ -357,6 +357,11 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"preferences.members": 1, "objective": {"name": "sft"}},
             "expected preferences.members of at least 2, got 1 with sft: only sft on a set of pictures",
         ),
+        (
+            {"cluster": {"workers": 2, "shard": True, "actors": 0}, "parameters.kind": "all"},
+            "expected cluster.actors of at least 1 with cluster.shard, got 0",
+        ),
+        ({"cluster": {"actors": 0, "actor_gpus": 1}}, "expected no cluster.actor_gpus with cluster.actors=0, got 1"),
         ({"cluster.actor_gpus": 1.5}, "expected cluster.actor_gpus of at most 1 or a whole number, got 1.5"),
         ({"parameters": {"kind": "prompts"}}, "expected a model with text encoders for parameters.kind=prompts, got"),
         ({"parameters.prompts": {"tokens": 2}}, "expected no settings of parameters.prompts with parameters.kind="),

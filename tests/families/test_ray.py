@@ -27,8 +27,12 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
     changes = {"updates": 3, "checkpoints": {"every": 1}, "evaluation": {"prompts": 1, "final_samples": 1, "every": 3}}
     prompts = {"training": "toy", "held_out": "toy"}  # three
     config = tiny_run("sd3", "ddpo", **changes, prompts=prompts, cluster={"encode_once": True, "threads": 1})
-    alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
+    alone, disturbed, without = tmp_path / "alone", tmp_path / "disturbed", tmp_path / "without"
     train_alone(config, alone)
+    lonely = config.model_copy(update={"cluster": config.cluster.model_copy(update={"actors": 0})})
+    assert not launch.claim(lonely, without, ["test"])
+    launch.train(lonely, without)  # encodes for itself, and then draws for itself
+    assert not ray.is_initialized()
     (tmp_path / "run.yaml").write_text(json.dumps(config.canonical()))  # JSON is YAML
     command = [sys.executable, "-m", "raysuite.cli", "train", str(tmp_path / "run.yaml"), "--out", str(disturbed)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as begun:
@@ -44,10 +48,13 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
     finally:
         ray.shutdown()
     assert {file.name: file.stat().st_mtime_ns for file in (disturbed / "texts").iterdir()} == known
+    assert {file.name for file in (without / "texts").iterdir()} == known.keys()
     weights = [
         safetensors.numpy.load_file(run / "checkpoints" / "000003" / "model" / "pytorch_lora_weights.safetensors")
-        for run in (alone, disturbed)
+        for run in (alone, disturbed, without)
     ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert RunDirectory(alone).metrics() == RunDirectory(disturbed).metrics()
+    for found in weights[1:]:
+        assert found.keys() == weights[0].keys()
+        assert all(np.array_equal(found[name], weights[0][name]) for name in found)
+    for run in (disturbed, without):
+        assert RunDirectory(run).metrics() == RunDirectory(alone).metrics()
