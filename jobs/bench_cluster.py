@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a script, it finds jobs.bench
@@ -30,12 +29,8 @@ from jobs.bench import Figure, ratio
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.launch import ENVIRONMENT, connect, killed_at_the_end
 from raysuite.config import RunConfig, load
-from raysuite.families import open_policy
 from raysuite.families.toy import ToyPolicy, open_toy
-from raysuite.stages.collect import LocalCollector
-from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
-from raysuite.stages.train import Training
 from raysuite.types import Block
 
 ACTORS = (1, 2, 4, 8, 16)
@@ -55,6 +50,8 @@ RUN = {
     "checkpoints.every": "100",
 }
 """scenes-ddpo with updates of a few seconds."""
+SIDES = {"ray": 1, "alone": 0}
+"""Actors of each side of `run`."""
 
 
 class Double(ToyPolicy):
@@ -141,29 +138,28 @@ def weights(turns: int) -> list[Figure]:
 
 
 def run(turns: int) -> list[Figure]:
-    """Seconds of an update of a run through Ray over those of the same stages in one process."""
+    """Seconds of an update of a run through Ray, with one actor, over those of the same run in one process, without."""
     start, update = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(turns):
-            for side in ("ray", "alone")[:: -1 if turn % 2 else 1]:
-                started, ends = _timed(Path(folder) / f"{side}-{turn}", side)
+            for side, actors in list(SIDES.items())[:: -1 if turn % 2 else 1]:
+                started, ends = _timed(Path(folder) / f"{side}-{turn}", actors)
                 start[side].append(started)
                 update[side].append((ends[-1] - ends[0]) / (len(ends) - 1))
     return [
-        ratio("seconds of an update: through Ray / in one process", update["ray"], update["alone"], "at most 1.15"),
+        ratio("seconds of an update: through Ray / in one process", update["ray"], update["alone"], "at most 1.10"),
         *(Figure(f"  seconds of an update: {side}", update[side]) for side in update),
         *(Figure(f"  seconds from the command to the first evaluation: {side}", start[side]) for side in start),
     ]
 
 
-def _timed(directory: Path, side: str) -> tuple[float, list[float]]:
+def _timed(directory: Path, actors: int) -> tuple[float, list[float]]:
     """When a run has evaluated the model as it came, and when each update ended, in seconds after the command."""
-    settings = [f"--set={path}={value}" for path, value in RUN.items()]
-    through_ray = ["-m", "raysuite.cli", "train", "scenes-ddpo", "--out", str(directory), *settings]
+    settings = [f"--set={path}={value}" for path, value in {**RUN, "cluster.actors": actors}.items()]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *(through_ray if side == "ray" else [__file__, "--alone", str(directory)])],
+        [sys.executable, "-m", "raysuite.cli", "train", "scenes-ddpo", "--out", str(directory), *settings],
         env=environment,
         stdout=subprocess.DEVNULL,
     )
@@ -174,17 +170,8 @@ def _timed(directory: Path, side: str) -> tuple[float, list[float]]:
         now = time.perf_counter() - began
         first = first or (now if text else 0.0)
         ends += [now] * (text.count('"budget/') - len(ends))
-    assert process.returncode == 0 and len(ends) == int(RUN["updates"]), f"the run {side} failed"
+    assert process.returncode == 0 and len(ends) == int(RUN["updates"]), f"the run with cluster.actors={actors} failed"
     return first, ends
-
-
-def alone(directory: Path) -> None:
-    """The run's stages in this process."""
-    config = load("scenes-ddpo", RUN)
-    torch.set_num_threads(os.cpu_count() or 1)
-    RunDirectory(directory).claim(config, sys.argv)
-    policy = open_policy(config, torch.device("cpu"))
-    Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True)).train()
 
 
 PARTS = {"scaling": scaling, "weights": weights, "run": run}
@@ -195,11 +182,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all by default")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        alone(options.alone)
-        return
     print(f"{'':64}{'median':>8}  {'min to max':16}{'n':>3}  fastest  target")
     figures: list[Figure] = []
     for part in options.parts or PARTS:

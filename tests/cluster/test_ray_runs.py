@@ -70,7 +70,14 @@ def through_ray(config: RunConfig, directory: Path) -> np.ndarray:
     return safetensors.numpy.load_file(last)["perturbation"].ravel()
 
 
-OLDER = {"updates": "3", "rollouts__staleness": "1", "reference__refresh": "1", "evaluation__every": "1"}
+OLDER = {
+    "updates": "3",
+    "objective": "{name: trajectory_dpo, strength: 5.0, discount: 0.9}",
+    "credit": "null",
+    "rollouts__staleness": "1",
+    "reference__refresh": "1",
+    "evaluation__every": "1",
+}
 """A learner without actors lends its policy for older weights, and for the KL from the model as it came."""
 
 

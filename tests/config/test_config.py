@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raysuite.config import Credit, Learn, Noise, RunConfig, Window, load, put, recipes, validate
+from raysuite.config import Cluster, Credit, Learn, Noise, RunConfig, Window, load, put, recipes, validate
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.sweeps.declared import load as load_sweep
@@ -53,6 +53,26 @@ def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 # what works
+
+
+@pytest.mark.parametrize(
+    ("cluster", "actors"),
+    [
+        ({}, 1),
+        ({"worker_gpus": "1"}, 0),
+        ({"worker_gpus": "0.6", "actor_gpus": "0.4"}, 1),
+        ({"worker_gpus": "1", "actors": "2"}, 2),
+    ],
+)
+def test_learners_on_gpus_draw_for_themselves_unless_there_are_actors(cluster: dict[str, str], actors: int) -> None:
+    given = {f"cluster.{name}": value for name, value in cluster.items()}
+    assert load("scenes-ddpo", given).cluster.actors == actors
+
+
+def test_work_without_learners_puts_actors_in_their_places() -> None:
+    drawing = Cluster(workers=2, worker_cpus=3, worker_gpus=1).with_actors()
+    assert (drawing.actors, drawing.actor_cpus, drawing.actor_gpus) == (2, 3, 1)
+    assert Cluster(actors=3, actor_cpus=0.5).with_actors() == Cluster(actors=3, actor_cpus=0.5)
 
 
 @pytest.mark.parametrize(
