@@ -63,6 +63,10 @@ class Judges:
         self._known, self._here = threading.Lock(), threading.Lock()
         self._thread = ThreadPool(1)
 
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._thread.terminate()
+
     def ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
         """A block's scores. All its pictures go to one judge: a network's answer depends on its batch, in the last digits.
 

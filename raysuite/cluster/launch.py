@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from math import inf
 from pathlib import Path
@@ -360,8 +360,8 @@ def _learner(options: dict[str, Any]) -> None:
         _leave_if_asked(check)
         texts = options["texts"]
         policy = open_policy(config, accelerator.device, texts=texts, encoders=texts is None)
-        collector = _collector(config, policy, accelerator, options, check)
-        Training(config, directory, policy, collector, accelerator, check=check).train()
+        with _collecting(config, policy, accelerator, options, check) as collector:
+            Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -370,15 +370,18 @@ def _learner(options: dict[str, Any]) -> None:
             raise
 
 
-def _collector(
+@contextmanager
+def _collecting(
     config: RunConfig, policy: Policy, accelerator: Accelerator, options: Mapping[str, Any], check: Callable[[], None]
-) -> Collector:
-    """Who draws for a learner: its share of the actors, or where there are none itself."""
+) -> Iterator[Collector]:
+    """Who draws for a learner, for the length of a `with`: its share of the actors, or where there are none itself."""
     rank, workers, actors = accelerator.process_index, accelerator.num_processes, options["actors"]
     if actors:
-        return RayCollector.of(config, actors[rank::workers] or [actors[rank % len(actors)]], idle=check)
-    judges, ahead = Judges(options["judges"]), blocks_at_once(config.cluster) - 1
-    return LocalCollector(policy, config, ask=judges.ask, ahead=ahead, check=check)
+        yield RayCollector.of(config, actors[rank::workers] or [actors[rank % len(actors)]], idle=check)
+        return
+    with closing(Judges(options["judges"])) as judges:
+        ahead = blocks_at_once(config.cluster) - 1
+        yield LocalCollector(policy, config, ask=judges.ask, ahead=ahead, check=check)
 
 
 def _leave_if_asked(check: Callable[[], None]) -> None:

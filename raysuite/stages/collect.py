@@ -65,7 +65,6 @@ class LocalCollector(Collector):
         """
         self._policy, self._config, self._ask, self._ahead, self._check = policy, config, ask, ahead, check
         self._base = policy.weights() if config.reference.refresh else None
-        self._scoring = ThreadPool(ahead)
 
     def warm(self, blocks: Sequence[Block]) -> Callable[[], None]:
         """Nothing happens before it is waited for."""
@@ -76,14 +75,15 @@ class LocalCollector(Collector):
         found = self._policy.weights()
         own = None if np.array_equal(found, weights) else found
         scored: deque[AsyncResult[Rollouts]] = deque()
-        for block in blocks:
-            with self._lent(block, weights, own):
-                drawn = sample(self._policy, block, self._config, version=version, check=self._check)
-            scored.append(self._scoring.apply_async(score, (drawn, self._config), {"ask": self._ask}))
-            if len(scored) > self._ahead:
+        with ThreadPool(self._ahead) as scoring:
+            for block in blocks:
+                with self._lent(block, weights, own):
+                    drawn = sample(self._policy, block, self._config, version=version, check=self._check)
+                scored.append(scoring.apply_async(score, (drawn, self._config), {"ask": self._ask}))
+                if len(scored) > self._ahead:
+                    yield self._waited_for(scored.popleft())
+            while scored:
                 yield self._waited_for(scored.popleft())
-        while scored:
-            yield self._waited_for(scored.popleft())
 
     @contextmanager
     def _lent(self, block: Block, weights: np.ndarray, own: np.ndarray | None) -> Iterator[None]:

@@ -163,10 +163,9 @@ def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> 
         expected = r"hangs_on_left to answer within 1 seconds, it did not; the prompts were 'left': mend it"
         with pytest.raises(RewardHung, match=expected):
             list(RayCollector(actors).start(blocks, policy.weights(), 0))
-    with pytest.raises(
-        RewardHung, match=expected
-    ):  # a learner that draws for itself has no other process to ask again in
-        list(LocalCollector(policy, config, ask=Judges({}).ask).start(blocks, policy.weights(), 0))
+    # a learner that draws for itself has no other process to ask again in
+    with contextlib.closing(Judges({})) as here, pytest.raises(RewardHung, match=expected):
+        list(LocalCollector(policy, config, ask=here.ask).start(blocks, policy.weights(), 0))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
@@ -191,8 +190,10 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
 # of runs with actors, tests/families/test_ray.py kills a driver, tests/cluster/test_stopping.py terminates one
 @pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 0])
 def test_driver_killed_and_terminated_and_the_command_repeated(
-    actors: int, cluster: None, chaos: Path, undisturbed: Path, tmp_path: Path
+    actors: int, chaos: Path, undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if actors:
+        request.getfixturevalue("cluster")
     out, placed = tmp_path / "run", {**SETTINGS, "cluster.actors": str(actors)}
     settings = [word for path, value in placed.items() for word in ("--set", f"{path}={value}")]
     command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", *settings, "--out", str(out)]

@@ -60,8 +60,8 @@ def drawn(config: RunConfig) -> dict[int, Rollouts]:
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
     with launch.running_actors(config) as (actors, judges):
         options = {"actors": actors, "judges": judges}
-        collector = launch._collector(config, policy, Accelerator(cpu=True), options, lambda: None)
-        found = {r.block.index: r for r in collector.start(blocks, policy.weights(), 0)}
+        with launch._collecting(config, policy, Accelerator(cpu=True), options, lambda: None) as collector:
+            found = {r.block.index: r for r in collector.start(blocks, policy.weights(), 0)}
     assert found.keys() == {block.index for block in blocks}
     return found
 
