@@ -27,7 +27,7 @@ setup: .venv/.installed ## environment in .venv with the package and its tools; 
 	@touch $@
 
 demo: setup ## align the bundled model three ways at an equal budget, and see which moves it how far
-	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe --out runs/demo/$$recipe || exit; done
+	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe --set cluster.actors=0 --out runs/demo/$$recipe || exit; done
 	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
