@@ -63,12 +63,12 @@ def _evaluate(
     work: list[tuple[Member, list[Block]]],
     counted: Callable[[str, str], Counting],
 ) -> None:
-    config, everything = work[0][0].config, len(protocol.blocks())
+    config, everything = work[0][0].config.with_actors(), len(protocol.blocks())
     launch.connect()
     launch.check_resources(config.cluster)
     threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
     texts = encode_once(config, evaluation.of(directory, work[0][0]), threads=threads)
-    with launch.running_actors(config, texts=texts) as actors:
+    with launch.running_actors(config, texts=texts) as (actors, _):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):

@@ -117,12 +117,13 @@ def _draw(
     if not left:
         return
     launch.connect()
-    launch.check_resources(model.config.cluster)
-    policy = open_policy(model.config, torch.device("cpu"))
+    config = model.config.with_actors()
+    launch.check_resources(config.cluster)
+    policy = open_policy(config, torch.device("cpu"))
     if model.model is not None:
         checkpoint.load(model.model, policy)
-    with launch.running_actors(model.config) as actors:
-        collector = RayCollector.of(model.config, actors)
+    with launch.running_actors(config) as (actors, _):
+        collector = RayCollector.of(config, actors)
         for _ in draw.draw(directory / "scores", left, collector, policy.weights()):
             counting.advance()
 
