@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -78,14 +79,26 @@ def _take(file: Path, own: bytes, deadline: float) -> None:
                 raise UserError(_sentence(file, found))
             time.sleep(AGAIN_SECONDS)
             continue
-        aside = file.with_name(f".{FILE}.{uuid.uuid4().hex}")
-        try:
-            file.rename(aside)
-        except FileNotFoundError:
-            continue
-        if aside.read_bytes() != found:  # somebody was faster, and this is theirs
-            os.link(aside, file)
-        aside.unlink()
+        _clear(file, found)
+
+
+def _clear(file: Path, found: bytes) -> None:
+    """Remove a lock that was left behind, unless it is gone or is another's by now.
+
+    Of all that found it one may remove it: whoever came second would remove the lock of whoever came first. The kernel
+    gives the file to one at a time, and back if its process dies.
+    """
+    try:
+        with file.open("rb+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            if _read(file) == found:  # names its holder, so it is the file that is held
+                file.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(
+            f"expected to take over {file.parent}, which a command that ended left locked, could not ({error}): remove {file}"
+        ) from error
 
 
 def _placed(file: Path, own: bytes) -> bool:
