@@ -1,6 +1,6 @@
-"""What Ray costs, and what more actors bring: `python jobs/bench_cluster.py [scaling] [weights] [run] [--turns N]`.
+"""What Ray costs, and what more actors bring: `python jobs/bench_cluster.py [scaling] [weights] [judges] [run] [--turns N]`.
 
-The first two draw with a double of a model that takes a fixed time for every prediction, so that two cores can tell what
+All but the last draw with a double of a model that takes a fixed time for every prediction, so that two cores can tell what
 sixteen actors lose to each other and to the learner's process. docs/benchmarks.md says what the numbers mean.
 """
 
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
-from itertools import chain, count, islice
+from itertools import chain, count, islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 
 from jobs.bench import Figure, ratio
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
+from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.launch import ENVIRONMENT, connect, killed_at_the_end
 from raysuite.config import RunConfig, load
 from raysuite.families.toy import ToyPolicy, open_toy
@@ -38,6 +41,8 @@ BLOCKS = 6
 """Blocks an actor draws in a turn of `scaling`."""
 STEPS, SECONDS = 10, 0.05
 """Predictions of a block, and what each takes the double."""
+UPDATES = (4, 8, 16)
+"""Blocks of an update of `judges`."""
 PIECES = 10
 """Parameters among which the double's weights are divided."""
 RUN = {
@@ -75,18 +80,25 @@ class Double(ToyPolicy):
 class DoubleActor(RolloutActor):
     """A rollout actor with a double in place of its model."""
 
-    def __init__(self, config: RunConfig, megabytes: int) -> None:
-        super().__init__(config, threads=1)
+    def __init__(self, config: RunConfig, megabytes: int, judges: Names | None = None) -> None:
+        super().__init__(config, threads=1, judges=judges)
         self._policy = Double(config, megabytes)
 
 
-def drawing(blocks: int) -> tuple[RunConfig, list[Block]]:
+def slow(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """A reward that is as slow as drawing."""
+    time.sleep(STEPS * SECONDS)
+    return np.zeros(len(images))
+
+
+def drawing(blocks: int, **changes: object) -> tuple[RunConfig, list[Block]]:
     """Sixteen actors, and so many blocks for them."""
     settings = {
         "sampler.steps": STEPS,
         "rollouts.samples": 4,
         "cluster.actors": max(ACTORS),
         "cluster.actor_cpus": (os.cpu_count() or 1) / max(ACTORS),
+        **changes,
     }
     config = load("toy-ddpo", {path: str(value) for path, value in settings.items()})
     prompts = load_prompts(config.prompts)
@@ -137,6 +149,42 @@ def weights(turns: int) -> list[Figure]:
     return figures
 
 
+def judges(turns: int) -> list[Figure]:
+    """Seconds of an update's pictures with a reward as slow as drawing over those of drawing alone, one process for each."""
+    plain, blocks = drawing(max(UPDATES), **{"cluster.actors": 1})
+    entry, judge = "[{name: 'jobs.bench_cluster:slow'}]", "{'jobs.bench_cluster:slow': {cpus: 0.1}}"
+    beside, judged = ({"cluster.actors": 1, "rewards": entry, "cluster.judges": of} for of in ("{}", judge))
+    configs = {
+        "alone": plain,
+        "in the drawing process": drawing(1, **beside)[0],
+        "with a judge": drawing(1, **judged)[0],
+    }
+    weights, taken = Double(plain, 0).weights(), defaultdict[tuple[str, int], list[float]](list)
+    connect()
+    with running_judges(configs["with a judge"]) as names, ExitStack() as stack:
+        collectors = {}
+        for side, config in configs.items():
+            arguments = (config, 0, names if side == "with a judge" else None)
+            actors = stack.enter_context(killed_at_the_end(start_actors(config.cluster, DoubleActor, *arguments)))
+            collectors[side] = RayCollector.of(config, actors)
+        for collector in collectors.values():
+            list(collector.start(blocks[:1], weights, 0))  # all are there
+        for turn, number in product(range(turns), UPDATES):
+            for side in list(collectors)[:: -1 if turn % 2 else 1]:
+                started = time.perf_counter()
+                list(collectors[side].start(blocks[:number], weights, 0))
+                taken[side, number].append(time.perf_counter() - started)
+    return [
+        ratio(
+            f"seconds of {number} blocks: {side} / drawing alone",
+            taken[side, number],
+            taken["alone", number],
+            "at most 1.15" if side == "with a judge" else "",
+        )
+        for number, side in product(UPDATES, list(configs)[:0:-1])
+    ]
+
+
 def run(turns: int) -> list[Figure]:
     """Seconds of an update of a run through Ray, with one actor, over those of the same run in one process, without."""
     start, update = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
@@ -174,7 +222,7 @@ def _timed(directory: Path, actors: int) -> tuple[float, list[float]]:
     return first, ends
 
 
-PARTS = {"scaling": scaling, "weights": weights, "run": run}
+PARTS = {"scaling": scaling, "weights": weights, "judges": judges, "run": run}
 
 
 def main() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import site
+import sys
+import sysconfig
+import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -37,14 +42,38 @@ JUDGED = {**SETTINGS, "cluster.judges": "{'tests.cluster.rewards:disturbed': {ac
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("chaos")
     os.environ["CHAOS"] = str(directory)
-    launch.connect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(thin(tmp_path_factory.mktemp("thin"))))
+        launch.connect()
     yield directory
     ray.shutdown()
     del os.environ["CHAOS"]
 
 
-def judges_alive() -> list[psutil.Process]:
-    return called("JudgeActor")
+def thin(directory: Path) -> Path:
+    """Python with all that is installed here, in an environment of a few files: Ray copies the one that it runs in before it adds
+    packages, and gigabytes take minutes.
+    """
+    venv.create(directory, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(directory)}))
+    lines = [f"import site; site.addsitedir({found!r})" for found in site.getsitepackages()]
+    (packages / "installed.pth").write_text("\n".join(lines))
+    return directory / "bin" / "python"
+
+
+def wheel(directory: Path, name: str, code: str) -> Path:
+    """A package of one module."""
+    about = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": code,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{about}/RECORD"))
+    with zipfile.ZipFile(directory / f"{name}-1.0-py3-none-any.whl", "w") as packed:
+        for file, text in files.items():
+            packed.writestr(file, text)
+    return Path(str(packed.filename))
 
 
 def judged(reward: str, **settings: str) -> RunConfig:
@@ -80,7 +109,7 @@ def test_judges_that_are_killed_raise_and_hang_change_no_number_and_nor_does_a_s
         launch.train(config, run)
     thread.join()
     assert not list(chaos.glob("[0-9]*"))  # all of it struck
-    until(lambda: not judges_alive(), "the end of all judges")
+    until(lambda: not called("JudgeActor"), "the end of all judges")
     plan(chaos)
     launch.claim(config, run, ["test"])
     launch.train(config, run)
@@ -134,8 +163,29 @@ def test_a_reward_that_spoils_the_process_changes_no_picture(chaos: Path) -> Non
         assert np.array_equal(got.latents_NK, want.latents_NK) and np.array_equal(got.logp_NK, want.logp_NK)
 
 
+def test_a_judge_has_packages_that_nobody_else_has(chaos: Path, tmp_path: Path) -> None:
+    plan(chaos)
+    code = "import numpy as np\n\ndef red(images, prompts, metadata):\n    return images[..., 0].astype(float).mean((1, 2))\n"
+    package = wheel(tmp_path, "reds_of_a_judge", code)
+
+    def settings(*packages: Path) -> dict[str, str]:
+        name = "reds_of_a_judge:red"
+        judges = {name: {"cpus": 0.25, "pip": [str(of) for of in packages]}}
+        return {**SETTINGS, "rewards": json.dumps([{"name": name}]), "cluster.judges": json.dumps(judges)}
+
+    found = drawn(load("toy-ddpo", settings(package)))
+    with pytest.raises(ImportError):
+        importlib.import_module("reds_of_a_judge")
+    plain = load("toy-ddpo", SETTINGS)
+    policy = open_policy(plain, torch.device("cpu"))
+    blocks = training_blocks(plain, load_prompts(plain.prompts), update=0)
+    for expected in LocalCollector(policy, plain).start(blocks, policy.weights(), 0):
+        assert np.array_equal(found[expected.block.index].reward_N, expected.reward_N)
+    with pytest.raises(UserError, match=r"expected the environment of cluster.judges.reds_of_a_judge:red, Ray could"):
+        drawn(load("toy-ddpo", settings(tmp_path / "missing-1.0-py3-none-any.whl")))
+
+
 def test_an_environment_is_what_ray_is_told() -> None:
-    """Ray copies the whole environment before it adds packages: minutes, so it is not done here."""
     assert Judge().environment is None
     assert Judge(pip=("hpsv2==1.2",)).environment == {"pip": ["hpsv2==1.2"]}
     assert Judge(conda="scores").environment == {"conda": "scores"}

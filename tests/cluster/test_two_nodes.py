@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raysuite.cluster import launch
 from raysuite.cluster.actors import start_actors
 from raysuite.cluster.placement import room_for_learners, worker_resources
-from raysuite.config import Cluster, load
-from tests.processes import until
+from raysuite.config import Cluster, RunConfig, load, validate
+from raysuite.stages.files import RunDirectory
+from tests.processes import called, until
+from tests.rewards.networks import save_clip
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -78,6 +83,62 @@ def test_a_run_outlives_the_loss_of_a_node(nodes: Nodes, tmp_path: Path) -> None
     assert np.array_equal(safetensors.numpy.load_file(model)["perturbation"].ravel(), expected)
     ledgers = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("run", "one")]
     assert all(ledgers[0][what] == ledgers[1][what] for what in ("training", "evaluation"))
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "ddpo": {},
+    "diffusion_dpo": {"objective": {"name": "diffusion_dpo", "beta": 100.0}, "preferences": {"choose": "all"}},
+}
+
+
+@pytest.mark.parametrize("objective", ["ddpo", pytest.param("diffusion_dpo", marks=pytest.mark.slow)])
+def test_a_killed_run_with_pickscore_in_judges_goes_on(
+    nodes: Nodes, objective: str, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """No node has room for all of it, so that pictures go from one to the other. First the driver is killed, then a judge."""
+    # judges are placed first, and leave room for the others wherever they are
+    cluster = {"threads": 1, "actor_cpus": 0.5, "worker_cpus": 0.5, "judges": {"pickscore": {"actors": 2}}}
+    config = run_config(
+        "epsilon-lora-1",
+        updates=3,
+        rewards=[{"name": "pickscore", "model": str(save_clip(tmp_path / "clip"))}],
+        rollouts={"prompts": 4, "samples": 2, "prompts_per_block": 1},
+        evaluation={"prompts": 2, "samples": 1, "final_samples": 1, "every": 3},
+        checkpoints={"every": 1},
+        cluster=cluster,
+    )
+    config = validate({**config.canonical(), **OBJECTIVES[objective]})
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    train_alone(config, alone)
+    (tmp_path / "run.yaml").write_text(json.dumps(config.canonical()))  # JSON is YAML
+    command = [sys.executable, "-m", "raysuite.cli", "train", str(tmp_path / "run.yaml"), "--out", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as begun:
+        first = run / "checkpoints" / "000001" / "state.json"
+        until(lambda: begun.poll() is not None or first.exists(), "the first checkpoint", every=0.02)
+        begun.kill()
+    assert begun.returncode == -signal.SIGKILL
+    until(lambda: not called("JudgeActor"), "the end of the killed run's judges")
+
+    killed: list[int] = []
+
+    def kill_a_judge() -> None:
+        until((run / "checkpoints" / "000002" / "state.json").exists, "the second checkpoint", every=0.02)
+        judge = called("JudgeActor")[0]
+        judge.kill()
+        killed.append(judge.pid)
+
+    assert not launch.claim(config, run, ["test"])
+    killer = threading.Thread(target=kill_a_judge)
+    killer.start()
+    launch.train(config, run)
+    killer.join()
+    assert killed
+    for name in ("model/pytorch_lora_weights.safetensors", "optimizer.safetensors"):
+        one, other = (safetensors.numpy.load_file(of / "checkpoints" / "000003" / name) for of in (alone, run))
+        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    assert RunDirectory(alone).metrics() == RunDirectory(run).metrics()
+    for scores in alone.glob("scores/*"):
+        assert (run / "scores" / scores.name).read_bytes() == scores.read_bytes()
 
 
 class Resident:
