@@ -35,6 +35,7 @@ from raysuite.signals import postponed
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.optimizer import check_optimizer
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import Prompt, load_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
@@ -90,6 +91,8 @@ def check_drawing(config: RunConfig) -> None:
     cluster = config.cluster
     if config.model.compile and not (cluster.worker_gpus and (cluster.actor_gpus or not cluster.actors)):
         check_compiler(torch.device("cpu"))
+    if not cluster.worker_gpus:
+        check_optimizer(config.learn, torch.device("cpu"))
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
         check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
 

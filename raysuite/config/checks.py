@@ -107,6 +107,11 @@ def _check_learning(run: Run) -> None:
             raise UserError(
                 f"expected learn.warmup below learn.decline_until={learn.decline_until}, got {learn.warmup}: lower it"
             )
+    if learn.moment_bits == 8 and (learn.fused or run.cluster.shard):
+        raise UserError(
+            "expected no learn.fused and no cluster.shard with learn.moment_bits=8, got one: its step is a kernel of its own, and "
+            "moments of 8 bits are not spread; leave them out"
+        )
     if learn.fused and not run.cluster.worker_gpus:
         raise UserError(
             "expected cluster.worker_gpus above 0 with learn.fused, got 0: it is a kernel for GPUs; leave it out"

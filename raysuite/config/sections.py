@@ -367,6 +367,8 @@ class Learn(Section):
     """AdamW's."""
     fused: bool = False
     """AdamW's step as one kernel, on a GPU: faster, and equal but for rounding. Not run on a GPU yet."""
+    moment_bits: Literal[8, 32] = 32
+    """Of AdamW's moments: 8 take a quarter of the memory, through torchao, whose step is compiled. Not run on a GPU yet."""
     max_grad_norm: PositiveFloat = 1.0
     """Longer gradients are scaled down to it."""
     minibatches: PositiveInt = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,17 @@ GRAPHS = 64
 nothing of it."""
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device, what: str = "model.compile", instead: str = "set model.compile=false") -> None:
     """Refuse to compile for a device where nothing can be compiled.
+
+    Args:
+        device: for which.
+        what: the setting that wants it.
+        instead: what else the user may do.
 
     Raises:
         UserError: there is no compiler for it, or none of Python's headers.
     """
-    instead = "or set model.compile=false"
     if BACKEND != "inductor":
         return
     if device.type == "cpu":
@@ -38,26 +43,26 @@ def check_compiler(device: torch.device) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise UserError(
-                "expected a C++ compiler for model.compile on CPUs, found none on this machine: install g++, name another in the "
-                f"environment's CXX, {instead}"
+                f"expected a C++ compiler for {what} on CPUs, found none on this machine: install g++, name another in the "
+                f"environment's CXX, or {instead}"
             ) from error
     else:
         from torch.utils._triton import has_triton
 
         if not has_triton():
             raise UserError(
-                f"expected Triton for model.compile on {device.type}, found none on this machine: install triton, {instead}"
+                f"expected Triton for {what} on {device.type}, found none on this machine: install triton, or {instead}"
             )
         names = ("CC", "gcc", "clang")
         if not any(shutil.which(os.environ.get(name, name)) for name in names):
             raise UserError(
-                "expected a C compiler for model.compile, with which Triton makes its launchers, found none on this machine: install "
-                f"gcc, name another in the environment's CC, {instead}"
+                f"expected a C compiler for {what}, with which Triton makes its launchers, found none on this machine: install "
+                f"gcc, name another in the environment's CC, or {instead}"
             )
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         raise UserError(
-            f"expected Python's headers for model.compile, found no {header}: install them (python3-dev, say), {instead}"
+            f"expected Python's headers for {what}, found no {header}: install them (python3-dev, say), or {instead}"
         )
 
 
@@ -83,6 +88,7 @@ def prepared(network: Any, part: str, model: Model) -> Any:
             )
         network.to(memory_format=torch.channels_last)
     if model.compile:
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # of diffusers
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
         options: dict[str, Any] = {"backend": BACKEND}
         if BACKEND == "inductor":

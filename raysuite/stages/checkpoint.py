@@ -24,6 +24,7 @@ from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, share_of, whole
 from raysuite.stages.files import digest
+from raysuite.stages.optimizer import in_parts, put_together
 from raysuite.types import Cost
 
 EMA = "ema"
@@ -240,7 +241,7 @@ class Snapshot:
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             for index, entry in self._optimizer.state_dict()["state"].items():
-                for key, value in entry.items():
+                for key, value in in_parts(entry).items():
                     found = whole(torch.as_tensor(value))
                     if self._keep:
                         self._place(index, key, found).copy_(found, non_blocking=True)
@@ -270,14 +271,14 @@ def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> No
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        if value.shape != parameter.shape:
+        if value.shape != parameter.shape or type(value) is not torch.Tensor:
             return value
         if is_share(parameter):
             return share_of(value, parameter)
         return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
     shares = {
-        index: {key: placed(value, parameters[index]) for key, value in entry.items()}
+        index: {key: placed(value, parameters[index]) for key, value in put_together(entry).items()}
         for index, entry in remembered.items()
     }
     optimizer.load_state_dict({**optimizer.state_dict(), "state": shares})

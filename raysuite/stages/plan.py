@@ -164,7 +164,7 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
         **_weights(config, outline, network // shares),
         "reference": (second if outline.lora else copies) // shares,
         "gradients": 4 * outline.trained // shares,
-        "moments": 8 * outline.trained // shares,
+        "moments": learn.moment_bits // 4 * outline.trained // shares,
         "activations": max(activations, passing),
     }
     if not cluster.actors:
@@ -174,7 +174,8 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     main = {
         "latents of an update": _latents(config) * outline.latent * config.rollouts.prompts * config.rollouts.samples,
         "text states": config.rollouts.prompts * outline.text,
-        "weights and moments": 4 * outline.trained * (1 + config.rollouts.staleness) + 8 * outline.trained,
+        "weights and moments": 4 * outline.trained * (1 + config.rollouts.staleness)
+        + learn.moment_bits // 4 * outline.trained,
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
 

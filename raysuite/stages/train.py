@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -31,6 +30,7 @@ from raysuite.stages.evaluate import record
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
+from raysuite.stages.optimizer import optimizer_of, set_rate
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
@@ -77,21 +77,13 @@ class Training:
             policy.shard()
         check_noise(config, policy.schedule)
         self.prompts: PromptSet = load_prompts(config.prompts)
-        learning = config.learn
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable().values(),
-            lr=learning.learning_rate,
-            betas=learning.betas,
-            eps=learning.epsilon,
-            weight_decay=learning.weight_decay,
-            fused=learning.fused or None,
-        )
+        self.optimizer = optimizer_of(config.learn, policy.trainable().values())
         self.snapshot = checkpoint.Snapshot(self.optimizer, keep=self.first)
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
         self.state = State(behaviour={0: policy.weights()})
         if config.reference.refresh:
             self.state.reference = policy.weights()
-        if learning.ema is not None:
+        if config.learn.ema is not None:
             self.state.ema = policy.weights()
         self.pending: dict[int, Iterator[Rollouts]] = {}
         self.started, self.started_at = time.monotonic(), 0
@@ -225,8 +217,7 @@ class Training:
         learning = self.config.learn
         share = share_of_peak(number, warmup=learning.warmup, decline=learning.decline, end=learning.decline_until)
         rate = learning.learning_rate * share
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         constant = learning.decline == "constant" and not learning.warmup
         return {} if constant else {"learn/learning_rate": rate}
 

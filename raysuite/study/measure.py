@@ -30,6 +30,7 @@ from raysuite.kernel.sketch import Sketch, parameter_blocks
 from raysuite.places import replacing
 from raysuite.rng import Stage, torch_generator
 from raysuite.stages.learn import Batch, advantages, transitions
+from raysuite.stages.optimizer import in_float32, put_together
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import load_prompts, training_blocks
@@ -255,10 +256,14 @@ def adam_scale(checkpoint: Path, policy: Policy, config: RunConfig) -> dict[str,
     moments = safetensors.torch.load_file(file)
     out = {}
     for name, parameter in policy.trainable().items():
-        if f"{name}/exp_avg_sq" not in moments:
+        entry = put_together(
+            {key.rpartition("/")[2]: v for key, v in moments.items() if key.rpartition("/")[0] == name}
+        )
+        if "exp_avg_sq" not in entry:
             return None
-        bias = 1 - config.learn.betas[1] ** float(moments[f"{name}/step"])
-        out[name] = 1 / ((moments[f"{name}/exp_avg_sq"].view_as(parameter) / bias).sqrt() + config.learn.epsilon)
+        bias = 1 - config.learn.betas[1] ** float(entry["step"])
+        second = in_float32(entry["exp_avg_sq"]).view_as(parameter)
+        out[name] = 1 / ((second / bias).sqrt() + config.learn.epsilon)
     return out
 
 

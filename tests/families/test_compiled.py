@@ -99,9 +99,9 @@ def small(path: str, **model: Any) -> RunConfig:
     [
         ("sd3", False),
         pytest.param("sd15", False, marks=pytest.mark.slow),
-        pytest.param("sd15", True, marks=pytest.mark.slow),
+        pytest.param("sd3", True, marks=pytest.mark.slow),
     ],
-    ids=["blocks", "whole", "whole-compiled"],
+    ids=["blocks", "whole", "blocks-compiled"],
 )
 def test_a_compiled_network_draws_and_learns(
     pipeline: str, code: bool, tiny: Callable[..., Any], request: pytest.FixtureRequest
