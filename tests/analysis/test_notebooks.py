@@ -33,7 +33,14 @@ with one actor: at this size a second one takes longer to start than it saves.
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own affairs
-@pytest.mark.parametrize("notebooks", [NOTEBOOKS[:1], NOTEBOOKS[1:3], NOTEBOOKS[3:]], ids=["01", "02-03", "04"])
+@pytest.mark.parametrize(
+    "notebooks",
+    [
+        pytest.param(NOTEBOOKS[:1], id="01"),
+        pytest.param(NOTEBOOKS[1:3], id="02-03", marks=pytest.mark.slow),
+        pytest.param(NOTEBOOKS[3:], id="04"),
+    ],
+)
 def test_notebooks_run(notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in ANALYSIS.glob("*.yaml"):
         shutil.copy(recipe, tmp_path)

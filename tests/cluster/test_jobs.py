@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,18 +43,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkout
 
 
+def answers(port: int, token: str) -> bool:
+    """Whether the head takes jobs: asked without `ray job`, which takes seconds to start."""
+    question = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/jobs/", headers={"Authorization": f"Bearer {token}"}
+    )
+    with contextlib.suppress(OSError), urllib.request.urlopen(question, timeout=10):
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
     """Ray's folder, and a way to run `ray job` against it. The cluster asks for a token of its own."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: sockets lie in it
-    dashboard, ray = free_port(), str(Path(sys.executable).parent / "ray")
+    dashboard, ray, secret = free_port(), str(Path(sys.executable).parent / "ray"), secrets.token_hex()
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"
     }
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(),
+        "RAY_AUTH_TOKEN": secret,
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "RAY_agent_register_timeout_ms": "120000",  # a busy machine is slow, not broken
     }
@@ -84,7 +95,7 @@ def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
         )
 
     try:
-        until(lambda: started.poll() is not None or not job("list").returncode, "the head", every=1)
+        until(lambda: started.poll() is not None or answers(dashboard, secret), "the head")
         assert started.poll() is None
         yield folder, job
     finally:
@@ -111,7 +122,7 @@ def toy(out: Path, **settings: object) -> list[str]:
     return ["toy-ddpo", "--out", str(out), *(f"--set={path}={value}" for path, value in {**fixed, **changed}.items())]
 
 
-def test_jobs_train_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> None:
+def test_jobs_train_and_fail(head: tuple[Path, Submit], tmp_path: Path) -> None:
     folder, job = head
     assert job("list", token="another").returncode != 0
 
@@ -129,7 +140,10 @@ def test_jobs_train_fail_and_stop(head: tuple[Path, Submit], tmp_path: Path) -> 
     assert failed.returncode != 0
     assert "expected the 2 blocks of an update" in failed.stdout and "Traceback" not in failed.stdout
 
-    out = tmp_path / "long"
+
+@pytest.mark.slow  # tests/cluster/test_stopping.py sends the signals that Ray sends
+def test_a_job_is_stopped(head: tuple[Path, Submit], tmp_path: Path) -> None:
+    job, out = head[1], tmp_path / "long"
     words = ("--working-dir", ".", "--no-wait", "--submission-id", "long", "--", "python", "jobs/train.py")
     rarely = {"checkpoints__every": 1_000_000, "evaluation__every": 1_000_000}
     assert job("submit", *words, *toy(out, updates=100_000, **rarely)).returncode == 0

@@ -19,6 +19,7 @@ import safetensors.numpy
 import torch
 from rich.console import Console
 
+from raysuite.cli import main
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.encode import encode
@@ -166,21 +167,21 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     ray.kill(actors[0])
 
 
-@pytest.mark.parametrize(
-    ("reward", "sentence"),
-    [
-        ("fails_on_right", r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"),
-        ("leaves_on_right", r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"),
-    ],
-)
-def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(
-    reward: str, sentence: str, tmp_path: Path
-) -> None:
-    config = toy(rewards=f"[{{name: 'tests.cluster.rewards:{reward}'}}]")
+def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]")
     launch.claim(config, tmp_path, ["test"])
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
         launch.train(config, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_reward_that_leaves_its_process_is_one_that_fails() -> None:
+    config = toy(rewards="[{name: 'tests.cluster.rewards:leaves_on_right'}]")
+    weights = open_policy(config, torch.device("cpu")).weights()
+    blocks = training_blocks(config, load_prompts(config.prompts), update=0)
+    expected = r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"
+    with launch.running_actors(config) as actors, pytest.raises(UserError, match=expected):
+        list(RayCollector(actors).start(blocks, weights, 0))
 
 
 def test_an_actor_whose_process_ends_again_and_again_is_a_sentence_with_its_rewards(
@@ -205,17 +206,29 @@ def test_more_than_the_machine_has_is_refused() -> None:
         launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
 
 
-def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -> None:
+def test_the_command_line_trains_resumes_evaluates_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run in a process of its own, as users start it; what comes after it, by the same function in this one."""
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "raysuite.cli"]
     settings = [word for path, value in SMALL.items() for word in ("--set", f"{path}={value}")]
-    train = [*command, "train", "toy-ddpo", *settings, "--out", str(out)]
+    train = ["train", "toy-ddpo", *settings, "--out", str(out)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
-    def run(words: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    def leaves(words: list[str], status: int) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        said = capsys.readouterr()
+        assert (left.value.code or 0) == status, said.err
+        return said.out, said.err
 
-    first = run([*train, "--set", "trackers.tensorboard=true"])
+    first = subprocess.run(
+        [sys.executable, "-m", "raysuite.cli", *train, "--set", "trackers.tensorboard=true"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert first.returncode == 0, first.stderr
     assert (out / "report.html").exists()
     assert "redness" in first.stdout
@@ -224,16 +237,11 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(tmp_path: Path) -
     assert told["events"] == {name: max(values) for name, values in RunDirectory(out).metrics().items()} | {
         "(pictures)": 2
     }
-    again = run(train)
-    assert again.returncode == 0
-    assert "finished already" in again.stdout
+    assert "finished already" in leaves(train, 0)[0]
     ledger = (out / "ledger.json").read_bytes()
-    evaluated = run([*command, "evaluate", str(out), "--checkpoint", "2"])
-    assert evaluated.returncode == 0, evaluated.stderr
+    leaves(["evaluate", str(out), "--checkpoint", "2"], 0)
     assert (out / "ledger.json").read_bytes() == ledger  # the run did not pay for it
-    other = run([*train, "--set", "seed=1"])
-    assert other.returncode == 2
-    assert "differs in seed" in other.stderr
+    assert "differs in seed" in leaves([*train, "--set", "seed=1"], 2)[1]
 
 
 def test_a_damaged_file_ends_encoding_with_a_sentence(tmp_path: Path) -> None:

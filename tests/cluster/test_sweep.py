@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -107,24 +106,75 @@ def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
     return train_alone(config, directory).policy.weights()
 
 
+DECLARED = {
+    "recipe": "toy-ddpo",
+    "objectives": ["toy-ddpo", {"name": "sft", "draws": 2}],
+    "seeds": [0],
+    "budget": 1500,
+    "settings": {"updates": 2, "evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
+}
+
+
+def begin(file: Path, out: Path) -> subprocess.Popen[str]:
+    """The command of a sweep, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysuite.cli", "sweep", str(file), "--out", str(out)],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def statuses(out: Path) -> dict[str, str]:
+    told = out / "trials.json"
+    return {t["name"]: t["status"] for t in json.loads(told.read_text())} if told.exists() else {}
+
+
+def kill_when_one_is_done(file: Path, out: Path) -> None:
+    with begin(file, out) as sweep:
+        until(lambda: sweep.poll() is not None or "done" in statuses(out).values(), "a run to end")
+        assert sweep.poll() is None
+        sweep.kill()
+
+
+def metrics_of_done(out: Path) -> dict[Path, os.stat_result]:
+    done = (name for name, status in statuses(out).items() if status == "done")
+    return {path: path.stat() for path in (out / "trials" / name / "metrics.jsonl" for name in done)}
+
+
+def check_weights(sweep: Sweep, name: str, out: Path, directory: Path) -> None:
+    """A run's last weights are those of the same run in one process."""
+    (last,) = sorted((out / "trials" / name / "checkpoints").iterdir())[-1:]
+    weights = safetensors.numpy.load_file(last / "model" / "toy.safetensors")["perturbation"].ravel()
+    assert np.array_equal(weights, in_one_process(sweep, name, directory / name))
+
+
 def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path: Path) -> None:
     out, file = tmp_path / "sweep", tmp_path / "sweep.yaml"
-    declared = {
-        "recipe": "toy-ddpo",
-        "objectives": ["toy-ddpo", {"name": "sft", "draws": 2}],
-        "seeds": [0, 1],
-        "budget": 1500,
-        "settings": {"updates": 2, "evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
-        "confirm": {"seeds": [7]},
-    }
-    file.write_text(yaml.safe_dump(declared))
-    blocked = out / "trials" / "sft-00-seed1"
-    command = [sys.executable, "-m", "raysuite.cli", "sweep", str(file), "--out", str(out)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    file.write_text(yaml.safe_dump(DECLARED | {"confirm": {"seeds": [7]}}))
+    kill_when_one_is_done(file, out)
+    before = metrics_of_done(out)
+    with begin(file, out) as again:
+        shown, said = again.communicate(timeout=HANG_GUARD)
+    assert again.returncode == 0, said
+    names = ("toy-ddpo-00-seed0", "sft-00-seed0", "toy-ddpo-best-seed7", "sft-best-seed7")
+    assert statuses(out) == dict.fromkeys(names, "done")
+    assert before and all(path.stat() == stat for path, stat in before.items())
+    for name in names:
+        check_weights(load(str(file)), name, out, tmp_path)
+    assert "toy-ddpo: the settings of trial 00 were chosen at" in " ".join(shown.split())
+    assert (out / "comparison.html").exists() and (out / "comparison.parquet").exists()
+    assert not (out / "ray").exists()
 
-    def statuses() -> dict[str, str]:
-        told = out / "trials.json"
-        return {t["name"]: t["status"] for t in json.loads(told.read_text())} if told.exists() else {}
+
+@pytest.mark.slow
+def test_a_sweep_is_killed_stopped_and_kept_from_one_of_its_runs(tmp_path: Path) -> None:
+    """What the test before shows, and a stop in the middle of a run, and a directory that another has taken."""
+    out, file = tmp_path / "sweep", tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(DECLARED | {"seeds": [0, 1]}))
+    blocked = out / "trials" / "sft-00-seed1"
 
     def learned(since: float) -> list[str]:
         """Runs that were begun or gone on with since then, and have made an update."""
@@ -136,44 +186,30 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
                 found += [run.name] if since < begun < told else []
         return found
 
-    def goes_on(sweep: subprocess.Popen) -> bool:
-        assert sweep.poll() is None
-        return True
-
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as first:
-        until(lambda: goes_on(first) and "done" in statuses().values(), "a run to end")
-        blocked.mkdir(parents=True, exist_ok=True)
-        os.kill(first.pid, signal.SIGKILL)
+    kill_when_one_is_done(file, out)
+    blocked.mkdir(parents=True, exist_ok=True)
     if not (blocked / "config.json").exists():  # a run that cannot begin is told of, and the others go on
         (blocked / "something.txt").write_text("mine")
-    again = time.time()
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as stopped:
-        until(lambda: goes_on(stopped) and learned(since=again), "a run to learn")
-        name = learned(since=again)[0]
-        os.kill(stopped.pid, signal.SIGTERM)
+    since = time.time()
+    with begin(file, out) as stopped:
+        until(lambda: stopped.poll() is not None or learned(since), "a run to learn")
+        assert stopped.poll() is None
+        name = learned(since)[0]
+        stopped.terminate()
         _, said = stopped.communicate(timeout=HANG_GUARD)
     assert stopped.returncode == 143 and "stopped by SIGTERM after" in said
-    assert statuses()[name] in ("waiting", "done") and "running" not in statuses().values()
+    assert statuses(out)[name] in ("waiting", "done") and "running" not in statuses(out).values()
     assert list((out / "trials" / name / "checkpoints").glob("[0-9]*"))
-    done = [name for name, status in statuses().items() if status == "done"]
-    before = {name: (out / "trials" / name / "metrics.jsonl").stat() for name in done}
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    before = metrics_of_done(out)
+    with begin(file, out) as again:
+        shown, said = again.communicate(timeout=HANG_GUARD)
     if (blocked / "something.txt").exists():
-        assert second.returncode == 2
-        assert "1 of 6 runs failed (sft-00-seed1: expected an empty or new directory" in second.stderr
-        assert "1 of 6 runs of sweep failed and are left out" in second.stdout
+        assert again.returncode == 2
+        assert "1 of 4 runs failed (sft-00-seed1: expected an empty or new directory" in said
+        assert "1 of 4 runs of sweep failed and are left out" in shown
     else:
-        assert second.returncode == 0, second.stderr
-    assert list(statuses().values()).count("done") >= 5
-    assert "toy-ddpo: the settings of trial 00 were chosen at" in " ".join(second.stdout.split())
-    for name, stat in before.items():
-        assert (out / "trials" / name / "metrics.jsonl").stat() == stat
-    sweep = load(str(file))
-    for name in ("toy-ddpo-00-seed1", "sft-00-seed0", "toy-ddpo-best-seed7"):
-        (last,) = sorted((out / "trials" / name / "checkpoints").iterdir())[-1:]
-        weights = safetensors.numpy.load_file(last / "model" / "toy.safetensors")["perturbation"].ravel()
-        assert np.array_equal(weights, in_one_process(sweep, name, tmp_path / name))
-    assert (out / "comparison.html").exists() and (out / "comparison.parquet").exists()
-    assert not (out / "ray").exists()
+        assert again.returncode == 0, said
+    assert list(statuses(out).values()).count("done") >= 3
+    assert all(path.stat() == stat for path, stat in before.items())
+    for name in ("toy-ddpo-00-seed1", "sft-00-seed0"):
+        check_weights(load(str(file)), name, out, tmp_path)
