@@ -21,6 +21,8 @@ RECIPES = {"ddpo": "scenes-ddpo", "diffusion-dpo": "scenes-diffusion-dpo"}
 """By what their runs are called."""
 EVALUATION = ("evaluation.every=1000", "evaluation.prompts=8", "evaluation.final_samples=1")
 """Little, and only before and after: the runs are measured by what they draw of episodes."""
+ALONE = "cluster.actors=0"
+"""Each run is one process, which starts sooner and draws the same."""
 
 
 def commands(out: Path, seeds: Sequence[int], episodes: int, options: Sequence[str]) -> list[list[str]]:
@@ -35,7 +37,7 @@ def commands(out: Path, seeds: Sequence[int], episodes: int, options: Sequence[s
     runs = {out / f"{name}-{seed}": (recipe, seed) for name, recipe in RECIPES.items() for seed in seeds}
     found = []
     for run, (recipe, seed) in runs.items():
-        settings = (f"prompts.training={out / 'training-cells.txt'}", f"seed={seed}", *EVALUATION)
+        settings = (f"prompts.training={out / 'training-cells.txt'}", f"seed={seed}", ALONE, *EVALUATION)
         found.append(["train", recipe, "--out", str(run), *(word for one in settings for word in ("--set", one))])
     asked = ["in-context", "scenes", *map(str, runs), "--language", "--episodes", str(episodes)]
     return [*found, [*asked, *options, "--out", str(out / "table")]]
