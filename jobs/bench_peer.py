@@ -15,7 +15,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def trl_settings(config: RunConfig) -> dict[str, Any]:
 
 
 class Peer:
-    """TRL in its own interpreter: one line to it is one epoch."""
+    """TRL in its own interpreter, asked by lines of JSON."""
 
     def __init__(self, python: str, job: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
@@ -103,12 +104,25 @@ class Peer:
             bufsize=1,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"},
         )
-        self.predictions = np.array(self.ask(json.dumps(job))["predictions"], dtype=np.float32)
+        self.predictions = np.array(self.ask(job)["predictions"], dtype=np.float32)
 
-    def ask(self, line: str = "epoch") -> dict[str, Any]:
+    def epoch(self) -> dict[str, Any]:
+        """Train for one."""
+        return self.ask({"do": "epoch"})
+
+    def save(self, file: Path) -> None:
+        """Write the U-Net's weights."""
+        self.ask({"do": "save", "file": str(file)})
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send a line, wait for the answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        print(line, file=self.process.stdin)
+        print(json.dumps(question), file=self.process.stdin)
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit("bench_peer: the peer ended early; its own message is above")
@@ -132,47 +146,71 @@ class Own:
 
     def epoch(self) -> dict[str, Any]:
         """One update."""
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         self.training.update()
-        seconds = time.perf_counter() - started
+        taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - worked}
         rows = map(json.loads, self.metrics.read_text().splitlines())
-        return {"seconds": seconds, "reward": [row["value"] for row in rows if row["name"] == "train/reward"][-1]}
+        return taken | {"reward": [row["value"] for row in rows if row["name"] == "train/reward"][-1]}
+
+    def weights(self) -> np.ndarray:
+        """What it trains, flat."""
+        return self.training.policy.weights()
 
 
-def compare(config: RunConfig, model: Path, python: str, epochs: int, threads: int) -> list[dict[str, float]]:
-    """Both curves of one seed, with the seconds of every epoch."""
-    prompts = load_prompts(config.prompts)
-    ordered = [p for e in range(epochs) for block in training_blocks(config, prompts, e) for p in block.prompt_of_N]
-    rows = []
+@contextmanager
+def both_sides(
+    own_config: RunConfig,
+    peer_config: RunConfig,
+    python: str,
+    *,
+    epochs: int,
+    threads: int,
+    peer_settings: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Own, Peer]]:
+    """The suite and TRL with the same pipeline, each with its own run's settings, ready for their first epoch.
+
+    `peer_settings` are further fields of DDPOConfig.
+    """
+    path = peer_config.model.path
+    model = Path(scenes.__file__).parent / "model" if path == "scenes" else Path(path)
+    prompts = load_prompts(peer_config.prompts)
+    drawn = [p for e in range(epochs) for block in training_blocks(peer_config, prompts, e) for p in block.prompt_of_N]
     with tempfile.TemporaryDirectory() as folder:
         for_transformers_4(model, Path(folder) / "model")
         job = {
             "model": f"{folder}/model",
-            "config": trl_settings(config),
-            "prompts": ordered,
+            "config": trl_settings(peer_config) | dict(peer_settings or {}),
+            "prompts": drawn,
             "probe": PROBE,
             "threads": threads,
         }
-        own, peer = Own(config, Path(folder) / "run"), Peer(python, job)
+        own, peer = Own(own_config, Path(folder) / "run"), Peer(python, job)
         try:
             apart = float(np.abs(own.predictions - peer.predictions).max())
             print(
-                f"seed {config.seed}: the U-Net's predictions differ by at most {apart:.1e} before training", flush=True
+                f"seed {own_config.seed}: the U-Net's predictions differ by at most {apart:.1e} before training",
+                flush=True,
             )
             if apart > 1e-4:
                 raise SystemExit(
                     "bench_peer: expected the same predictions on both sides: the pipeline was not converted well"
                 )
-            for epoch in range(epochs):
-                turns = [own.epoch, peer.ask] if epoch % 2 else [peer.ask, own.epoch]
-                answers = {turn: turn() for turn in turns}
-                a, b = answers[own.epoch], answers[peer.ask]
-                row = {"epoch": epoch, "suite": a["seconds"], "trl": b["seconds"], "ratio": b["seconds"] / a["seconds"]}
-                rows.append(row | {"suite_reward": a["reward"], "trl_reward": b["reward"]})
-                print("".join(f"{value:13.4g}" for value in rows[-1].values()), flush=True)
+            yield own, peer
         finally:
-            peer.process.kill()
-            peer.process.wait()
+            peer.close()
+
+
+def compare(config: RunConfig, python: str, epochs: int, threads: int) -> list[dict[str, float]]:
+    """Both curves of one seed, with the seconds of every epoch."""
+    rows = []
+    with both_sides(config, config, python, epochs=epochs, threads=threads) as (own, peer):
+        for epoch in range(epochs):
+            turns = [own.epoch, peer.epoch] if epoch % 2 else [peer.epoch, own.epoch]
+            answers = {turn: turn() for turn in turns}
+            a, b = answers[own.epoch], answers[peer.epoch]
+            row = {"epoch": epoch, "suite": a["seconds"], "trl": b["seconds"], "ratio": b["seconds"] / a["seconds"]}
+            rows.append(row | {"suite_reward": a["reward"], "trl_reward": b["reward"]})
+            print("".join(f"{value:13.4g}" for value in rows[-1].values()), flush=True)
     return rows
 
 
@@ -194,9 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("".join(f"{name:>13}" for name in ("epoch", "suite s", "TRL s", "TRL / suite", "suite reward", "TRL reward")))
     for seed in range(options.repeats):
         config = load(options.recipe, overrides | {"seed": str(seed), "updates": str(options.epochs)})
-        bundled = Path(scenes.__file__).parent / "model"
-        model = bundled if config.model.path == "scenes" else Path(config.model.path)
-        runs.append(compare(config, model, options.peer, options.epochs, options.threads))
+        runs.append(compare(config, options.peer, options.epochs, options.threads))
     ratios = [row["ratio"] for rows in runs for row in rows[1:]]
     print(
         f"samples per second, suite / TRL: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, "

@@ -1,7 +1,7 @@
 """The peer's half of jobs/bench_peer.py, run by the interpreter of its own environment: TRL's DDPOTrainer.
 
-It reads one JSON object from standard input (what to train) and then, for every further line, trains one epoch and
-answers with a line of JSON. Of the suite it imports only the scenes world's verifier.
+It reads one JSON object from standard input (what to train) and then, for every further line, trains one epoch or saves the
+U-Net's weights, as the line says, and answers with a line of JSON. Of the suite it imports only the scenes world's verifier.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from accelerate import PartialState
 
@@ -51,13 +52,20 @@ def main() -> None:
     trainer = trl.DDPOTrainer(trl.DDPOConfig(**job["config"]), reward, lambda: (next(prompts), {}), pipeline)
     pipeline.set_progress_bar_config(disable=True)
     print(json.dumps({"predictions": predictions(pipeline, job["probe"]).tolist()}), file=answers)
-    step = 0
-    for epoch, _ in enumerate(sys.stdin):
+    epoch = step = 0
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["do"] == "save":
+            weights = {name: tensor.contiguous() for name, tensor in pipeline.unet.state_dict().items()}
+            safetensors.torch.save_file(weights, question["file"])
+            print(json.dumps({}), file=answers)
+            continue
         rewards.clear()
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         step = trainer.step(epoch, step)
-        seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "reward": float(np.mean(rewards)), "steps": step}), file=answers)
+        taken = {"seconds": time.perf_counter() - started, "processor": time.process_time() - worked}
+        epoch += 1
+        print(json.dumps(taken | {"reward": float(np.mean(rewards)), "steps": step}), file=answers)
 
 
 @torch.no_grad()
