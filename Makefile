@@ -4,8 +4,8 @@ SHELL := /bin/sh
 PYTHON ?= $(shell python3.11 -c 'pass' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 
-# The peer of `make bench-peer` is a library that needs older neighbours than the suite does; what both can share,
-# they share at the same version.
+# The peer of `make bench-peer` and `make bench-goal` is a library that needs older neighbours than the suite does; what
+# both can share, they share at the same version.
 PEER := trl==0.23.1 diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 datasets==5.0.1 fsspec==2026.6.0
 PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors scipy torch
 
@@ -13,7 +13,7 @@ DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
-.PHONY: help setup demo test test-all check fix docs bench bench-gpu bench-peer clean
+.PHONY: help setup demo test test-all check fix docs bench bench-gpu bench-peer bench-goal clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-gpu: setup ## how fast the suite is on one GPU with CUDA, and what it hold
 
 bench-peer: setup .venv-peer/.installed ## the same training in the suite and in a peer library, timed
 	$(BIN)/python jobs/bench_peer.py --peer .venv-peer/bin/python
+
+bench-goal: setup .venv-peer/.installed ## seconds of training until the model is so much better, in the suite and in the peer
+	$(BIN)/python jobs/bench_goal.py --peer .venv-peer/bin/python
 
 .venv-peer/.installed: Makefile constraints.txt
 	$(PYTHON) -m venv .venv-peer
