@@ -7,6 +7,7 @@ Every file is written whole, so that the command that began a study goes on with
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import torch
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
 from raysuite.cluster.judges import Names, running_judges
+from raysuite.cluster.texts import encode_once
 from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -32,7 +34,7 @@ from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import predicted_gain
 from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward
-from raysuite.study.measure import Advantages, Measurement, block_number, study_blocks
+from raysuite.study.measure import Advantages, Measurement, asked_prompts, block_number, study_blocks
 from raysuite.study.rung import RungDirectory, Totals, collect
 from raysuite.types import Block
 
@@ -43,16 +45,25 @@ Progress = Callable[[str, str], Counting]
 class StudyActor(RolloutActor):
     """Draws like a rollout actor, and measures units at a rung's checkpoint."""
 
-    def __init__(self, held: RungDirectory, *, threads: int, steps: bool = False, judges: Names | None = None) -> None:
+    def __init__(
+        self,
+        held: RungDirectory,
+        *,
+        threads: int,
+        texts: Path | None = None,
+        steps: bool = False,
+        judges: Names | None = None,
+    ) -> None:
         """Open the policy.
 
         Args:
             held: one of the study's measurements.
             threads: of torch.
+            texts: as of a rollout actor.
             steps: evaluate steps from the checkpoint: it is what their KL is measured from.
             judges: of rewards that have processes of their own.
         """
-        super().__init__(held.rung.config, threads=threads, judges=judges)
+        super().__init__(held.rung.config, threads=threads, texts=texts, judges=judges)
         held.load(self._policy)
         if steps:
             self._policy.set_reference(self._policy.weights())
@@ -92,6 +103,8 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
                 launch.connect()
                 _gains(held, progress)
     collect(rungs, directory)
+    for where in (directory, *(held.path for held in rungs)):  # can be had again
+        shutil.rmtree(where / "texts", ignore_errors=True)
 
 
 def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
@@ -144,27 +157,31 @@ def _require_rewards(rung: Rung) -> None:
 
 
 @contextmanager
-def _actors(held: RungDirectory, *, steps: bool = False) -> Iterator[list[ray.actor.ActorHandle]]:
+def _working(held: RungDirectory, *, steps: bool = False) -> Iterator[tuple[list[ray.actor.ActorHandle], Policy]]:
+    """Actors, and the policy that is measured in this process, all with text states that were encoded before if that is wanted."""
     config = held.rung.config.with_actors()
     cluster = config.cluster
     threads = launch.threads_of(config, cluster.actors, cluster.actor_cpus)
+    texts = encode_once(config, _common(held), threads=threads, prompts=asked_prompts(held.study, held.rung))
     with running_judges(config) as judges:
-        options = {"threads": threads, "steps": steps, "judges": judges}
+        options = {"threads": threads, "texts": texts, "steps": steps, "judges": judges}
         with launch.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
-            yield actors
+            policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
+            held.load(policy)
+            yield actors, policy
 
 
-def _opened(held: RungDirectory) -> Policy:
-    policy = open_policy(held.rung.config, torch.device("cpu"))
-    held.load(policy)
-    return policy
+def _common(held: RungDirectory) -> Path:
+    """The directory of what rungs of one model share: the study's, or the rung's where the ladder changes the model."""
+    models = [rung.config.model for rung in held.study.rungs]
+    return held.path.parent if all(model == models[0] for model in models) else held.path
 
 
 def _measure_rung(held: RungDirectory, progress: Progress) -> None:
     rungs = len(held.study.rungs)
     of = f"rung {held.rung.number + 1} of {rungs}: " if rungs > 1 else ""
-    policy, seconds = _opened(held), {"draw": 0.0, "measure": 0.0}
-    with _actors(held) as actors:
+    seconds = {"draw": 0.0, "measure": 0.0}
+    with _working(held) as (actors, policy):
         for units in held.sizes:
             started, grown = time.monotonic(), held.of_size(units)
             blocks = study_blocks(grown.study, grown.rung)
@@ -214,7 +231,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     """A step of the wanted KL along every objective's mean gradient, evaluated on the run's fixed prompts and noise."""
     declared, config, labels = held.study, held.rung.config, list(held.rung.configs)
     assert declared.gain is not None
-    weights, totals, products = _opened(held).weights(), held.totals, held.reward_products()
+    totals, products = held.totals, held.reward_products()
     by_split = evaluation_blocks(config, load_prompts(config.prompts), 0, final=True)
     blocks = [(split, block) for split, found in by_split.items() for block in found]
     measuring = [(split, block) for split, block in blocks if block.measure_kl]
@@ -222,7 +239,8 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
         raise UserError("expected evaluation.kl=true with --gain-kl, got false: the KL of a step has to be measured")
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
-    with _actors(held, steps=True) as actors, progress("taking steps", "objectives") as counting:
+    with _working(held, steps=True) as (actors, policy), progress("taking steps", "objectives") as counting:
+        weights = policy.weights()
         collector, versions = RayCollector.of(config, actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:

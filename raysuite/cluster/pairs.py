@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
+from raysuite.cluster.texts import encode_once
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests, open_policy
@@ -59,7 +61,7 @@ def make_pairs(
         raise UserError(
             "expected no sampler.window with --trajectories, whose sets hold whole trajectories: leave one of them out"
         )
-    policy = open_policy(config, torch.device("cpu"))
+    policy = open_policy(config, torch.device("cpu"), weights=not config.cluster.encode_once)
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
     canonical = config.identity()
     del canonical["preferences"]["across_draws"]  # of prompts that are drawn, which sets are not made with
@@ -87,7 +89,15 @@ def make_pairs(
         launch.connect()
         launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
-        with launch.running_actors(drawing) as (actors, _):
+        texts = encode_once(
+            config,
+            directory,
+            threads=launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus),
+            prompts=[prompt for block in blocks for prompt in block.prompts],
+        )
+        with launch.running_actors(drawing, texts=texts) as (actors, _):
+            if texts is not None:  # until here it had encoders and no network, from here on the other way round
+                policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=False)
             for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):
                 block = drawn.block
                 indices_RM, ties = rankings(config, block, drawn.reward_N)
@@ -105,4 +115,5 @@ def make_pairs(
                     ties=ties,
                 )
                 counting.advance()
+    shutil.rmtree(directory / "texts", ignore_errors=True)  # blocks hold theirs
     return preference_set.summarise(directory)

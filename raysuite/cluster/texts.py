@@ -1,10 +1,10 @@
-"""A run's prompts encoded once, before it begins: learners and rollout actors then never load a text encoder."""
+"""Prompts encoded once, before anything is drawn: learners and rollout actors then never load a text encoder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,18 @@ class TextEncoder:
         return len(self._policy.text_states(prompts))
 
 
-def encode_once(config: RunConfig, directory: Path, *, threads: int, here: bool = False) -> Path | None:
-    """The directory of a run's text states, all there; None for a run whose processes encode for themselves.
+def encode_once(
+    config: RunConfig, directory: Path, *, threads: int, prompts: Iterable[str] | None = None, here: bool = False
+) -> Path | None:
+    """The directory of text states, all there; None where processes encode for themselves.
 
     What was encoded before is not encoded again.
 
     Args:
         config: of the run.
-        directory: of the run.
+        directory: of the run, or of what is made with its settings: of one model.
         threads: of each process.
+        prompts: what will be drawn or learned; by default all prompts of the run.
         here: encode in this one, and not in actors, which need Ray to run.
 
     Raises:
@@ -51,16 +54,22 @@ def encode_once(config: RunConfig, directory: Path, *, threads: int, here: bool 
     if not config.cluster.encode_once or config.model.path in TOYS:
         return None
     texts = directory / "texts"
-    known = load_prompts(config.prompts)
-    prompts = list(dict.fromkeys(["", *(prompt.text for split in known.splits.values() for prompt in split)]))
-    of = {"prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(), "model": config.canonical()["model"]}
+    if prompts is None:
+        prompts = (prompt.text for prompt in load_prompts(config.prompts).all)
+    wanted = list(dict.fromkeys(["", *prompts]))
+    of = {
+        "prompts": hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
+        "model": config.canonical()["model"],
+        "guided": config.sampler.guidance > 1,
+        "negative_prompt": config.sampler.negative_prompt,
+    }
     done = texts / "complete.json"
     if done.exists() and json.loads(done.read_text()) == of:
         return texts
     if here:
-        TextEncoder(config, texts, threads=threads).encode(prompts)
+        TextEncoder(config, texts, threads=threads).encode(wanted)
     else:
-        _by_actors(config.with_actors(), texts, prompts, threads=threads)
+        _by_actors(config.with_actors(), texts, wanted, threads=threads)
     write_json(done, of)
     return texts
 

@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
+from raysuite.cluster.texts import encode_once
 from raysuite.config import RunConfig
 from raysuite.families import open_policy
 from raysuite.in_context.draw import Named
@@ -119,13 +120,16 @@ def _draw(
     launch.connect()
     config = model.config.with_actors()
     launch.check_resources(config.cluster)
-    policy = open_policy(config, torch.device("cpu"))
-    if model.model is not None:
-        checkpoint.load(model.model, policy)
-    with launch.running_actors(config) as (actors, _):
+    threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
+    encoded = encode_once(config, directory, threads=threads, prompts=[text.text for text in texts])
+    with launch.running_actors(config, texts=encoded) as (actors, _):
+        policy = open_policy(config, torch.device("cpu"), texts=encoded, encoders=encoded is None)
+        if model.model is not None:
+            checkpoint.load(model.model, policy)
         collector = RayCollector.of(config, actors)
         for _ in draw.draw(directory / "scores", left, collector, policy.weights()):
             counting.advance()
+    shutil.rmtree(directory / "texts", ignore_errors=True)
 
 
 def _costs(config: RunConfig, images: int) -> dict[str, int]:

@@ -492,7 +492,8 @@ class Cluster(Section):
     threads: PositiveInt | None = None
     """Torch threads of each process. By default as many as keep busy processes from outnumbering cores."""
     encode_once: bool = False
-    """Encode the run's prompts before it begins, into texts/ of the run directory: learners and actors then load no text encoder."""
+    """Encode prompts before anything is drawn, into texts/ of the run's or command's directory: learners and actors then load no
+    text encoder."""
     max_failures: NonNegativeInt = 2
     """Times a learner may be lost and restarted from its last checkpoint; one that does everything is the command itself."""
     patience: PositiveFloat = 900.0

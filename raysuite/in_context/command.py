@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -67,8 +68,12 @@ def evaluate(plan: Plan, drawers: Sequence[Named], directory: Path, command: Seq
         UserError: the directory holds something else, or a model does not fit.
     """
     evaluation.claim(plan, [one.settings() for one in drawers], directory, command)
-    opened = [(one.label, partial(PolicyDrawer, one, plan.seed, size=plan.world.size)) for one in drawers]
+    beside = directory / "texts"
+    opened = [
+        (one.label, partial(PolicyDrawer, one, plan.seed, size=plan.world.size, beside=beside)) for one in drawers
+    ]
     evaluation.evaluate(plan, directory, opened, progress)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def published(

@@ -119,18 +119,22 @@ class PolicyDrawer:
     Args:
         one: which.
         seed: of the noise, which is the same for every model that is compared (of equal latent shape).
+        texts: all that will be drawn.
         size: height and width that its pictures have to have; None for any.
+        beside: where text states are kept, with `cluster.encode_once`: encoders have then left memory before the network comes.
 
     Raises:
         UserError: it cannot be opened, or draws in another size.
     """
 
-    def __init__(self, one: Named, seed: int, *, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, one: Named, seed: int, texts: Sequence[str], *, beside: Path, size: tuple[int, int] | None = None
+    ) -> None:
         self.label = one.label
         number = numpy_generator(seed=seed, stage=Stage.IN_CONTEXT_NOISE).integers(2**31)
         evaluation = one.config.evaluation.model_copy(update={"seed": int(number)})
         self._config = one.config.model_copy(update={"evaluation": evaluation})
-        self.policy: Policy = open_policy(one.config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.policy = self._opened(texts, beside / self.label)
         if size is not None and self.policy.image_size != size:
             raise UserError(
                 f"expected a model that draws {size[0]} x {size[1]} pixels, as this world's judge reads, got {one.label}, which "
@@ -138,6 +142,13 @@ class PolicyDrawer:
             )
         if one.model is not None:
             checkpoint.load(one.model, self.policy)
+
+    def _opened(self, texts: Sequence[str], kept: Path) -> Policy:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not self._config.cluster.encode_once:
+            return open_policy(self._config, device)
+        open_policy(self._config, device, texts=kept, weights=False).text_states(dict.fromkeys(["", *texts]))
+        return open_policy(self._config, device, texts=kept, encoders=False)
 
     def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
         """Pictures, uint8 (N, H, W, 3): one batch, whose size is part of what decides their bits."""

@@ -124,14 +124,15 @@ def claim(plan: Plan, drawers: Sequence[Mapping[str, object]], directory: Path, 
 
 
 def evaluate(
-    plan: Plan, directory: Path, drawers: Sequence[tuple[str, Callable[[], Drawer]]], progress: Progress
+    plan: Plan, directory: Path, drawers: Sequence[tuple[str, Callable[[Sequence[str]], Drawer]]], progress: Progress
 ) -> None:
     """Do what is missing in a directory that was claimed.
 
     Args:
         plan: what is asked.
         directory: where to.
-        drawers: label of each model, and what opens it: one is open at a time, and only where it has something to draw.
+        drawers: label of each model, and what opens it, told all that it will draw: one is open at a time, and only where there is
+            something.
         progress: is told of every answer and every block.
 
     Raises:
@@ -149,7 +150,7 @@ def evaluate(
         with progress(f"drawing with {label}", "blocks") as counting:
             counting.begin(len(blocks), done=len(blocks) - len(missing))
             if missing:
-                drawer = opened()
+                drawer = opened([text for number in missing for _, _, text in blocks[number]])
                 if plan.world.size is not None:
                     _calibrate(plan, directory / "calibration" / f"{place + 1}.parquet", drawer.round_trip)
                 for number in missing:

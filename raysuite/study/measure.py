@@ -33,7 +33,7 @@ from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.optimizer import in_float32, put_together
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
-from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
 from raysuite.stages.rollout import sample
 from raysuite.study.declared import Rung, Study
 from raysuite.study.gradients import unit_gradients
@@ -57,6 +57,18 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
     blocks = (block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r))
     # a unit is for objectives that compare and for those that do not
     return [replace(block, one_draw=True) for block in blocks]
+
+
+def asked_prompts(study: Study, rung: Rung) -> list[str]:
+    """All prompts that measuring a rung draws or learns from, and that steps are evaluated on; those of a set come with it."""
+    config = rung.config
+    blocks = study_blocks(study.model_copy(update={"units": study.sizes[-1]}), rung)
+    if study.probes:
+        blocks.append(_probed(config))
+    if study.gain:
+        known = load_prompts(config.prompts)
+        blocks += [block for of in evaluation_blocks(config, known, 0, final=True).values() for block in of]
+    return [prompt for block in blocks for prompt in block.prompts]
 
 
 def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:
@@ -267,6 +279,11 @@ def adam_scale(checkpoint: Path, policy: Policy, config: RunConfig) -> dict[str,
     return out
 
 
+def _probed(config: RunConfig) -> Block:
+    """The block that probes are points of."""
+    return training_blocks(config, load_prompts(config.prompts), FIRST_UPDATE - 1)[0]
+
+
 class Probes:
     """Points of sampled trajectories at which a change of the weights is looked at: J g by central differences."""
 
@@ -275,7 +292,7 @@ class Probes:
 
     def __init__(self, policy: Policy, config: RunConfig, count: int) -> None:
         """Draw the points: steps spread evenly over the chain, each of another sample where there are as many."""
-        block = training_blocks(config, load_prompts(config.prompts), FIRST_UPDATE - 1)[0]
+        block = _probed(config)
         drawn = sample(policy, block, config, version=0)
         assert drawn.latents_NK is not None
         first, end = block.window or (0, policy.schedule.steps)

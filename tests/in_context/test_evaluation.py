@@ -49,7 +49,7 @@ def planned(episodes: int = 12, *, shots: tuple[int, ...] = (2, 4, 6, 8), nuisan
 def evaluated(directory: Path, plan: Plan, drawer: Perfect) -> Path:
     directory.mkdir(exist_ok=True)
     evaluation.claim(plan, [{"label": drawer.label}], directory, ["raysuite", "in-context"])
-    evaluation.evaluate(plan, directory, [(drawer.label, lambda: drawer)], silent)
+    evaluation.evaluate(plan, directory, [(drawer.label, lambda texts: drawer)], silent)
     return directory
 
 
@@ -180,7 +180,7 @@ def test_reading_and_drawing_add_up_to_what_they_are(tmp_path: Path) -> None:
     settings: list[dict[str, object]] = [{"label": "blind", "objective": None, "method": None}]
     settings += [{"label": f"run {seed}", "objective": "ddpo", "method": "a"} for seed in (0, 1)]
     evaluation.claim(plan, settings, tmp_path, ["raysuite"])
-    opened = [(str(one["label"]), lambda of=of: of) for one, of in zip(settings, drawers, strict=True)]
+    opened = [(str(one["label"]), lambda texts, of=of: of) for one, of in zip(settings, drawers, strict=True)]
     evaluation.evaluate(plan, tmp_path, opened, silent)
     found = read_in_context(tmp_path)
     assert found.methods == [Method("blind", (0,)), Method("ddpo, 2 runs", (1, 2))]

@@ -381,7 +381,7 @@ def test_reference_policies_have_their_known_values_on_the_published_data(data: 
     rows = tuple(row for row in published_rows(0) if row.name in ("oracle", "chain", "copy"))
     plan = Plan(world, MultipleChoice(Knowing(), seed=0), rows, 12, (2,))
     evaluation.claim(plan, [{"label": "ground truth"}], tmp_path, ["raysuite"])
-    evaluation.evaluate(plan, tmp_path, [("ground truth", lambda: GroundTruth(world))], silent)
+    evaluation.evaluate(plan, tmp_path, [("ground truth", lambda texts: GroundTruth(world))], silent)
     found = read_in_context(tmp_path)
     cells = [world.episode(task, 2, index).cell for task in world.tasks for index in range(12)]
     red = float(np.mean([cell.detail == "red" for cell in cells]))
@@ -555,7 +555,7 @@ def test_published_rows_stand_beside_those_who_read_here(
     )
     plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2, 8))
     evaluation.claim(plan, [{"label": Drawer.label}], tmp_path, ["raysuite"])
-    evaluation.evaluate(plan, tmp_path, [(Drawer.label, Drawer)], silent)
+    evaluation.evaluate(plan, tmp_path, [(Drawer.label, lambda texts: Drawer())], silent)
     page = write_in_context_report(tmp_path).read_text()
     assert "Published, beside ours" in page and "SEED-LLaMA, published" in page
     for line in ("Pictures, default", "Descriptions, default", "Pictures, misleading"):

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from raysuite.config import Prompts
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
@@ -18,6 +19,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.checkpoint import State
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.preferences import compared, rankings
+from raysuite.stages.prompts import load_prompts
 from raysuite.stages.rollout import sample, score
 from raysuite.study.declared import Study, declare
 from raysuite.study.gains import step_of_kl
@@ -26,6 +28,7 @@ from raysuite.study.measure import (
     Measurement,
     Probes,
     adam_scale,
+    asked_prompts,
     block_advantages,
     block_number,
     inner_products,
@@ -57,6 +60,24 @@ def measured(study: Study, policy: Policy, directory: Path, **options: object) -
         for block, r, advantage in zip(blocks[start : start + 2], rollouts[start:], advantages, strict=False):
             measurement.block(block, r, advantage, directory)
     return rollouts
+
+
+def test_prompts_that_are_encoded_beforehand_are_those_that_are_drawn() -> None:
+    """Few units of many prompts ask about few; more units, and steps that are evaluated, about more."""
+
+    def declared(**options: object) -> Study:
+        return declare("scenes-ddpo", objectives=["ddpo"], settings={"evaluation.prompts": "2"}, units=16, **options)
+
+    def asked(**options: object) -> set[str]:
+        study = declared(**options)
+        return set(asked_prompts(study, study.rungs[0]))
+
+    study = declared()
+    units = {prompt for block in study_blocks(study, study.rungs[0]) for prompt in block.prompts}
+    assert asked(probes=0) == units and len(units) == 16
+    assert asked(probes=2) > units
+    assert asked(probes=0, until=0.1, most=32) > units
+    assert {prompt.text for prompt in load_prompts(Prompts()).held_out} & asked(probes=0, gain={"kl": 0.1})
 
 
 def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tmp_path: Path) -> None:

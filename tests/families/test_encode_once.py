@@ -1,0 +1,137 @@
+"""Prompts that are encoded once: studies, pairs, writers and in-context generation then draw without encoders, the same bits.
+
+Encoders are spoiled as soon as that is done: what anybody draws with them later could not pass.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from raysuite.cluster import directions, launch, pairs, writer
+from raysuite.cluster.texts import encode_once
+from raysuite.config import RunConfig
+from raysuite.in_context.draw import Named, PolicyDrawer
+from raysuite.in_context.scenes import ScenesWorld
+from raysuite.progress import Counting
+from raysuite.stages.prompts import load_prompts
+from raysuite.study.declared import declare
+from raysuite.writer.candidates import Candidate
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's processes warn of their own affairs
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    launch.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def configured(
+    tiny_run: Callable[..., RunConfig], tiny: Callable[[str], Path], tmp_path: Path
+) -> Callable[[bool], RunConfig]:
+    """Settings of a pipeline that can be spoiled, whose prompts are encoded once or not."""
+    pipeline = shutil.copytree(tiny("sd3"), tmp_path / "sd3")
+
+    def make(once: bool) -> RunConfig:
+        places = {"threads": 1, "actor_cpus": 0.5, "encode_once": once}
+        config = tiny_run("sd3", "ddpo", prompts={"training": "toy", "held_out": "toy"}, cluster=places)
+        return config.model_copy(update={"model": config.model.model_copy(update={"path": str(pipeline)})})
+
+    return make
+
+
+def spoil(config: RunConfig) -> None:
+    """Make whatever the text encoders say from now on not a number."""
+    for file in Path(config.model.path).glob("text_encoder*/*.safetensors"):
+        weights = safetensors.torch.load_file(file)
+        spoiled = {name: torch.full_like(weight, torch.nan) for name, weight in weights.items()}
+        safetensors.torch.save_file(spoiled, file, metadata={"format": "pt"})
+
+
+def counting(what: str = "", unit: str = "") -> Counting:
+    return Counting(what, unit, Console(quiet=True))
+
+
+@pytest.fixture(autouse=True)
+def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode_and_spoil(config: RunConfig, directory: Path, **options: Any) -> Path | None:
+        texts = encode_once(config, directory, here=True, **options)
+        if texts is not None:
+            spoil(config)
+        return texts
+
+    for module in (directions, pairs, writer):
+        monkeypatch.setattr(module, "encode_once", encode_and_spoil)
+
+
+def same(one: Path, other: Path, pattern: str) -> None:
+    files = sorted(file.relative_to(one) for file in one.glob(pattern))
+    assert files
+    for file in files:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+@pytest.mark.ray
+def test_a_study(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
+    def work(config: RunConfig, place: Path) -> None:
+        (tmp_path / "run.yaml").write_text(json.dumps(config.canonical()))  # JSON is YAML
+        declared = declare(str(tmp_path / "run.yaml"), objectives=["ddpo", "diffusion_dpo"], units=8, probes=2)
+        directions.study(declared, place, ["test"], counting)
+
+    work(configured(False), tmp_path / "plain")
+    work(configured(True), tmp_path / "encoded")
+    assert not (tmp_path / "encoded" / "texts").exists()
+    same(tmp_path / "plain", tmp_path / "encoded", "*.parquet")
+
+
+@pytest.mark.ray
+def test_pairs(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
+    """The set holds the text states of the encoders as they were."""
+
+    def work(config: RunConfig, place: Path) -> None:
+        pairs.make_pairs(config, place, prompts=4, trajectories=True, command=["test"], counting=counting())
+
+    work(configured(False), tmp_path / "plain")
+    work(configured(True), tmp_path / "encoded")
+    assert not (tmp_path / "encoded" / "texts").exists()
+    same(tmp_path / "plain", tmp_path / "encoded", "blocks/*")
+
+
+@pytest.mark.ray
+def test_pictures_of_rewrites(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
+    """Texts that are among no prompts of the run."""
+    prompts = {prompt.number: prompt for prompt in load_prompts(configured(False).prompts).training}
+    texts = [Candidate(number, f"{text} of {number}", own=False) for number in prompts for text in ("a", "b", "c")]
+
+    def work(config: RunConfig, place: Path) -> None:
+        writer._draw(Named("a model", config, None), prompts, texts, 1, place, counting())
+
+    work(configured(False), tmp_path / "plain")
+    work(configured(True), tmp_path / "encoded")
+    assert not (tmp_path / "encoded" / "texts").exists()
+    same(tmp_path / "plain", tmp_path / "encoded", "scores/*")
+
+
+def test_descriptions(configured: Callable[[bool], RunConfig], tmp_path: Path) -> None:
+    """One process has the encoders first, and then the network."""
+    world, texts = ScenesWorld(0, nuisance=False), ["two red circles", "a blue square"]
+    drawers = [
+        PolicyDrawer(Named("a model", configured(once), None), 0, texts, beside=tmp_path / "texts")
+        for once in (False, True)
+    ]
+    pictures = [drawer.draw(texts, world.tasks[:2], [0, 1]) for drawer in drawers]
+    assert np.array_equal(*pictures)
+    assert [drawer.policy.pipeline.text_encoder is None for drawer in drawers] == [False, True]
