@@ -752,6 +752,9 @@ def writer_pairs(
     ] = "all",
     temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of prompts, draws and noise.")] = 0,
+    budget: Annotated[
+        int | None, typer.Option(help="Network evaluations: prompts that it has no pictures for are left out.")
+    ] = None,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Draw rewrites of users' prompts, and find which of them are preferred. The same command again goes on."""
@@ -767,6 +770,7 @@ def writer_pairs(
         which=which,
         temperature=temperature,
         seed=seed,
+        budget=budget,
     )
     found = _drawing(model, settings)
     from raysuite.cluster import launch, writer as writing

@@ -285,15 +285,26 @@ def train(config: RunConfig, directory: Path, *, placed: bool = False) -> None:
 @contextmanager
 def _alone(config: RunConfig, directory: Path) -> Iterator[Callable[[], object]]:
     """The work of a run whose learner needs nobody else, in this process."""
-    cluster = config.cluster
-    if cluster.worker_gpus and not torch.cuda.is_available():
+    device_here(config.cluster)
+    threads = threads_of(config, 1, config.cluster.worker_cpus)
+    texts = encode_once(config, directory, threads=threads, here=True)
+    yield lambda: _learner(_options(config, directory, threads=threads, texts=texts))
+
+
+def device_here(cluster: Cluster) -> torch.device:
+    """Where this process computes when it does everything.
+
+    Raises:
+        UserError: the run asks for a GPU that this machine does not have.
+    """
+    if not cluster.worker_gpus:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise UserError(
             f"expected a GPU with CUDA for cluster.worker_gpus={cluster.worker_gpus:g}, this machine has none: set it to 0, or join a "
             "cluster"
         )
-    threads = threads_of(config, 1, cluster.worker_cpus)
-    texts = encode_once(config, directory, threads=threads, here=True)
-    yield lambda: _learner(_options(config, directory, threads=threads, texts=texts))
+    return torch.device("cuda")
 
 
 @contextmanager

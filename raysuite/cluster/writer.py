@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,13 @@ from ray.train.torch import TorchTrainer
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
 from raysuite.cluster.texts import encode_once
-from raysuite.config import RunConfig
-from raysuite.families import open_policy
+from raysuite.families import Policy, open_policy
 from raysuite.in_context.draw import Named
 from raysuite.progress import Counting
 from raysuite.stages import checkpoint
+from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import is_held, provenance, write_json
 from raysuite.stages.prompts import Prompt, load_prompts
-from raysuite.types import Cost
 from raysuite.writer import draw, evaluation, pairs
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss
@@ -52,8 +53,8 @@ def make_pairs(
         directory,
         counting,
     )
-    costs = {"cut": cut, **_costs(config, len(kept) * plan.pictures)}
-    return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, costs)
+    told = {"cut": cut, **pairs.costs(config, len(kept) * plan.pictures)}
+    return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, told)
 
 
 def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequence[str], counting: Counting) -> None:
@@ -68,21 +69,27 @@ def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequ
     texts = evaluation.rewritten(directory, cells, plan.who)
     prompts = {prompt.number: prompt for of in cells.values() for prompt in of}
     _draw(model, prompts, texts, plan.pictures, directory, counting)
-    write_json(directory / "summary.json", _costs(model.config, len(texts) * plan.pictures))
+    write_json(directory / "summary.json", pairs.costs(model.config, len(texts) * plan.pictures))
 
 
 def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: Path, *, threads: int = 1) -> None:
-    """Train a writer in a process of Ray Train, which goes on from its last epoch where it dies."""
+    """Train a writer in this process; where RAY_ADDRESS names a cluster in one of Ray Train there, which goes on from its last epoch
+    where it dies.
+    """
+    options = {
+        "writer": writer,
+        "rows": list(rows),
+        "lesson": asdict(lesson),
+        "directory": str(directory),
+        "threads": threads,
+    }
+    if not os.environ.get("RAY_ADDRESS"):
+        _learner(options)
+        return
     launch.connect()
     TorchTrainer(
         _learner,
-        train_loop_config={
-            "writer": writer,
-            "rows": list(rows),
-            "lesson": asdict(lesson),
-            "directory": str(directory),
-            "threads": threads,
-        },
+        train_loop_config=options,
         scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
         run_config=TrainRunConfig(
             name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=2)
@@ -117,25 +124,34 @@ def _draw(
     counting.begin(len(planned), done=len(planned) - len(left))
     if not left:
         return
-    launch.connect()
-    config = model.config.with_actors()
-    launch.check_resources(config.cluster)
-    threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
-    encoded = encode_once(config, directory, threads=threads, prompts=[text.text for text in texts])
-    with launch.running_actors(config, texts=encoded) as (actors, _):
-        policy = open_policy(config, torch.device("cpu"), texts=encoded, encoders=encoded is None)
-        if model.model is not None:
-            checkpoint.load(model.model, policy)
-        collector = RayCollector.of(config, actors)
+    with drawing(model, directory, [text.text for text in texts]) as (policy, collector):
         for _ in draw.draw(directory / "scores", left, collector, policy.weights()):
             counting.advance()
+
+
+@contextmanager
+def drawing(model: Named, directory: Path, texts: Sequence[str]) -> Iterator[tuple[Policy, Collector]]:
+    """A model, and who draws these texts with its weights, for the length of a `with`: rollout actors, or this process alone where its run
+    has none and no cluster is to be joined.
+
+    Raises:
+        UserError: the cluster is too small, or there is no GPU.
+    """
+    config = model.config
+    here = config.cluster.alone and not os.environ.get("RAY_ADDRESS")
+    if here:
+        device, threads = launch.device_here(config.cluster), launch.threads_of(config, 1, config.cluster.worker_cpus)
+        torch.set_num_threads(threads)
+    else:
+        launch.connect()
+        config, device = config.with_actors(), torch.device("cpu")
+        launch.check_resources(config.cluster)
+        threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
+    encoded = encode_once(config, directory, threads=threads, prompts=texts, here=here)
+    with ExitStack() as stack:
+        actors = [] if here else stack.enter_context(launch.running_actors(config, texts=encoded))[0]
+        policy = open_policy(config, device, texts=encoded, encoders=encoded is None)
+        if model.model is not None:
+            checkpoint.load(model.model, policy)
+        yield policy, RayCollector.of(config, actors) if actors else LocalCollector(policy, config)
     shutil.rmtree(directory / "texts", ignore_errors=True)
-
-
-def _costs(config: RunConfig, images: int) -> dict[str, int]:
-    """Of all pictures, whichever part of the command drew them."""
-    guidance = 2 if config.sampler.guidance > 1 else 1
-    return {
-        "images": images,
-        "network_evaluations": Cost(forward=images * config.sampler.steps * guidance).network_evaluations,
-    }

@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysuite.rng import Stage, numpy_generator, torch_generator
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.worlds.scenes import grammar
 from raysuite.worlds.scenes.grammar import COLOURS, SHAPES
 from raysuite.worlds.scenes.phrasings import OPENING, SYNONYMS, UserPrompt, user_prompts
-from raysuite.writer.model import BUNDLED, Writer, open_writer
+from raysuite.writer.model import Writer, open_writer
 
 WRONG = 0.6
 """Share of what is taught wrongly, of each word and of each opening."""

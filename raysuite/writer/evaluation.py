@@ -23,8 +23,9 @@ from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import inputs
 from raysuite.stages.prompts import Prompt, PromptSet, dealt
+from raysuite.stages.rewrites import digest_of
 from raysuite.writer.candidates import Candidate
-from raysuite.writer.model import digest_of, open_writer
+from raysuite.writer.model import open_writer
 
 NONE, ORACLE = "none", "oracle"
 """Who leaves the user's text as it is, and who knows what was meant: metadata has it under `scene`."""

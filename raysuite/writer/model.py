@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from raysuite.errors import UserError
 from raysuite.rng import Stage, torch_generator
-from raysuite.stages.files import digest
+from raysuite.stages.rewrites import BUNDLED, place_of
 
-BUNDLED = "scenes-writer"
-"""The writer that ships with the package, by name."""
 INSTRUCTION = (
     "Rewrite the request as a prompt for a text-to-image model. Keep its meaning. Answer with the prompt alone."
 )
@@ -177,20 +174,6 @@ class Writer:
 def _positions(mask: Tensor) -> Tensor:
     """Of every token, whatever pads its row."""
     return (mask.cumsum(1) - 1).clamp_min(0)
-
-
-def place_of(name: str) -> Path | str:
-    """Where a writer lies: the bundled one's directory, that of `writer train`, or the name as it is (a directory, a hub's)."""
-    if name == BUNDLED:
-        return Path(__file__).parent / BUNDLED.replace("-", "_")
-    trained = Path(name) / "writer"
-    return trained if trained.is_dir() else name
-
-
-def digest_of(name: str) -> str | None:
-    """A digest of a writer's weights, by which it is known again; None where they are on a hub."""
-    files = sorted(Path(place_of(name)).glob("*.safetensors"))
-    return hashlib.sha256("".join(map(digest, files)).encode()).hexdigest() if files else None
 
 
 def open_writer(name: str) -> Writer:

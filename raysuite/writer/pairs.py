@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import inputs, write_json
 from raysuite.stages.prompts import Prompt, dealt
+from raysuite.stages.rewrites import digest_of
+from raysuite.types import Cost
 from raysuite.writer.candidates import Candidate, Which, candidates, preferred
 from raysuite.writer.draw import Key, Scores
-from raysuite.writer.model import Writer, digest_of
+from raysuite.writer.model import Writer
 
 FILE = "pairs.jsonl"
 
@@ -50,6 +53,8 @@ class Plan:
     which: Which = "all"
     temperature: float = 1.0
     seed: int = 0
+    budget: int | None = None
+    """Network evaluations of the pictures: prompts whose candidates would exceed it are left out, and those after them."""
 
     def __post_init__(self) -> None:
         for name, value in (("prompts", self.prompts), ("draws", self.draws), ("pictures", self.pictures)):
@@ -117,7 +122,34 @@ def drawn_candidates(
             )
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in rows if not row["cut"]]
-    return kept, len(rows) - len(kept)
+    return within_budget(config, kept, plan), len(rows) - len(kept)
+
+
+def costs(config: RunConfig, images: int) -> dict[str, int]:
+    """Of so many pictures."""
+    guidance = 2 if config.sampler.guidance > 1 else 1
+    spent = Cost(forward=images * config.sampler.steps * guidance)
+    return {"images": images, "network_evaluations": spent.network_evaluations}
+
+
+def within_budget(config: RunConfig, kept: Sequence[Candidate], plan: Plan) -> list[Candidate]:
+    """The candidates of the first prompts, as many as the budget has pictures for.
+
+    Raises:
+        UserError: it has them for no prompt.
+    """
+    found: list[Candidate] = []
+    for _, of_prompt in groupby(kept, lambda one: one.prompt):
+        more = [*found, *of_prompt]
+        spent = costs(config, len(more) * plan.pictures)["network_evaluations"]
+        if plan.budget is not None and spent > plan.budget:
+            break
+        found = more
+    if not found:
+        raise UserError(
+            f"expected --budget of at least {spent}, which the candidates of the first prompt take, got {plan.budget}: raise it"
+        )
+    return found
 
 
 def write(
@@ -127,7 +159,7 @@ def write(
     kept: Sequence[Candidate],
     scores: Mapping[Key, Scores],
     plan: Plan,
-    costs: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Find the pairs, and leave them with a summary, which is returned.
 
@@ -135,7 +167,9 @@ def write(
         UserError: there is none.
     """
     rows, left_out, better_than_own = [], 0, 0
-    for prompt in prompts:
+    within = {one.prompt for one in kept}
+    drawn = [prompt for prompt in prompts if prompt.number in within]
+    for prompt in drawn:
         mine = [one.text for one in kept if one.prompt == prompt.number]
         found, ties = preferred(
             np.stack([scores[prompt.number, text].total for text in mine]), margin=plan.margin, which=plan.which
@@ -159,17 +193,17 @@ def write(
     if not rows:
         raise UserError(
             f"expected pairs of rewrites that differ by {plan.margin:g} standard errors or more, found none among {len(kept)} "
-            f"candidates of {len(prompts)} prompts: draw more --pictures, --draws or --prompts, or lower --margin"
+            f"candidates of {len(drawn)} prompts: draw more --pictures, --draws or --prompts, or lower --margin"
         )
     with replacing(directory / FILE) as file:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found_summary = {
-        "prompts": len(prompts),
+        "prompts": len(drawn),
         "candidates": len(kept),
         "pairs": len(rows),
         "left_out": left_out,
         "prompts_with_a_rewrite_above_the_own_text": better_than_own,
-        **costs,
+        **told,
     }
     write_json(directory / "summary.json", found_summary)
     return found_summary

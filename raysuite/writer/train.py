@@ -29,9 +29,10 @@ import torch
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages.files import digest, is_held, provenance, write_json
+from raysuite.stages.rewrites import digest_of
 from raysuite.writer import losses
 from raysuite.writer.losses import PairLoss
-from raysuite.writer.model import Writer, digest_of
+from raysuite.writer.model import Writer
 
 MEASURED = ("h_preferred", "h_rejected", "preferred_above_0", "accuracy", "logp_preferred")
 EXTRA = "pip install 'raysuite[writer]'"

@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from raysuite.cli import main
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer.losses import PairLoss
-from raysuite.writer.model import BUNDLED, open_writer
+from raysuite.writer.model import open_writer
 from raysuite.writer.train import Lesson, read_pairs, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs

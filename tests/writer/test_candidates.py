@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer.candidates import candidates, preferred
-from raysuite.writer.model import BUNDLED, open_writer
+from raysuite.writer.model import open_writer
 
 SCORES = np.array(
     [

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raysuite.errors import UserError
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.worlds.scenes.phrasings import user_prompts
 from raysuite.writer import bundled
-from raysuite.writer.model import BUNDLED, Writer, open_writer
+from raysuite.writer.model import Writer, open_writer
 
 ASKED = ["3 red circles", "left of a blue square a red circle", "blue square two", "please draw one black triangle"]
 

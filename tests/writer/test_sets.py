@@ -18,10 +18,11 @@ from raysuite.results.writer import read_writers, writers_summary
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import write_json
 from raysuite.stages.prompts import Prompt, PromptSet, load_prompts
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer import draw, evaluation, pairs
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.draw import Scores
-from raysuite.writer.model import BUNDLED, Rewrite, Writer, open_writer
+from raysuite.writer.model import Rewrite, Writer, open_writer
 
 PROMPTS = {
     3: Prompt("2 red circles", 3, {"scene": "two red circles"}),

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from raysuite.errors import UserError
+from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer import train as training
 from raysuite.writer.losses import LOG_2, PairLoss
-from raysuite.writer.model import BUNDLED, Writer, open_writer
+from raysuite.writer.model import Writer, open_writer
 from raysuite.writer.train import Lesson, Pair, read_pairs, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and what it imports warn of their own affairs
