@@ -1,8 +1,9 @@
 """Align the writer of prompts, or the image model? `python jobs/writer_or_model.py --out DIR [--seeds 0 1 2]`.
 
-Users' prompts of the bundled world, and one budget of network evaluations for each method: writers that learn from what the base model draws
-of their rewrites, the image model that learns from what users typed, and both, with half of the budget each, in either order. All are
-then asked the same prompts of four cells, seen and new phrasings of training and held-out combinations, with the same noise.
+Users' prompts of the bundled world, and one budget of network evaluations for each method: writers that learn from what the base model
+draws of their rewrites, the image model that learns from what users typed, and both, with half of the budget each, in either
+order. All are then asked the same prompts of four cells, seen and new phrasings of training and held-out combinations, with the same
+noise.
 DIR/table.md and DIR/scores.parquet have what was found, after every seed. The same command goes on with what is missing;
 docs/results.md has the outcome.
 """
@@ -77,7 +78,7 @@ class Experiment:
         return str(self.out / f"{name}-{seed}")
 
     def trainings(self, seed: int) -> Iterator[list[str]]:
-        """What is drawn and trained with one seed, in order, each a command line after `raysuite`; the next needs what this one left."""
+        """What is drawn and trained with one seed, in order, each a command line after `raysuite`; each needs those before it."""
         yield self._pairs(RECIPE, "pairs", self.budget, seed)
         for name, loss in LOSSES.items():
             yield self._writer("pairs", name, seed, *loss)

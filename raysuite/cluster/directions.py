@@ -30,6 +30,7 @@ from raysuite.progress import Counting
 from raysuite.stages.files import is_held, provenance, write_json
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import evaluation_blocks, load_prompts
+from raysuite.stages.rewrites import refuse_writer
 from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import predicted_gain
@@ -143,6 +144,7 @@ def _preflight(declared: Study) -> None:
                     check_replay(config.model_copy(update={"updates": declared.most_rounds}))
             except UserError as error:
                 raise UserError(f"{label} cannot learn from what this study measures it on: {error}") from error
+        refuse_writer(rung.config, "a study of directions")
         launch.preflight(rung.config)
         if declared.gain:
             _require_rewards(rung)

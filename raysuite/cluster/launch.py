@@ -38,11 +38,14 @@ from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.optimizer import check_optimizer
 from raysuite.stages.preference_set import open_set
 from raysuite.stages.prompts import Prompt, load_prompts, training_blocks
+from raysuite.stages.rewrites import place_of
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 from raysuite.trackers import following, preflight as preflight_of_trackers
+from raysuite.writer.model import open_writer
+from raysuite.writer.rewriting import rewrite_once
 
 ANSWER_SECONDS = 4.0
 """How long a cluster that is to be joined may take for its first answer."""
@@ -64,14 +67,17 @@ def preflight(config: RunConfig) -> None:
     """Find in a second what would otherwise be found after a minute of start-up.
 
     Raises:
-        UserError: prompts, rewards or the model are not there, or the model is not complete or not for these settings (one whose
-            weights take long to read is looked at no further than its index says; it fails when Ray has started).
+        UserError: prompts, their writer, rewards or the model are not there, or the model is not complete or not for these
+            settings (one whose weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
     check_drawing(config)
     prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     check_scoring(config, prompts.all, prompts.repeated)
+    writer = config.prompts.writer
+    if writer is not None and _bytes_of_weights(str(place_of(writer))) <= OPENED_AT_ONCE:
+        open_writer(writer)
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:
@@ -109,7 +115,9 @@ def check_scoring(config: RunConfig, asked: Sequence[Prompt], repeated: Mapping[
         UserError: a reward is not there, or lacks something.
     """
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
-    _tell_of_prompts(config.model, repeated, texts)
+    _tell_of_prompts(
+        config.model, repeated, [] if config.prompts.writer else texts
+    )  # of rewrites it is told as they are made
     for reward in (*config.rewards, *config.watched):
         judge = config.cluster.judges.get(reward.name)
         if judge is not None and judge.environment is not None:
@@ -267,6 +275,7 @@ def train(config: RunConfig, directory: Path, *, placed: bool = False) -> None:
     """
     failure = directory / "failure.json"
     failure.unlink(missing_ok=True)
+    rewrite_once(config, directory)
     here = config.cluster.alone and (placed or not os.environ.get("RAY_ADDRESS"))
     with (
         StopFile(directory) as stop,

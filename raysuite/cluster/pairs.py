@@ -20,6 +20,7 @@ from raysuite.stages import preference_set
 from raysuite.stages.files import inputs
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.rewrites import refuse_writer
 from raysuite.types import Preferences
 
 
@@ -61,6 +62,7 @@ def make_pairs(
         raise UserError(
             "expected no sampler.window with --trajectories, whose sets hold whole trajectories: leave one of them out"
         )
+    refuse_writer(config, "a set of preferences")
     policy = open_policy(config, torch.device("cpu"), weights=not config.cluster.encode_once)
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
     canonical = config.identity()

@@ -16,7 +16,7 @@ from raysuite.cluster.placement import drawing_device
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
-from raysuite.stages.prompts import load_prompts
+from raysuite.stages.prompts import run_prompts
 
 PROMPTS_AT_ONCE = 32
 """That an actor is given: what is lost when one dies."""
@@ -55,7 +55,7 @@ def encode_once(
         return None
     texts = directory / "texts"
     if prompts is None:
-        prompts = (prompt.text for prompt in load_prompts(config.prompts).all)
+        prompts = (prompt.given for prompt in run_prompts(config, directory).all)
     wanted = list(dict.fromkeys(["", *prompts]))
     of = {
         "prompts": hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),

@@ -131,7 +131,7 @@ def _draw(
 
 @contextmanager
 def drawing(model: Named, directory: Path, texts: Sequence[str]) -> Iterator[tuple[Policy, Collector]]:
-    """A model, and who draws these texts with its weights, for the length of a `with`: rollout actors, or this process alone where its run
+    """A model, and who draws these texts with its weights, for the length of a `with`: rollout actors, or this process where its run
     has none and no cluster is to be joined.
 
     Raises:

@@ -224,6 +224,15 @@ def _check_rewards(run: Run) -> None:
         raise UserError(
             f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
         )
+    if run.prompts.writer is not None:
+        if toy in TOYS:
+            raise UserError(
+                f"expected no prompts.writer with model.path={toy}, which knows three prompts: leave it out"
+            )
+        if run.preferences.source is not None:
+            raise UserError(
+                "expected no prompts.writer with preferences.source, whose pictures are of its own prompts: leave one of them out"
+            )
 
 
 def _check_model(run: Run) -> None:

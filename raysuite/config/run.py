@@ -38,8 +38,9 @@ class RunConfig(Run):
             for name in ("model", "options"):  # a reward that has none is what it was before any had
                 if not reward[name]:
                     del reward[name]
-        if tree["prompts"]["test"] is None:  # the same with prompts
-            del tree["prompts"]["test"]
+        for name in ("test", "writer"):  # the same with prompts
+            if tree["prompts"][name] is None:
+                del tree["prompts"][name]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     def with_actors(self) -> RunConfig:

@@ -250,6 +250,9 @@ class Prompts(Section):
     test: Annotated[str | None, AfterValidator(located)] = None
     """The same, for prompts that are evaluated before the first update and after the last alone, and that nothing is chosen by.
     The held-out scenes come in two halves for that: `scenes-validation`, and `scenes-test`, which has an order of words of its own."""
+    writer: Annotated[str | None, AfterValidator(located)] = None
+    """A language model that rewrites all prompts once, before the run begins; the image model is given its words. `scenes-writer`
+    (bundled), the `--out` of `raysuite writer train`, a causal language model's directory or a hub id."""
 
 
 class Reward(Section):

@@ -193,4 +193,5 @@ def _pairs(run: Run) -> Iterator[dict[str, Any]]:
             pictures = [by[key] for update in shown if (key := (update, split, index, sample)) in by]
             if len(pictures) == len(shown):
                 marked = [picture_with_marks(run, picture) for picture in pictures]
-                yield {"split": split, "prompt": pictures[0].prompt, "pictures": marked}
+                shown_of = pictures[0]
+                yield {"split": split, "prompt": shown_of.prompt, "rewrite": shown_of.rewrite, "pictures": marked}

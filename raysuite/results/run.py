@@ -78,6 +78,8 @@ class Picture:
     index: int
     sample: int
     prompt: str
+    rewrite: str | None
+    """What a writer made of the prompt; None where it left it."""
     png: bytes
 
 
@@ -198,7 +200,7 @@ def read_run(directory: Path) -> Run:
         provenance=_json(directory / "provenance.json"),
         metrics=metrics,
         scores=scores,
-        pictures=_pictures(directory / "images"),
+        pictures=_pictures(directory / "images", _rewrites(directory / "rewrites.jsonl")),
         ledger=_json(directory / "ledger.json", required=begun),
         failure=_json(directory / "failure.json", required=False).get("message"),
     )
@@ -290,7 +292,18 @@ def _with_weighted_sum(scores: Scores, weights: Mapping[str, float], directory: 
     return Scores(**{name: np.concatenate([getattr(scores, name), rows[name]]) for name in SCORES.names})
 
 
-def _pictures(directory: Path) -> tuple[Picture, ...]:
+def _rewrites(file: Path) -> dict[str, str]:
+    """What a run's writer changed, by what users typed."""
+    if not file.is_file():
+        return {}
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {row["user"]: row["rewrite"] for row in rows if row["rewrite"] != row["user"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _pictures(directory: Path, rewrites: Mapping[str, str]) -> tuple[Picture, ...]:
     files = sorted(directory.glob("[0-9]*/*.png"))
     prompts = _json(directory / "prompts.json", required=bool(files))
     pictures = []
@@ -298,5 +311,7 @@ def _pictures(directory: Path) -> tuple[Picture, ...]:
         name = re.fullmatch(r"((\w+)-(\d+))-(\d+)", file.stem)
         if name and name[1] in prompts:
             update, sample = int(file.parent.name), int(name[4])
-            pictures.append(Picture(update, name[2], int(name[3]), sample, prompts[name[1]], file.read_bytes()))
+            prompt = prompts[name[1]]
+            found = (prompt, rewrites.get(prompt), file.read_bytes())
+            pictures.append(Picture(update, name[2], int(name[3]), sample, *found))
     return tuple(pictures)

@@ -1,7 +1,7 @@
 """The scenes world's verifier as rewards.
 
-They judge against what was meant: the sentence in a prompt's metadata under `scene` where there is one (users speak as they please,
-and a text that was rewritten for the model must not be its own judge), and the prompt itself elsewhere.
+They judge against what was meant: the sentence in a prompt's metadata under `scene` where there is one (users speak as they please),
+what the user typed where that was rewritten (a rewrite must not be its own judge), and the prompt itself elsewhere.
 """
 
 from __future__ import annotations
@@ -26,5 +26,8 @@ def scenes_strict(images: np.ndarray, prompts: Sequence[str], metadata: Sequence
 
 
 def _verdicts(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    meant = [known.get("scene") or prompt for prompt, known in zip(prompts, metadata, strict=True)]
+    meant = [
+        known.get("scene") or known.get("user_prompt") or prompt
+        for prompt, known in zip(prompts, metadata, strict=True)
+    ]
     return [verify(image, parse(sentence)) for image, sentence in zip(images, meant, strict=True)]

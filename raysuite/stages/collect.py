@@ -37,9 +37,9 @@ class Collector(ABC):
         self, blocks: Sequence[tuple[str, Block]], weights: np.ndarray, version: int
     ) -> Iterator[tuple[str, Rollouts]]:
         """`start` with evaluation blocks, each with the name of its split, which goes with it."""
-        splits = {(b.prompts, b.first_sample, b.index): split for split, b in blocks}
+        splits = {(b.prompt_ids, b.first_sample, b.index): split for split, b in blocks}
         for done in self.start([block for _, block in blocks], weights, version):
-            yield splits[done.block.prompts, done.block.first_sample, done.block.index], done
+            yield splits[done.block.prompt_ids, done.block.first_sample, done.block.index], done
 
 
 class LocalCollector(Collector):

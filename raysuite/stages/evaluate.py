@@ -11,6 +11,7 @@ from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_mean
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.prompts import TYPED
 from raysuite.types import Rollouts
 
 COLUMNS = ("update", "split", "prompt", "sample", "reward", "value")
@@ -30,6 +31,8 @@ def record(
     """
     ordered = sorted(results, key=lambda pair: (pair[0], pair[1].block.first_sample, pair[1].block.index))
     rows: list[tuple[object, ...]] = []
+    given: list[str] = []
+    rewritten = any(TYPED in known for _, rollouts in ordered for known in rollouts.block.metadata)
     values: dict[str, list[float]] = defaultdict(list)
     drawn: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     metrics = {}
@@ -37,6 +40,7 @@ def record(
         block = rollouts.block
         for reward, scores in rollouts.scores.items():
             values[f"evaluation/{split}/{reward}"] += scores.tolist()
+            given += block.prompts
             rows += [
                 (update, split, names[number], block.first_sample, reward, float(value))
                 for number, value in zip(block.prompt_ids, scores, strict=True)
@@ -54,7 +58,10 @@ def record(
         alike = [np.stack(found) for (of, _), found in drawn.items() if of == split and len(found) > 1]
         if alike:  # with one picture a prompt there is nothing to compare
             metrics[f"evaluation/diversity/{split}"] = float(np.mean([pairwise_distance(found) for found in alike]))
-    run.write_scores(update, dict(zip(COLUMNS, zip(*rows, strict=True), strict=True)))
+    columns: dict[str, Sequence[object]] = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
+    if rewritten:
+        columns["rewrite"] = given
+    run.write_scores(update, columns)
     _write_pictures(run, update, ordered)
     return {**{name: float(np.mean(numbers)) for name, numbers in values.items()}, **metrics}
 
@@ -65,5 +72,6 @@ def _write_pictures(run: RunDirectory, update: int, ordered: Sequence[tuple[str,
         if rollouts.pictures is not None:
             for index, picture in enumerate(rollouts.pictures):
                 run.write_image(update, f"{split}-{index}-0", picture)
-                prompts[f"{split}-{index}"] = rollouts.block.prompts[index]
+                block = rollouts.block
+                prompts[f"{split}-{index}"] = block.metadata[index].get(TYPED, block.prompts[index])
     write_json(run.path / "images" / "prompts.json", prompts)

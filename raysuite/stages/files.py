@@ -24,6 +24,7 @@ from raysuite.config import SPLITS, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages import prompt_files
+from raysuite.stages.rewrites import digest_of
 
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
@@ -114,6 +115,8 @@ def inputs(config: RunConfig) -> dict[str, str]:
     digests = {
         s: prompt_files.digest(source) for s, source in named.items() if source not in (None, *prompt_files.BUILT_IN)
     }
+    if config.prompts.writer is not None and (writer := digest_of(config.prompts.writer)):
+        digests["prompts.writer"] = writer
     if config.preferences.source is not None:
         summary = Path(config.preferences.source) / "summary.json"
         if summary.is_file():

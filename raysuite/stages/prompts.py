@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,10 +13,12 @@ import numpy as np
 from raysuite.config import SPLITS, Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages import prompt_files
+from raysuite.stages import prompt_files, rewrites
 from raysuite.types import Block
 
 T = TypeVar("T")
+TYPED = "user_prompt"
+"""In the metadata of a prompt that was rewritten: what the user typed."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,18 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     stratum: str = ""
     """Prompts are drawn alike from every stratum, whatever its size."""
+    rewrite: str | None = None
+    """What a writer made of the text; the model is given it in place of the text."""
+
+    @property
+    def given(self) -> str:
+        """What the model is given."""
+        return self.text if self.rewrite is None else self.rewrite
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """What rewards are told besides: the metadata, with what the user typed where the model is given something else."""
+        return self.metadata if self.rewrite is None else {**self.metadata, TYPED: self.text}
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,41 @@ def load_prompts(spec: Prompts) -> PromptSet:
             )
         split_of |= {prompt.text: split for prompt in splits[split]}
     return PromptSet(**splits, repeated=repeated)
+
+
+def run_prompts(config: RunConfig, directory: Path) -> PromptSet:
+    """The prompts of a run, those that it draws with what its writer made of them before it began.
+
+    Raises:
+        UserError: as `load_prompts`, or what was made of them is not in the run's directory.
+    """
+    known = load_prompts(config.prompts)
+    if config.prompts.writer is None:
+        return known
+    rewrite = rewrites.read(directory)
+    missing = next((text for text in drawn_texts(config, known) if text not in rewrite), None)
+    if missing is not None:
+        raise UserError(
+            f"expected what {config.prompts.writer} made of every prompt in {directory / rewrites.FILE}, found nothing for "
+            f"{missing!r}: copy the whole run directory, or remove that file from a run that has not begun"
+        )
+    training, held_out, test = (
+        tuple(replace(prompt, rewrite=rewrite.get(prompt.text)) for prompt in getattr(known, split)) for split in SPLITS
+    )
+    return PromptSet(training, held_out, test, known.repeated)
+
+
+def drawn_texts(config: RunConfig, prompts: PromptSet) -> list[str]:
+    """What users typed of all prompts that a run draws if it takes all of its updates."""
+    drawn = {
+        number
+        for split in evaluation_blocks(config, prompts, 0, final=True).values()
+        for b in split
+        for number in b.prompt_ids
+    }
+    for update in range(config.updates):
+        drawn |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
+    return list(dict.fromkeys(prompt.text for prompt in prompts.all if prompt.number in drawn))
 
 
 def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tuple[Prompt, ...]:
@@ -227,9 +277,9 @@ def _block(prompts: list[Prompt], update: int, index: int, samples: int, **optio
     return Block(
         update=update,
         index=index,
-        prompts=tuple(p.text for p in prompts),
+        prompts=tuple(p.given for p in prompts),
         prompt_ids=tuple(p.number for p in prompts),
-        metadata=tuple(p.metadata for p in prompts),
+        metadata=tuple(p.known for p in prompts),
         samples_per_prompt=samples,
         **options,
     )

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+
+from raysuite.config import RunConfig
+from raysuite.errors import UserError
+from raysuite.places import replacing
 
 BUNDLED = "scenes-writer"
 """The writer that ships with the package, by name."""
@@ -27,3 +33,43 @@ def digest_of(name: str) -> str | None:
         with path.open("rb") as file:
             found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return found.hexdigest() if files else None
+
+
+FILE = "rewrites.jsonl"
+"""In a run's directory: a row a text, what the user typed under `user` and what the model is given under `rewrite`."""
+
+
+def write(directory: Path, rewrite_of: Mapping[str, str]) -> None:
+    """Keep rewrites, by what the user typed."""
+    rows = ({"user": user, "rewrite": rewrite} for user, rewrite in rewrite_of.items())
+    with replacing(directory / FILE) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(directory: Path) -> dict[str, str]:
+    """Rewrites by what the user typed; none where there are none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = directory / FILE
+    try:
+        rows = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+        return {str(row["user"]): str(row["rewrite"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected {file} as the run wrote it, it is damaged ({error}): copy it back from where it is whole"
+        ) from error
+
+
+def refuse_writer(config: RunConfig, what: str) -> None:
+    """Refuse a writer where prompts are not rewritten.
+
+    Raises:
+        UserError: there is one.
+    """
+    if config.prompts.writer is not None:
+        raise UserError(
+            f"expected no prompts.writer for {what}, which does not rewrite prompts, got {config.prompts.writer}: leave it out, or "
+            "name a file of rewritten prompts"
+        )

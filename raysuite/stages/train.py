@@ -33,7 +33,7 @@ from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, 
 from raysuite.stages.optimizer import optimizer_of, set_rate
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
-from raysuite.stages.prompts import PromptSet, evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.prompts import PromptSet, evaluation_blocks, run_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopRequested
 from raysuite.stages.stored import ReplayCollector
@@ -76,7 +76,7 @@ class Training:
         if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
         check_noise(config, policy.schedule)
-        self.prompts: PromptSet = load_prompts(config.prompts)
+        self.prompts: PromptSet = run_prompts(config, directory)
         self.optimizer = optimizer_of(config.learn, policy.trainable().values())
         self.snapshot = checkpoint.Snapshot(self.optimizer, keep=self.first)
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)

@@ -7,7 +7,7 @@ texts of one prompt are drawn once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,9 @@ def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Ca
             prompts=tuple(one.text for one in wanted[start : start + width]),
             prompt_ids=tuple(one.prompt for one in wanted[start : start + width]),
             samples_per_prompt=1,
-            metadata=tuple(prompts[one.prompt].metadata for one in wanted[start : start + width]),
+            metadata=tuple(
+                replace(prompts[one.prompt], rewrite=one.text).known for one in wanted[start : start + width]
+            ),
             first_sample=picture,
             evaluation=True,
             window=(window.first, window.first + window.size) if window else None,

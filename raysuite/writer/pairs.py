@@ -31,6 +31,7 @@ from raysuite.types import Cost
 from raysuite.writer.candidates import Candidate, Which, candidates, preferred
 from raysuite.writer.draw import Key, Scores
 from raysuite.writer.model import Writer
+from raysuite.writer.rewriting import too_long
 
 FILE = "pairs.jsonl"
 
@@ -112,10 +113,7 @@ def drawn_candidates(
         rewritten = [one.text for one in made if not one.own]
         cut, tokens = cut_prompts(config.model, rewritten)
         if rewritten and len(cut) == len(rewritten):
-            raise UserError(
-                f"expected rewrites of at most {tokens} tokens, which the image model reads, got {len(cut)} that are all longer, such "
-                f"as {cut[0][:100]!r}: take a writer that is briefer, or train this one on brief rewrites first (--loss sft)"
-            )
+            raise too_long(cut, tokens)
         with replacing(file) as temporary:
             temporary.write_text(
                 "".join(json.dumps({**asdict(one), "cut": not one.own and one.text in {*cut}}) + "\n" for one in made)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -153,10 +154,11 @@ def told(directory: Path) -> list[str]:
 def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path) -> None:
     """Train to the end, or go on from the last epoch that was finished."""
     import datasets
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     datasets.disable_progress_bars()
+    warnings.simplefilter("ignore", FutureWarning)  # between TRL and transformers
 
     class CalDPOTrainer(DPOTrainer):
         """TRL's trainer with the calibrated loss, which it does not have."""
@@ -224,6 +226,7 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
             seed=lesson.seed,
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last(directory / "checkpoints"))
     _finish(writer, trainer.state.log_history, directory)
 

@@ -218,3 +218,24 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path) -> None:
     assert read.kept == {"none": 1.0, "oracle": 0.5} and read.distinct == {"none": 1.0, "oracle": 1.0}
     said = writers_summary(tmp_path)
     assert "scenes_strict in each cell" in said and "Difference from none" in said
+
+
+def test_a_budget_has_the_first_prompts_whole(config: RunConfig) -> None:
+    """Two steps without guidance: a candidate of three pictures takes 6 network evaluations."""
+    kept = [Candidate(3, "a", True), Candidate(3, "b", False), Candidate(5, "c", True), Candidate(7, "d", True)]
+
+    def within(budget: int | None) -> list[str]:
+        plan = pairs.Plan(pictures=3, budget=budget)
+        return [one.text for one in pairs.within_budget(config, kept, plan)]
+
+    assert pairs.costs(config, 3)["network_evaluations"] == 6
+    assert [within(budget) for budget in (None, 24, 23, 18, 17, 12)] == [
+        ["a", "b", "c", "d"],
+        ["a", "b", "c", "d"],
+        ["a", "b", "c"],
+        ["a", "b", "c"],
+        ["a", "b"],
+        ["a", "b"],
+    ]
+    with pytest.raises(UserError, match=r"expected --budget of at least 12, .* got 11"):
+        within(11)

@@ -102,7 +102,7 @@ def alarms(together: SideBySide) -> list[str]:
 
 def cautions(together: SideBySide) -> list[str]:
     """What limits the comparison, then what limits single runs."""
-    own = (_tuned, _budgets, _samplers, _bases, _trained_rewards, _left_out, _unfinished)
+    own = (_tuned, _budgets, _samplers, _writers, _bases, _trained_rewards, _left_out, _unfinished)
     return [
         *together.left_behind,
         *(caution for about in own for caution in about(together)),
@@ -172,9 +172,19 @@ def _samplers(together: SideBySide) -> list[str]:
     return [said] if rows else []
 
 
+def _writers(together: SideBySide) -> list[str]:
+    found = [run.config.get("prompts", {}).get("writer") for run in together.runs]
+    if len({*found}) == 1:
+        return []
+    each = listed([f"{name} {writer or 'none'}" for name, writer in zip(together.names, found, strict=True)])
+    return [
+        f"Prompts are rewritten by other writers ({each}): a part of the differences is theirs, before the first update already."
+    ]
+
+
 def _bases(together: SideBySide) -> list[str]:
     """Where the same model, sampler, prompts and noise did not give the same scores."""
-    if _samplers(together):
+    if _samplers(together) or _writers(together):
         return []
     first, *others = (run.scores.where(reward=together.headline, update=0) for run in together.runs)
     other = [name for name, scores in zip(together.names[1:], others, strict=True) if not _same(first, scores)]

@@ -1,0 +1,191 @@
+"""A run's prompts in a writer's words: made once, given to the model, and never their own judge."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raysuite.cluster import launch
+from raysuite.config import RunConfig, load
+from raysuite.errors import UserError
+from raysuite.results.report import write_report
+from raysuite.results.run import read_run
+from raysuite.rewards.scenes import scenes_strict
+from raysuite.stages import rewrites
+from raysuite.stages.files import RunDirectory
+from raysuite.stages.prompts import TYPED, Prompt, load_prompts, run_prompts, training_blocks
+from raysuite.stages.rewrites import BUNDLED
+from raysuite.stages.stored import read
+from raysuite.worlds.scenes.grammar import parse
+from raysuite.worlds.scenes.render import render
+from raysuite.writer import rewriting
+from raysuite.writer.model import Rewrite, open_writer
+from tests.stages.worker import begin
+
+SMALL = {
+    "updates": "1",
+    "sampler.steps": "2",
+    "rollouts.prompts": "4",
+    "rollouts.samples": "2",
+    "rollouts.prompts_per_block": "2",
+    "rollouts.keep": "true",
+    "learn.minibatches": "1",
+    "evaluation.prompts": "4",
+    "evaluation.final_samples": "1",
+    "evaluation.kl": "false",
+    "prompts.writer": BUNDLED,
+}
+
+
+def users(**settings: str) -> RunConfig:
+    return load("scenes-users-ddpo", {**SMALL, **{path.replace("__", "."): value for path, value in settings.items()}})
+
+
+class Says:
+    """In place of a writer: the same of every text."""
+
+    def __init__(self, said: str) -> None:
+        self.said, self.asked = said, list[str]()
+
+    def rewrites(self, texts: Sequence[str], *, temperature: float) -> list[Rewrite]:
+        assert temperature == 0
+        self.asked += texts
+        return [Rewrite(self.said, 0.0) for _ in texts]
+
+
+def test_a_run_draws_what_its_writer_makes_of_its_prompts_and_keeps_both(tmp_path: Path) -> None:
+    config = users()
+    RunDirectory(tmp_path).claim(config, ["test"])
+    rewriting.rewrite_once(config, tmp_path)
+    begin(config, tmp_path).train()
+    of = rewrites.read(tmp_path)
+    typed = [prompt.text for prompt in load_prompts(config.prompts).all if prompt.text in of]
+    written = open_writer(BUNDLED).rewrites(typed, temperature=0)
+    assert [of[text] for text in typed] == [one.text for one in written] and any(of[text] != text for text in typed)
+
+    (block, *_) = training_blocks(config, run_prompts(config, tmp_path), 0)
+    assert block.prompts == tuple(of[known[TYPED]] for known in block.metadata)
+    stored = read(tmp_path, 0, block.index).block
+    assert (stored.prompts, [dict(m) for m in stored.metadata]) == (block.prompts, [dict(m) for m in block.metadata])
+
+    scores = pq.read_table(tmp_path / "scores" / "000000.parquet").to_pylist()
+    assert {row["prompt"] for row in scores} <= {*typed} and all(row["rewrite"] == of[row["prompt"]] for row in scores)
+    picture = next(picture for picture in read_run(tmp_path).pictures if picture.rewrite)
+    assert picture.rewrite == of[picture.prompt] != picture.prompt
+    assert f"drawn as {picture.rewrite}" in write_report(tmp_path).read_text()
+
+
+def test_prompts_are_rewritten_once_and_more_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Says("two red circles"), Says("one red circle")
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: first)
+    with caplog.at_level(logging.WARNING, "raysuite"):
+        rewriting.rewrite_once(users(), tmp_path)
+    assert f"NOTE: {BUNDLED} rewrote" in caplog.text and "cut" not in caplog.text
+    kept = rewrites.read(tmp_path)
+    assert len(first.asked) == len({*first.asked}) == len(kept) <= 4 + 4 + 4
+    rewriting.rewrite_once(users(), tmp_path)
+    assert len(first.asked) == len(kept)
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: second)
+    rewriting.rewrite_once(users(updates="3"), tmp_path)
+    more = rewrites.read(tmp_path)
+    assert kept.items() < more.items() and {more[text] for text in second.asked} == {"one red circle"}
+    assert {*second.asked} == more.keys() - kept.keys()
+
+
+def test_a_text_of_which_nothing_is_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Says(""))
+    rewriting.rewrite_once(users(), tmp_path)
+    of = rewrites.read(tmp_path)
+    assert of and all(user == rewrite for user, rewrite in of.items())
+
+
+def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "a very long sentence of which nobody knows the end"
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Says(long))
+    with pytest.raises(
+        UserError, match=r"expected rewrites of at most 16 tokens.*that are all longer, such as 'a very long"
+    ):
+        rewriting.rewrite_once(users(), tmp_path)
+    assert not (tmp_path / rewrites.FILE).exists()
+
+    class Sometimes(Says):
+        def rewrites(self, texts: Sequence[str], *, temperature: float) -> list[Rewrite]:
+            return [Rewrite(long if place == 0 else "one red circle", 0.0) for place in range(len(texts))]
+
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Sometimes(""))
+    with caplog.at_level(logging.WARNING, "raysuite"):
+        rewriting.rewrite_once(users(), tmp_path)
+    assert f"WARNING: 1 of {len(rewrites.read(tmp_path))} rewrites are cut after the 16 tokens" in caplog.text
+
+
+def test_a_rewrite_is_not_its_own_judge() -> None:
+    """Without a scene in the metadata what the user typed is what a picture is judged by."""
+    picture = render(parse("two red circles"), np.random.default_rng(0))[None]
+    said = Prompt("one blue square", 0, {"kind": "count"}, rewrite="two red circles")
+    assert scenes_strict(picture, [said.given], [said.metadata]) == [1.0]
+    assert scenes_strict(picture, [said.given], [said.known]) == [0.0]
+    meant = Prompt("2 crimson discs", 0, {"scene": "two red circles"}, rewrite="one blue square")
+    assert scenes_strict(picture, [meant.given], [meant.known]) == [1.0]
+
+
+def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were_any(tmp_path: Path) -> None:
+    assert users().identity() != users(prompts__writer="null").identity()
+    assert "writer" not in users(prompts__writer="null").identity()["prompts"]
+    writer = tmp_path / "mine" / "writer"
+    writer.mkdir(parents=True)
+    open_writer(BUNDLED).save(writer)
+    config, run = users(prompts__writer=str(tmp_path / "mine")), RunDirectory(tmp_path / "run")
+    run.claim(config, ["test"])
+    assert "prompts.writer" in json.loads((tmp_path / "run" / "provenance.json").read_text())["inputs"]
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    template = writer / "chat_template.jinja"
+    template.write_text("Say: " + template.read_text())
+    with pytest.raises(UserError, match=r"expected what prompts\.writer names as it was when the run .* began"):
+        run.claim(config, ["test"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [
+        ({"prompts.writer": "nobody"}, "expected a writer (scenes-writer"),
+        ({"prompts.training": "FILE", "prompts.held_out": "null"}, "expected no user_prompt in the metadata"),
+    ],
+)
+def test_refusals(settings: dict[str, str], mentions: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"{n} red circles", "scene": "two red circles", TYPED: "x"} for n in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load("scenes-users-ddpo", {**SMALL, **{k: v.replace("FILE", str(file)) for k, v in settings.items()}})
+
+    def begun() -> None:
+        launch.preflight(config)
+        rewriting.rewrite_once(config, tmp_path)
+
+    with pytest.raises(UserError) as refused:
+        begun()
+    assert mentions in str(refused.value)
+
+
+def test_what_a_run_without_its_rewrites_says(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"expected what scenes-writer made of every prompt in .*rewrites\.jsonl, found nothing for"
+    ):
+        run_prompts(users(), tmp_path)
+    (tmp_path / rewrites.FILE).write_text("{")
+    with pytest.raises(UserError, match="as the run wrote it, it is damaged"):
+        run_prompts(users(), tmp_path)
+
+
+def test_sets_and_studies_have_no_writer() -> None:
+    with pytest.raises(UserError, match=r"expected no prompts\.writer for a set of preferences, .* got scenes-writer"):
+        rewrites.refuse_writer(users(), "a set of preferences")
