@@ -68,7 +68,7 @@ def counting(what: str = "", unit: str = "") -> Counting:
 @pytest.fixture(autouse=True)
 def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode_and_spoil(config: RunConfig, directory: Path, **options: Any) -> Path | None:
-        texts = encode_once(config, directory, here=True, **options)
+        texts = encode_once(config, directory, **{**options, "here": True})
         if texts is not None:
             spoil(config)
         return texts
