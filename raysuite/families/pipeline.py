@@ -204,7 +204,9 @@ class PipelinePolicy(Policy):
         else:  # a token is a patch of 2 x 2 latents
             unit, tokens = 2 * unit, self.latent_shape[0]
             height, width = asked or (math.isqrt(tokens) * unit,) * 2
-            drawn = (height // unit * unit, width // unit * unit)
+            cut = (height // unit * unit, width // unit * unit)
+            filled = (-(-height // unit) * unit, -(-width // unit) * unit)  # as Krea 2 does
+            drawn = cut if cut[0] * cut[1] == tokens * unit**2 else filled
             assert drawn[0] * drawn[1] == tokens * unit**2, "a pipeline with another form of latents"
         if asked is not None and drawn != asked:
             raise UserError(

@@ -663,8 +663,7 @@ def test_recipes_of_large_models_say_what_they_are(name: str) -> None:
     """Their places are those that docs/models.md speaks of, and nobody may think that they were run."""
     config = load(name)
     assert "Not run on its weights" in recipes()[name]
-    gpus = 2 if name == "qwen-image-grpo" else 1
-    assert config.cluster.worker_gpus + config.cluster.actor_gpus == gpus
+    assert config.cluster.worker_gpus + config.cluster.actor_gpus == 1
     assert config.model.precision == "bfloat16" and config.parameters.checkpointing
     assert config.learn.microbatch == config.rollouts.prompts_per_block * (
         1 if config.preferences.source else config.rollouts.samples

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysuite.families.driver import Driver
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.kernel import transition
 from tests.families.conftest import SIDE, WITHOUT_GUIDANCE, WITHOUT_LORA
@@ -125,26 +124,6 @@ def test_pictures_are_the_plain_pipelines(pipeline: str, policy: PipelinePolicy,
     if pipeline not in WITHOUT_GUIDANCE and pipeline != "hidream":
         unguided = frames(plainly(found, pipeline, prompts, guided=False))
         assert np.abs(unguided - theirs).max() > 1
-
-
-@pytest.mark.parametrize("wrong", ["sign", "time", "prompts"])
-def test_another_picture_is_noticed(
-    pipeline: str, wrong: str, policy: PipelinePolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the test before must catch: the other sign, times a thousandfold too small, prompts in the other order."""
-    if pipeline not in ("sd3", "flux2_klein", "z_image"):
-        pytest.skip("three forms are enough")
-    x, step = latents(policy), Driver.step
-    right = draw(policy, x, PROMPTS)
-
-    def spoilt(driver: Driver, network: Any, x_N: Tensor, t_N: Tensor, prompts_N: Any, guidance: float) -> Tensor:
-        if wrong == "time":
-            t_N = t_N / 1000
-        output = step(driver, network, x_N, t_N, prompts_N[::-1] if wrong == "prompts" else prompts_N, guidance)
-        return -output if wrong == "sign" else output
-
-    monkeypatch.setattr(Driver, "step", spoilt)
-    assert np.abs(draw(policy, x, PROMPTS) - right).max() > 1
 
 
 @pytest.mark.parametrize(("side", "steps"), [(32, 3), (64, 5)])

@@ -61,6 +61,13 @@ def test_settings(name: str, settings: dict[str, Any], sentence: str, open_tiny:
         open_tiny(name, **settings)
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_size_that_would_be_cut(name: str, open_tiny: Opener) -> None:
+    """No class draws pictures of 32 x 37 pixels; some would cut them without a word, and Krea 2 make them wider."""
+    with pytest.raises(UserError, match=r"expected (settings|a model\.size) that"):
+        open_tiny(name, model={"size": [32, 37]})
+
+
 def changed(path: Path, target: Path, file: str, **values: Any) -> Path:
     """A copy of a pipeline with other values in one of its configurations."""
     shutil.copytree(path, target)
@@ -157,6 +164,23 @@ RELEASED: dict[str, tuple[str, dict[str, Any], int, int]] = {
         {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536},
         24 * 4,
         4_718_592,
+    ),
+    "StableDiffusionXLPipeline": (
+        "UNet2DConditionModel",
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        70 * 2 * 4,
+        23_224_320,
     ),
 }
 """Released networks, whose weights are never made: a target that reaches fewer blocks than it should shows in the count."""
