@@ -180,8 +180,15 @@ def test_a_reward_that_leaves_its_process_is_one_that_fails() -> None:
     weights = open_policy(config, torch.device("cpu")).weights()
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
     expected = r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"
-    with launch.running_actors(config) as actors, pytest.raises(UserError, match=expected):
+    with launch.running_actors(config) as (actors, _), pytest.raises(UserError, match=expected):
         list(RayCollector(actors).start(blocks, weights, 0))
+
+
+def test_what_fails_where_blocks_are_dealt_is_told_to_who_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    blocks = training_blocks(toy(), load_prompts(toy().prompts), update=0)
+    with pytest.raises(AttributeError, match="life"):
+        list(RayCollector([object()]).start(blocks, np.zeros(2), 0))
 
 
 def test_an_actor_whose_process_ends_again_and_again_is_a_sentence_with_its_rewards(
