@@ -204,7 +204,7 @@ class _Deal:
             self._results.put(error.cause if isinstance(error.cause, UserError) else error)
         except ray.exceptions.RayActorError:
             self._results.put(self._lost())
-        except Exception as error:  # whatever it is, who waits for blocks would wait for ever
+        except Exception as error:  # noqa: BLE001 (it is handed on: who waits for blocks would wait for ever)
             self._results.put(error)
 
     def _lost(self) -> UserError:
