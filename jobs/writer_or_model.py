@@ -82,6 +82,7 @@ class Experiment:
         yield self._pairs(RECIPE, "pairs", self.budget, seed)
         for name, loss in LOSSES.items():
             yield self._writer("pairs", name, seed, *loss)
+        yield self._grpo("grpo", self.budget, seed)
         self._translate(seed)
         yield self._writer("translations", "sft", seed, "--loss", "sft", "--epochs", "10")
         yield self._run(RECIPE, "ddpo", self.budget, seed)
@@ -111,6 +112,7 @@ class Experiment:
         }
         return {
             at("compared-writers"): Comparison(RECIPE, writers),
+            at("compared-grpo"): Comparison(RECIPE, {"GRPO writer": at("grpo")}),
             at("compared-ddpo"): Comparison(at("ddpo"), {"model: ddpo": "none", "both, all of each": at("dpo")}),
             at("compared-diffusion-dpo"): Comparison(at("diffusion-dpo"), {"model: diffusion_dpo": "none"}),
             at("compared-after"): Comparison(str(self._half_way(seed)), {"ddpo, then DPO writer": at("dpo-after")}),
@@ -135,6 +137,10 @@ class Experiment:
 
     def _writer(self, pairs: str, name: str, seed: int, *loss: str) -> list[str]:
         return ["writer", "train", self.place(pairs, seed), "--out", self.place(name, seed), "--seed", str(seed), *loss]
+
+    def _grpo(self, name: str, budget: int, seed: int) -> list[str]:
+        asked = ["--steps", "400", "--budget", str(budget), "--seed", str(seed)]
+        return ["writer", "grpo", RECIPE, "--out", self.place(name, seed), *asked, *self._of_recipe(RECIPE)]
 
     def _run(self, recipe: str, name: str, budget: int, seed: int, *settings: str) -> list[str]:
         chosen = self._set(f"seed={seed}", f"budget={budget}", *RUN, *settings)

@@ -840,6 +840,47 @@ def writer_train(
     console.print(f"writer: {directory}", soft_wrap=True, highlight=False)
 
 
+@writer_app.command("grpo")
+def writer_grpo(
+    out: Annotated[Path, typer.Option(help="Directory of the training; the writer is in writer/.")],
+    model: Drawing = "scenes-users-ddpo",
+    writer: WriterName = "scenes-writer",
+    prompts: Annotated[int, typer.Option(help="Of a step, alike from every kind.")] = 8,
+    draws: Annotated[int, typer.Option(help="Rewrites of each, which are compared with each other.")] = 8,
+    pictures: Annotated[int, typer.Option(help="Of each rewrite, with the same noise.")] = 2,
+    steps: Annotated[int, typer.Option(help="At most.")] = 100,
+    budget: Annotated[
+        int | None, typer.Option(help="Network evaluations of the pictures, after which it ends.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Constant.")] = 5e-4,
+    beta: Annotated[float, typer.Option(help="Weight of the KL from the writer as it came.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts, rewrites and noise.")] = 0,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Train a writer on-line with TRL's GRPO, by what the image model draws. The same command again goes on."""
+    directory = _place(out)
+    _begin("writer grpo", directory)
+    from raysuite.writer import grpo, train as training
+
+    training.check_trl()
+    plan = grpo.Plan(prompts, draws, pictures, steps, budget, learning_rate, beta, seed)
+    found = _drawing(model, settings)
+    from raysuite.cluster import launch, writer as writing
+    from raysuite.stages.lock import locked
+
+    launch.preflight(found.config)
+    with locked(directory):
+        told = writing.train_online(found, writer, plan, directory, sys.argv)
+    first, last = told[0], told[-1]
+    console.print(
+        f"{len(told)} steps, {last['network_evaluations']:,} network evaluations; mean reward {first['reward']:.3f} in the first "
+        f"step, {last['reward']:.3f} in the last",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(f"writer: {directory}", soft_wrap=True, highlight=False)
+
+
 @writer_app.command("evaluate")
 def writer_evaluate(
     who: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import is_held, provenance, write_json
 from raysuite.stages.prompts import Prompt, load_prompts
-from raysuite.writer import draw, evaluation, pairs
+from raysuite.writer import draw, evaluation, grpo, pairs
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss
 from raysuite.writer.model import open_writer
@@ -98,6 +99,27 @@ def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: P
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes
 
 
+def train_online(
+    model: Named, writer: str, plan: grpo.Plan, directory: Path, command: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Train a writer on-line in this process, or go on, and return the numbers of its steps. Pictures are drawn as `drawing` has it.
+
+    Raises:
+        UserError: the writer is not there, the directory holds something else, or a number does not go with the others.
+    """
+    once = model.config.cluster.model_copy(update={"encode_once": False})  # nobody knows what will be written
+    config = draw.with_noise_of(model.config.model_copy(update={"cluster": once}), plan.seed)
+    prompts = grpo.chosen_prompts(config, load_prompts(config.prompts).training, plan)
+    opened = open_writer(writer)
+    _claim(directory, "grpo.json", grpo.identity(config, plan, writer, model.settings()), "on-line training", command)
+    if not (directory / "writer").is_dir():
+        by_number = {prompt.number: prompt for prompt in prompts}
+        with drawing(replace(model, config=config), directory, []) as (policy, collector):
+            judge = grpo.Pictures(directory, config, by_number, plan, collector, policy.weights())
+            grpo.train(opened, prompts, plan, judge, plan.of_a_step(config), directory)
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def _learner(options: dict[str, Any]) -> None:
     torch.set_num_threads(options["threads"])
     lesson = options["lesson"]
@@ -106,7 +128,7 @@ def _learner(options: dict[str, Any]) -> None:
 
 
 def _claim(directory: Path, name: str, wanted: dict[str, Any], what: str, command: Sequence[str]) -> None:
-    if not is_held(directory, name, wanted, what, begun=("*.jsonl", "scores/*.parquet", "checkpoints/*")):
+    if not is_held(directory, name, wanted, what, begun=("*.jsonl", "scores/*", "checkpoints/*")):
         write_json(directory / name, wanted)
         write_json(directory / "provenance.json", provenance(command))
 

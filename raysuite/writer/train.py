@@ -227,8 +227,8 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
         ),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last(directory / "checkpoints"))
-    _finish(writer, trainer.state.log_history, directory)
+    trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
+    finish(writer, _by_epoch(trainer.state.log_history), directory)
 
 
 def _densities(writer: Writer, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,21 +239,25 @@ def _densities(writer: Writer, pairs: Sequence[Pair]) -> tuple[torch.Tensor, tor
     )
 
 
-def _last(checkpoints: Path) -> str | None:
+def last_checkpoint(checkpoints: Path) -> str | None:
     """The last checkpoint that is whole: the state of the trainer is what TRL writes last."""
     whole = [path for path in checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def _finish(writer: Writer, history: Sequence[Mapping[str, Any]], directory: Path) -> None:
-    """Leave the numbers, and at last the writer."""
+def _by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for entry in history:
         row = rows.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
         row |= {name: entry[name] for name in MEASURED if name in entry}
         row |= {"loss": entry["loss"]} if "loss" in entry else {}
+    return [row for _, row in sorted(rows.items())]
+
+
+def finish(writer: Writer, rows: Sequence[Mapping[str, Any]], directory: Path) -> None:
+    """Leave the numbers of a training, and at last the writer."""
     with replacing(directory / "metrics.jsonl") as file:
-        file.write_text("".join(json.dumps(row) + "\n" for _, row in sorted(rows.items())))
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with replacing(directory / "writer") as made:
         writer.save(made)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

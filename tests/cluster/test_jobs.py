@@ -108,12 +108,13 @@ def head(checkout: Path) -> Iterator[tuple[Path, Submit]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "directions", "sweep"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "encode", "directions", "sweep", "writer"])
 def test_a_job_is_the_command_of_its_name(name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     words = [sys.executable, f"jobs/{name}.py", "--help"]
     shown = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert getattr(cli, name).__doc__.splitlines()[0] in shown
+    said = cli.writer_app.info.help if name == "writer" else getattr(cli, name).__doc__.splitlines()[0]
+    assert said in shown
 
 
 def toy(out: Path, **settings: object) -> list[str]:
@@ -154,3 +155,16 @@ def test_a_job_is_stopped(head: tuple[Path, Submit], tmp_path: Path) -> None:
     (checkpoint,) = completed(out / "checkpoints")  # the run had no reason of its own to write one
     said = json.loads((out / "failure.json").read_text())["message"]
     assert said.startswith("stopped by SIGTERM") and f"checkpoints/{checkpoint.name} is the last" in said
+
+
+@pytest.mark.slow
+def test_a_writer_is_made_by_jobs(head: tuple[Path, Submit], tmp_path: Path) -> None:
+    """Pairs by rollout actors of the cluster, and training in Ray Train there."""
+    _, job = head
+    small = ("--prompts", "4", "--draws", "2", "--pictures", "2", "--margin", "0", "--set", "sampler.steps=2")
+    pairs, made = tmp_path / "pairs", tmp_path / "made"
+    for words in (("pairs", "--out", str(pairs), *small), ("train", str(pairs), "--out", str(made), "--epochs", "1")):
+        done = job("submit", "--working-dir", ".", "--", "python", "jobs/writer.py", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert f"writer: {made}" in done.stdout and (made / "writer" / "model.safetensors").is_file()
+    assert not (made / "ray").exists() and not (made / "checkpoints").exists()
