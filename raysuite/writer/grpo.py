@@ -115,8 +115,9 @@ def chosen_prompts(config: RunConfig, known: Sequence[Prompt], plan: Plan) -> li
 class Judge(Protocol):
     """Who says what rewrites are worth."""
 
-    spent: int
-    """Network evaluations so far."""
+    @property
+    def spent(self) -> int:
+        """Network evaluations so far."""
 
     def rewards(self, step: int, numbers: Sequence[int], texts: Sequence[str]) -> list[float]:
         """Of the rewrites of one step, by the numbers of the users' prompts."""
