@@ -213,9 +213,9 @@ def tables(rows: Sequence[Mapping[str, object]]) -> list[list[tuple[str, ...]]]:
         (lower_RN, prompts_N), (higher_SN, _) = of(other, cell), of(method, cell)
         return difference_of_methods(lower_RN, higher_SN, prompts_N, generator())
 
-    first = [(method, *(with_interval(mean(method, cell)) for cell in cells)) for method in methods]
+    first = [(method, *(with_interval(mean(method, cell), places=2) for cell in cells)) for method in methods]
     second = [
-        (method, *(with_interval(gain(method, cell, NOTHING), signed=True) for cell in cells))
+        (method, *(with_interval(gain(method, cell, NOTHING), places=2, signed=True) for cell in cells))
         for method in methods
         if method != NOTHING
     ]
