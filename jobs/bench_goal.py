@@ -142,12 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = dict(setting.split("=", 1) for setting in options.set)
     fields = {name: json.loads(value) for name, value in (setting.split("=", 1) for setting in options.peer_set)}
     results: dict[int, dict[str, Progress]] = {}
+    looks: Looks | None = None
     print(f"{'side':>8}{'epoch':>8}{'seconds':>12}{'processor':>12}{'reward':>10}   strict pass since the beginning")
     for seed in options.seeds:
         of_run = {"seed": str(seed), "updates": str(options.epochs), "budget": "null"}
         config = load(options.recipe, overrides | of_run)
         peer_config = load(options.peer_recipe, ALIKE | of_run)
-        looks = Looks(config)
+        looks = looks or Looks(config)  # nothing of it depends on the seed
         with both_sides(
             config,
             peer_config,
