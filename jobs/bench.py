@@ -207,7 +207,7 @@ def update_overhead(config: RunConfig, turns: int) -> list[Figure]:
     back, _ = suite.bare(suite.learn)
     draw, learning, unet_s, vae_s, back_s = seconds((suite.draw, suite.learn, unet, vae, back), turns)
     return [
-        ratio("seconds: update / its U-Net and VAE calls", draw + learning, unet_s + vae_s + back_s, "at most 1.15"),
+        ratio("seconds: update / its U-Net and VAE calls", draw + learning, unet_s + vae_s + back_s, "at most 1.05"),
         ratio("seconds: update / its U-Net calls alone", draw + learning, unet_s + back_s),
         ratio("  seconds: rollout and rewards / their U-Net and VAE calls", draw, unet_s + vae_s),
         ratio("  seconds: learning / its U-Net calls, with backward", learning, back_s),
