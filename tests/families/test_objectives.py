@@ -23,6 +23,7 @@ from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
 from raysuite.study.gradients import _gradients
+from tests.stages.worker import begin
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -39,11 +40,25 @@ def trained(config: RunConfig, directory: Path) -> tuple[np.ndarray, dict[str, d
     return policy.weights(), RunDirectory(directory).metrics()
 
 
+def settings_beside(objective: str) -> dict[str, Any]:
+    """What a run must have to learn by this objective."""
+    return {"reference": {"refresh": 1}} if OBJECTIVES[objective].reference_is_sampler else {}
+
+
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_two_updates(pipeline: str, objective: str, tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    more: dict[str, Any] = {"reference": {"refresh": 1}} if objective == "forward_rl" else {}
-    weights, metrics = trained(tiny_run(pipeline, objective, **more), tmp_path)
+    """The second one after a stop in its midst, too: the same bits."""
+    config = tiny_run(pipeline, objective, **settings_beside(objective), checkpoints={"every": 1})
+    weights, metrics = trained(config, tmp_path / "whole")
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()
+    stopped.update()  # which reached no checkpoint
+    again, same_metrics = trained(config, tmp_path / "stopped")
+    assert np.array_equal(again, weights) and same_metrics == metrics
     assert np.isfinite(weights).all()
     assert set(metrics["learn/loss"]) == {0, 1}
     assert all(value > 0 for value in metrics["learn/grad_norm"].values())

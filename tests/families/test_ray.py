@@ -1,22 +1,27 @@
-"""A flow transformer through real Ray processes, whose prompts were encoded beforehand, and which are killed."""
+"""Pipelines through real Ray processes, which are killed."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import safetensors.numpy
 
 from raysuite.cluster import launch
 from raysuite.config import RunConfig
+from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.stages.files import RunDirectory
-from tests.processes import below, end, until
+from tests.families.test_objectives import PIPELINES, settings_beside
+from tests.processes import below, called, end, until
 from tests.stages.worker import train_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
@@ -49,12 +54,64 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
         ray.shutdown()
     assert {file.name: file.stat().st_mtime_ns for file in (disturbed / "texts").iterdir()} == known
     assert {file.name for file in (without / "texts").iterdir()} == known.keys()
-    weights = [
-        safetensors.numpy.load_file(run / "checkpoints" / "000003" / "model" / "pytorch_lora_weights.safetensors")
-        for run in (alone, disturbed, without)
-    ]
-    for found in weights[1:]:
-        assert found.keys() == weights[0].keys()
-        assert all(np.array_equal(found[name], weights[0][name]) for name in found)
     for run in (disturbed, without):
-        assert RunDirectory(run).metrics() == RunDirectory(alone).metrics()
+        equal(run, alone, 3)
+
+
+def equal(one: Path, other: Path, updates: int) -> None:
+    """Two runs of a LoRA are the same to the bit: what they trained, and every number on the way."""
+    for file in ("model/pytorch_lora_weights.safetensors", "optimizer.safetensors"):
+        found, wanted = (
+            safetensors.numpy.load_file(run / "checkpoints" / f"{updates:06d}" / file) for run in (one, other)
+        )
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], wanted[name]) for name in found), file
+    assert RunDirectory(one).metrics() == RunDirectory(other).metrics()
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where faults of the reward `disturbed` are named, on one cluster for all tests that take it."""
+    directory = tmp_path_factory.mktemp("chaos")
+    os.environ["CHAOS"] = str(directory)
+    launch.connect()
+    yield directory
+    ray.shutdown()
+    del os.environ["CHAOS"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_learner_is_killed_in_its_second_update(
+    pipeline: str, objective: str, tiny_run: Callable[..., RunConfig], chaos: Path, tmp_path: Path
+) -> None:
+    """Another goes on from the checkpoint of the first: the bits of an undisturbed run in one process."""
+    config = tiny_run(
+        pipeline,
+        objective,
+        **settings_beside(objective),
+        rewards=[{"name": "tests.cluster.rewards:disturbed"}],
+        checkpoints={"every": 1},
+        cluster={"threads": 1},
+    )
+    train_alone(config, tmp_path / "alone")
+    for file in chaos.iterdir():
+        file.unlink()
+    (chaos / "4-wait").touch()  # both splits are scored first, and then a block in each update
+
+    learners: list[psutil.Process] = []
+
+    def kill_when_it_strikes() -> None:
+        until((chaos / "done-4-wait").exists, "the reward of the second update")
+        learners.extend(called("RayTrainWorker"))
+        end(learners)
+        (chaos / "go").touch()
+
+    killing = threading.Thread(target=kill_when_it_strikes)
+    killing.start()
+    assert not launch.claim(config, tmp_path / "killed", ["test"])
+    launch.train(config, tmp_path / "killed")
+    killing.join()
+    assert len(learners) == 1
+    equal(tmp_path / "killed", tmp_path / "alone", 2)
