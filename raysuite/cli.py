@@ -866,11 +866,12 @@ def writer_grpo(
     plan = grpo.Plan(prompts, draws, pictures, steps, budget, learning_rate, beta, seed)
     found = _drawing(model, settings)
     from raysuite.cluster import launch, writer as writing
+    from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
     launch.preflight(found.config)
-    with locked(directory):
-        told = writing.train_online(found, writer, plan, directory, sys.argv)
+    with locked(directory), Counting("training", "steps", console) as counting:
+        told = writing.train_online(found, writer, plan, directory, sys.argv, counting)
     first, last = told[0], told[-1]
     console.print(
         f"{len(told)} steps, {last['network_evaluations']:,} network evaluations; mean reward {first['reward']:.3f} in the first "

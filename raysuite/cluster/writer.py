@@ -100,7 +100,7 @@ def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: P
 
 
 def train_online(
-    model: Named, writer: str, plan: grpo.Plan, directory: Path, command: Sequence[str]
+    model: Named, writer: str, plan: grpo.Plan, directory: Path, command: Sequence[str], counting: Counting
 ) -> list[dict[str, Any]]:
     """Train a writer on-line in this process, or go on, and return the numbers of its steps. Pictures are drawn as `drawing` has it.
 
@@ -113,10 +113,11 @@ def train_online(
     opened = open_writer(writer)
     _claim(directory, "grpo.json", grpo.identity(config, plan, writer, model.settings()), "on-line training", command)
     if not (directory / "writer").is_dir():
+        counting.begin(plan.steps, done=grpo.done(directory))
         by_number = {prompt.number: prompt for prompt in prompts}
         with drawing(replace(model, config=config), directory, []) as (policy, collector):
             judge = grpo.Pictures(directory, config, by_number, plan, collector, policy.weights())
-            grpo.train(opened, prompts, plan, judge, plan.of_a_step(config), directory)
+            grpo.train(opened, prompts, plan, judge, plan.of_a_step(config), directory, counting.advance)
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 

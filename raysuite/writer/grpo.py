@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,6 +112,12 @@ def chosen_prompts(config: RunConfig, known: Sequence[Prompt], plan: Plan) -> li
     return dealt(tuple(known), number, numpy_generator(seed=plan.seed, stage=Stage.WRITER, update=3))
 
 
+def done(directory: Path) -> int:
+    """Steps of a training that it goes on from."""
+    last = last_checkpoint(directory / "checkpoints")
+    return int(last.rpartition("-")[2]) if last else 0
+
+
 class Judge(Protocol):
     """Who says what rewrites are worth."""
 
@@ -178,7 +184,13 @@ class Pictures:
 
 
 def train(
-    writer: Writer, prompts: Sequence[Prompt], plan: Plan, judge: Judge, step_costs: int, directory: Path
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    plan: Plan,
+    judge: Judge,
+    step_costs: int,
+    directory: Path,
+    advanced: Callable[[], object] = lambda: None,
 ) -> None:
     """Train to the end, or go on from the last checkpoint.
 
@@ -189,6 +201,7 @@ def train(
         judge: of what it writes.
         step_costs: network evaluations that a step takes at most.
         directory: of the training.
+        advanced: is called after every step.
     """
     import datasets
     from transformers import PrinterCallback, TrainerCallback
@@ -207,6 +220,7 @@ def train(
             state.log_history[-1]["network_evaluations"] = judge.spent
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            advanced()
             if plan.budget is not None and judge.spent + step_costs > plan.budget:
                 control.should_training_stop = True
 

@@ -63,7 +63,10 @@ def test_what_is_rewarded_becomes_more_probable(tmp_path: Path) -> None:
 
 
 def test_it_ends_before_a_step_that_might_exceed_the_budget(tmp_path: Path) -> None:
-    grpo.train(open_writer(BUNDLED), PROMPTS, grpo.Plan(prompts=3, draws=2, budget=200), Knows(), 60, tmp_path)
+    steps: list[int] = []
+    plan, judge = grpo.Plan(prompts=3, draws=2, budget=200), Knows()
+    grpo.train(open_writer(BUNDLED), PROMPTS, plan, judge, 60, tmp_path, lambda: steps.append(judge.spent))
+    assert steps == [60, 120, 180]
     assert metrics(tmp_path)[-1]["network_evaluations"] == 180
 
 
