@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -81,3 +82,5 @@ def _evaluate(
                 for done in collector.start(blocks, weights, version):
                     evaluation.write(protocol, directory, member, done)
                     counting.advance()
+    if texts is not None:
+        shutil.rmtree(texts)

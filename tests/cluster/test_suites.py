@@ -62,14 +62,14 @@ def place(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPat
     ray.shutdown()
 
 
-def geneval(place: Path, out: Path) -> list[str]:
+def geneval(place: Path, out: Path, *more: str) -> list[str]:
     """The command; whose second reward does what the test asks for."""
     reward = f"{{name: geneval, model: {place / 'detector'}, options: {{clip: {place / 'clip'}, threshold: 0.2, graded: true}}}}"
     return [
         "evaluate", str(place / "one"), str(place / "two"), "--suite", "geneval", "--out", str(out),
         "--prompts", str(place / "evaluation_metadata.jsonl"), "--samples", "2", "--batch", "2",
         "--reward", reward, "--reward", DISTURBED,
-        "--set", "sampler.steps=2", "--set", "cluster.threads=1", "--set", "cluster.actors=2",
+        "--set", "sampler.steps=2", "--set", "cluster.threads=1", "--set", "cluster.actors=2", *more,
     ]  # fmt: skip
 
 
@@ -82,10 +82,12 @@ def command(words: list[str]) -> None:
 def test_geneval_killed_and_resumed_is_as_if_nothing_had_happened(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor does it matter whether prompts are encoded beforehand."""
+    beforehand = ("--set", "cluster.encode_once=true")
     whole, killed, chaos = (place / name for name in ("whole", "killed", "chaos"))
     chaos.mkdir()
     (chaos / "8-wait").touch()  # the base has six blocks: this is in the first run's
-    words = [sys.executable, "-m", "raysuite.cli", *geneval(place, killed)]
+    words = [sys.executable, "-m", "raysuite.cli", *geneval(place, killed, *beforehand)]
     with subprocess.Popen(
         words, env={**os.environ, "CHAOS": str(chaos)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -95,8 +97,10 @@ def test_geneval_killed_and_resumed_is_as_if_nothing_had_happened(
     left = len(list(killed.glob("members/*/scores/*.parquet")))
     assert 6 <= left < 18
 
-    for directory in (killed, whole):
-        command(geneval(place, directory))
+    assert list(killed.glob("members/*/texts/complete.json"))
+    command(geneval(place, killed, *beforehand))
+    assert not list(killed.glob("members/*/texts"))
+    command(geneval(place, whole))
     said = capsys.readouterr().out
     assert f"{left - 6} of 6 blocks were there" in said or left == 6
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
