@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from math import inf
@@ -37,7 +37,7 @@ from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.optimizer import check_optimizer
 from raysuite.stages.preference_set import open_set
-from raysuite.stages.prompts import Prompt, load_prompts, training_blocks
+from raysuite.stages.prompts import Prompt, load_prompts, said_of_cut, training_blocks
 from raysuite.stages.rewrites import place_of
 from raysuite.stages.rollout import check_noise
 from raysuite.stages.stop import StopFile, StopRequested
@@ -115,9 +115,8 @@ def check_scoring(config: RunConfig, asked: Sequence[Prompt], repeated: Mapping[
         UserError: a reward is not there, or lacks something.
     """
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
-    _tell_of_prompts(
-        config.model, repeated, [] if config.prompts.writer else texts
-    )  # of rewrites it is told as they are made
+    read = [] if config.prompts.writer else texts  # of rewrites it is told as they are made
+    _tell_of_prompts(config.model, repeated, read)
     for reward in (*config.rewards, *config.watched):
         judge = config.cluster.judges.get(reward.name)
         if judge is not None and judge.environment is not None:
@@ -132,11 +131,7 @@ def _tell_of_prompts(model: Model, repeated: Mapping[str, int], texts: list[str]
         _say_once(f"NOTE: prompts.{split} has {count} {rows} that came before: each counts once.")
     cut, tokens = cut_prompts(model, texts)
     if cut:
-        example = cut[0] if len(cut[0]) <= 300 else f"{cut[0][:300]}..."
-        _say_once(
-            f"WARNING: {len(cut)} of {len(texts)} prompts are cut after the {tokens} tokens that the model reads, for example "
-            f"{example!r}."
-        )
+        _say_once(said_of_cut("prompts", cut, len(texts), tokens))
 
 
 @cache
@@ -249,6 +244,29 @@ def running_actors(
             if shared:
                 ray.get([actor.life.remote() for actor in actors])
         yield actors, judges
+
+
+@contextmanager
+def drawing_actors(
+    config: RunConfig, directory: Path, *, prompts: Iterable[str] | None = None
+) -> Iterator[tuple[list[ray.actor.ActorHandle], Path | None]]:
+    """Ray, and rollout actors for work that has no learners, for the length of a `with`.
+
+    Args:
+        config: of the work, with actors.
+        directory: where text states go if they are wanted beforehand, under texts/; it is yielded besides.
+        prompts: what will be drawn; by default all prompts of the run.
+
+    Raises:
+        UserError: the cluster is too small, or the model cannot be opened.
+    """
+    cluster = config.cluster
+    connect()
+    check_resources(cluster)
+    threads = threads_of(config, cluster.actors, cluster.actor_cpus)
+    texts = encode_once(config, directory, threads=threads, prompts=prompts)
+    with running_actors(config, texts=texts) as (actors, _):
+        yield actors, texts
 
 
 @contextmanager
@@ -433,10 +451,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     """
     config, found = _evaluated(directory, updates, samples)
     config = config.with_actors()
-    connect()
-    check_resources(config.cluster)
-    texts = encode_once(config, directory, threads=threads_of(config, config.cluster.actors, config.cluster.actor_cpus))
-    with running_actors(config, texts=texts) as (actors, _):
+    with drawing_actors(config, directory) as (actors, texts):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None, compiled=False)
         training = Training(config, directory, policy, RayCollector.of(config, actors), Accelerator(cpu=True))
         if found is not None:

@@ -11,7 +11,6 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
-from raysuite.cluster.texts import encode_once
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import encoder_digests, open_policy
@@ -88,16 +87,9 @@ def make_pairs(
     counting.begin(len(blocks), done=len(blocks) - len(missing))
     if missing:
         config = config.with_actors()
-        launch.connect()
-        launch.check_resources(config.cluster)
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
-        texts = encode_once(
-            config,
-            directory,
-            threads=launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus),
-            prompts=[prompt for block in blocks for prompt in block.prompts],
-        )
-        with launch.running_actors(drawing, texts=texts) as (actors, _):
+        asked = [prompt for block in blocks for prompt in block.prompts]
+        with launch.drawing_actors(drawing, directory, prompts=asked) as (actors, texts):
             if texts is not None:  # until here it had encoders and no network, from here on the other way round
                 policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=False)
             for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):

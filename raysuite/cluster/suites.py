@@ -11,7 +11,6 @@ import torch
 
 from raysuite.cluster import launch
 from raysuite.cluster.actors import RayCollector
-from raysuite.cluster.texts import encode_once
 from raysuite.families import open_policy
 from raysuite.progress import Counting
 from raysuite.stages import checkpoint
@@ -65,11 +64,7 @@ def _evaluate(
     counted: Callable[[str, str], Counting],
 ) -> None:
     config, everything = work[0][0].config.with_actors(), len(protocol.blocks())
-    launch.connect()
-    launch.check_resources(config.cluster)
-    threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
-    texts = encode_once(config, evaluation.of(directory, work[0][0]), threads=threads)
-    with launch.running_actors(config, texts=texts) as (actors, _):
+    with launch.drawing_actors(config, evaluation.of(directory, work[0][0])) as (actors, texts):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):

@@ -41,7 +41,7 @@ def make_pairs(
         UserError: the writer is not there, the directory holds something else, or there is no preference.
     """
     config = draw.with_noise_of(model.config, plan.seed)
-    wanted = pairs.identity(config, plan, writer, model.settings())
+    wanted = pairs.identity(config, asdict(plan), writer, model.settings())
     _claim(directory, "pairs.json", wanted, "set of rewrites", command)
     opened = open_writer(writer)
     prompts = pairs.chosen_prompts(load_prompts(config.prompts).training, plan)
@@ -111,7 +111,8 @@ def train_online(
     config = draw.with_noise_of(model.config.model_copy(update={"cluster": once}), plan.seed)
     prompts = grpo.chosen_prompts(config, load_prompts(config.prompts).training, plan)
     opened = open_writer(writer)
-    _claim(directory, "grpo.json", grpo.identity(config, plan, writer, model.settings()), "on-line training", command)
+    wanted = pairs.identity(config, asdict(plan), writer, model.settings())
+    _claim(directory, "grpo.json", wanted, "on-line training", command)
     if not (directory / "writer").is_dir():
         counting.begin(plan.steps, done=grpo.done(directory))
         by_number = {prompt.number: prompt for prompt in prompts}
@@ -160,19 +161,17 @@ def drawing(model: Named, directory: Path, texts: Sequence[str]) -> Iterator[tup
     Raises:
         UserError: the cluster is too small, or there is no GPU.
     """
-    config = model.config
-    here = config.cluster.alone and not os.environ.get("RAY_ADDRESS")
-    if here:
-        device, threads = launch.device_here(config.cluster), launch.threads_of(config, 1, config.cluster.worker_cpus)
-        torch.set_num_threads(threads)
-    else:
-        launch.connect()
-        config, device = config.with_actors(), torch.device("cpu")
-        launch.check_resources(config.cluster)
-        threads = launch.threads_of(config, config.cluster.actors, config.cluster.actor_cpus)
-    encoded = encode_once(config, directory, threads=threads, prompts=texts, here=here)
+    config, device = model.config, torch.device("cpu")
     with ExitStack() as stack:
-        actors = [] if here else stack.enter_context(launch.running_actors(config, texts=encoded))[0]
+        actors: list[Any] = []
+        if config.cluster.alone and not os.environ.get("RAY_ADDRESS"):
+            device = launch.device_here(config.cluster)
+            threads = launch.threads_of(config, 1, config.cluster.worker_cpus)
+            torch.set_num_threads(threads)
+            encoded = encode_once(config, directory, threads=threads, prompts=texts, here=True)
+        else:
+            config = config.with_actors()
+            actors, encoded = stack.enter_context(launch.drawing_actors(config, directory, prompts=texts))
         policy = open_policy(config, device, texts=encoded, encoders=encoded is None)
         if model.model is not None:
             checkpoint.load(model.model, policy)

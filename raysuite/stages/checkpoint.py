@@ -316,19 +316,23 @@ def _load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | N
         state.ema = policy.weights()
     policy.load(checkpoint / "model")
     if optimizer is not None:
-        named = safetensors.torch.load_file(checkpoint / "optimizer.safetensors")
-        entries: dict[int, dict[str, torch.Tensor]] = {}
-        for index, name in enumerate(policy.trainable()):
-            entry = {key.rpartition("/")[2]: value for key, value in named.items() if key.rpartition("/")[0] == name}
-            if entry:
-                entries[index] = entry
-        restore_moments(optimizer, entries)
+        known = moments_by_name(checkpoint)
+        restore_moments(optimizer, {n: known[name] for n, name in enumerate(policy.trainable()) if name in known})
     behaviour = safetensors.numpy.load_file(checkpoint / "behaviour.safetensors")
     state.behaviour = {state.updates: policy.weights(), **{int(version): flat for version, flat in behaviour.items()}}
     if (checkpoint / "reference.safetensors").exists():
         state.reference = safetensors.numpy.load_file(checkpoint / "reference.safetensors")["reference"]
         policy.set_reference(state.reference)
     return state
+
+
+def moments_by_name(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What the optimiser remembers at a checkpoint, by the parameter's name; those without any have no entry."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in safetensors.torch.load_file(checkpoint / "optimizer.safetensors").items():
+        name, _, of = key.rpartition("/")
+        found.setdefault(name, {})[of] = value
+    return found
 
 
 def read_state(checkpoint: Path) -> State:

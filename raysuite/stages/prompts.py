@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,6 +134,12 @@ def drawn_texts(config: RunConfig, prompts: PromptSet) -> list[str]:
     for update in range(config.updates):
         drawn |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
     return list(dict.fromkeys(prompt.text for prompt in prompts.all if prompt.number in drawn))
+
+
+def said_of_cut(what: str, cut: Sequence[str], count: int, tokens: int) -> str:
+    """The warning that of so many prompts or rewrites the model will not read these to their end."""
+    example = cut[0] if len(cut[0]) <= 300 else f"{cut[0][:300]}..."
+    return f"WARNING: {len(cut)} of {count} {what} are cut after the {tokens} tokens that the model reads, for example {example!r}."
 
 
 def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tuple[Prompt, ...]:

@@ -29,6 +29,7 @@ from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
 from raysuite.places import replacing
 from raysuite.rng import Stage, torch_generator
+from raysuite.stages.checkpoint import moments_by_name
 from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.optimizer import in_float32, put_together
 from raysuite.stages.preference_set import PreferenceSet
@@ -262,15 +263,12 @@ def adam_scale(checkpoint: Path, policy: Policy, config: RunConfig) -> dict[str,
 
     The second moments are those of the run's own objective. None where it has made no step yet.
     """
-    file = checkpoint / "optimizer.safetensors"
-    if not file.is_file():
+    if not (checkpoint / "optimizer.safetensors").is_file():
         return None
-    moments = safetensors.torch.load_file(file)
+    moments = moments_by_name(checkpoint)
     out = {}
     for name, parameter in policy.trainable().items():
-        entry = put_together(
-            {key.rpartition("/")[2]: v for key, v in moments.items() if key.rpartition("/")[0] == name}
-        )
+        entry = put_together(moments.get(name, {}))
         if "exp_avg_sq" not in entry:
             return None
         bias = 1 - config.learn.betas[1] ** float(entry["step"])

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,14 +29,12 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.collect import Collector
-from raysuite.stages.files import inputs
 from raysuite.stages.prompts import Prompt, dealt
-from raysuite.stages.rewrites import digest_of
 from raysuite.writer import draw
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.draw import Key, Scores
 from raysuite.writer.model import TOKENS, Writer
-from raysuite.writer.pairs import costs
+from raysuite.writer.pairs import check_enough, costs
 from raysuite.writer.train import finish, last_checkpoint
 
 MEASURED = ("reward", "reward_std", "entropy", "network_evaluations")
@@ -82,27 +80,13 @@ class Plan:
         return costs(config, self.prompts * self.draws * self.pictures)["network_evaluations"]
 
 
-def identity(config: RunConfig, plan: Plan, writer: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content."""
-    canonical = config.canonical()
-    return {
-        "writer": writer,
-        "sha256": digest_of(writer),
-        "drawn_by": dict(model),
-        **asdict(plan),
-        "read": inputs(config),
-        **{s: canonical[s] for s in ("prompts", "rewards", "rollouts")},
-    }
-
-
 def chosen_prompts(config: RunConfig, known: Sequence[Prompt], plan: Plan) -> list[Prompt]:
     """Training prompts for all steps, alike from every stratum; all where there are fewer.
 
     Raises:
         UserError: there are too few for a step, or the budget is.
     """
-    if plan.prompts > len(known):
-        raise UserError(f"expected at most the {len(known)} training prompts, got --prompts {plan.prompts}: lower it")
+    check_enough(known, plan.prompts)
     if plan.budget is not None and plan.budget < plan.of_a_step(config):
         raise UserError(
             f"expected --budget of at least {plan.of_a_step(config)}, which a step may take, got {plan.budget}: raise it, or lower "
@@ -172,9 +156,8 @@ class Pictures:
             if (number, text) not in self._known
         ]
         place = self._scores / f"{step:06d}"
-        if draw.read(place).keys() - {
-            (one.prompt, one.text) for one in wanted
-        }:  # of a step that was lost and is another now
+        drawn = draw.read(place).keys()
+        if drawn - {(one.prompt, one.text) for one in wanted}:  # of a step that was lost and is another now
             shutil.rmtree(place)
         planned = draw.blocks(self._config, self._prompts, wanted, self._plan.pictures)
         for _ in draw.draw(place, draw.missing(place, planned), self._collector, self._weights):
@@ -224,15 +207,14 @@ def train(
             if plan.budget is not None and judge.spent + step_costs > plan.budget:
                 control.should_training_stop = True
 
+    # one epoch: a sampler that begins a second one does not go on alike
     asked = [prompts[place % len(prompts)] for place in range(plan.prompts * plan.steps)]
     rows = [{"prompt": writer.asked(prompt.text), "number": prompt.number} for prompt in asked]
     trainer = GRPOTrainer(
         model=writer.model,
         processing_class=writer.tokenizer,
         reward_funcs=reward,
-        train_dataset=datasets.Dataset.from_list(
-            rows
-        ),  # one epoch: a sampler that begins a second one does not go on alike
+        train_dataset=datasets.Dataset.from_list(rows),
         callbacks=[Watch()],
         args=GRPOConfig(
             output_dir=str(directory / "checkpoints"),

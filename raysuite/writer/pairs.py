@@ -74,14 +74,14 @@ class Plan:
             )
 
 
-def identity(config: RunConfig, plan: Plan, writer: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content."""
+def identity(config: RunConfig, plan: Mapping[str, Any], writer: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the content of a set, or of an on-line training, whose settings `plan` has."""
     canonical = config.canonical()
     return {
         "writer": writer,
         "sha256": digest_of(writer),
         "drawn_by": dict(model),
-        **asdict(plan),
+        **plan,
         "read": inputs(config),
         **{s: canonical[s] for s in ("prompts", "rewards", "rollouts")},
     }
@@ -93,9 +93,18 @@ def chosen_prompts(known: Sequence[Prompt], plan: Plan) -> list[Prompt]:
     Raises:
         UserError: there are fewer.
     """
-    if plan.prompts > len(known):
-        raise UserError(f"expected at most the {len(known)} training prompts, got --prompts {plan.prompts}: lower it")
+    check_enough(known, plan.prompts)
     return dealt(tuple(known), plan.prompts, numpy_generator(seed=plan.seed, stage=Stage.WRITER))
+
+
+def check_enough(known: Sequence[Prompt], wanted: int) -> None:
+    """Refuse to draw more prompts than there are.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if wanted > len(known):
+        raise UserError(f"expected at most the {len(known)} training prompts, got --prompts {wanted}: lower it")
 
 
 def drawn_candidates(

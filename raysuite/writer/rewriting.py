@@ -9,7 +9,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import cut_prompts
 from raysuite.stages import rewrites
-from raysuite.stages.prompts import TYPED, drawn_texts, load_prompts
+from raysuite.stages.prompts import TYPED, drawn_texts, load_prompts, said_of_cut
 from raysuite.writer.model import open_writer
 
 
@@ -45,13 +45,7 @@ def rewrite_once(config: RunConfig, directory: Path) -> None:
         directory / rewrites.FILE,
     )
     if cut:
-        log.warning(
-            "WARNING: %d of %d rewrites are cut after the %d tokens that the model reads, for example %r.",
-            len(cut),
-            len(changed),
-            tokens,
-            cut[0][:300],
-        )
+        log.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
     rewrites.write(directory, before | found)
 
 

@@ -73,11 +73,19 @@ def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
             spoil(config)
         return texts
 
-    for module in (directions, pairs, writer):
+    for module in (directions, launch, writer):
         monkeypatch.setattr(module, "encode_once", encode_and_spoil)
 
 
-def same(one: Path, other: Path, pattern: str) -> None:
+Work = Callable[[RunConfig, Path], object]
+
+
+def same(work: Work, configured: Callable[[bool], RunConfig], place: Path, pattern: str) -> None:
+    """Whether work leaves the same files with prompts that were encoded once, and no text states."""
+    one, other = place / "plain", place / "encoded"
+    work(configured(False), one)
+    work(configured(True), other)
+    assert not (other / "texts").exists()
     files = sorted(file.relative_to(one) for file in one.glob(pattern))
     assert files
     for file in files:
@@ -91,10 +99,7 @@ def test_a_study(configured: Callable[[bool], RunConfig], cluster: None, tmp_pat
         declared = declare(str(tmp_path / "run.yaml"), objectives=["ddpo", "diffusion_dpo"], units=8, probes=2)
         directions.study(declared, place, ["test"], counting)
 
-    work(configured(False), tmp_path / "plain")
-    work(configured(True), tmp_path / "encoded")
-    assert not (tmp_path / "encoded" / "texts").exists()
-    same(tmp_path / "plain", tmp_path / "encoded", "*.parquet")
+    same(work, configured, tmp_path, "*.parquet")
 
 
 @pytest.mark.ray
@@ -104,10 +109,7 @@ def test_pairs(configured: Callable[[bool], RunConfig], cluster: None, tmp_path:
     def work(config: RunConfig, place: Path) -> None:
         pairs.make_pairs(config, place, prompts=4, trajectories=True, command=["test"], counting=counting())
 
-    work(configured(False), tmp_path / "plain")
-    work(configured(True), tmp_path / "encoded")
-    assert not (tmp_path / "encoded" / "texts").exists()
-    same(tmp_path / "plain", tmp_path / "encoded", "blocks/*")
+    same(work, configured, tmp_path, "blocks/*")
 
 
 @pytest.mark.ray
@@ -119,10 +121,7 @@ def test_pictures_of_rewrites(configured: Callable[[bool], RunConfig], cluster: 
     def work(config: RunConfig, place: Path) -> None:
         writer._draw(Named("a model", config, None), prompts, texts, 1, place, counting())
 
-    work(configured(False), tmp_path / "plain")
-    work(configured(True), tmp_path / "encoded")
-    assert not (tmp_path / "encoded" / "texts").exists()
-    same(tmp_path / "plain", tmp_path / "encoded", "scores/*")
+    same(work, configured, tmp_path, "scores/*")
 
 
 def test_descriptions(configured: Callable[[bool], RunConfig], tmp_path: Path) -> None:
