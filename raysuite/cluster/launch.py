@@ -141,9 +141,9 @@ def _say_once(line: str) -> None:
 
 
 def _bytes_of_weights(model: str) -> float:
-    """Of a pipeline's directory; what is bundled has few, what is on a hub may have any number."""
+    """Of a model's directory; what is bundled has few, what is on a hub may have any number, and what is not there none."""
     if not Path(model).is_dir():
-        return inf if "/" in model else 0
+        return inf if "/" in model and not Path(model).is_absolute() else 0
     return sum(file.stat().st_size for file in Path(model).rglob("*") if file.suffix in (".safetensors", ".bin"))
 
 

@@ -113,23 +113,30 @@ def drawn_candidates(
     """The candidates of a set, made once and then read, and how many rewrites the image model would cut, which are left out.
 
     Raises:
-        UserError: no rewrite is short enough for the image model.
+        UserError: no rewrite is short enough for the image model, or the budget is too small for one prompt.
     """
     file = directory / "candidates.jsonl"
-    if not file.exists():
-        texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
-        made = candidates(writer, texts, numbers, draws=plan.draws, seed=plan.seed, temperature=plan.temperature)
-        rewritten = [one.text for one in made if not one.own]
-        cut, tokens = cut_prompts(config.model, rewritten)
-        if rewritten and len(cut) == len(rewritten):
-            raise too_long(cut, tokens)
-        with replacing(file) as temporary:
-            temporary.write_text(
-                "".join(json.dumps({**asdict(one), "cut": not one.own and one.text in {*cut}}) + "\n" for one in made)
-            )
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    begun = file.exists()
+    lines = file.read_text().splitlines() if begun else ()
+    rows = [json.loads(line) for line in lines] or _written(writer, config, prompts, plan)
     kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in rows if not row["cut"]]
-    return within_budget(config, kept, plan), len(rows) - len(kept)
+    drawn = within_budget(config, kept, plan)
+    if not begun:  # nothing is left behind where the budget is refused
+        with replacing(file) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return drawn, len(rows) - len(kept)
+
+
+def _written(writer: Writer, config: RunConfig, prompts: Sequence[Prompt], plan: Plan) -> list[dict[str, Any]]:
+    """Rows of candidates.jsonl."""
+    texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
+    made = candidates(writer, texts, numbers, draws=plan.draws, seed=plan.seed, temperature=plan.temperature)
+    rewritten = [one.text for one in made if not one.own]
+    cut, tokens = cut_prompts(config.model, rewritten)
+    if rewritten and len(cut) == len(rewritten):
+        raise too_long(cut, tokens)
+    long = {*cut}
+    return [{**asdict(one), "cut": not one.own and one.text in long} for one in made]
 
 
 def costs(config: RunConfig, images: int) -> dict[str, int]:

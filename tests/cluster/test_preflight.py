@@ -9,6 +9,7 @@ import pytest
 
 from raysuite.cluster import launch
 from raysuite.config import load
+from raysuite.errors import UserError
 
 
 def test_what_there_is_to_tell_of_prompts_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -25,3 +26,9 @@ def test_what_there_is_to_tell_of_prompts_is_told_once(tmp_path: Path, caplog: p
         "NOTE: prompts.training has 1 row that came before: each counts once.",
         f"WARNING: 1 of 3 prompts are cut after the 16 tokens that the model reads, for example {long!r}.",
     ]
+
+
+def test_a_writer_at_a_path_where_there_is_none_is_found_missing(tmp_path: Path) -> None:
+    config = load("scenes-users-ddpo", {"prompts.writer": str(tmp_path / "nobody")})
+    with pytest.raises(UserError, match=r"expected a writer \(scenes-writer, .* got .*nobody"):
+        launch.preflight(config)

@@ -239,3 +239,11 @@ def test_a_budget_has_the_first_prompts_whole(config: RunConfig) -> None:
     ]
     with pytest.raises(UserError, match=r"expected --budget of at least 12, .* got 11"):
         within(11)
+
+
+def test_a_budget_that_is_refused_leaves_nothing_behind(config: RunConfig, tmp_path: Path) -> None:
+    """So that the command can be given again with a larger one."""
+    plan = pairs.Plan(prompts=1, draws=1, budget=1)
+    with pytest.raises(UserError, match=r"expected --budget of at least"):
+        pairs.drawn_candidates(tmp_path, open_writer(BUNDLED), config, [PROMPTS[3]], plan)
+    assert not list(tmp_path.iterdir())
