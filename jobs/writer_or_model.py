@@ -4,17 +4,19 @@ Users' prompts of the bundled world, and one budget of network evaluations for e
 draws of their rewrites, the image model that learns from what users typed, and both, with half of the budget each, in either
 order. All are then asked the same prompts of four cells, seen and new phrasings of training and held-out combinations, with the same
 noise.
-DIR/table.md and DIR/scores.parquet have what was found, after every seed. The same command goes on with what is missing;
-docs/results.md has the outcome.
+DIR/table.md has what was found, after every seed, DIR/scores.parquet its scores and DIR/measures.parquet what each method cost and did
+besides. The same command goes on with what is missing; docs/results.md has the outcome.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from raysuite.results.comparison import generator, with_interval
 from raysuite.results.page import table
 from raysuite.results.writer import read_writers
 from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory
+from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer.model import open_writer
 
@@ -48,17 +50,29 @@ LOSSES = {
 }
 """Writers that learn from one set of pairs."""
 NOTHING, ALL = "nothing", "all"
+UNTRAINED = -1
+"""The seed of what is not trained, which no seed decides."""
+EVALUATIONS, SECONDS = "network evaluations", "seconds of processors"
 COLUMNS = ("method", "seed", "cell", "phrasing", "prompt", "picture", "strict")
-"""Of scores.parquet. No seed decides what is not trained: it has seed -1."""
+"""Of scores.parquet."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A writer before an image model, and what both came from."""
+
+    writer: str
+    """none, oracle, or where it lies."""
+    made_by: Mapping[str, float] = field(default_factory=dict)
+    """Which part of what it took, by place: runs, sets of pairs, trainings of writers."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Writers before one image model."""
+    """Methods with one image model."""
 
     model: str
-    writers: Mapping[str, str]
-    """By the method's name: none, oracle, or where it lies."""
+    methods: Mapping[str, Method]
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,8 @@ class Experiment:
     def untrained(self) -> dict[str, Comparison]:
         """What no seed decides, by where its evaluation goes."""
         who = {NOTHING: "none", "oracle translator": "oracle", "writer as it came": BUNDLED}
-        return {str(self.out / "compared-base"): Comparison(RECIPE, who)}
+        methods = {name: Method(writer) for name, writer in who.items()}
+        return {str(self.out / "compared-base"): Comparison(RECIPE, methods)}
 
     def trained(self, seed: int) -> dict[str, Comparison]:
         """What is compared of one seed, by where its evaluation goes."""
@@ -104,25 +119,46 @@ class Experiment:
         def at(name: str) -> str:
             return self.place(name, seed)
 
+        def method(writer: str, *made_by: str, half_of: str | None = None) -> Method:
+            parts = {at(name): 1.0 for name in made_by} | ({at(half_of): 0.5} if half_of else {})
+            return Method(writer if writer == "none" else at(writer), parts)
+
         writers = {
-            "SFT writer (told translations)": at("sft"),
-            "DPO writer": at("dpo"),
-            "Cal-DPO writer": at("cal-dpo"),
-            "Cal-DPO writer, normalised": at("cal-dpo-normalised"),
+            "SFT writer (told translations)": method("sft", "sft"),
+            "DPO writer": method("dpo", "pairs", "dpo"),
+            "Cal-DPO writer": method("cal-dpo", "pairs", "cal-dpo"),
+            "Cal-DPO writer, normalised": method("cal-dpo-normalised", "pairs", "cal-dpo-normalised"),
         }
+        aligned = {
+            "model: ddpo": method("none", "ddpo"),
+            "both, all of each": method("dpo", "ddpo", "pairs", "dpo"),
+        }
+        after = {"ddpo, then DPO writer": method("dpo-after", "pairs-after", "dpo-after", half_of="ddpo")}
+        before = {"DPO writer, then ddpo": method("dpo-half", "pairs-half", "dpo-half", "ddpo-before")}
         return {
             at("compared-writers"): Comparison(RECIPE, writers),
-            at("compared-grpo"): Comparison(RECIPE, {"GRPO writer": at("grpo")}),
-            at("compared-ddpo"): Comparison(at("ddpo"), {"model: ddpo": "none", "both, all of each": at("dpo")}),
-            at("compared-diffusion-dpo"): Comparison(at("diffusion-dpo"), {"model: diffusion_dpo": "none"}),
-            at("compared-after"): Comparison(str(self._half_way(seed)), {"ddpo, then DPO writer": at("dpo-after")}),
-            at("compared-before"): Comparison(at("ddpo-before"), {"DPO writer, then ddpo": at("dpo-half")}),
+            at("compared-grpo"): Comparison(RECIPE, {"GRPO writer": method("grpo", "grpo")}),
+            at("compared-ddpo"): Comparison(at("ddpo"), aligned),
+            at("compared-diffusion-dpo"): Comparison(
+                at("diffusion-dpo"), {"model: diffusion_dpo": method("none", "diffusion-dpo")}
+            ),
+            at("compared-after"): Comparison(str(self._half_way(seed)), after),
+            at("compared-before"): Comparison(at("ddpo-before"), before),
         }
 
     def evaluation(self, out: str, of: Comparison) -> list[str]:
         """The command that compares."""
         asked = ["--prompts", str(self.prompts), "--pictures", "2", *self._of_recipe(of.model)]
-        return ["writer", "evaluate", *of.writers.values(), "--model", of.model, "--out", out, *asked]
+        return [
+            "writer",
+            "evaluate",
+            *(method.writer for method in of.methods.values()),
+            "--model",
+            of.model,
+            "--out",
+            out,
+            *asked,
+        ]
 
     def _half_way(self, seed: int) -> Path:
         """The first checkpoint of the model by ddpo that has had half of the budget: as a run of that budget ends."""
@@ -165,14 +201,19 @@ class Experiment:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in told))
 
 
-def run(command: list[str]) -> None:
-    """A command of the suite, in this process, where libraries are loaded once for all."""
+def run(command: list[str], seconds: Path) -> None:
+    """A command of the suite, in this process, where libraries are loaded once for all; and how long it took of its processors."""
     print("raysuite", *command, flush=True)
+    began = time.process_time()
     try:
         cli.main(command)
     except SystemExit as left:
         if left.code:
             raise
+    known = json.loads(seconds.read_text()) if seconds.exists() else {}
+    name = Path(command[command.index("--out") + 1]).name
+    known[name] = known.get(name, 0.0) + time.process_time() - began  # a command may have been stopped and given again
+    write_json(seconds, known)
 
 
 def scores(comparisons: Mapping[str, Comparison], seed: int) -> list[dict[str, object]]:
@@ -180,15 +221,81 @@ def scores(comparisons: Mapping[str, Comparison], seed: int) -> list[dict[str, o
     rows = []
     for place, of in comparisons.items():
         found = read_writers(Path(place))
-        for method, who in of.writers.items():
+        for name, method in of.methods.items():
             seen: dict[int, int] = {}
             for cell, phrasing, prompt, value in zip(
-                found.cell_N, found.phrasing_N, found.prompt_N, found.score[who], strict=True
+                found.cell_N, found.phrasing_N, found.prompt_N, found.score[method.writer], strict=True
             ):
                 picture = seen[prompt] = seen.get(prompt, -1) + 1
-                known = (method, seed, str(cell), str(phrasing), int(prompt), picture, float(value))
+                known = (name, seed, str(cell), str(phrasing), int(prompt), picture, float(value))
                 rows.append(dict(zip(COLUMNS, known, strict=True)))
     return rows
+
+
+def measures(comparisons: Mapping[str, Comparison], seed: int, seconds: Path) -> list[dict[str, object]]:
+    """Rows of measures.parquet: what each method cost and did besides. What a method has not, such as the KL of a model that is as it
+    came, has no row.
+    """
+    took = json.loads(seconds.read_text())
+    rows = []
+    for place, of in comparisons.items():
+        found = read_writers(Path(place))
+        model = RunDirectory(Path(of.model)).metrics() if Path(of.model).is_dir() else {}
+        kl = model.get("evaluation/kl", {})
+        for name, method in of.methods.items():
+            parts = method.made_by.items()
+            learned = _metrics(Path(method.writer))
+            known = {
+                EVALUATIONS: sum(share * _evaluations(Path(part)) for part, share in parts) if parts else None,
+                SECONDS: sum(share * took[Path(part).name] for part, share in parts) if parts else None,
+                "KL of the model, nats": kl[max(kl)] if kl else None,
+                "diversity of pictures, grey levels": found.diversity[method.writer],
+                "different rewrites, share": found.distinct[method.writer],
+                "left as typed, share": found.kept[method.writer],
+                "h of preferred": learned.get("h_preferred"),
+                "log pi of preferred": learned.get("logp_preferred"),
+            }
+            rows += [
+                {"method": name, "seed": seed, "measure": measure, "value": float(value)}
+                for measure, value in known.items()
+                if value is not None
+            ]
+    return rows
+
+
+def _metrics(training: Path) -> dict[str, float]:
+    """What the training of a writer ended with."""
+    file = training / "metrics.jsonl"
+    return json.loads(file.read_text().splitlines()[-1]) if file.exists() else {}
+
+
+def _evaluations(place: Path) -> float:
+    """Network evaluations of the image model for a run, a set of pairs or a training of a writer; those from pairs take none."""
+    if (place / "pairs.json").exists():
+        return float(json.loads((place / "summary.json").read_text())["network_evaluations"])
+    if (place / "config.json").exists():
+        spent = RunDirectory(place).metrics()["budget/network_evaluations"]
+        return spent[max(spent)]
+    return _metrics(place).get("network_evaluations", 0.0)
+
+
+def measures_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The mean over seeds of every measure, with the lowest and the highest seed."""
+    names = list(dict.fromkeys(row["measure"] for row in rows))
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        values.setdefault((row["method"], row["measure"]), []).append(row["value"])
+
+    def cell(method: str, measure: str) -> str:
+        of = values.get((method, measure), [])
+        if not of:
+            return ""
+        places = 0 if measure in (EVALUATIONS, SECONDS) else 2
+        mean, low, high = (f"{value:,.{places}f}" for value in (sum(of) / len(of), min(of), max(of)))
+        return mean if low == high else f"{mean} ({low} to {high})"
+
+    methods = dict.fromkeys(row["method"] for row in rows)
+    return [("mean (lowest to highest seed)", *names), *((m, *(cell(m, name) for name in names)) for m in methods)]
 
 
 def tables(rows: Sequence[Mapping[str, object]]) -> list[list[tuple[str, ...]]]:
@@ -241,24 +348,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", help="after --, such as cluster.threads=1")
     given = parser.parse_args(arguments)
     experiment = Experiment(given.out.absolute(), given.budget, given.prompts, tuple(given.settings))
-    rows = compared(experiment, experiment.untrained(), -1)
-    for seed in given.seeds:
-        for command in experiment.trainings(seed):
-            run(command)
-        rows += compared(experiment, experiment.trained(seed), seed)
-        found = tables(rows)
-        with replacing(experiment.out / "scores.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
+    seconds = experiment.out / "seconds.json"
+    rows: list[dict[str, object]] = []
+    measured: list[dict[str, object]] = []
+    for seed in (UNTRAINED, *given.seeds):
+        for command in experiment.trainings(seed) if seed != UNTRAINED else ():
+            run(command, seconds)
+        comparisons = experiment.trained(seed) if seed != UNTRAINED else experiment.untrained()
+        for place, of in comparisons.items():
+            run(experiment.evaluation(place, of), seconds)
+        rows += scores(comparisons, seed)
+        measured += measures(comparisons, seed, seconds)
+        found = [*tables(rows), measures_table(measured)]
+        for name, kept in {"scores": rows, "measures": measured}.items():
+            with replacing(experiment.out / f"{name}.parquet") as temporary:
+                pq.write_table(pa.Table.from_pylist(kept), temporary)
         with replacing(experiment.out / "table.md") as temporary:
             temporary.write_text("\n\n".join("\n".join(markdown(one)) for one in found) + "\n")
         print("\n\n".join("\n".join(table(one)) for one in found), flush=True)
-
-
-def compared(experiment: Experiment, comparisons: Mapping[str, Comparison], seed: int) -> list[dict[str, object]]:
-    """Rows of scores.parquet, drawn where they are missing."""
-    for place, of in comparisons.items():
-        run(experiment.evaluation(place, of))
-    return scores(comparisons, seed)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ OUTSIDE = {
     "typer": {"cli"},
 }
 """Who may import what from outside of the house."""
-RESULTS = {"results", "errors", "places", "kernel.stats", "kernel.guards"}
+RESULTS = {"results", "errors", "places", "kernel.stats", "kernel.guards", "kernel.diversity"}
 """What results may import of the house, so that a report needs neither torch nor Ray."""
 
 

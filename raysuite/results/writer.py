@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
+from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_mean, paired_difference
 from raysuite.results.comparison import generator, with_interval
 from raysuite.results.page import table
@@ -31,6 +34,8 @@ class Writers:
     """Different rewrites as a share of the different texts that users typed."""
     kept: dict[str, float]
     """Share of prompts that a writer left as they were."""
+    diversity: dict[str, float]
+    """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each."""
 
 
 def read_writers(directory: Path) -> Writers:
@@ -44,10 +49,10 @@ def read_writers(directory: Path) -> Writers:
             f"expected a finished evaluation of writers, got {directory} without summary.json: give the command that began it again"
         )
     files = sorted((directory / "scores").glob("*.parquet"))
-    reward = pq.read_schema(files[0]).names[-1]
-    columns = ["prompt", "text", "picture", reward]
+    reward = [name for name in pq.read_schema(files[0]).names if name.startswith("reward/")][-1]
+    columns = ["prompt", "text", "picture", reward, "thumbnail"]
     drawn = {
-        (row["prompt"], row["text"], row["picture"]): row[reward]
+        (row["prompt"], row["text"], row["picture"]): row
         for file in files
         for row in pq.read_table(file, columns=columns).to_pylist()
     }
@@ -61,12 +66,20 @@ def read_writers(directory: Path) -> Writers:
         np.array([row["phrasing"] for row in first]),
         np.array([row["prompt"] for row in first]),
         {
-            who: np.array([drawn[row["prompt"], row["rewrite"], m] for row in mine for m in pictures])
+            who: np.array([drawn[row["prompt"], row["rewrite"], m][reward] for row in mine for m in pictures])
             for who, mine in of.items()
         },
         {who: len({row["rewrite"] for row in mine}) / len({row["user"] for row in mine}) for who, mine in of.items()},
         {who: float(np.mean([row["rewrite"] == row["user"] for row in mine])) for who, mine in of.items()},
+        {who: _diversity(drawn, mine, pictures) for who, mine in of.items()} if len(pictures) > 1 else {},
     )
+
+
+def _diversity(
+    drawn: Mapping[tuple[int, str, int], Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], pictures: Sequence[int]
+) -> float:
+    of_each = [[drawn[row["prompt"], row["rewrite"], m]["thumbnail"] for m in pictures] for row in rows]
+    return float(np.mean([pairwise_distance(np.stack([np.frombuffer(t, np.uint8) for t in one])) for one in of_each]))
 
 
 def writers_summary(directory: Path, width: int | None = None) -> str:
@@ -81,13 +94,14 @@ def writers_summary(directory: Path, width: int | None = None) -> str:
     names = list(found.score)
     said = {cell: f"{np.unique(found.prompt_N[rows]).size} prompts" for cell, rows in of.items()}
     lines = [f"{found.reward} in each cell, mean [95 % over prompts]"]
-    head = ("writer", *(f"{cell}, {said[cell]}" for cell in cells), "left as typed", "different rewrites")
+    head = ("writer", *(f"{cell}, {said[cell]}" for cell in cells), "left as typed", "different rewrites", "diversity")
     body = [
         (
             name,
             *(_mean(found, name, of[cell]) for cell in cells),
             f"{found.kept[name]:.0%}",
             f"{found.distinct[name]:.0%}",
+            f"{found.diversity[name]:.1f}" if name in found.diversity else "",
         )
         for name in names
     ]

@@ -24,6 +24,8 @@ from raysuite.writer.candidates import Candidate
 
 Key = tuple[int, str]
 """Number of the user's prompt, and the text that was drawn."""
+THUMBNAIL = "thumbnail"
+"""The column with small pictures as bytes, by which diversity is measured."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def missing(directory: Path, planned: Sequence[Block]) -> list[Block]:
 
 
 def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights: np.ndarray) -> Iterator[Rollouts]:
-    """Draw and score these blocks, and leave their scores."""
+    """Draw and score these blocks, and leave their scores and thumbnails."""
     for done in collector.start(wanted, weights, 0):
         block = done.block
         columns = {
@@ -81,6 +83,8 @@ def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights
             "total": pa.array(done.reward_N),
             **{f"reward/{name}": pa.array(values) for name, values in done.scores.items()},
         }
+        if done.thumbnails_N is not None:
+            columns[THUMBNAIL] = pa.array([small.tobytes() for small in done.thumbnails_N])
         with replacing(_file(directory, block)) as temporary:
             pq.write_table(pa.table(columns), temporary)
         yield done
@@ -88,7 +92,10 @@ def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights
 
 def read(directory: Path) -> dict[Key, Scores]:
     """Scores of everything that was drawn, pictures in the order of their numbers."""
-    rows = [row for file in sorted(directory.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    tables = [pq.read_table(file) for file in sorted(directory.glob("*.parquet"))]
+    rows = [
+        row for table in tables for row in table.select([n for n in table.column_names if n != THUMBNAIL]).to_pylist()
+    ]
     found: dict[Key, list[dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: (row["prompt"], row["text"], row["picture"])):
         found.setdefault((row["prompt"], row["text"]), []).append(row)

@@ -84,22 +84,28 @@ def test_layers_that_no_gradient_reaches(tiny_run: Callable[..., RunConfig], tmp
         assert torch.equal(studied[name], torch.zeros_like(p) if p.grad is None else p.grad), name
 
 
+def publish(directory: Path) -> Path:
+    """Two pairs of pictures, as a .jsonl."""
+    draw, lines = np.random.default_rng(0), []
+    for number in range(2):
+        for which in ("a", "b"):
+            picture = draw.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(picture).save(directory / f"{number}{which}.png")
+        row = {"prompt": f"a photo of {number} cats", "preferred": f"{number}a.png", "rejected": f"{number}b.png"}
+        lines.append(json.dumps(row))
+    (directory / "pairs.jsonl").write_text("\n".join(lines))
+    return directory / "pairs.jsonl"
+
+
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_a_published_set_is_encoded_and_learned_from(
     pipeline: str, tiny_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """Its text states are those that the run's own encoders would give."""
-    draw, lines = np.random.default_rng(0), []
-    for number in range(2):
-        for which in ("a", "b"):
-            picture = draw.integers(0, 256, (40, 40, 3), np.uint8)
-            Image.fromarray(picture).save(tmp_path / f"{number}{which}.png")
-        row = {"prompt": f"a photo of {number} cats", "preferred": f"{number}a.png", "rejected": f"{number}b.png"}
-        lines.append(json.dumps(row))
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    published = publish(tmp_path)
     config = tiny_run(pipeline, "diffusion_dpo", preferences={"source": str(tmp_path / "set")})
     encoder = open_model(config.model, torch.device("cpu"))
-    source = open_source([str(tmp_path / "pairs.jsonl")], layout=None, split="train")
+    source = open_source([str(published)], layout=None, split="train")
     identity = {
         "model": config.model.path,
         "encoders": encoder_digests(config.model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 import ray
 import safetensors.numpy
 
+from raysuite.cli import main
 from raysuite.cluster import launch
 from raysuite.config import RunConfig
 from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.stages.files import RunDirectory
-from tests.families.test_objectives import PIPELINES, settings_beside
+from raysuite.stages.preference_set import PreferenceSet
+from tests.families.test_objectives import PIPELINES, publish, settings_beside
 from tests.processes import below, called, end, until
 from tests.stages.worker import train_alone
 
@@ -56,6 +59,35 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
     assert {file.name for file in (without / "texts").iterdir()} == known.keys()
     for run in (disturbed, without):
         equal(run, alone, 3)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_published_set_by_commands(
+    pipeline: str, tiny: Callable[[str], Path], tiny_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """`raysuite encode` in Ray Data, then `raysuite train` in Ray Train: what the set says is learned, and the first loss is log 2."""
+    pairs, run = tmp_path / "set", tmp_path / "run"
+    config = tiny_run(pipeline, "diffusion_dpo", preferences={"source": str(pairs)}, cluster={"threads": 1})
+    (tmp_path / "run.yaml").write_text(json.dumps(config.canonical()))
+    asked = ["--model", str(tiny(pipeline)), "--size", "32", "--out", str(pairs)]
+    try:
+        raysuite("encode", str(publish(tmp_path)), *asked)
+        raysuite("train", str(tmp_path / "run.yaml"), "--out", str(run))
+    finally:
+        ray.shutdown()
+    assert len(PreferenceSet(pairs)) == 2
+    metrics = RunDirectory(run).metrics()
+    assert (
+        metrics["learn/loss"][0] == pytest.approx(math.log(2)) and metrics["learn/loss"][1] != metrics["learn/loss"][0]
+    )
+    assert not list((run / "rollouts").glob("*"))  # nothing was drawn to learn from
+
+
+def raysuite(*command: str) -> None:
+    """A command, to its end, in this process."""
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert not left.value.code
 
 
 def equal(one: Path, other: Path, updates: int) -> None:

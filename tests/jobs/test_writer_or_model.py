@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import writer_or_model
-from jobs.writer_or_model import NOTHING, RECIPE, Experiment, markdown, tables
+from jobs.writer_or_model import (
+    NOTHING,
+    RECIPE,
+    Comparison,
+    Experiment,
+    Method,
+    markdown,
+    measures,
+    measures_table,
+    tables,
+)
 from raysuite import config as configuration
 
 HALF_WAY = Path("half-way")
@@ -67,7 +80,7 @@ def test_all_methods_are_asked_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     said = [experiment.evaluation(place, of) for place, of in compared.items()]
     assert {(option(command, "prompts"), option(command, "pictures")) for command in said} == {("5", "2")}
     assert all(("--set" in command) == (option(command, "model") == RECIPE) for command in said)
-    methods = [method for of in compared.values() for method in of.writers]
+    methods = [method for of in compared.values() for method in of.methods]
     assert len({*methods}) == len(methods) == 13 and methods[0] == NOTHING
 
 
@@ -97,3 +110,53 @@ def test_tables_are_means_over_seeds_and_differences_from_nothing() -> None:
     }
     assert len(gains) == 2 and [float(value.split()[0]) for value in gains[1][1:]] == [0.25] * 3
     assert markdown(means)[1] == "|---|---|---|---|"
+
+
+def test_what_a_method_cost_is_the_sum_of_what_it_took(tmp_path: Path) -> None:
+    """Half of a run of 96 network evaluations and 20 seconds, pairs of 40 evaluations and 3 seconds, and a training of 1 second."""
+    pairs, run, writer = (tmp_path / name for name in ("pairs-0", "ddpo-0", "dpo-0"))
+    for place in (pairs, run, writer):
+        place.mkdir()
+    (pairs / "pairs.json").write_text("{}")
+    (pairs / "summary.json").write_text(json.dumps({"network_evaluations": 40}))
+    (run / "config.json").write_text("{}")
+    spent = [{"update": u, "name": "budget/network_evaluations", "value": v} for u, v in ((0, 48), (1, 96))]
+    kl = {"update": 2, "name": "evaluation/kl", "value": 7.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*spent, kl)))
+    (writer / "metrics.jsonl").write_text(json.dumps({"h_preferred": -1.0, "logp_preferred": -5.0}) + "\n")
+    seconds = tmp_path / "seconds.json"
+    seconds.write_text(json.dumps({"pairs-0": 3, "ddpo-0": 20, "dpo-0": 1}))
+    compared = tmp_path / "compared"
+    write_evaluation(compared, str(writer))
+    method = Method(str(writer), {str(run): 0.5, str(pairs): 1.0, str(writer): 1.0})
+    found = measures({str(compared): Comparison(str(run), {"both": method})}, 0, seconds)
+    assert {row["measure"]: row["value"] for row in found} == {
+        "network evaluations": 88,
+        "seconds of processors": 14,
+        "KL of the model, nats": 7,
+        "diversity of pictures, grey levels": 255,
+        "different rewrites, share": 1,
+        "left as typed, share": 0,
+        "h of preferred": -1,
+        "log pi of preferred": -5,
+    }
+    again = [{**row, "seed": 1, "value": row["value"] + 2} for row in found]  # type: ignore[operator]
+    head, line = measures_table([*found, *again])
+    assert dict(zip(head, line, strict=True))["network evaluations"] == "89 (88 to 90)"
+
+
+def write_evaluation(directory: Path, who: str) -> None:
+    """One prompt, one rewrite, a black and a white picture of it."""
+    (directory / "scores").mkdir(parents=True)
+    row = {"who": who, "prompt": 3, "cell": "a", "phrasing": "plain", "user": "2 cats", "rewrite": "two cats"}
+    (directory / "rewrites.jsonl").write_text(json.dumps(row) + "\n")
+    pictures = {
+        "prompt": [3, 3],
+        "text": ["two cats"] * 2,
+        "picture": [0, 1],
+        "total": [0.0, 1.0],
+        "reward/scenes_strict": [0.0, 1.0],
+        "thumbnail": [bytes(12), b"\xff" * 12],
+    }
+    pq.write_table(pa.table(pictures), directory / "scores" / "00001-000.parquet")
+    (directory / "summary.json").write_text("{}")

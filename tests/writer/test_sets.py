@@ -216,6 +216,10 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path) -> None:
     assert read.score["none"].tolist() == strict[3, "2 red circles"] + strict[5, "one red circle"]
     assert read.score["oracle"].tolist() == strict[3, "two red circles"] + strict[5, "one red circle"]
     assert read.kept == {"none": 1.0, "oracle": 0.5} and read.distinct == {"none": 1.0, "oracle": 1.0}
+    assert (
+        all(0 < read.diversity[who] < 255 for who in ("none", "oracle"))
+        and read.diversity["none"] != read.diversity["oracle"]
+    )
     said = writers_summary(tmp_path)
     assert "scenes_strict in each cell" in said and "Difference from none" in said
 
