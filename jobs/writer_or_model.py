@@ -298,36 +298,48 @@ def measures_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [("mean (lowest to highest seed)", *names), *((m, *(cell(m, name) for name in names)) for m in methods)]
 
 
-def tables(rows: Sequence[Mapping[str, object]]) -> list[list[tuple[str, ...]]]:
-    """The mean of each method in each cell, and its difference from nothing, with 95 % intervals over prompts and seeds."""
-    columns = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
-    cells = [*dict.fromkeys(columns["cell"]), ALL]
-    methods = list(dict.fromkeys(columns["method"]))
+class Strict:
+    """Strict passes of all methods in all cells, with 95 % intervals over prompts and seeds."""
 
-    def of(method: str, cell: str) -> tuple[np.ndarray, np.ndarray]:
+    def __init__(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Rows of scores.parquet, in any order."""
+        self._columns = {name: np.array([row[name] for row in rows]) for name in COLUMNS}
+        self.cells = [*dict.fromkeys(self._columns["cell"].tolist()), ALL]
+        self.methods = list(dict.fromkeys(self._columns["method"].tolist()))
+
+    def mean(self, method: str, cell: str = ALL) -> Interval:
+        """Of one method."""
+        values_RN, prompts_N = self._of(method, cell)
+        return mean_over_runs(values_RN, prompts_N, generator())
+
+    def gain(self, method: str, cell: str = ALL, *, over: str = NOTHING) -> Interval:
+        """How far a method lies above another, with the same prompts and noise."""
+        (lower_RN, prompts_N), (higher_SN, _) = self._of(over, cell), self._of(method, cell)
+        return difference_of_methods(lower_RN, higher_SN, prompts_N, generator())
+
+    def _of(self, method: str, cell: str) -> tuple[np.ndarray, np.ndarray]:
         """Strict passes (R, N), a row a seed, and the prompts (N,)."""
+        columns = self._columns
         mine = (columns["method"] == method) & ((columns["cell"] == cell) | (cell == ALL))
         seeds = np.unique(columns["seed"][mine])
         found = [np.flatnonzero(mine & (columns["seed"] == seed)) for seed in seeds]
         ordered = [at[np.lexsort((columns["picture"][at], columns["prompt"][at]))] for at in found]
         return np.stack([columns["strict"][at] for at in ordered]), columns["prompt"][ordered[0]]
 
-    def mean(method: str, cell: str) -> Interval:
-        values_RN, prompts_N = of(method, cell)
-        return mean_over_runs(values_RN, prompts_N, generator())
 
-    def gain(method: str, cell: str, other: str) -> Interval:
-        (lower_RN, prompts_N), (higher_SN, _) = of(other, cell), of(method, cell)
-        return difference_of_methods(lower_RN, higher_SN, prompts_N, generator())
-
-    first = [(method, *(with_interval(mean(method, cell), places=2) for cell in cells)) for method in methods]
-    second = [
-        (method, *(with_interval(gain(method, cell, NOTHING), places=2, signed=True) for cell in cells))
-        for method in methods
-        if method != NOTHING
+def tables(rows: Sequence[Mapping[str, object]]) -> list[list[tuple[str, ...]]]:
+    """The mean of each method in each cell, and its difference from nothing."""
+    strict = Strict(rows)
+    first = [
+        (name, *(with_interval(strict.mean(name, cell), places=2) for cell in strict.cells)) for name in strict.methods
     ]
-    head = ("strict pass, mean [95 % over prompts and seeds]", *cells)
-    return [[head, *first], [("above nothing [95 % over prompts and seeds]", *cells), *second]]
+    second = [
+        (name, *(with_interval(strict.gain(name, cell), places=2, signed=True) for cell in strict.cells))
+        for name in strict.methods
+        if name != NOTHING
+    ]
+    head = ("strict pass, mean [95 % over prompts and seeds]", *strict.cells)
+    return [[head, *first], [("above nothing [95 % over prompts and seeds]", *strict.cells), *second]]
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
