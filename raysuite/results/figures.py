@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -13,6 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+from raysuite.kernel.stats import Interval
 
 RUNS = [f"run{place}" for place in range(1, 9)]
 """Colours of runs side by side, from the first."""
@@ -80,6 +83,59 @@ class Chart:
         return figure
 
 
+@dataclass(frozen=True, eq=False)
+class Bar:
+    """An estimate with its interval, and what it is the mean of. `colour` is a key of STAND_INS."""
+
+    name: str
+    interval: Interval
+    colour: str
+    marker: str = "o"
+    points: Sequence[float] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """Bars below each other, with their names on the left and a dashed line at 0."""
+
+    name: str
+    """Unique on a page."""
+    title: str
+    describe: str
+    bars: Sequence[Bar]
+    xlabel: str
+
+    def svg(self) -> str:
+        """For a page."""
+        with _of_a_page(self.name):
+            return _svg(self._drawn(STAND_INS), self.name, self.describe)
+
+    def figure(self) -> Figure:
+        """For a notebook or a paper."""
+        figure = self._drawn(PRINT)
+        figure.axes[0].set_title(self.title, fontsize=10, color=PRINT["ink"], loc="left")
+        return figure
+
+    def _drawn(self, colours: Mapping[str, str]) -> Figure:
+        figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(self.bars)), layout="constrained")
+        self.plot(figure.add_subplot(), colours)
+        return figure
+
+    def plot(self, axes: matplotlib.axes.Axes, colours: Mapping[str, str] = PRINT) -> None:
+        """Draw it, in given colours."""
+        axes.axvline(0, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        for row, bar in enumerate(self.bars):
+            colour = colours[bar.colour]
+            axes.hlines(row, bar.interval.low, bar.interval.high, color=colour, linewidth=2, alpha=0.55)
+            axes.scatter(bar.points, [row] * len(bar.points), color=colour, s=9, alpha=0.6, linewidths=0)
+            axes.plot(bar.interval.estimate, row, color=colour, marker=bar.marker, markersize=6)
+        _dress(axes, self.xlabel, colours, whole=False)
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
+        axes.set_yticks(range(len(self.bars)), [bar.name for bar in self.bars])
+        axes.set_ylim(len(self.bars) - 0.5, -0.5)
+
+
 def panel(
     name: str,
     lines: Sequence[Line],
@@ -108,13 +164,21 @@ def panel(
     Returns:
         An `<svg>` element.
     """
-    # settings that no argument has: text as text, and identifiers that are the same every time
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _of_a_page(name):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         plot(axes, lines, STAND_INS, xlabel=xlabel, reference=reference, whole=whole, ticks=ticks, log=log)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _svg(figure, name, describe)
+
+
+def _of_a_page(name: str) -> AbstractContextManager[None]:
+    """Settings that no argument has: text as text, and identifiers that are the same every time."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name})
+
+
+def _svg(figure: Figure, name: str, describe: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _page(buffer.getvalue(), name, describe)
 
 

@@ -11,7 +11,7 @@ import pytest
 from raysuite.cli import main
 from raysuite.errors import UserError
 from raysuite.results.figures import MARKERS, RUNS
-from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side import panels, sentences
 from raysuite.results.side_by_side.methods import contrasts, summarise
 from raysuite.results.side_by_side.panels import GLYPHS
 from raysuite.results.side_by_side.report import comparison_summary, write_comparison
@@ -221,10 +221,65 @@ def test_what_cannot_be_compared(tmp_path: Path, make: Any, words: str):
     assert not (tmp_path / "comparison.html").exists()
 
 
-@pytest.mark.parametrize("number", [1, 41])
-def test_too_few_or_too_many(tmp_path: Path, number: int):
-    with pytest.raises(UserError, match=f"expected 2 to 40 runs to compare, got {number}"):
-        read_runs([tmp_path / str(i) for i in range(number)])
+def test_too_few_or_too_many(tmp_path: Path):
+    with pytest.raises(UserError, match="expected at least 2 runs to compare, got 1: name more"):
+        read_runs([run(tmp_path / "0", 9)])
+    apart = [tmp_path / "0", *(run(tmp_path / str(rate), 9, {"learn": {"rate": rate}}) for rate in range(1, 41))]
+    with pytest.raises(UserError, match=r"expected at most 40 methods .* got 41: name fewer"):
+        read_runs(apart)
+
+
+def test_many_repetitions_are_shown_as_methods(tmp_path: Path):
+    """Nine seeds of two methods: 3 of 12 before; the one ends at 3, 4, ... 11, the other always at 6."""
+    runs = {"rising": lambda seed: 3 + seed, "steady": lambda seed: 6}
+    directories = [
+        run(tmp_path / f"{name}-{seed}", end(seed), {"objective": {"name": name}, "seed": seed})
+        for name, end in runs.items()
+        for seed in range(9)
+    ]
+    together = read_runs(directories)
+    rising, steady = together.shown
+    assert together.by_method and (rising.runs, steady.runs) == (tuple(range(9)), tuple(range(9, 18)))
+    gain = together.gain_of(rising, "scenes_strict", "held_out")
+    assert gain is not None and gain.difference.estimate == pytest.approx(4 / 12)
+    assert gain.difference.low < 2 / 12 and gain.difference.high > 6 / 12
+    curve = next(
+        chart for reward, split, chart in panels.curves(together) if (reward, split) == ("scenes_strict", "held_out")
+    )
+    line = curve.lines[rising.name]
+    assert line.low is not None and line.high is not None
+    assert (line.y[-1], line.low[-1], line.high[-1]) == pytest.approx((7 / 12, 3 / 12, 11 / 12))
+    methods = summarise(together)
+    bars = panels.gains(together, methods).bars
+    assert [bar.name for bar in bars] == [rising.name, steady.name]
+    assert bars[0].points == pytest.approx([seed / 12 for seed in range(9)])
+    html = write_comparison(directories).read_text(encoding="utf-8")
+    costs = html[html.index("<h2>Cost</h2>") :]
+    assert re.findall(r'<td class="n">([\d,]+)</td>', costs)[:2] == ["10", "10"]  # a column for each method
+    check_self_contained(html)
+    assert all(name in html for name in (rising.name, steady.name))
+
+
+def test_what_many_runs_are_warned_of_is_said_once(tmp_path: Path):
+    """Of nine runs each the first three of one method fall on held-out prompts, by different numbers."""
+
+    def value(worse: float) -> fabricate.Value:
+        return lambda update, split, prompt, *_: (
+            0.5 + (0.01 if split == "training" else -worse) * update + 0.001 * prompt
+        )
+
+    directories = [
+        fabricate.whole(
+            tmp_path / f"{name}-{seed}",
+            value(0.01 + 0.001 * seed if name == "a" and seed < 3 else -0.02),
+            config=CONFIG | {"objective": {"name": name}, "seed": seed},
+        )
+        for name in "ab"
+        for seed in range(9)
+    ]
+    together = read_runs(directories)
+    (said,) = [alarm for alarm in sentences.alarms(together) if "carry over" in alarm]
+    assert said.startswith(f"{together.shown[0].name} (3 of 9); of a-0: The trained reward rose on training prompts")
 
 
 @pytest.mark.parametrize(("cost", "said"), [(1_000, False), (1_090, False), (1_200, True)])
@@ -282,8 +337,8 @@ def test_the_page_needs_nothing_but_itself(three: list[Path]):
     html = path.read_text(encoding="utf-8")
     page = check_self_contained(html)
     assert (
-        page.tags.count("svg") == 2 * 2 + 2 + 1 + 1
-    )  # rewards by splits, rewards against the KL, the KL, the best so far
+        page.tags.count("svg") == 1 + 2 * 2 + 2 + 1 + 1
+    )  # what was gained, rewards by splits, rewards against the KL, the KL, the best so far
     assert page.tags.count("img") == 2 * 2 * (1 + 3)  # splits, prompts, the base and the runs
     assert [file.name for file in path.parent.glob("*.html")] == ["comparison.html"]
     assert all(sentence in html for sentence in verdict(read_runs(three)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raysuite.errors import UserError
-from raysuite.results.side_by_side import sentences
+from raysuite.results.side_by_side import members, sentences
 from raysuite.results.side_by_side.methods import best_so_far, contrasts, summarise
 from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 from raysuite.results.side_by_side.runs import SideBySide, read_runs
@@ -132,6 +132,20 @@ def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
     assert "partly luck" not in said
 
 
+def test_how_far_many_choices_carried_over_is_said_once():
+    """Four objectives, chosen at 0.5, 0.6, 0.7 and 0.8; two seeds later the first is at 0.3 and the others at 0.7."""
+    rows: list[dict[str, Any]] = []
+    for place, objective in enumerate("abcd"):
+        known = {"objective": objective, "status": "done", "confirms": 1}
+        rows.append({**known, "trial": 1, "held_out": 0.5 + place / 10})
+        rows += [{**known, "trial": None, "held_out": 0.3 if objective == "a" else 0.7} for _ in range(2)]
+    (said,) = members._carried(rows)
+    assert said == (
+        "The settings of 4 objectives were chosen at 0.65 on held-out prompts, mean over objectives, and reach 0.6 there with 2 other "
+        "seeds: from -0.2 (a) to +0.1 (b)."
+    )
+
+
 def test_test_prompts_come_first_and_the_way_is_shown_on_held_out_ones(tmp_path: Path):
     def value(update: int, split: str, prompt: int, *_: object) -> float:
         return float(prompt < {"test": 6, "held_out": 9, "training": 12}[split] * update / 10)
@@ -167,7 +181,7 @@ def test_the_page_of_a_sweep_lies_in_it(race: Path):
 def test_diversity_is_shown_where_all_runs_have_it(race: Path):
     assert "diversity" not in comparison_summary([race])
     for place, directory in enumerate(sorted((race / "trials").iterdir())):
-        fabricate.log(directory, 10, {"evaluation/diversity": 0.1 * place})
+        fabricate.log(directory, 10, {"evaluation/diversity/held_out": 0.1 * place})
     ddpo, dspo = summarise(read_runs([race]))
     assert ddpo.diversity is not None and dspo.diversity is not None
     assert (ddpo.diversity.estimate, ddpo.diversity.low, ddpo.diversity.high) == pytest.approx((0.1, 0.0, 0.2))

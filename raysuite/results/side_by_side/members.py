@@ -11,6 +11,8 @@ from typing import Any
 
 from raysuite.errors import UserError
 
+MOST_SENTENCES = 3
+"""Objectives of which it is said one by one how far their settings carried over."""
 MOST_SETTINGS = 8
 """Settings that are shown of a sweep of one objective, the best first: there are as many colours."""
 
@@ -99,7 +101,8 @@ def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member
             f"expected finished runs in the sweep {directory}, found none: repeat the command that began it"
         )
     if confirming:
-        for row in sorted(confirming, key=lambda row: (row["objective"], row["seed"])):
+        order = list(dict.fromkeys(row["objective"] for row in rows))
+        for row in sorted(confirming, key=lambda row: (order.index(row["objective"]), row["seed"])):
             origin = Origin(
                 row["objective"], row["confirms"], len(tried[row["objective"]]), row["settings"] or {}, confirms=True
             )
@@ -133,14 +136,28 @@ def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[st
 
 
 def _carried(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """How far the choice of settings carried over to other seeds."""
+    """How far the choice of settings carried over to other seeds: of each objective, or of all together where there are many."""
+    found: dict[str, tuple[float, float]] = {}
+    trial, seeds = {}, 0
     for objective in dict.fromkeys(row["objective"] for row in rows):
         ended = [row for row in rows if row["objective"] == objective and row["status"] == "done"]
         again = [row for row in ended if row["trial"] is None]
         chose = [row for row in ended if again and row["trial"] == again[0]["confirms"]]
         if again and chose:
-            seeds = "another seed" if len(again) == 1 else f"{len(again)} other seeds"
+            trial[objective], seeds = again[0]["confirms"], max(seeds, len(again))
+            found[objective] = _mean(chose), _mean(again)
+    other = "another seed" if seeds == 1 else f"{seeds} other seeds"
+    if len(found) <= MOST_SENTENCES:
+        for objective, (chosen, reached) in found.items():
             yield (
-                f"{objective}: the settings of trial {again[0]['confirms']:02d} were chosen at {_mean(chose):.3g} on held-out "
-                f"prompts, and reach {_mean(again):.3g} there with {seeds}."
+                f"{objective}: the settings of trial {trial[objective]:02d} were chosen at {chosen:.3g} on held-out prompts, and "
+                f"reach {reached:.3g} there with {other}."
             )
+        return
+    chosen, reached = (sum(values) / len(found) for values in zip(*found.values(), strict=True))
+    lost = {objective: after - before for objective, (before, after) in found.items()}
+    worst, best = min(lost, key=lambda name: lost[name]), max(lost, key=lambda name: lost[name])
+    yield (
+        f"The settings of {len(found)} objectives were chosen at {chosen:.3g} on held-out prompts, mean over objectives, and reach "
+        f"{reached:.3g} there with {other}: from {lost[worst]:+.2g} ({worst}) to {lost[best]:+.2g} ({best})."
+    )

@@ -14,11 +14,8 @@ import pyarrow.parquet as pq
 from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, difference_of_methods, improvement, mean_over_runs
 from raysuite.results import comparison
 from raysuite.results.comparison import generator
-from raysuite.results.run import EMPTY, Run
+from raysuite.results.run import Run
 from raysuite.results.side_by_side.runs import SideBySide
-
-DIVERSITY = ("evaluation/held_out/diversity", "evaluation/diversity")
-"""Metrics that may say how unlike the pictures of one prompt are; the first that all runs have is shown."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +101,12 @@ def _over_runs(found: Sequence[Interval]) -> Interval | None:
 
 
 def _diversity(together: SideBySide, runs: Sequence[Run]) -> Interval | None:
-    name = next((name for name in DIVERSITY if all(name in run.metrics for run in together.runs)), None)
+    """How unlike the pictures of one prompt are at the end, in the first split for which all runs say it."""
+    names = [f"evaluation/diversity/{split}" for split in together.splits]
+    name = next((name for name in names if all(name in run.metrics for run in together.runs)), None)
     if name is None:
         return None
-    values = [run.metrics.get(name, EMPTY).values[-1] for run in runs]
+    values = [run.metrics[name].values[-1] for run in runs]
     return _over_runs([Interval(float(value), float("nan"), float("nan")) for value in values])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from raysuite.kernel.stats import RESAMPLES, Interval
@@ -110,9 +111,8 @@ def _level(found: Sequence[Contrast]) -> str:
 
 
 def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast]) -> dict[str, Any]:
-    trees = [
-        {key: value for key, value in run.provenance.items() if key not in ("command", "date")} for run in together.runs
-    ]
+    first = [together.runs[shown.runs[0]] for shown in together.shown]
+    trees = [{key: value for key, value in run.provenance.items() if key not in ("command", "date")} for run in first]
     lead, *more = sentences.verdict(together, methods, found)
     return {
         "title": listed([method.name for method in methods]),
@@ -120,8 +120,12 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "label": comparison.label(together.headline),
         "splits": SPLITS,
         "tags": [
-            (RUNS[colour], panels.GLYPHS[marker], name)
-            for (colour, marker), name in zip(panels.looks(together), together.names, strict=True)
+            (RUNS[colour], panels.GLYPHS[marker], shown.name)
+            for (colour, marker), shown in zip(panels.looks(together), together.shown, strict=True)
+        ],
+        "tags_of": [
+            [place for place, shown in enumerate(together.shown) if shown.method == number]
+            for number in range(len(methods))
         ],
         "lead": lead,
         "more": more,
@@ -131,9 +135,11 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "header": _header(methods),
         "rows": [_row(methods, method) for method in methods],
         "named_apart": [
-            method.name != " + ".join(together.names[place] for place in method.runs) for method in methods
+            method.name != " + ".join(shown.name for shown in together.shown if shown.method == number)
+            for number, method in enumerate(methods)
         ],
         "repeated": any(len(method.runs) > 1 for method in methods),
+        "gained": Markup(panels.gains(together, methods).svg()),
         "best": Markup(panels.best_curve(together).svg()),
         "gains": list(_gains(together)),
         "contrasts": found,
@@ -142,11 +148,11 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "kl": Markup(kl.svg()) if (kl := panels.kl_curves(together)) else None,
         "frontiers": [(reward, Markup(chart.svg())) for reward, chart in panels.frontiers(together)],
         "pictures": list(_pictures(together)),
-        "shown": _shown(together),
-        "costs": list(_costs(together.runs)),
-        "differing": differing([run.config for run in together.runs]),
+        "shown": _columns(together),
+        "costs": list(_costs(together)),
+        "differing": differing([run.config for run in first]),
         "same": _same(together.runs),
-        "commands": [_command(run) for run in together.runs if run.provenance.get("command")],
+        "commands": list(dict.fromkeys(_command(run) for run in together.runs if run.provenance.get("command"))),
         "origins": differing(trees),
         "dirty": [name for name, run in zip(together.names, together.runs, strict=True) if run.provenance.get("dirty")],
         "resamples": RESAMPLES,
@@ -165,11 +171,12 @@ def _tiles(methods: Sequence[Method], together: SideBySide) -> Iterator[tuple[st
 
 
 def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
-    """Every reward and split with a row for each run."""
+    """Every reward and split with a row for each run or method."""
     for reward in together.rewards:
         for split in together.splits:
-            rows = together.gains_in(reward, split)
-            signs = [run.sign(reward) for run in together.runs]
+            found = (together.gain_of(shown, reward, split) for shown in together.shown)
+            rows = [gain for gain in found if gain is not None]
+            signs = [together.runs[shown.runs[0]].sign(reward) for shown in together.shown]
             yield {
                 "reward": reward,
                 "split": split,
@@ -182,37 +189,45 @@ def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
 def _pictures(together: SideBySide) -> Iterator[dict[str, Any]]:
     """Every prompt and sample that all runs kept, under the model as it came and every run's last evaluation."""
     kept = [{(p.update, p.split, p.index, p.sample): p for p in run.pictures} for run in together.runs]
-    columns = [(0, 0), *((place, together.runs[place].evaluations[-1]) for place in _shown(together))]
+    places = [together.shown[column].runs[0] for column in _columns(together)]
+    columns = [(0, 0), *((place, together.runs[place].evaluations[-1]) for place in places)]
     for split in together.splits:
         for _, index, sample in sorted({key[1:] for key in kept[0] if key[1] == split}):
             row = [kept[place].get((update, split, index, sample)) for place, update in columns]
             found = [picture for picture in row if picture is not None]
             if len(found) == len(row) and len({picture.prompt for picture in found}) == 1:
-                places = [place for place, _ in columns]
-                marked = [picture_with_marks(together.runs[place], p) for place, p in zip(places, found, strict=True)]
+                runs = [together.runs[place] for place, _ in columns]
+                marked = [picture_with_marks(run, picture) for run, picture in zip(runs, found, strict=True)]
                 yield {"split": split, "prompt": found[0].prompt, "pictures": marked}
 
 
-def _shown(together: SideBySide) -> list[int]:
-    """Places of the runs whose pictures are shown."""
-    if len(together.runs) <= MOST_COLUMNS:
-        return list(range(len(together.runs)))
-    return [places[0] for places in together.methods]
+def _columns(together: SideBySide) -> list[int]:
+    """Of what is shown, that of which there are pictures: of a method with several runs those of the first."""
+    if len(together.shown) <= MOST_COLUMNS:
+        return list(range(len(together.shown)))
+    methods = [shown.method for shown in together.shown]
+    return [methods.index(number) for number in range(len(together.methods))]
 
 
-def _costs(runs: Sequence[Run]) -> Iterator[tuple[str, list[str]]]:
-    """What, and how much of it in every run."""
-    yield "updates until the last evaluation", [str(run.evaluations[-1]) for run in runs]
-    columns = [costs(run.ledger) for run in runs]
-    for rows in zip(*columns, strict=True):
-        yield f"training: {rows[0][0]}", [f"{training:,}" for _, training, _ in rows]
-    for rows in zip(*columns, strict=True):
+def _costs(together: SideBySide) -> Iterator[tuple[str, list[str]]]:
+    """What, and how much of it in every run; where a method's runs are shown as one their mean."""
+
+    def means(values: Sequence[float]) -> list[float]:
+        return [float(np.mean([values[place] for place in shown.runs])) for shown in together.shown]
+
+    def counts(values: Sequence[float]) -> list[str]:
+        return [f"{value:,.0f}" for value in means(values)]
+
+    runs = together.runs
+    yield "updates until the last evaluation", counts([run.evaluations[-1] for run in runs])
+    for rows in zip(*(costs(run.ledger) for run in runs), strict=True):
+        yield f"training: {rows[0][0]}", counts([training for _, training, _ in rows])
         if rows[0][0] == "network evaluations":
-            yield f"evaluation: {rows[0][0]}", [f"{evaluation:,}" for _, _, evaluation in rows]
+            yield f"evaluation: {rows[0][0]}", counts([evaluation for _, _, evaluation in rows])
     seconds = [run.ledger.get("seconds", {}) for run in runs]
     for stage in dict.fromkeys(stage for spent in seconds for stage in spent):
-        yield f"time: {stage}", [duration(spent.get(stage, 0.0)) for spent in seconds]
-    yield "time: all", [duration(sum(spent.values())) for spent in seconds]
+        yield f"time: {stage}", [duration(value) for value in means([spent.get(stage, 0.0) for spent in seconds])]
+    yield "time: all", [duration(value) for value in means([sum(spent.values()) for spent in seconds])]
 
 
 def _same(runs: Sequence[Run]) -> list[tuple[str, Any]]:

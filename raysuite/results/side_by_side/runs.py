@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from raysuite.errors import UserError
+from raysuite.kernel.stats import by_prompt, mean_over_runs
 from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, compare_one
+from raysuite.results.comparison import Comparison, compare_one, generator
 from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
 from raysuite.results.side_by_side.members import Origin, choose
 
-MOST_RUNS = 40
+MOST_SHOWN = 40
 """More cannot be told apart in one figure."""
+MOST_SINGLE = 16
+"""Above this many runs those of one method are shown as one."""
 MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
 WITHOUT_EFFECT = ("seed", "cluster", "checkpoints", "guards", "trackers")
@@ -26,6 +29,16 @@ WITHOUT_EFFECT = ("seed", "cluster", "checkpoints", "guards", "trackers")
 
 Picture = tuple[str, str, int]
 """Split, prompt and sample: the same noise in every run."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What has one line, one row or one column: a run, or all runs of a method where there are many."""
+
+    name: str
+    method: int
+    runs: tuple[int, ...]
+    """Their places."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +67,25 @@ class SideBySide:
             found.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
         return list(found.values())
 
+    @cached_property
+    def shown(self) -> list[Shown]:
+        """Every run, or every method where there are more than `MOST_SINGLE` runs of fewer methods."""
+        if self.by_method:
+            return [Shown(self.method_name(number), number, tuple(runs)) for number, runs in enumerate(self.methods)]
+        method_of = {place: number for number, places in enumerate(self.methods) for place in places}
+        return [Shown(name, method_of[place], (place,)) for place, name in enumerate(self.names)]
+
+    @property
+    def by_method(self) -> bool:
+        """Whether the runs of a method are shown as one."""
+        return len(self.runs) > MOST_SINGLE and len(self.methods) < len(self.runs)
+
     def method_name(self, method: int) -> str:
         """Its objective's in a sweep, with its settings where there are others of that objective; else the names of its runs."""
-        origin = self.origins[self.methods[method][0]]
+        places = self.methods[method]
+        origin = self.origins[places[0]]
         if origin is None or not self.named_by_origin:
-            return " + ".join(self.names[place] for place in self.methods[method])
+            return " + ".join(self.names[place] for place in places)
         trials = {o.trial for o in self.origins if o is not None and o.objective == origin.objective}
         if len(trials) == 1:
             return origin.objective
@@ -92,6 +119,20 @@ class SideBySide:
         found = (compare_one(run, reward, split, 0, run.evaluations[-1]) for run in self.runs)
         return [gain for gain in found if gain is not None]
 
+    def gain_of(self, shown: Shown, reward: str, split: str) -> Comparison | None:
+        """One reward of a run, or of several with intervals over them and the prompts; None without pictures."""
+        runs = [self.runs[place] for place in shown.runs]
+        first = compare_one(runs[0], reward, split, 0, runs[0].evaluations[-1])
+        if first is None or len(runs) == 1:
+            return first
+        old, new = (
+            [run.scores.where(reward=reward, split=split, update=run.evaluations[at]) for run in runs] for at in (0, -1)
+        )
+        prompts = by_prompt(new[0].prompt)
+        old_RN, new_RN = (np.array([scores.value for scores in of]) for of in (old, new))
+        means = [mean_over_runs(values, prompts, generator()) for values in (old_RN, new_RN, new_RN - old_RN)]
+        return replace(first, before=means[0], after=means[1], difference=means[2])
+
     def values(self, method: int, *, first: bool = False) -> np.ndarray:
         """The headline reward of a method's pictures, (runs, pictures), at the last evaluation or at the first.
 
@@ -118,8 +159,8 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     """
     chosen = choose(directories)
     places = [member.directory.resolve() for member in chosen.members]
-    if not 2 <= len(places) <= MOST_RUNS:
-        raise UserError(f"expected 2 to {MOST_RUNS} runs to compare, got {len(places)}: name that many")
+    if len(places) < 2:
+        raise UserError(f"expected at least 2 runs to compare, got {len(places)}: name more")
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise UserError(f"expected different runs, got {twice} twice: name it once")
     runs = [read_run(member.directory) for member in chosen.members]
@@ -142,7 +183,12 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
     left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
     origins = tuple(member.origin for member in chosen.members)
-    return SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins, chosen.cautions)
+    found = SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins, chosen.cautions)
+    if len(found.shown) > MOST_SHOWN:
+        raise UserError(
+            f"expected at most {MOST_SHOWN} methods (or runs, without repetitions) to compare, got {len(found.shown)}: name fewer"
+        )
+    return found
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ SAME_BUDGET = 1.1
 """Budgets whose ratio is at most this are called equal."""
 MOST_PAIRS = 3
 """Pairs that are named in the verdict; the others are in the table."""
+NUMBER = re.compile(r"[+−]?[0-9][0-9.,]*")
 FEW_SEEDS = 5
 """Below this many a bootstrap over seeds knows too little of their spread."""
 
@@ -67,7 +69,9 @@ def _seeds(together: SideBySide) -> str:
     if not repeated:
         return "Every run is one seed of its settings: the intervals say nothing about another seed."
     ends = [float(together.last(place).value.mean()) for place in range(len(together.runs))]
-    sentences = [_repetitions(together, method, ends) for method, p in enumerate(together.methods) if len(p) > 1]
+    sentences = []
+    if not together.by_method:  # else the figure shows them
+        sentences += [_repetitions(together, method, ends) for method, p in enumerate(together.methods) if len(p) > 1]
     gap = max(max(ends[place] for place in places) - min(ends[place] for place in places) for places in repeated)
     sentences.append(
         f"The widest gap between such repetitions is {number(gap, 3)}: between methods, a difference of that size may be the "
@@ -111,13 +115,26 @@ def cautions(together: SideBySide) -> list[str]:
 
 
 def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], list[str]]) -> list[str]:
-    """What is said about single runs, with their names; once and without them where it is said about all."""
-    said: dict[str, list[str]] = {}
-    for name, run in zip(together.names, together.runs, strict=True):
+    """What is said about single runs, with their names; once and without them where it is said about all. Where the runs of methods
+    are shown as one, sentences that differ in their numbers alone are said once, of how many runs.
+    """
+    said: dict[str, list[tuple[int, str]]] = {}
+    for place, run in enumerate(together.runs):
         for sentence in about(run, comparison.compare(run)):
-            said.setdefault(sentence, []).append(name)
-    everyone = len(together.runs)
-    return [text if len(names) == everyone else f"{listed(names)}: {text}" for text, names in said.items()]
+            alike = NUMBER.sub("#", sentence) if together.by_method else sentence
+            said.setdefault(alike, []).append((place, sentence))
+    found = []
+    for of in said.values():
+        text, places = of[0][1], [place for place, _ in of]
+        if len(places) == len(together.runs) and len({sentence for _, sentence in of}) == 1:
+            found.append(text)
+        elif together.by_method:
+            parts = [(shown, sum(place in shown.runs for place in places)) for shown in together.shown]
+            who = listed([f"{shown.name} ({count} of {len(shown.runs)})" for shown, count in parts if count])
+            found.append(f"{who}; of {together.names[places[0]]}: {text}")
+        else:
+            found.append(f"{listed([together.names[place] for place in places])}: {text}")
+    return found
 
 
 def _tuned(together: SideBySide) -> list[str]:
