@@ -38,7 +38,8 @@ with one actor: at this size a second one takes longer to start than it saves.
     [
         pytest.param(NOTEBOOKS[:1], id="01"),
         pytest.param(NOTEBOOKS[1:3], id="02-03", marks=pytest.mark.slow),
-        pytest.param(NOTEBOOKS[3:], id="04"),
+        pytest.param(NOTEBOOKS[3:4], id="04"),
+        pytest.param(NOTEBOOKS[4:], id="05"),
     ],
 )
 def test_notebooks_run(notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
