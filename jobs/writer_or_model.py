@@ -50,6 +50,8 @@ LOSSES = {
 }
 """Writers that learn from one set of pairs."""
 NOTHING, ALL = "nothing", "all"
+SECOND = 1_000
+"""Added to the seed of a second round's prompts and noise."""
 UNTRAINED = -1
 """The seed of what is not trained, which no seed decides."""
 EVALUATIONS, SECONDS = "network evaluations", "seconds of processors"
@@ -105,7 +107,10 @@ class Experiment:
         yield self._writer("pairs-after", "dpo-after", seed)
         yield self._pairs(RECIPE, "pairs-half", self.budget // 2, seed)
         yield self._writer("pairs-half", "dpo-half", seed)
-        yield self._run(RECIPE, "ddpo-before", self.budget // 2, seed, f"prompts.writer={self.place('dpo-half', seed)}")
+        half = self.place("dpo-half", seed)
+        yield self._pairs(RECIPE, "pairs-second", self.budget // 2, seed + SECOND, writer=half, named=seed)
+        yield self._writer("pairs-second", "dpo-second", seed, "--writer", half)
+        yield self._run(RECIPE, "ddpo-before", self.budget // 2, seed, f"prompts.writer={half}")
 
     def untrained(self) -> dict[str, Comparison]:
         """What no seed decides, by where its evaluation goes."""
@@ -126,6 +131,7 @@ class Experiment:
         writers = {
             "SFT writer (told translations)": method("sft", "sft"),
             "DPO writer": method("dpo", "pairs", "dpo"),
+            "DPO writer, two rounds": method("dpo-second", "pairs-half", "dpo-half", "pairs-second", "dpo-second"),
             "Cal-DPO writer": method("cal-dpo", "pairs", "cal-dpo"),
             "Cal-DPO writer, normalised": method("cal-dpo-normalised", "pairs", "cal-dpo-normalised"),
         }
@@ -166,10 +172,13 @@ class Experiment:
         spent = RunDirectory(run).metrics()["budget/network_evaluations"]
         return checkpoint.by_updates(run)[1 + min(update for update, of in spent.items() if of >= self.budget // 2)]
 
-    def _pairs(self, model: str, name: str, budget: int, seed: int) -> list[str]:
+    def _pairs(
+        self, model: str, name: str, budget: int, seed: int, *, writer: str = BUNDLED, named: int | None = None
+    ) -> list[str]:
         asked = {"prompts": 300, "draws": 7, "pictures": 4, "budget": budget, "seed": seed}
         words = [word for option, value in asked.items() for word in (f"--{option}", str(value))]
-        return ["writer", "pairs", model, "--out", self.place(name, seed), *words, *self._of_recipe(model)]
+        place = self.place(name, seed if named is None else named)
+        return ["writer", "pairs", model, "--out", place, "--writer", writer, *words, *self._of_recipe(model)]
 
     def _writer(self, pairs: str, name: str, seed: int, *loss: str) -> list[str]:
         return ["writer", "train", self.place(pairs, seed), "--out", self.place(name, seed), "--seed", str(seed), *loss]

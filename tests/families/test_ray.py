@@ -61,7 +61,7 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
         equal(run, alone, 3)
 
 
-@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("pipeline", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3"])
 def test_a_published_set_by_commands(
     pipeline: str, tiny: Callable[[str], Path], tiny_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -46,11 +46,13 @@ def settings(command: list[str]) -> dict[str, str]:
 def test_every_method_has_one_budget_and_both_together_half_of_it_each(commands: dict[str, list[str]]) -> None:
     whole, half = "36864", "18432"
     assert {
-        name: option(commands[f"{name}-4"], "budget") for name in ("pairs", "pairs-after", "pairs-half", "grpo")
+        name: option(commands[f"{name}-4"], "budget")
+        for name in ("pairs", "pairs-after", "pairs-half", "pairs-second", "grpo")
     } == {
         "pairs": whole,
         "pairs-after": half,
         "pairs-half": half,
+        "pairs-second": half,
         "grpo": whole,
     }
     runs = {name: command for name, command in commands.items() if command[0] == "train"}
@@ -69,6 +71,9 @@ def test_who_comes_first(commands: dict[str, list[str]], tmp_path: Path) -> None
     """The writer learns before the base model and stands before the run; or it learns before the run's model half way."""
     assert commands["pairs-half-4"][2] == RECIPE and commands["dpo-half-4"][2] == str(tmp_path / "pairs-half-4")
     assert settings(commands["ddpo-before-4"])["prompts.writer"] == str(tmp_path / "dpo-half-4")
+    second = [commands[f"{name}-4"] for name in ("pairs-second", "dpo-second")]
+    assert {option(command, "writer") for command in second} == {str(tmp_path / "dpo-half-4")}
+    assert option(second[0], "seed") != option(commands["pairs-half-4"], "seed")  # other prompts
     assert commands["pairs-after-4"][2] == str(HALF_WAY) and "--set" not in commands["pairs-after-4"]
     assert commands["dpo-after-4"][2] == str(tmp_path / "pairs-after-4")
 
@@ -81,7 +86,7 @@ def test_all_methods_are_asked_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     assert {(option(command, "prompts"), option(command, "pictures")) for command in said} == {("5", "2")}
     assert all(("--set" in command) == (option(command, "model") == RECIPE) for command in said)
     methods = [method for of in compared.values() for method in of.methods]
-    assert len({*methods}) == len(methods) == 13 and methods[0] == NOTHING
+    assert len({*methods}) == len(methods) == 14 and methods[0] == NOTHING
 
 
 def rows(method: str, seed: int, passed: list[int]) -> list[dict[str, object]]:
