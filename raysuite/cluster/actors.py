@@ -17,6 +17,7 @@ import torch
 from ray.util import ActorPool
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
+from raysuite.cluster.lives import life_of
 from raysuite.cluster.placement import drawing_device
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError
@@ -177,6 +178,7 @@ class _Deal:
         self._free = list(actors) * at_once
         self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
         self._hung: Counter[int] = Counter()
+        self._unreached: set[int] = set()
         self._results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()
 
     def next(self, seconds: float) -> Rollouts | None:
@@ -193,10 +195,11 @@ class _Deal:
         """Deal until everything is done or something is beyond repair."""
         try:
             unknown = [actor for actor in self._actors if actor not in self._lives]
-            self._lives.update(zip(unknown, ray.get([actor.life.remote() for actor in unknown]), strict=True))
+            self._lives.update((actor, life_of(actor)) for actor in unknown)
             while self._blocks or self._flying:
                 while self._blocks and self._free:
-                    self._submit(self._free.pop(0), *self._blocks.pop(0))
+                    actor = self._free.pop(0)
+                    self._submit(actor, *self._blocks.pop(0), self._lives.get(actor))
                 (done,), _ = ray.wait(list(self._flying), num_returns=1)
                 self._take(done)
         except ray.exceptions.RayTaskError as error:
@@ -215,24 +218,31 @@ class _Deal:
             "leave it (os._exit), crash it, or need more memory than there is; try the reward alone on a picture"
         )
 
-    def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block) -> None:
-        about = (actor, number, block, self._lives.get(actor))
-        self._flying[actor.rollout.remote(block, [self._weights], self._version)] = about
+    def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block, life: str | None) -> None:
+        self._flying[actor.rollout.remote(block, [self._weights], self._version)] = (actor, number, block, life)
 
     def _take(self, done: ray.ObjectRef) -> None:
-        """An answer; or, from an actor in which a reward hangs, a fresh process and the question again."""
+        """An answer. An actor that could not be reached is asked once more, one in which a reward hangs gets a fresh process."""
         actor, number, block, life_before = self._flying.pop(done)
-        self._free.append(actor)
         try:
             life, rollouts = ray.get(done)
+        except ray.exceptions.ActorUnavailableError:
+            if number in self._unreached:
+                raise
+            self._unreached.add(number)
+            life_of(actor)
+            self._submit(actor, number, block, life_before)
+            return
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, RewardHung) or self._hung[number] >= error.cause.retries:
                 raise
             self._hung[number] += 1
             ray.kill(actor, no_restart=False)
             self._lives.pop(actor, None)
+            self._free.append(actor)
             self._blocks.insert(0, (number, block))
             return
+        self._free.append(actor)
         self._lives[actor] = life
         times = self._hung[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
         redone = sum([rollouts.cost] * times, rollouts.redone)

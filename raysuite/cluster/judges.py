@@ -15,6 +15,7 @@ import ray
 import torch
 
 from raysuite import rewards
+from raysuite.cluster.lives import answer
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.errors import RewardHung, UserError
 from raysuite.stages.rollout import ask_here
@@ -33,6 +34,10 @@ class JudgeActor:
         torch.set_num_threads(threads)
         self._reward, self._life = reward, uuid.uuid4().hex
         self._thread = ThreadPool(1)
+
+    def life(self) -> str:
+        """Another one after every restart."""
+        return self._life
 
     def make(self) -> None:
         """Make the reward: weights are loaded.
@@ -90,7 +95,7 @@ class Judges:
             with self._known:
                 before = self._lives.get(name)
             try:
-                answer: Any = ray.get(judge.score.remote(images_N, block))
+                answered = answer(judge, lambda: judge.score.remote(images_N, block))
                 break
             except ray.exceptions.RayTaskError as error:
                 hung = error.cause
@@ -105,7 +110,7 @@ class Judges:
                 told(UserError(str(hung)))
             except ray.exceptions.RayActorError as error:
                 raise _lost(reward.name) from error
-        life, scores, failures = answer
+        life, scores, failures = answered
         for failure in failures:
             told(failure)
         if before not in (None, life):  # Ray asked its successor

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from raysuite.cli import main
-from raysuite.cluster import launch
+from raysuite.cluster import launch, lives
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.encode import encode
 from raysuite.cluster.pairs import make_pairs
@@ -199,6 +199,7 @@ def test_an_actor_whose_process_ends_again_and_again_is_a_sentence_with_its_rewa
 
     monkeypatch.setattr(ray, "get", gone)
     monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(lives, "REACHED_SECONDS", 2.0)
     config = toy()
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
     collector = RayCollector([MagicMock()], rewards=["redness", "mine:beauty"])

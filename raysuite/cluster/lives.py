@@ -1,0 +1,47 @@
+"""Actors that Ray restarts: which of its lives one is in, and how it is asked when it cannot be reached.
+
+Ray does not know at once that a node is lost: until it has been silent for some time, what was there is taken for alive, and
+calls fail as "unavailable". They fail alike where the call itself ends the process. So a call that failed is made once more,
+when the actor answers again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+REACHED_SECONDS = 300.0
+"""How long an actor may be out of reach. By default Ray gives up a silent node after less than a minute."""
+PAUSE_SECONDS = 1.0
+
+
+def life_of(actor: Any) -> str:
+    """Which of its lives an actor is in, which is waited for: where it is restarted, and where nobody knows yet that it is gone.
+
+    Raises:
+        ActorUnavailableError: it could not be reached for `REACHED_SECONDS`.
+    """
+    until = time.monotonic() + REACHED_SECONDS
+    while True:
+        try:
+            return str(ray.get(actor.life.remote()))
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_SECONDS)
+
+
+def answer(actor: Any, ask: Callable[[], ray.ObjectRef]) -> Any:
+    """What an actor answers; where it could not be reached it is asked once more.
+
+    Raises:
+        RayActorError: it could not be reached, or not be kept alive.
+    """
+    try:
+        return ray.get(ask())
+    except ray.exceptions.ActorUnavailableError:
+        life_of(actor)
+        return ray.get(ask())
