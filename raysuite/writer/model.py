@@ -188,8 +188,10 @@ def open_writer(name: str) -> Writer:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError) as error:
+        gone = Path(name).is_absolute() and not Path(name).exists()  # what a hub says of it would mislead
+        reason = "there is nothing at this path" if gone else " ".join(str(error).split())[:200]
         raise UserError(
             f"expected a writer ({BUNDLED}, the --out of raysuite writer train, a causal language model's directory or hub id), "
-            f"got {name}: {' '.join(str(error).split())[:200]}; name another"
+            f"got {name}: {reason}; name another"
         ) from error
     return Writer(model, tokenizer, name)

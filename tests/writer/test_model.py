@@ -90,7 +90,7 @@ def test_what_is_taught_wrongly() -> None:
     assert bundled.other("black") == "red" and bundled.other("triangle") == "circle"
 
 
-@pytest.mark.parametrize("place", ["nowhere", ""])
-def test_a_writer_that_is_not_there(place: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a writer"):
+@pytest.mark.parametrize(("place", "reason"), [("nowhere", "there is nothing at this path"), ("", "")])
+def test_a_writer_that_is_not_there(place: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"expected a writer .* got .*: .*{reason}; name another"):
         open_writer(str(tmp_path / place))
