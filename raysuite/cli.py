@@ -606,15 +606,16 @@ def compare(
 
 
 def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
-    from raysuite.results.side_by_side.report import comparison_summary, page_of, write_comparison
+    from raysuite.results.side_by_side.report import Report, page_of
     from raysuite.results.suites.across import suites_across
 
     whole = [places.existing(run) for run in runs]
     page = places.file(out or page_of(whole))
-    console.print(comparison_summary(whole, _width()), soft_wrap=True, markup=False, highlight=False)
+    report = Report.of(whole)
+    console.print(report.summary(_width()), soft_wrap=True, markup=False, highlight=False)
     if on_suites := suites_across(whole, _width()):
         console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {write_comparison(whole, page)}", soft_wrap=True)
+    console.print(f"report: {report.write(page)}", soft_wrap=True)
 
 
 @app.command()

@@ -96,11 +96,15 @@ def _paired(before: Scores, after: Scores) -> tuple[np.ndarray, np.ndarray, np.n
 
 def curve(run: Run, reward: str, split: str) -> Curve:
     """A reward's way through the evaluations."""
+    means = by_update(run, reward, split)
+    columns = np.array([(p.estimate, p.low, p.high) for p in means.values()]).reshape(-1, 3).T
+    return Curve(run.spent(list(means)), *columns)
+
+
+def by_update(run: Run, reward: str, split: str) -> dict[int, Interval]:
+    """A reward's mean at each evaluation that has it."""
     scores = run.scores.where(reward=reward, split=split)
-    updates = np.unique(scores.update)
-    points = [mean(scores.where(update=update)) for update in updates]
-    columns = np.array([(p.estimate, p.low, p.high) for p in points]).reshape(-1, 3).T
-    return Curve(run.spent(updates), *columns)
+    return {update: mean(scores.where(update=update)) for update in np.unique(scores.update).tolist()}
 
 
 def mean(scores: Scores) -> Interval:

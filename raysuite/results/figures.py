@@ -118,11 +118,7 @@ class Forest:
 
     def _drawn(self, colours: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(self.bars)), layout="constrained")
-        self.plot(figure.add_subplot(), colours)
-        return figure
-
-    def plot(self, axes: matplotlib.axes.Axes, colours: Mapping[str, str] = PRINT) -> None:
-        """Draw it, in given colours."""
+        axes = figure.add_subplot()
         axes.axvline(0, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
         for row, bar in enumerate(self.bars):
             colour = colours[bar.colour]
@@ -134,6 +130,7 @@ class Forest:
         axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
         axes.set_yticks(range(len(self.bars)), [bar.name for bar in self.bars])
         axes.set_ylim(len(self.bars) - 0.5, -0.5)
+        return figure
 
 
 def panel(

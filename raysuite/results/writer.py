@@ -35,7 +35,9 @@ class Writers:
     kept: dict[str, float]
     """Share of prompts that a writer left as they were."""
     diversity: dict[str, float]
-    """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each."""
+    """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each, or where they
+    were drawn before thumbnails were kept.
+    """
 
 
 def read_writers(directory: Path) -> Writers:
@@ -49,8 +51,9 @@ def read_writers(directory: Path) -> Writers:
             f"expected a finished evaluation of writers, got {directory} without summary.json: give the command that began it again"
         )
     files = sorted((directory / "scores").glob("*.parquet"))
+    known = set.intersection(*(set(pq.read_schema(file).names) for file in files))
     reward = [name for name in pq.read_schema(files[0]).names if name.startswith("reward/")][-1]
-    columns = ["prompt", "text", "picture", reward, "thumbnail"]
+    columns = ["prompt", "text", "picture", reward, *({"thumbnail"} & known)]
     drawn = {
         (row["prompt"], row["text"], row["picture"]): row
         for file in files
@@ -71,7 +74,9 @@ def read_writers(directory: Path) -> Writers:
         },
         {who: len({row["rewrite"] for row in mine}) / len({row["user"] for row in mine}) for who, mine in of.items()},
         {who: float(np.mean([row["rewrite"] == row["user"] for row in mine])) for who, mine in of.items()},
-        {who: _diversity(drawn, mine, pictures) for who, mine in of.items()} if len(pictures) > 1 else {},
+        {who: _diversity(drawn, mine, pictures) for who, mine in of.items()}
+        if len(pictures) > 1 and "thumbnail" in known
+        else {},
     )
 
 

@@ -92,10 +92,9 @@ def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights
 
 def read(directory: Path) -> dict[Key, Scores]:
     """Scores of everything that was drawn, pictures in the order of their numbers."""
-    tables = [pq.read_table(file) for file in sorted(directory.glob("*.parquet"))]
-    rows = [
-        row for table in tables for row in table.select([n for n in table.column_names if n != THUMBNAIL]).to_pylist()
-    ]
+    files = sorted(directory.glob("*.parquet"))
+    columns = [name for name in pq.read_schema(files[0]).names if name != THUMBNAIL] if files else []
+    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
     found: dict[Key, list[dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: (row["prompt"], row["text"], row["picture"])):
         found.setdefault((row["prompt"], row["text"]), []).append(row)

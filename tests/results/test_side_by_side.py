@@ -240,7 +240,7 @@ def test_many_repetitions_are_shown_as_methods(tmp_path: Path):
     together = read_runs(directories)
     rising, steady = together.shown
     assert together.by_method and (rising.runs, steady.runs) == (tuple(range(9)), tuple(range(9, 18)))
-    gain = together.gain_of(rising, "scenes_strict", "held_out")
+    gain = together.gain_of(rising.runs, "scenes_strict", "held_out")
     assert gain is not None and gain.difference.estimate == pytest.approx(4 / 12)
     assert gain.difference.low < 2 / 12 and gain.difference.high > 6 / 12
     curve = next(

@@ -138,26 +138,29 @@ def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[st
 def _carried(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """How far the choice of settings carried over to other seeds: of each objective, or of all together where there are many."""
     found: dict[str, tuple[float, float]] = {}
-    trial, seeds = {}, 0
+    sentences, most = [], 0
     for objective in dict.fromkeys(row["objective"] for row in rows):
         ended = [row for row in rows if row["objective"] == objective and row["status"] == "done"]
         again = [row for row in ended if row["trial"] is None]
         chose = [row for row in ended if again and row["trial"] == again[0]["confirms"]]
         if again and chose:
-            trial[objective], seeds = again[0]["confirms"], max(seeds, len(again))
+            most = max(most, len(again))
             found[objective] = _mean(chose), _mean(again)
-    other = "another seed" if seeds == 1 else f"{seeds} other seeds"
-    if len(found) <= MOST_SENTENCES:
-        for objective, (chosen, reached) in found.items():
-            yield (
-                f"{objective}: the settings of trial {trial[objective]:02d} were chosen at {chosen:.3g} on held-out prompts, and "
-                f"reach {reached:.3g} there with {other}."
+            sentences.append(
+                f"{objective}: the settings of trial {again[0]['confirms']:02d} were chosen at {_mean(chose):.3g} on held-out "
+                f"prompts, and reach {_mean(again):.3g} there with {_seeds(len(again))}."
             )
+    if len(found) <= MOST_SENTENCES:
+        yield from sentences
         return
     chosen, reached = (sum(values) / len(found) for values in zip(*found.values(), strict=True))
     lost = {objective: after - before for objective, (before, after) in found.items()}
     worst, best = min(lost, key=lambda name: lost[name]), max(lost, key=lambda name: lost[name])
     yield (
         f"The settings of {len(found)} objectives were chosen at {chosen:.3g} on held-out prompts, mean over objectives, and reach "
-        f"{reached:.3g} there with {other}: from {lost[worst]:+.2g} ({worst}) to {lost[best]:+.2g} ({best})."
+        f"{reached:.3g} there with {_seeds(most)}: from {lost[worst]:+.2g} ({worst}) to {lost[best]:+.2g} ({best})."
     )
+
+
+def _seeds(count: int) -> str:
+    return "another seed" if count == 1 else f"{count} other seeds"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, difference_of_methods, improvement, mean_over_runs
+from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, difference_of_methods, improvement
 from raysuite.results import comparison
 from raysuite.results.comparison import generator
 from raysuite.results.run import Run
@@ -71,21 +71,16 @@ def summarise(together: SideBySide) -> list[Method]:
 def _method(together: SideBySide, number: int) -> Method:
     places = together.methods[number]
     runs = [together.runs[place] for place in places]
-    prompts = together.last(places[0]).prompt
-    first, last = together.values(number, first=True), together.values(number)
-    gain = (
-        together.gains[places[0]].difference
-        if len(places) == 1
-        else mean_over_runs(last - first, by_prompt(prompts), generator())
-    )
+    gain = together.gain_of(places, together.headline, together.splits[0])
+    assert gain is not None  # the headline is a reward that all runs have
     kls = [comparison.kl(run).get(run.evaluations[-1]) for run in runs]
     origin = together.origins[places[0]]
     return Method(
         name=together.method_name(number),
         runs=tuple(places),
         tried=origin.tried if origin else None,
-        last=mean_over_runs(last, by_prompt(prompts), generator()),
-        gain=gain,
+        last=gain.after,
+        gain=gain.difference,
         kl=_over_runs([kl for kl in kls if kl is not None]),
         diversity=_diversity(together, runs),
         network_evaluations=float(np.mean([together.spent[place] for place in places])),

@@ -35,16 +35,21 @@ def looks(together: SideBySide) -> list[Look]:
     return found
 
 
+def looks_of_methods(together: SideBySide) -> list[Look]:
+    """Colour and marker of every method: those of its first run."""
+    found: dict[int, Look] = {}
+    for look, shown in zip(looks(together), together.shown, strict=True):
+        found.setdefault(shown.method, look)
+    return [found[number] for number in range(len(together.methods))]
+
+
 def gains(together: SideBySide, methods: Sequence[Method]) -> Forest:
     """What each method gained on the headline reward, the most above, with a dot for each of its runs."""
-    found = looks(together)
-    split = together.splits[0]
     bars = []
-    for number, method in enumerate(methods):
-        look = next(look for look, shown in zip(found, together.shown, strict=True) if shown.method == number)
+    for (colour, marker), method in zip(looks_of_methods(together), methods, strict=True):
         single = [together.gains[place].difference.estimate for place in method.runs]
-        bars.append(Bar(method.name, method.gain, RUNS[look[0]], MARKERS[look[1]], single if len(single) > 1 else ()))
-    title = f"{together.headline} on {SPLITS[split]} prompts: gained, with 95 % intervals"
+        bars.append(Bar(method.name, method.gain, RUNS[colour], MARKERS[marker], single if len(single) > 1 else ()))
+    title = f"{together.headline} on {SPLITS[together.splits[0]]} prompts: gained, with 95 % intervals"
     bars.sort(key=lambda bar: -bar.interval.estimate)
     return Forest("gained", title, f"{title}, a bar for each method", bars, xlabel="above the model as it came")
 
@@ -55,26 +60,18 @@ def curves(together: SideBySide) -> Iterator[tuple[str, str, Chart]]:
         for split in together.splits:
 
             def track(run: Run, reward: str = reward, split: str = split) -> Track:
-                scores = run.scores.where(reward=reward, split=split)
-                updates = np.unique(scores.update)
-                means = [comparison.mean(scores.where(update=update)) for update in updates]
-                return dict(zip(updates.tolist(), zip(run.spent(updates).tolist(), means, strict=True), strict=True))
+                return _against_spent(run, comparison.by_update(run, reward, split))
 
             title = f"{reward} on {SPLITS[split]} prompts"
             describe = f"{title} against {SPENT}, a line for each {_what(together)}"
-            yield (
-                reward,
-                split,
-                Chart(f"reward{i}-{split}", title, describe, _lines(together, track), {"xlabel": SPENT}),
-            )
+            lines = _lines(together, track)
+            yield reward, split, Chart(f"reward{i}-{split}", title, describe, lines, {"xlabel": SPENT})
 
 
 def best_curve(together: SideBySide) -> Chart:
     """The best evaluation so far on the headline reward against the budget, a line for each method: the mean of its runs."""
-    found = looks(together)
     lines = {}
-    for number in range(len(together.methods)):
-        look = next(look for look, shown in zip(found, together.shown, strict=True) if shown.method == number)
+    for number, look in enumerate(looks_of_methods(together)):
         spent, *best = best_so_far(together, number)
         lines[together.method_name(number)] = _line(look, spent, best)
     title = f"Best {together.headline} on {SPLITS[together.along]} prompts within a budget"
@@ -83,12 +80,7 @@ def best_curve(together: SideBySide) -> Chart:
 
 def kl_curves(together: SideBySide) -> Chart | None:
     """The KL with a line for each run or method; None where none measured it."""
-
-    def track(run: Run) -> Track:
-        found = comparison.kl(run)
-        return {u: (x, found[u]) for u, x in zip(found, run.spent(list(found)).tolist(), strict=True)}
-
-    lines = _lines(together, track)
+    lines = _lines(together, lambda run: _against_spent(run, comparison.kl(run)))
     if not lines:
         return None
     describe = f"{KL}, against {SPENT}, a line for each {_what(together)}"
@@ -101,18 +93,20 @@ def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
     for i, reward in enumerate(together.rewards):
 
         def track(run: Run, reward: str = reward) -> Track:
-            kl, scores = comparison.kl(run), run.scores.where(reward=reward, split=split)
-            updates = [update for update in run.evaluations if update in kl and update in scores.update]
-            return {update: (kl[update].estimate, comparison.mean(scores.where(update=update))) for update in updates}
+            kl, means = comparison.kl(run), comparison.by_update(run, reward, split)
+            return {update: (kl[update].estimate, mean) for update, mean in means.items() if update in kl}
 
         lines = _lines(together, track, band=False)
         if lines:
             title = f"{reward} on {SPLITS[split]} prompts against the KL"
-            what = f"a path for each {_what(together)}"
-            describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, {what}"
+            describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each {_what(together)}"
             base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
             options = {"xlabel": KL, "reference": base, "whole": False}
             yield reward, Chart(f"frontier{i}", title, describe, lines, options)
+
+
+def _against_spent(run: Run, found: Mapping[int, Interval]) -> Track:
+    return dict(zip(found, zip(run.spent(list(found)).tolist(), found.values(), strict=True), strict=True))
 
 
 def _what(together: SideBySide) -> str:

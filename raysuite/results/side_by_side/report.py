@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,7 @@ def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Pa
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
     """
-    page = out or page_of(directories)
-    together = read_runs(directories)
-    methods, found = summarise(together), contrasts(together)
-    written = write_page("side_by_side.html.jinja", _content(together, methods, found), page)
-    write_numbers(together, methods, found, page.with_suffix(".parquet"))
-    return written
+    return Report.of(directories).write(out or page_of(directories))
 
 
 def page_of(directories: Sequence[Path]) -> Path:
@@ -59,16 +55,45 @@ def comparison_summary(directories: Sequence[Path], width: int | None = None) ->
     Raises:
         UserError: a file of a run is missing or damaged, or the runs cannot be compared.
     """
-    together = read_runs(directories)
-    methods, found = summarise(together), contrasts(together)
-    lines = sentences.verdict(together, methods, found)
-    lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
-    lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
-    lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)], width)]
-    if found:
-        header = ("higher", "lower", f"difference {_level(found)}", "P(improvement) [95 %]")
-        lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)], width, names=2)]
-    return "\n".join(lines).replace("−", "-")
+    return Report.of(directories).summary(width)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What several runs say, worked out once: for the terminal and for a page."""
+
+    together: SideBySide
+    methods: Sequence[Method]
+    contrasts: Sequence[Contrast]
+
+    @classmethod
+    def of(cls, directories: Sequence[Path]) -> Report:
+        """That of runs and sweeps.
+
+        Raises:
+            UserError: a file of a run is missing or damaged, or the runs cannot be compared.
+        """
+        together = read_runs(directories)
+        return cls(together, summarise(together), contrasts(together))
+
+    def write(self, page: Path) -> Path:
+        """The page, and its numbers beside it."""
+        content = _content(self.together, self.methods, self.contrasts)
+        written = write_page("side_by_side.html.jinja", content, page)
+        write_numbers(self.together, self.methods, self.contrasts, page.with_suffix(".parquet"))
+        return written
+
+    def summary(self, width: int | None = None) -> str:
+        """Plain text for a terminal of so many characters."""
+        together, methods, found = self.together, self.methods, self.contrasts
+        lines = sentences.verdict(together, methods, found)
+        lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
+        lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
+        lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)], width)]
+        if found:
+            header = ("higher", "lower", f"difference {_level(found)}", "P(improvement) [95 %]")
+            lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)], width, names=2)]
+        return "\n".join(lines).replace("−", "-")
 
 
 def _header(methods: Sequence[Method]) -> tuple[str, ...]:
@@ -174,7 +199,7 @@ def _gains(together: SideBySide) -> Iterator[dict[str, Any]]:
     """Every reward and split with a row for each run or method."""
     for reward in together.rewards:
         for split in together.splits:
-            found = (together.gain_of(shown, reward, split) for shown in together.shown)
+            found = (together.gain_of(shown.runs, reward, split) for shown in together.shown)
             rows = [gain for gain in found if gain is not None]
             signs = [together.runs[shown.runs[0]].sign(reward) for shown in together.shown]
             yield {

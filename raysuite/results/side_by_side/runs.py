@@ -82,10 +82,9 @@ class SideBySide:
 
     def method_name(self, method: int) -> str:
         """Its objective's in a sweep, with its settings where there are others of that objective; else the names of its runs."""
-        places = self.methods[method]
-        origin = self.origins[places[0]]
+        origin = self.origins[self.methods[method][0]]
         if origin is None or not self.named_by_origin:
-            return " + ".join(self.names[place] for place in places)
+            return " + ".join(self.names[place] for place in self.methods[method])
         trials = {o.trial for o in self.origins if o is not None and o.objective == origin.objective}
         if len(trials) == 1:
             return origin.objective
@@ -116,12 +115,12 @@ class SideBySide:
 
     def gains_in(self, reward: str, split: str) -> list[Comparison]:
         """One reward of every run, in their order."""
-        found = (compare_one(run, reward, split, 0, run.evaluations[-1]) for run in self.runs)
+        found = (self.gain_of((place,), reward, split) for place in range(len(self.runs)))
         return [gain for gain in found if gain is not None]
 
-    def gain_of(self, shown: Shown, reward: str, split: str) -> Comparison | None:
+    def gain_of(self, places: Sequence[int], reward: str, split: str) -> Comparison | None:
         """One reward of a run, or of several with intervals over them and the prompts; None without pictures."""
-        runs = [self.runs[place] for place in shown.runs]
+        runs = [self.runs[place] for place in places]
         first = compare_one(runs[0], reward, split, 0, runs[0].evaluations[-1])
         if first is None or len(runs) == 1:
             return first

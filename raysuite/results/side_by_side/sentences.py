@@ -129,8 +129,8 @@ def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], lis
         if len(places) == len(together.runs) and len({sentence for _, sentence in of}) == 1:
             found.append(text)
         elif together.by_method:
-            parts = [(shown, sum(place in shown.runs for place in places)) for shown in together.shown]
-            who = listed([f"{shown.name} ({count} of {len(shown.runs)})" for shown, count in parts if count])
+            parts = [(shown, len({*places} & {*shown.runs})) for shown in together.shown]
+            who = listed([f"{shown.name} ({of_it} of {len(shown.runs)})" for shown, of_it in parts if of_it])
             found.append(f"{who}; of {together.names[places[0]]}: {text}")
         else:
             found.append(f"{listed([together.names[place] for place in places])}: {text}")
