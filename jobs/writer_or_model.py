@@ -95,6 +95,8 @@ class Experiment:
 
     def trainings(self, seed: int) -> Iterator[list[str]]:
         """What is drawn and trained with one seed, in order, each a command line after `raysuite`; each needs those before it."""
+        if seed == UNTRAINED:
+            return
         yield self._pairs(RECIPE, "pairs", self.budget, seed)
         for name, loss in LOSSES.items():
             yield self._writer("pairs", name, seed, *loss)
@@ -108,9 +110,13 @@ class Experiment:
         yield self._pairs(RECIPE, "pairs-half", self.budget // 2, seed)
         yield self._writer("pairs-half", "dpo-half", seed)
         half = self.place("dpo-half", seed)
-        yield self._pairs(RECIPE, "pairs-second", self.budget // 2, seed + SECOND, writer=half, named=seed)
+        yield self._pairs(RECIPE, "pairs-second", self.budget // 2, seed, writer=half, other=SECOND)
         yield self._writer("pairs-second", "dpo-second", seed, "--writer", half)
         yield self._run(RECIPE, "ddpo-before", self.budget // 2, seed, f"prompts.writer={half}")
+
+    def comparisons(self, seed: int) -> dict[str, Comparison]:
+        """What is compared of one seed, or of `UNTRAINED`."""
+        return self.untrained() if seed == UNTRAINED else self.trained(seed)
 
     def untrained(self) -> dict[str, Comparison]:
         """What no seed decides, by where its evaluation goes."""
@@ -155,16 +161,8 @@ class Experiment:
     def evaluation(self, out: str, of: Comparison) -> list[str]:
         """The command that compares."""
         asked = ["--prompts", str(self.prompts), "--pictures", "2", *self._of_recipe(of.model)]
-        return [
-            "writer",
-            "evaluate",
-            *(method.writer for method in of.methods.values()),
-            "--model",
-            of.model,
-            "--out",
-            out,
-            *asked,
-        ]
+        writers = [method.writer for method in of.methods.values()]
+        return ["writer", "evaluate", *writers, "--model", of.model, "--out", out, *asked]
 
     def _half_way(self, seed: int) -> Path:
         """The first checkpoint of the model by ddpo that has had half of the budget: as a run of that budget ends."""
@@ -173,12 +171,12 @@ class Experiment:
         return checkpoint.by_updates(run)[1 + min(update for update, of in spent.items() if of >= self.budget // 2)]
 
     def _pairs(
-        self, model: str, name: str, budget: int, seed: int, *, writer: str = BUNDLED, named: int | None = None
+        self, model: str, name: str, budget: int, seed: int, *, writer: str = BUNDLED, other: int = 0
     ) -> list[str]:
-        asked = {"prompts": 300, "draws": 7, "pictures": 4, "budget": budget, "seed": seed}
+        asked = {"prompts": 300, "draws": 7, "pictures": 4, "budget": budget, "seed": seed + other}
         words = [word for option, value in asked.items() for word in (f"--{option}", str(value))]
-        place = self.place(name, seed if named is None else named)
-        return ["writer", "pairs", model, "--out", place, "--writer", writer, *words, *self._of_recipe(model)]
+        named = ["--out", self.place(name, seed), "--writer", writer]
+        return ["writer", "pairs", model, *named, *words, *self._of_recipe(model)]
 
     def _writer(self, pairs: str, name: str, seed: int, *loss: str) -> list[str]:
         return ["writer", "train", self.place(pairs, seed), "--out", self.place(name, seed), "--seed", str(seed), *loss]
@@ -241,7 +239,7 @@ def scores(comparisons: Mapping[str, Comparison], seed: int) -> list[dict[str, o
     return rows
 
 
-def measures(comparisons: Mapping[str, Comparison], seed: int, seconds: Path) -> list[dict[str, object]]:
+def measures(comparisons: Mapping[str, Comparison], seed: int, seconds: Path) -> list[dict[str, Any]]:
     """Rows of measures.parquet: what each method cost and did besides. What a method has not, such as the KL of a model that is as it
     came, has no row.
     """
@@ -371,11 +369,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     experiment = Experiment(given.out.absolute(), given.budget, given.prompts, tuple(given.settings))
     seconds = experiment.out / "seconds.json"
     rows: list[dict[str, object]] = []
-    measured: list[dict[str, object]] = []
+    measured: list[dict[str, Any]] = []
     for seed in (UNTRAINED, *given.seeds):
-        for command in experiment.trainings(seed) if seed != UNTRAINED else ():
+        for command in experiment.trainings(seed):
             run(command, seconds)
-        comparisons = experiment.trained(seed) if seed != UNTRAINED else experiment.untrained()
+        comparisons = experiment.comparisons(seed)
         for place, of in comparisons.items():
             run(experiment.evaluation(place, of), seconds)
         rows += scores(comparisons, seed)

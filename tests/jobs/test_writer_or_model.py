@@ -145,7 +145,7 @@ def test_what_a_method_cost_is_the_sum_of_what_it_took(tmp_path: Path) -> None:
         "h of preferred": -1,
         "log pi of preferred": -5,
     }
-    again = [{**row, "seed": 1, "value": row["value"] + 2} for row in found]  # type: ignore[operator]
+    again = [{**row, "seed": 1, "value": row["value"] + 2} for row in found]
     head, line = measures_table([*found, *again])
     assert dict(zip(head, line, strict=True))["network evaluations"] == "89 (88 to 90)"
 
