@@ -831,8 +831,10 @@ def writer_train(
     from raysuite.writer.model import open_writer
 
     opened = open_writer(writer)
-    for told in warnings(lesson.loss, opened.log_densities([r.prompt for r in rows], [r.chosen for r in rows])):
-        console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
+    if loss == "cal_dpo":  # the others have no targets
+        for told in warnings(lesson.loss, opened.log_densities([r.prompt for r in rows], [r.chosen for r in rows])):
+            console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
+    del opened  # the training opens its own
     with locked(directory):
         if training.claim(directory, writer, file, lesson, sys.argv):
             writing.train_writer(writer, rows, lesson, directory)

@@ -67,7 +67,8 @@ class Writer:
             return text + PLAIN_END
         said = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
         asked = cast(str, self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
-        return asked.removeprefix(self.tokenizer.bos_token or "")  # which tokenizers put there themselves
+        put_by_tokenizer = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return asked.removeprefix(self.tokenizer.bos_token) if put_by_tokenizer else asked
 
     def completion(self, rewrite: str) -> str:
         """A rewrite as it follows what the model was asked."""
@@ -119,6 +120,7 @@ class Writer:
                 position_ids=_positions(mask) if known is None else _positions(mask)[:, -1:],
                 past_key_values=known,
                 use_cache=True,
+                logits_to_keep=1,
             )
             known, logits = output.past_key_values, output.logits[:, -1].float()
             if temperature == 0:
@@ -165,8 +167,14 @@ class Writer:
                 ]
             )
             ids, mask, wanted = (tensor.to(self.model.device) for tensor in (ids, mask, wanted))
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask)).logits.float()
-            each = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            said = int(
+                wanted.sum(1).max()
+            )  # tokens at the end of the rows: a vocabulary of logits for each is most of the memory
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=said + 1
+            ).logits.float()
+            each = torch.zeros(wanted[:, 1:].shape, device=wanted.device)
+            each[:, -said:] = logits[:, :-1].log_softmax(-1).gather(2, ids[:, -said:, None])[..., 0]
             found.append((each * wanted[:, 1:]).sum(1).cpu())
         return torch.cat(found)
 

@@ -1,8 +1,8 @@
 """A writer trained on preferences by TRL's `DPOTrainer`.
 
 What of TRL this stands on: `DPOConfig` (`loss_type`, `loss_weights`, `beta`) and `DPOTrainer`, of which `compute_loss` is overridden
-for `cal_dpo`, as its documentation has it; `fused_lm_head=True`, with which the model answers log-densities of labels; and the two
-halves of a batch, preferred completions first. constraints.txt has the version that this was tested with.
+for `cal_dpo` and `sft`, as its documentation has it; `fused_lm_head=True`, with which the model answers log-densities of labels; and
+the two halves of a batch, preferred completions first. constraints.txt has the version that this was tested with.
 
 A directory of a training:
 
@@ -166,14 +166,23 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-            given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            given |= {"labels": labels, "fused_lm_head": True, "use_cache": False}
+            given = _given(inputs)
             outputs = model(**given)
             with torch.no_grad():
                 reference = self.ref_model(**given).log_probs.sum(1)
             h_w, h_l = (outputs.log_probs.sum(1) - reference).chunk(2)
             loss = losses.cal_dpo(lesson.loss, h_w, h_l)
+            return (loss, outputs) if return_outputs else loss
+
+    class SFTTrainer(DPOTrainer):
+        """TRL's loss of preferred rewrites, without running the rejected ones and the reference, which it does not depend on."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            preferred = {name: inputs[name].chunk(2)[0] for name in ("input_ids", "attention_mask", "completion_mask")}
+            outputs = model(**_given(preferred))
+            loss = -outputs.log_probs[preferred["completion_mask"][:, 1:].bool()].mean()
             return (loss, outputs) if return_outputs else loss
 
     class Watch(TrainerCallback):
@@ -184,22 +193,21 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if not state.global_step:
-                self._note(state)
+                self._note(state, *self.reference)
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self._note(state)
-
-        def _note(self, state: Any) -> None:
             training = writer.model.training
             writer.model.eval()
-            now_w, now_l = _densities(writer, pairs)
+            now = _densities(writer, pairs)
             writer.model.train(training)
+            self._note(state, *now)
+
+        def _note(self, state: Any, now_w: torch.Tensor, now_l: torch.Tensor) -> None:
             found = losses.summary(now_w - self.reference[0], now_l - self.reference[1], now_w)
             state.log_history.append({"step": state.global_step, "epoch": float(state.epoch or 0), **found})
 
     kind = lesson.loss.kind
-    trainer_class = CalDPOTrainer if kind == "cal_dpo" else DPOTrainer
-    trainer = trainer_class(
+    trainer = {"cal_dpo": CalDPOTrainer, "sft": SFTTrainer}.get(kind, DPOTrainer)(
         model=writer.model,
         ref_model=copy.deepcopy(writer.model),  # without one TRL would read the model's files again
         processing_class=writer.tokenizer,
@@ -229,6 +237,13 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
     finish(writer, _by_epoch(trainer.state.log_history), directory)
+
+
+def _given(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a model is called with, to answer log-densities of completions."""
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    return {**given, "labels": labels, "fused_lm_head": True, "use_cache": False}
 
 
 def _densities(writer: Writer, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:

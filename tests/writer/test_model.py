@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raysuite.errors import UserError
@@ -77,6 +79,20 @@ def test_a_writer_without_a_template_is_asked_in_words(writer: Writer) -> None:
 
     plain = Writer(torch.nn.Identity(), Plain(), "plain")
     assert plain.asked("a cat") + plain.completion("a white cat") == "a cat\nRephrase: a white cat"
+
+
+@pytest.mark.parametrize("put_by_tokenizer", [True, False])
+def test_a_text_begins_once(put_by_tokenizer: bool, writer: Writer) -> None:
+    """Templates have the token that begins a text; some tokenizers put it there, too."""
+    tokenizer = copy.deepcopy(writer.tokenizer)
+    tokenizer.bos_token = bos = bundled.UNKNOWN
+    tokenizer.chat_template = "{{ bos_token }}" + writer.tokenizer.chat_template
+    if put_by_tokenizer:
+        known = [(bos, tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=known)
+    asked = Writer(writer.model, tokenizer, "begun").asked("3 red circles")
+    begun = [tokenizer.bos_token_id, *writer.tokenizer(writer.asked("3 red circles"))["input_ids"]]
+    assert tokenizer(asked)["input_ids"] == begun
 
 
 def test_what_is_taught_wrongly() -> None:

@@ -88,6 +88,16 @@ def test_cal_dpo_at_beta_1_is_trls_sigmoid_with_sppo_hard(weight: float, pairs: 
     assert not any(torch.equal(mine[name], before[name]) for name in mine)
 
 
+def test_sft_is_trls_without_what_it_does_not_need(pairs: list[Pair], tmp_path: Path) -> None:
+    ours, theirs = open_writer(BUNDLED), open_writer(BUNDLED)
+    train(ours, pairs, Lesson(PairLoss("sft"), 1e-3, 2, 4), tmp_path)
+    trl_trainer(theirs, pairs, tmp_path / "trl", loss_type=["sft"]).train()
+    mine, other, before = weights(ours), weights(theirs), weights(open_writer(BUNDLED))
+    for name, value in mine.items():
+        assert torch.allclose(value, other[name], atol=1e-6), name
+    assert not any(torch.equal(mine[name], before[name]) for name in mine)
+
+
 def test_a_training_that_was_killed_goes_on(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lesson = Lesson(PairLoss("cal_dpo", 1.0), 1e-3, 3, 4)
     whole, killed = open_writer(BUNDLED), tmp_path / "killed"
