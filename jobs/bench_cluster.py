@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # started as a scr
 from jobs.bench import Figure, ratio
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Names, running_judges
-from raysuite.cluster.launch import ENVIRONMENT, connect, killed_at_the_end
+from raysuite.cluster.session import ENVIRONMENT, connect, killed_at_the_end
 from raysuite.config import RunConfig, load
 from raysuite.families.toy import ToyPolicy, open_toy
 from raysuite.stages.prompts import load_prompts, training_blocks

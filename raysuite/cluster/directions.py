@@ -18,7 +18,7 @@ import numpy as np
 import ray
 import torch
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
 from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.texts import encode_once
@@ -94,14 +94,14 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
     rungs = [RungDirectory(declared, rung, directory / rung.name) for rung in declared.rungs]
     missing = [held for held in rungs if not held.finished]
     if missing:
-        launch.connect()
-        launch.check_resources(declared.rungs[0].config.cluster.with_actors())
+        session.connect()
+        session.check_resources(declared.rungs[0].config.cluster.with_actors())
     for held in missing:
         _measure_rung(held, progress)
     if declared.gain:
         for held in rungs:
             if not held.stepped:
-                launch.connect()
+                session.connect()
                 _gains(held, progress)
     collect(rungs, directory)
     for where in (directory, *(held.path for held in rungs)):  # can be had again
@@ -163,11 +163,11 @@ def _working(held: RungDirectory, *, steps: bool = False) -> Iterator[tuple[list
     """Actors, and the policy that is measured in this process, all with text states that were encoded before if that is wanted."""
     config = held.rung.config.with_actors()
     cluster = config.cluster
-    threads = launch.threads_of(config, cluster.actors, cluster.actor_cpus)
+    threads = session.threads_of(config, cluster.actors, cluster.actor_cpus)
     texts = encode_once(config, _common(held), threads=threads, prompts=asked_prompts(held.study, held.rung))
     with running_judges(config) as judges:
         options = {"threads": threads, "texts": texts, "steps": steps, "judges": judges}
-        with launch.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
+        with session.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
             policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
             held.load(policy)
             yield actors, policy

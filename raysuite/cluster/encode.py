@@ -14,7 +14,7 @@ import ray
 import ray.data
 import torch
 
-from raysuite.cluster import launch
+from raysuite.cluster import session
 from raysuite.cluster.placement import check_room
 from raysuite.config import Model
 from raysuite.datasets.encode import Pairs, changed, encode_block
@@ -96,7 +96,7 @@ def encode(
     counting.begin(len(parts), done=len(parts) - len(missing))
     if missing:
         with _core_is_quiet():
-            launch.connect()
+            session.connect()
         check_room(cpus=actors, gpus=actors * actor_gpus, remedy="lower --actors or --actor-gpus")
         for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from raysuite.cluster import launch
+from raysuite.cluster import session
 from raysuite.cluster.actors import RayCollector
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -89,7 +89,7 @@ def make_pairs(
         config = config.with_actors()
         drawing = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"keep": trajectories})})
         asked = [prompt for block in blocks for prompt in block.prompts]
-        with launch.drawing_actors(drawing, directory, prompts=asked) as (actors, texts):
+        with session.drawing_actors(drawing, directory, prompts=asked) as (actors, texts):
             if texts is not None:  # until here it had encoders and no network, from here on the other way round
                 policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=False)
             for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):

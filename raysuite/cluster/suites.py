@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector
 from raysuite.families import open_policy
 from raysuite.progress import Counting
@@ -64,7 +64,7 @@ def _evaluate(
     counted: Callable[[str, str], Counting],
 ) -> None:
     config, everything = work[0][0].config.with_actors(), len(protocol.blocks())
-    with launch.drawing_actors(config, evaluation.of(directory, work[0][0])) as (actors, texts):
+    with session.drawing_actors(config, evaluation.of(directory, work[0][0])) as (actors, texts):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):

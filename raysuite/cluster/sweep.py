@@ -23,7 +23,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from raysuite.background import meanwhile
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.placement import worker_resources
 from raysuite.config import Cluster, RunConfig, validate
@@ -74,9 +74,9 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
 
 
 def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption) -> None:
-    launch.connect()
+    session.connect()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told as sentences
-    launch.check_resources(cluster, workers=cluster.workers)
+    session.check_resources(cluster, workers=cluster.workers)
     notes = book.directory / "ray"
     shutil.rmtree(notes, ignore_errors=True)
     tuner = tune.Tuner(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,13 @@ import torch
 from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raysuite.cluster import launch
-from raysuite.cluster.actors import RayCollector
-from raysuite.cluster.texts import encode_once
-from raysuite.families import Policy, open_policy
+from raysuite.cluster import session
+from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named
-from raysuite.progress import Counting
-from raysuite.stages import checkpoint
-from raysuite.stages.collect import Collector, LocalCollector
-from raysuite.stages.files import is_held, provenance, write_json
+from raysuite.progress import Counting, Counts
+from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
 from raysuite.stages.prompts import Prompt, load_prompts
-from raysuite.writer import draw, evaluation, grpo, pairs
+from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss
 from raysuite.writer.model import open_writer
@@ -54,7 +50,7 @@ def make_pairs(
         directory,
         counting,
     )
-    told = {"cut": cut, **pairs.costs(config, len(kept) * plan.pictures)}
+    told = {"cut": cut, **draw.costs(config, len(kept) * plan.pictures)}
     return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, told)
 
 
@@ -70,7 +66,7 @@ def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequ
     texts = evaluation.rewritten(directory, cells, plan.who)
     prompts = {prompt.number: prompt for of in cells.values() for prompt in of}
     _draw(model, prompts, texts, plan.pictures, directory, counting)
-    write_json(directory / "summary.json", pairs.costs(model.config, len(texts) * plan.pictures))
+    write_json(directory / "summary.json", draw.costs(model.config, len(texts) * plan.pictures))
 
 
 def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: Path, *, threads: int = 1) -> None:
@@ -87,7 +83,7 @@ def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: P
     if not os.environ.get("RAY_ADDRESS"):
         _learner(options)
         return
-    launch.connect()
+    session.connect()
     TorchTrainer(
         _learner,
         train_loop_config=options,
@@ -116,10 +112,54 @@ def train_online(
     if not (directory / "writer").is_dir():
         counting.begin(plan.steps, done=grpo.done(directory))
         by_number = {prompt.number: prompt for prompt in prompts}
-        with drawing(replace(model, config=config), directory, []) as (policy, collector):
+        with session.drawing(replace(model, config=config), directory, []) as (policy, collector):
             judge = grpo.Pictures(directory, config, by_number, plan, collector, policy.weights())
             grpo.train(opened, prompts, plan, judge, plan.of_a_step(config), directory, counting.advance)
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def rewrite_prompts(config: RunConfig, directory: Path, *, placed: bool = False) -> None:
+    """Put the prompts of a run into its writer's words before it begins, and leave them in its directory; what was drawn to choose
+    between both goes when that is done.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        placed: whether a process that does everything is meant to draw, too, in a cluster that was joined.
+
+    Raises:
+        UserError: the writer is not there, or what it writes cannot be drawn.
+    """
+    choosing = directory / "choosing"
+
+    def scored(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[draw.Key, draw.Scores]:
+        model = Named(directory.name, draw.with_noise_of(config, config.seed), None)
+        asked = hashlib.sha256(repr(texts).encode()).hexdigest()  # a run that goes on may ask for others
+        place = choosing / asked[:16]
+        _draw(model, prompts, texts, config.prompts.best_of, place, _Told(config, directory), placed=placed)
+        return draw.read(place / "scores")
+
+    rewriting.rewrite_once(config, directory, scored)
+    shutil.rmtree(choosing, ignore_errors=True)
+
+
+class _Told:
+    """Counts blocks where those who wait for a run look."""
+
+    def __init__(self, config: RunConfig, directory: Path) -> None:
+        self._run, self._updates = RunDirectory(directory), None if config.budget else config.updates
+        self._done = self._total = 0
+
+    def begin(self, total: int, *, done: int) -> None:
+        self._done, self._total = done, total
+        self._tell()
+
+    def advance(self) -> None:
+        self._done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self._run.progress(phase="choose", update=0, updates=self._updates, blocks=self._done, blocks_total=self._total)
 
 
 def _learner(options: dict[str, Any]) -> None:
@@ -137,43 +177,19 @@ def _claim(directory: Path, name: str, wanted: dict[str, Any], what: str, comman
 
 def _draw(
     model: Named,
-    prompts: dict[int, Prompt],
+    prompts: Mapping[int, Prompt],
     texts: Sequence[Candidate],
     pictures: int,
     directory: Path,
-    counting: Counting,
+    counting: Counts,
+    *,
+    placed: bool = False,
 ) -> None:
     planned = draw.blocks(model.config, prompts, texts, pictures)
     left = draw.missing(directory / "scores", planned)
     counting.begin(len(planned), done=len(planned) - len(left))
     if not left:
         return
-    with drawing(model, directory, [text.text for text in texts]) as (policy, collector):
+    with session.drawing(model, directory, [text.text for text in texts], placed=placed) as (policy, collector):
         for _ in draw.draw(directory / "scores", left, collector, policy.weights()):
             counting.advance()
-
-
-@contextmanager
-def drawing(model: Named, directory: Path, texts: Sequence[str]) -> Iterator[tuple[Policy, Collector]]:
-    """A model, and who draws these texts with its weights, for the length of a `with`: rollout actors, or this process where its run
-    has none and no cluster is to be joined.
-
-    Raises:
-        UserError: the cluster is too small, or there is no GPU.
-    """
-    config, device = model.config, torch.device("cpu")
-    with ExitStack() as stack:
-        actors: list[Any] = []
-        if config.cluster.alone and not os.environ.get("RAY_ADDRESS"):
-            device = launch.device_here(config.cluster)
-            threads = launch.threads_of(config, 1, config.cluster.worker_cpus)
-            torch.set_num_threads(threads)
-            encoded = encode_once(config, directory, threads=threads, prompts=texts, here=True)
-        else:
-            config = config.with_actors()
-            actors, encoded = stack.enter_context(launch.drawing_actors(config, directory, prompts=texts))
-        policy = open_policy(config, device, texts=encoded, encoders=encoded is None)
-        if model.model is not None:
-            checkpoint.load(model.model, policy)
-        yield policy, RayCollector.of(config, actors) if actors else LocalCollector(policy, config)
-    shutil.rmtree(directory / "texts", ignore_errors=True)

@@ -21,7 +21,7 @@ import ray
 import safetensors.numpy
 import torch
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Judges
 from raysuite.config import load
@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(chaos: Path, undisturbed: Path) -> Iterator[None]:
     os.environ["CHAOS"] = str(chaos)
-    launch.connect()
+    session.connect()
     yield
     ray.shutdown()
     del os.environ["CHAOS"]
@@ -159,7 +159,7 @@ def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> 
     config = load("toy-ddpo", {**SETTINGS, "rewards": "[{name: 'tests.cluster.rewards:hangs_on_left', seconds: 1}]"})
     policy = open_policy(config, torch.device("cpu"))
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
-    with launch.killed_at_the_end(start_actors(config.cluster, RolloutActor, config, threads=1)) as actors:
+    with session.killed_at_the_end(start_actors(config.cluster, RolloutActor, config, threads=1)) as actors:
         expected = r"hangs_on_left to answer within 1 seconds, it did not; the prompts were 'left': mend it"
         with pytest.raises(RewardHung, match=expected):
             list(RayCollector(actors).start(blocks, policy.weights(), 0))

@@ -7,7 +7,7 @@ import logging
 import pytest
 import ray
 
-from raysuite.cluster import launch, placement
+from raysuite.cluster import placement, session
 from raysuite.config import Cluster
 from raysuite.errors import UserError
 
@@ -19,7 +19,7 @@ def test_nobody_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match=f"expected a Ray cluster at RAY_ADDRESS={address}, nobody answered"):
-        launch.connect()
+        session.connect()
 
 
 def test_what_a_cluster_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_what_a_cluster_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(UserError, match="RAY_ADDRESS=auto, could not: the token is wrong; check its address and token"):
-        launch.connect()
+        session.connect()
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def small_cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
 
 def test_what_is_waited_for_is_said(small_cluster: dict[str, list], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        launch.check_resources(Cluster(actors=3), workers=1)
+        session.check_resources(Cluster(actors=3), workers=1)
         assert not caplog.messages and not small_cluster["asked"]
-        launch.check_resources(Cluster(actors=5), workers=1)
+        session.check_resources(Cluster(actors=5), workers=1)
     (message,) = caplog.messages
     assert "the run wants 6 CPUs where there are 4 of the cluster at head:6379" in message
     assert small_cluster["asked"] == [{"num_cpus": 6, "bundles": []}, {"num_cpus": 0}]
@@ -64,5 +64,5 @@ def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list]) -> None:
     with pytest.raises(
         UserError, match=r"to grow within 0\.05 seconds .* wants 9 CPUs where there are 6 and 2 GPUs where there are 0"
     ):
-        launch.check_resources(wanted, workers=1)
+        session.check_resources(wanted, workers=1)
     assert small_cluster["asked"] == [{"num_cpus": 9, "bundles": [{"GPU": 1.0}] * 2}, {"num_cpus": 0}]

@@ -20,7 +20,7 @@ import ray
 import torch
 from accelerate import Accelerator
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector
 from raysuite.cluster.judges import blocks_at_once
 from raysuite.config import Cluster, Judge, RunConfig, load
@@ -44,7 +44,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["CHAOS"] = str(directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(thin(tmp_path_factory.mktemp("thin"))))
-        launch.connect()
+        session.connect()
     yield directory
     ray.shutdown()
     del os.environ["CHAOS"]
@@ -87,7 +87,7 @@ def drawn(config: RunConfig) -> dict[int, Rollouts]:
     """An update's rollouts by Ray, which are those of one process bit for bit."""
     policy = open_policy(config, torch.device("cpu"))
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
-    with launch.running_actors(config) as (actors, judges):
+    with session.running_actors(config) as (actors, judges):
         options = {"actors": actors, "judges": judges}
         with launch._collecting(config, policy, Accelerator(cpu=True), options, lambda: None) as collector:
             found = {r.block.index: r for r in collector.start(blocks, policy.weights(), 0)}
@@ -155,7 +155,7 @@ def test_a_reward_that_spoils_the_process_changes_no_picture(chaos: Path) -> Non
     blocks += training_blocks(config, load_prompts(config.prompts), update=1)
     clean = config.model_copy(update={"rewards": load("toy-ddpo", {}).rewards})
     expected = list(LocalCollector(policy, clean).start(blocks, policy.weights(), 0))
-    with launch.running_actors(config) as (actors, _):
+    with session.running_actors(config) as (actors, _):
         found = {(r.block.update, r.block.index): r for r in RayCollector(actors).start(blocks, policy.weights(), 0)}
     for want in expected:
         got = found[want.block.update, want.block.index]

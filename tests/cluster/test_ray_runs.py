@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from raysuite.cli import main
-from raysuite.cluster import launch, lives
+from raysuite.cluster import launch, lives, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.encode import encode
 from raysuite.cluster.pairs import make_pairs
@@ -54,7 +54,7 @@ def toy(**settings: str) -> RunConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    launch.connect()
+    session.connect()
     yield
     ray.shutdown()
 
@@ -180,7 +180,7 @@ def test_a_reward_that_leaves_its_process_is_one_that_fails() -> None:
     weights = open_policy(config, torch.device("cpu")).weights()
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
     expected = r"leaves_on_right raised SystemExit: out of paint; the prompts were .*right"
-    with launch.running_actors(config) as (actors, _), pytest.raises(UserError, match=expected):
+    with session.running_actors(config) as (actors, _), pytest.raises(UserError, match=expected):
         list(RayCollector(actors).start(blocks, weights, 0))
 
 
@@ -211,7 +211,7 @@ def test_more_than_the_machine_has_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"expected no more than this machine has, the run wants 256\.5 CPUs where there are"
     ):
-        launch.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
+        session.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
 
 
 def test_the_command_line_trains_resumes_evaluates_and_reports(

@@ -14,7 +14,7 @@ import ray
 import safetensors.numpy
 from rich.console import Console
 
-from raysuite.cluster import launch
+from raysuite.cluster import session
 from raysuite.cluster.directions import study
 from raysuite.errors import UserError
 from raysuite.progress import Counting
@@ -29,7 +29,7 @@ FILES = ["estimates.parquet", "gains.parquet", "rung-00/inner_products-parameter
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    launch.connect()
+    session.connect()
     yield
     ray.shutdown()
 

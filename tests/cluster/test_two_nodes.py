@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster as Nodes
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.cluster.actors import start_actors
 from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.config import Cluster, RunConfig, load, validate
@@ -58,7 +58,7 @@ def nodes() -> Iterator[Nodes]:
         nodes.add_node(num_cpus=1, include_dashboard=False, dashboard_agent_listen_port=0)
         patch.setenv("RAY_ADDRESS", nodes.address)
         nodes.add_node(num_cpus=2, num_gpus=2)
-        launch.connect()
+        session.connect()
         yield nodes
         ray.shutdown()
         nodes.shutdown()

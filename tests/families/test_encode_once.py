@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from raysuite.cluster import directions, launch, pairs, writer
+from raysuite.cluster import directions, pairs, session, writer
 from raysuite.cluster.texts import encode_once
 from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named, PolicyDrawer
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's processes warn of the
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    launch.connect()
+    session.connect()
     yield
     ray.shutdown()
 
@@ -73,7 +73,7 @@ def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
             spoil(config)
         return texts
 
-    for module in (directions, launch, writer):
+    for module in (directions, session):
         monkeypatch.setattr(module, "encode_once", encode_and_spoil)
 
 

@@ -18,7 +18,7 @@ import ray
 import safetensors.numpy
 
 from raysuite.cli import main
-from raysuite.cluster import launch
+from raysuite.cluster import launch, session
 from raysuite.config import RunConfig
 from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.stages.files import RunDirectory
@@ -106,7 +106,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where faults of the reward `disturbed` are named, on one cluster for all tests that take it."""
     directory = tmp_path_factory.mktemp("chaos")
     os.environ["CHAOS"] = str(directory)
-    launch.connect()
+    session.connect()
     yield directory
     ray.shutdown()
     del os.environ["CHAOS"]
