@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,7 +23,13 @@ from raysuite.background import meanwhile
 from raysuite.sweeps.trials import ENDED
 
 POLL_SECONDS = 0.3
-DOING = {"rollout": "drawing pictures", "learn": "learning", "evaluate": "evaluating", "compile": "compiling"}
+DOING = {
+    "choose": "choosing rewrites",
+    "rollout": "drawing pictures",
+    "learn": "learning",
+    "evaluate": "evaluating",
+    "compile": "compiling",
+}
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def _lines(directory: Path, console: Console, stop: threading.Event) -> None:
         state = _read(directory)
         if state:
             warnings.say(state)
-        if state and (state["phase"], state["update"]) != said and state["phase"] in ("rollout", "evaluate"):
+        if state and (state["phase"], state["update"]) != said and state["phase"] in ("choose", "rollout", "evaluate"):
             said = (state["phase"], state["update"])
             console.print(f"{_place(state['update'], state['updates'])}: {_detail(state)}", highlight=False)
 
@@ -99,6 +105,8 @@ def _detail(state: dict[str, Any]) -> str:
     words = [DOING.get(state["phase"], state["phase"])]
     if state.get("images_total"):
         words.append(f"{state['images']}/{state['images_total']} images")
+    if state.get("blocks_total"):
+        words.append(f"{state['blocks']}/{state['blocks_total']} batches")
     if state.get("scoring", 0) >= 1:
         words.append(f"{state['scoring']:.0f} s a block for scores")
     if state.get("seconds_left"):
@@ -161,6 +169,16 @@ def _going(directory: Path, names: list[str], trials: list[dict[str, Any]]) -> s
         best = max(ends, key=lambda t: t["held_out"])
         words.append(f"best {best['held_out']:.3g} {best['name']}")
     return ", ".join(words)
+
+
+class Counts(Protocol):
+    """Is told how far counted work is."""
+
+    def begin(self, total: int, *, done: int) -> None:
+        """There is so much, and so much of it was there before."""
+
+    def advance(self) -> None:
+        """One more is done."""
 
 
 class Counting:

@@ -224,6 +224,11 @@ def _check_rewards(run: Run) -> None:
         raise UserError(
             f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
         )
+    if run.prompts.best_of and run.prompts.writer is None:
+        raise UserError(
+            f"expected prompts.writer with prompts.best_of={run.prompts.best_of}, which chooses between what users typed and its "
+            "rewrites, got none: name a writer, or leave prompts.best_of out"
+        )
     if run.prompts.writer is not None:
         if toy in TOYS:
             raise UserError(

@@ -38,8 +38,8 @@ class RunConfig(Run):
             for name in ("model", "options"):  # a reward that has none is what it was before any had
                 if not reward[name]:
                     del reward[name]
-        for name in ("test", "writer"):  # the same with prompts
-            if tree["prompts"][name] is None:
+        for name in ("test", "writer", "best_of"):  # the same with prompts
+            if not tree["prompts"][name]:
                 del tree["prompts"][name]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 

@@ -253,6 +253,9 @@ class Prompts(Section):
     writer: Annotated[str | None, AfterValidator(located)] = None
     """A language model that rewrites all prompts once, before the run begins; the image model is given its words. `scenes-writer`
     (bundled), the `--out` of `raysuite writer train`, a causal language model's directory or a hub id."""
+    best_of: NonNegativeInt = 0
+    """Pictures of each prompt as typed, and of its rewrite, that are drawn before the run begins: what was typed stays where its
+    trained reward is higher. 0 draws none and keeps all rewrites."""
 
 
 class Reward(Section):

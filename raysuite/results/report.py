@@ -16,6 +16,7 @@ from raysuite.results.comparison import Comparison, decimals, number, with_inter
 from raysuite.results.figures import Line, panel
 from raysuite.results.page import (
     SPENT,
+    choosing,
     costs,
     duration,
     limits,
@@ -109,6 +110,7 @@ def _content(run: Run) -> dict[str, Any]:
         "costs": costs(run.ledger),
         "seconds": run.ledger.get("seconds", {}),
         "redone": redone(run.ledger),
+        "choosing": choosing(run),
         "settings": list(flat(run.config)),
         "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
         "origin": [(key, value) for key, value in flat(provenance) if value is not None],

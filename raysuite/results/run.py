@@ -95,6 +95,8 @@ class Run:
     pictures: tuple[Picture, ...]
     ledger: Mapping[str, Any]
     """Empty where nothing has been spent yet."""
+    rewrites: Sequence[Mapping[str, Any]] = ()
+    """Rows of what a writer made of prompts before the run began."""
     failure: str | None = None
     """The sentence with which the last attempt ended, if it did not end well."""
 
@@ -191,6 +193,7 @@ def read_run(directory: Path) -> Run:
         scores = _with_weighted_sum(scores, {term["name"]: term["weight"] for term in config["rewards"]}, directory)
     begun = bool((scores.update > 0).any())
     metrics = _metrics(directory / "metrics.jsonl", required=begun)
+    rewrites = _rewrites(directory / "rewrites.jsonl")
     for update in sorted({int(u) for name, m in metrics.items() if name.startswith("evaluation/") for u in m.updates}):
         if update not in scores.update:
             raise _missing(directory / "scores" / f"{update:06d}.parquet")
@@ -200,7 +203,8 @@ def read_run(directory: Path) -> Run:
         provenance=_json(directory / "provenance.json"),
         metrics=metrics,
         scores=scores,
-        pictures=_pictures(directory / "images", _rewrites(directory / "rewrites.jsonl")),
+        pictures=_pictures(directory / "images", rewrites),
+        rewrites=rewrites,
         ledger=_json(directory / "ledger.json", required=begun),
         failure=_json(directory / "failure.json", required=False).get("message"),
     )
@@ -292,18 +296,19 @@ def _with_weighted_sum(scores: Scores, weights: Mapping[str, float], directory: 
     return Scores(**{name: np.concatenate([getattr(scores, name), rows[name]]) for name in SCORES.names})
 
 
-def _rewrites(file: Path) -> dict[str, str]:
-    """What a run's writer changed, by what users typed."""
+def _rewrites(file: Path) -> list[dict[str, Any]]:
+    """What a run's writer made of its prompts; rows without the text of both are refused."""
     if not file.is_file():
-        return {}
+        return []
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {row["user"]: row["rewrite"] for row in rows if row["rewrite"] != row["user"]}
+        return [{**row, "user": str(row["user"]), "rewrite": str(row["rewrite"])} for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(file, error) from error
 
 
-def _pictures(directory: Path, rewrites: Mapping[str, str]) -> tuple[Picture, ...]:
+def _pictures(directory: Path, rewrites: Sequence[Mapping[str, Any]]) -> tuple[Picture, ...]:
+    changed = {row["user"]: row["rewrite"] for row in rewrites if row["rewrite"] != row["user"]}
     files = sorted(directory.glob("[0-9]*/*.png"))
     prompts = _json(directory / "prompts.json", required=bool(files))
     pictures = []
@@ -312,6 +317,6 @@ def _pictures(directory: Path, rewrites: Mapping[str, str]) -> tuple[Picture, ..
         if name and name[1] in prompts:
             update, sample = int(file.parent.name), int(name[4])
             prompt = prompts[name[1]]
-            found = (prompt, rewrites.get(prompt), file.read_bytes())
+            found = (prompt, changed.get(prompt), file.read_bytes())
             pictures.append(Picture(update, name[2], int(name[3]), sample, *found))
     return tuple(pictures)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -36,14 +37,30 @@ def digest_of(name: str) -> str | None:
 
 
 FILE = "rewrites.jsonl"
-"""In a run's directory: a row a text, what the user typed under `user` and what the model is given under `rewrite`."""
+"""In a run's directory: a row a text, what the user typed under `user` and what the model is given under `rewrite`. Where both were
+drawn first to see which is better, what the writer wrote is under `written`, mean rewards of `pictures` of each under `rewards`."""
 
 
-def write(directory: Path, rewrite_of: Mapping[str, str]) -> None:
-    """Keep rewrites, by what the user typed."""
-    rows = ({"user": user, "rewrite": rewrite} for user, rewrite in rewrite_of.items())
+def write(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keep rewrites."""
     with replacing(directory / FILE) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows(directory: Path) -> list[dict[str, Any]]:
+    """All that is kept of rewrites; none where there are none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = directory / FILE
+    try:
+        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [{**row, "user": str(row["user"]), "rewrite": str(row["rewrite"])} for row in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"expected {file} as the run wrote it, it is damaged ({error}): copy it back from where it is whole"
+        ) from error
 
 
 def read(directory: Path) -> dict[str, str]:
@@ -52,14 +69,7 @@ def read(directory: Path) -> dict[str, str]:
     Raises:
         UserError: the file is damaged.
     """
-    file = directory / FILE
-    try:
-        rows = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
-        return {str(row["user"]): str(row["rewrite"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"expected {file} as the run wrote it, it is damaged ({error}): copy it back from where it is whole"
-        ) from error
+    return {row["user"]: row["rewrite"] for row in rows(directory)}
 
 
 def refuse_writer(config: RunConfig, what: str) -> None:

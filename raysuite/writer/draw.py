@@ -19,7 +19,7 @@ from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.collect import Collector
 from raysuite.stages.prompts import Prompt
-from raysuite.types import Block, Rollouts
+from raysuite.types import Block, Cost, Rollouts
 from raysuite.writer.candidates import Candidate
 
 Key = tuple[int, str]
@@ -65,6 +65,13 @@ def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Ca
         for start in range(0, len(wanted), width)
         for picture in range(pictures)
     ]
+
+
+def costs(config: RunConfig, images: int) -> dict[str, int]:
+    """Of so many pictures."""
+    guidance = 2 if config.sampler.guidance > 1 else 1
+    spent = Cost(forward=images * config.sampler.steps * guidance)
+    return {"images": images, "network_evaluations": spent.network_evaluations}
 
 
 def missing(directory: Path, planned: Sequence[Block]) -> list[Block]:

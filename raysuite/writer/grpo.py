@@ -32,9 +32,9 @@ from raysuite.stages.collect import Collector
 from raysuite.stages.prompts import Prompt, dealt
 from raysuite.writer import draw
 from raysuite.writer.candidates import Candidate
-from raysuite.writer.draw import Key, Scores
+from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import TOKENS, Writer
-from raysuite.writer.pairs import check_enough, costs
+from raysuite.writer.pairs import check_enough
 from raysuite.writer.train import finish, last_checkpoint
 
 MEASURED = ("reward", "reward_std", "entropy", "network_evaluations")

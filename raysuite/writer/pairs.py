@@ -27,9 +27,8 @@ from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import inputs, write_json
 from raysuite.stages.prompts import Prompt, dealt
 from raysuite.stages.rewrites import digest_of
-from raysuite.types import Cost
 from raysuite.writer.candidates import Candidate, Which, candidates, preferred
-from raysuite.writer.draw import Key, Scores
+from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import Writer
 from raysuite.writer.rewriting import too_long
 
@@ -137,13 +136,6 @@ def _written(writer: Writer, config: RunConfig, prompts: Sequence[Prompt], plan:
         raise too_long(cut, tokens)
     long = {*cut}
     return [{**asdict(one), "cut": not one.own and one.text in long} for one in made]
-
-
-def costs(config: RunConfig, images: int) -> dict[str, int]:
-    """Of so many pictures."""
-    guidance = 2 if config.sampler.guidance > 1 else 1
-    spent = Cost(forward=images * config.sampler.steps * guidance)
-    return {"images": images, "network_evaluations": spent.network_evaluations}
 
 
 def within_budget(config: RunConfig, kept: Sequence[Candidate], plan: Plan) -> list[Candidate]:

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import cut_prompts
 from raysuite.stages import rewrites
-from raysuite.stages.prompts import TYPED, drawn_texts, load_prompts, said_of_cut
+from raysuite.stages.prompts import TYPED, Prompt, PromptSet, drawn_texts, load_prompts, said_of_cut
+from raysuite.writer.candidates import ROUNDING, Candidate
+from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import open_writer
 
+Scored = Callable[[Mapping[int, Prompt], Sequence[Candidate]], Mapping[Key, Scores]]
+"""Draws texts for prompts, by their numbers, and scores the pictures."""
 
-def rewrite_once(config: RunConfig, directory: Path) -> None:
+
+def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
     """Leave what a run's writer makes of the prompts that it draws, at temperature 0, in its directory, but for what is there already.
-    A text of which the writer makes nothing stays as it is.
+    A text of which the writer makes nothing stays as it is. With `prompts.best_of` so does one that is drawn better than its rewrite.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        scored: asked where pictures decide.
 
     Raises:
         UserError: the writer is not there, or all that it writes is too long for the image model.
     """
     if config.prompts.writer is None:
         return
-    known, before = load_prompts(config.prompts), rewrites.read(directory)
-    texts = [text for text in drawn_texts(config, known) if text not in before]
+    known, before = load_prompts(config.prompts), rewrites.rows(directory)
+    there = {row["user"] for row in before}
+    texts = [text for text in drawn_texts(config, known) if text not in there]
     if not texts:
         return
     if any(TYPED in prompt.metadata for prompt in known.all):
@@ -32,21 +47,56 @@ def rewrite_once(config: RunConfig, directory: Path) -> None:
         )
     written = open_writer(config.prompts.writer).rewrites(texts, temperature=0)
     found = {text: one.text or text for text, one in zip(texts, written, strict=True)}
-    changed = [rewrite for text, rewrite in found.items() if rewrite != text]
-    cut, tokens = cut_prompts(config.model, changed)
+    changed = {text: rewrite for text, rewrite in found.items() if rewrite != text}
+    cut, tokens = cut_prompts(config.model, list(changed.values()))
     if changed and len(cut) == len(changed):
         raise too_long(cut, tokens)
+    seen = _seen(known, changed, scored) if config.prompts.best_of else {}
+    rows = [{"user": text, "rewrite": rewrite, **seen.get(text, {})} for text, rewrite in found.items()]
     log = logging.getLogger("raysuite")
-    log.warning(
-        "NOTE: %s rewrote %d of %d prompts: %s",
-        config.prompts.writer,
-        len(changed),
-        len(found),
-        directory / rewrites.FILE,
-    )
+    log.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewrites.FILE)
     if cut:
         log.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
-    rewrites.write(directory, before | found)
+    rewrites.write(directory, [*before, *rows])
+
+
+def _seen(known: PromptSet, changed: Mapping[str, str], scored: Scored) -> dict[str, dict[str, Any]]:
+    """What pictures say of rewrites, and which text is kept for it: the user's where it is drawn better.
+
+    Equals keep the rewrite: a strict reward of few pictures is mostly 0 for both, and writers are right more often than not.
+    """
+    prompts = [prompt for prompt in known.all if prompt.text in changed]
+    texts = [
+        candidate
+        for prompt in prompts
+        for candidate in (
+            Candidate(prompt.number, prompt.text, own=True),
+            Candidate(prompt.number, changed[prompt.text], own=False),
+        )
+    ]
+    scores = scored({prompt.number: prompt for prompt in prompts}, texts)
+    found = {}
+    for text, rewrite in changed.items():
+        numbers = [prompt.number for prompt in prompts if prompt.text == text]
+        typed, written = (np.concatenate([scores[number, one].total for number in numbers]) for one in (text, rewrite))
+        worse = typed.mean() > written.mean() + ROUNDING
+        found[text] = {
+            "rewrite": text if worse else rewrite,
+            "written": rewrite,
+            "rewards": {"typed": float(typed.mean()), "written": float(written.mean())},
+            "pictures": len(typed),
+        }
+    return found
+
+
+def _told(config: RunConfig, rows: Sequence[Mapping[str, Any]], changed: int) -> str:
+    said = f"{config.prompts.writer} rewrote {changed} of {len(rows)} prompts"
+    images = sum(2 * row.get("pictures", 0) for row in rows)
+    if not images:
+        return said
+    typed = sum("written" in row and row["rewrite"] == row["user"] for row in rows)
+    evaluations = costs(config, images)["network_evaluations"]
+    return f"{said}, {typed} of which are drawn better as typed and stay so ({evaluations:,} network evaluations)"
 
 
 def too_long(cut: list[str], tokens: int) -> UserError:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raysuite.cluster import launch
+from raysuite.cluster import launch, writer as writing
+from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.results.report import write_report
@@ -22,9 +24,12 @@ from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import TYPED, Prompt, load_prompts, run_prompts, training_blocks
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.stages.stored import read
+from raysuite.types import Rollouts
 from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.render import render
 from raysuite.writer import rewriting
+from raysuite.writer.candidates import Candidate
+from raysuite.writer.draw import Key, Scores
 from raysuite.writer.model import Rewrite, open_writer
 from tests.stages.worker import begin
 
@@ -59,10 +64,95 @@ class Says:
         return [Rewrite(self.said, 0.0) for _ in texts]
 
 
+def never(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[Key, Scores]:
+    """Pictures decide nothing here."""
+    raise AssertionError(texts)
+
+
+def test_what_was_typed_stays_where_it_is_drawn_better_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rewards 1/4 apart, for the rewrite, for the user's text, for none: by the prompt's number."""
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Says("one red circle"))
+    drawn = list[Candidate]()
+
+    def scored(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[Key, Scores]:
+        drawn.extend(texts)
+        assert all(one.own == (one.text == prompts[one.prompt].text) for one in texts)
+        ahead = {(one.prompt, one.text): (one.prompt % 3 - 1) / 4 * (not one.own) for one in texts}
+        return {key: Scores({}, np.array([0.25, 0.75]) + better) for key, better in ahead.items()}
+
+    config = users(prompts__best_of="2")
+    with caplog.at_level(logging.WARNING, "raysuite"):
+        rewriting.rewrite_once(config, tmp_path, scored)
+    number = {prompt.text: prompt.number for prompt in load_prompts(config.prompts).all}
+    rows = rewrites.rows(tmp_path)
+    assert {number[row["user"]] % 3 for row in rows} == {0, 1, 2} and len(drawn) == 2 * len(rows)
+    for row in rows:
+        ahead = (number[row["user"]] % 3 - 1) / 4
+        assert row["rewrite"] == (row["user"] if ahead < 0 else "one red circle")
+        told = {"written": row["written"], "rewards": row["rewards"], "pictures": row["pictures"]}
+        assert told == {
+            "written": "one red circle",
+            "rewards": {"typed": 0.5, "written": 0.5 + ahead},
+            "pictures": 2,
+        }
+    stay, asked = sum(row["rewrite"] == row["user"] for row in rows), len(rows)
+    said = f"rewrote {asked} of {asked} prompts, {stay} of which are drawn better as typed and stay so ({4 * asked * 2} network"
+    assert said in caplog.text
+
+    rewriting.rewrite_once(config, tmp_path, never)  # what was chosen stays chosen
+    drawn.clear()
+    rewriting.rewrite_once(users(prompts__best_of="2", updates="3"), tmp_path, scored)
+    more = rewrites.rows(tmp_path)
+    assert more[: len(rows)] == rows and len(drawn) == 2 * (len(more) - len(rows)) > 0
+
+
+def test_pictures_choose_between_what_was_typed_and_its_rewrite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By real pictures. Stopped once, the choice goes on from what was drawn, and comes out the same."""
+    config = users(prompts__best_of="2", cluster__actors="0", cluster__threads="1", sampler__steps="4")
+    one, other = tmp_path / "one", tmp_path / "other"
+    for directory in (one, other):
+        RunDirectory(directory).claim(config, ["test"])
+    rewrite_prompts(config, one)
+    rows = rewrites.rows(one)
+    seen = [row for row in rows if "written" in row]
+    assert seen and len(seen) < len(rows)  # what is plain stays as it is, and is not drawn
+    for row in seen:
+        worse = (
+            row["rewards"]["typed"] - row["rewards"]["written"] > 1e-9
+        )  # rewards of equal pictures may differ by rounding
+        assert row["rewrite"] == (row["user"] if worse else row["written"])
+    assert len({row["rewrite"] == row["written"] for row in seen}) == 2
+
+    drawn = writing.draw.draw
+
+    def interrupted(*asked: Any) -> Iterator[Rollouts]:
+        yield next(drawn(*asked))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing.draw, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite_prompts(config, other)
+    assert not (other / rewrites.FILE).exists() and len(list(other.glob("choosing/*/scores/*"))) == 1
+    shown = json.loads((other / "progress.json").read_text())
+    assert (shown["phase"], shown["blocks"]) == ("choose", 1) and shown["blocks_total"] > 1
+    monkeypatch.setattr(writing.draw, "draw", drawn)
+    rewrite_prompts(config, other)
+    assert rewrites.rows(other) == rows and not (other / "choosing").exists()
+
+    dropped = sum(row["rewrite"] == row["user"] for row in seen)
+    begin(config, other).train()
+    cost = f"{dropped} of {len(seen)} rewrites were drawn worse than what was typed, and dropped: {len(seen) * 4 * 4} network"
+    assert cost in write_report(other).read_text()
+
+
 def test_a_run_draws_what_its_writer_makes_of_its_prompts_and_keeps_both(tmp_path: Path) -> None:
     config = users()
     RunDirectory(tmp_path).claim(config, ["test"])
-    rewriting.rewrite_once(config, tmp_path)
+    rewriting.rewrite_once(config, tmp_path, never)
     begin(config, tmp_path).train()
     of = rewrites.read(tmp_path)
     typed = [prompt.text for prompt in load_prompts(config.prompts).all if prompt.text in of]
@@ -87,14 +177,14 @@ def test_prompts_are_rewritten_once_and_more_when_a_run_goes_on(
     first, second = Says("two red circles"), Says("one red circle")
     monkeypatch.setattr(rewriting, "open_writer", lambda name: first)
     with caplog.at_level(logging.WARNING, "raysuite"):
-        rewriting.rewrite_once(users(), tmp_path)
+        rewriting.rewrite_once(users(), tmp_path, never)
     assert f"NOTE: {BUNDLED} rewrote" in caplog.text and "cut" not in caplog.text
     kept = rewrites.read(tmp_path)
     assert len(first.asked) == len({*first.asked}) == len(kept) <= 4 + 4 + 4
-    rewriting.rewrite_once(users(), tmp_path)
+    rewriting.rewrite_once(users(), tmp_path, never)
     assert len(first.asked) == len(kept)
     monkeypatch.setattr(rewriting, "open_writer", lambda name: second)
-    rewriting.rewrite_once(users(updates="3"), tmp_path)
+    rewriting.rewrite_once(users(updates="3"), tmp_path, never)
     more = rewrites.read(tmp_path)
     assert kept.items() < more.items() and {more[text] for text in second.asked} == {"one red circle"}
     assert {*second.asked} == more.keys() - kept.keys()
@@ -102,7 +192,7 @@ def test_prompts_are_rewritten_once_and_more_when_a_run_goes_on(
 
 def test_a_text_of_which_nothing_is_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewriting, "open_writer", lambda name: Says(""))
-    rewriting.rewrite_once(users(), tmp_path)
+    rewriting.rewrite_once(users(), tmp_path, never)
     of = rewrites.read(tmp_path)
     assert of and all(user == rewrite for user, rewrite in of.items())
 
@@ -115,7 +205,7 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
     with pytest.raises(
         UserError, match=r"expected rewrites of at most 16 tokens.*that are all longer, such as 'a very long"
     ):
-        rewriting.rewrite_once(users(), tmp_path)
+        rewriting.rewrite_once(users(), tmp_path, never)
     assert not (tmp_path / rewrites.FILE).exists()
 
     class Sometimes(Says):
@@ -124,7 +214,7 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
 
     monkeypatch.setattr(rewriting, "open_writer", lambda name: Sometimes(""))
     with caplog.at_level(logging.WARNING, "raysuite"):
-        rewriting.rewrite_once(users(), tmp_path)
+        rewriting.rewrite_once(users(), tmp_path, never)
     assert f"WARNING: 1 of {len(rewrites.read(tmp_path))} rewrites are cut after the 16 tokens" in caplog.text
 
 
@@ -140,7 +230,8 @@ def test_a_rewrite_is_not_its_own_judge() -> None:
 
 def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were_any(tmp_path: Path) -> None:
     assert users().identity() != users(prompts__writer="null").identity()
-    assert "writer" not in users(prompts__writer="null").identity()["prompts"]
+    assert not {"writer", "best_of"} & users(prompts__writer="null").identity()["prompts"].keys()
+    assert users().identity() != users(prompts__best_of="1").identity()
     writer = tmp_path / "mine" / "writer"
     writer.mkdir(parents=True)
     open_writer(BUNDLED).save(writer)
@@ -158,6 +249,7 @@ def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were
     ("settings", "mentions"),
     [
         ({"prompts.writer": "nobody"}, "expected a writer (scenes-writer"),
+        ({"prompts.writer": "null", "prompts.best_of": "4"}, "expected prompts.writer with prompts.best_of=4"),
         ({"prompts.training": "FILE", "prompts.held_out": "null"}, "expected no user_prompt in the metadata"),
     ],
 )
@@ -165,11 +257,12 @@ def test_refusals(settings: dict[str, str], mentions: str, tmp_path: Path) -> No
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"{n} red circles", "scene": "two red circles", TYPED: "x"} for n in range(9)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = load("scenes-users-ddpo", {**SMALL, **{k: v.replace("FILE", str(file)) for k, v in settings.items()}})
+    given = {**SMALL, **{k: v.replace("FILE", str(file)) for k, v in settings.items()}}
 
     def begun() -> None:
+        config = load("scenes-users-ddpo", given)
         launch.preflight(config)
-        rewriting.rewrite_once(config, tmp_path)
+        rewriting.rewrite_once(config, tmp_path, never)
 
     with pytest.raises(UserError) as refused:
         begun()

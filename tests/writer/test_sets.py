@@ -232,7 +232,7 @@ def test_a_budget_has_the_first_prompts_whole(config: RunConfig) -> None:
         plan = pairs.Plan(pictures=3, budget=budget)
         return [one.text for one in pairs.within_budget(config, kept, plan)]
 
-    assert pairs.costs(config, 3)["network_evaluations"] == 6
+    assert draw.costs(config, 3)["network_evaluations"] == 6
     assert [within(budget) for budget in (None, 24, 23, 18, 17, 12)] == [
         ["a", "b", "c", "d"],
         ["a", "b", "c", "d"],
