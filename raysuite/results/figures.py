@@ -92,11 +92,13 @@ class Bar:
     colour: str
     marker: str = "o"
     points: Sequence[float] = ()
+    hollow: float | None = None
+    """Another estimate, to compare it with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Bars below each other, with their names on the left and a dashed line at 0."""
+    """Bars below each other, with their names on the left and a dashed line at `reference`."""
 
     name: str
     """Unique on a page."""
@@ -104,6 +106,7 @@ class Forest:
     describe: str
     bars: Sequence[Bar]
     xlabel: str
+    reference: float = 0.0
 
     def svg(self) -> str:
         """For a page."""
@@ -119,12 +122,14 @@ class Forest:
     def _drawn(self, colours: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(self.bars)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvline(0, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axes.axvline(self.reference, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
         for row, bar in enumerate(self.bars):
             colour = colours[bar.colour]
             axes.hlines(row, bar.interval.low, bar.interval.high, color=colour, linewidth=2, alpha=0.55)
             axes.scatter(bar.points, [row] * len(bar.points), color=colour, s=9, alpha=0.6, linewidths=0)
             axes.plot(bar.interval.estimate, row, color=colour, marker=bar.marker, markersize=6)
+            if bar.hollow is not None:
+                axes.plot(bar.hollow, row, color=colour, marker=bar.marker, markersize=8, fillstyle="none")
         _dress(axes, self.xlabel, colours, whole=False)
         axes.grid(visible=False, axis="y")
         axes.grid(axis="x", color=colours["grid"], linewidth=0.8)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raysuite.errors import UserError
-from raysuite.results.side_by_side import members, sentences
+from raysuite.results.side_by_side import members, panels, sentences
 from raysuite.results.side_by_side.methods import best_so_far, contrasts, summarise
 from raysuite.results.side_by_side.report import comparison_summary, write_comparison
 from raysuite.results.side_by_side.runs import SideBySide, read_runs
@@ -130,6 +130,14 @@ def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
     )
     assert "The settings were chosen by other runs, on held-out prompts; what is shown are new seeds." in said
     assert "partly luck" not in said
+    page = " ".join(write_comparison([directory]).read_text().split())
+    cells = ("ddpo", "2", "0.090", "0.120", "0.085 [0.080, 0.090]", "-0.035")
+    assert '</td><td class="n">'.join(cells) in page
+    forest = panels.tuning(together)
+    assert forest is not None and forest.reference == pytest.approx(0.3 + 0.01 * 5.5)
+    ddpo = next(bar for bar in forest.bars if bar.name == "ddpo")
+    assert (sorted(ddpo.points), ddpo.hollow) == ([0.06, 0.12], 0.12)
+    assert (ddpo.interval.low, ddpo.interval.high) == (0.08, 0.09)
 
 
 def test_how_far_many_choices_carried_over_is_said_once():
@@ -138,8 +146,11 @@ def test_how_far_many_choices_carried_over_is_said_once():
     for place, objective in enumerate("abcd"):
         known = {"objective": objective, "status": "done", "confirms": 1}
         rows.append({**known, "trial": 1, "held_out": 0.5 + place / 10})
+        rows.append({**known, "trial": 2, "held_out": 0.2, "status": "stopped"})
         rows += [{**known, "trial": None, "held_out": 0.3 if objective == "a" else 0.7} for _ in range(2)]
-    (said,) = members._carried(rows)
+    carried = list(members._tuned(rows))
+    assert carried[0] == members.Tuned("a", trial=1, tried=(0.5, 0.2), chosen=0.5, again=(0.3, 0.3))
+    (said,) = members._told(carried)
     assert said == (
         "The settings of 4 objectives were chosen at 0.65 on held-out prompts, mean over objectives, and reach 0.6 there with 2 other "
         "seeds: from -0.2 (a) to +0.1 (b)."

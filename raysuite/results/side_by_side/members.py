@@ -40,11 +40,37 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """How settings of an objective were chosen and how far they carried over, by the trained reward on held-out prompts."""
+
+    objective: str
+    trial: int
+    """That was chosen."""
+    tried: tuple[float, ...]
+    """What each of the settings reached, as far as they went."""
+    chosen: float
+    """What those reached that were chosen, with the seeds that chose them."""
+    again: tuple[float, ...]
+    """What the same reached with each of the seeds that did not."""
+
+    @property
+    def reached(self) -> float:
+        """Mean over the seeds that did not choose."""
+        return sum(self.again) / len(self.again)
+
+    @property
+    def lost(self) -> float:
+        """How far that lies above what they were chosen at."""
+        return self.reached - self.chosen
+
+
+@dataclass(frozen=True)
 class Chosen:
     """All that is compared, and what is to be said of what is not."""
 
     members: tuple[Member, ...]
     cautions: tuple[str, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
 
 
 def is_sweep(directory: Path) -> bool:
@@ -63,14 +89,16 @@ def choose(directories: Sequence[Path]) -> Chosen:
     """
     members: list[Member] = []
     cautions: list[str] = []
+    tuned: list[Tuned] = []
     for directory in directories:
         if is_sweep(directory):
             rows = _rows(directory)
             members += _best(directory, rows)
-            cautions += _left_out(directory, rows)
+            tuned += (carried := list(_tuned(rows)))
+            cautions += _left_out(directory, rows, carried)
         else:
             members.append(Member(directory))
-    return Chosen(tuple(members), tuple(cautions))
+    return Chosen(tuple(members), tuple(cautions), tuple(tuned))
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:
@@ -122,7 +150,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> float:
     return sum(row["held_out"] or 0.0 for row in rows) / len(rows)
 
 
-def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]], carried: Sequence[Tuned]) -> Iterator[str]:
     failed = [row for row in rows if row["status"] == "failed"]
     left = sum(row["status"] in ("waiting", "running") for row in rows)
     if failed:
@@ -130,35 +158,45 @@ def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[st
             f"{len(failed)} of {len(rows)} runs of {directory.name} failed and are left out; {failed[0]['name']}: "
             f"{failed[0]['message']}"
         )
-    yield from _carried(rows)
+    yield from _told(carried)
     if left:
         yield f"{left} of {len(rows)} runs of {directory.name} have not ended and are left out."
 
 
-def _carried(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """How far the choice of settings carried over to other seeds: of each objective, or of all together where there are many."""
-    found: dict[str, tuple[float, float]] = {}
-    sentences, most = [], 0
+def _tuned(rows: Sequence[Mapping[str, Any]]) -> Iterator[Tuned]:
+    """Of each objective whose choice was confirmed."""
     for objective in dict.fromkeys(row["objective"] for row in rows):
-        ended = [row for row in rows if row["objective"] == objective and row["status"] == "done"]
-        again = [row for row in ended if row["trial"] is None]
-        chose = [row for row in ended if again and row["trial"] == again[0]["confirms"]]
-        if again and chose:
-            most = max(most, len(again))
-            found[objective] = _mean(chose), _mean(again)
-            sentences.append(
-                f"{objective}: the settings of trial {again[0]['confirms']:02d} were chosen at {_mean(chose):.3g} on held-out "
-                f"prompts, and reach {_mean(again):.3g} there with {_seeds(len(again))}."
+        ended = [row for row in rows if row["objective"] == objective and row["status"] in ("done", "stopped")]
+        again = [row for row in ended if row["trial"] is None and row["status"] == "done"]
+        trials: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in ended:
+            if row["trial"] is not None:
+                trials[row["trial"]].append(row)
+        if again and again[0]["confirms"] in trials:
+            tried = {trial: _mean(of) for trial, of in trials.items()}
+            chosen = again[0]["confirms"]
+            yield Tuned(
+                objective, chosen, tuple(tried.values()), tried[chosen], tuple(row["held_out"] or 0.0 for row in again)
             )
-    if len(found) <= MOST_SENTENCES:
-        yield from sentences
+
+
+def _told(carried: Sequence[Tuned]) -> Iterator[str]:
+    """How far the choice of settings carried over to other seeds: of each objective, or of all together where there are many."""
+    if len(carried) <= MOST_SENTENCES:
+        for one in carried:
+            yield (
+                f"{one.objective}: the settings of trial {one.trial:02d} were chosen at {one.chosen:.3g} on held-out prompts, and "
+                f"reach {one.reached:.3g} there with {_seeds(len(one.again))}."
+            )
         return
-    chosen, reached = (sum(values) / len(found) for values in zip(*found.values(), strict=True))
-    lost = {objective: after - before for objective, (before, after) in found.items()}
-    worst, best = min(lost, key=lambda name: lost[name]), max(lost, key=lambda name: lost[name])
+    chosen, reached = (
+        sum(values) / len(carried) for values in zip(*((t.chosen, t.reached) for t in carried), strict=True)
+    )
+    worst, best = (pick(carried, key=lambda one: one.lost) for pick in (min, max))
     yield (
-        f"The settings of {len(found)} objectives were chosen at {chosen:.3g} on held-out prompts, mean over objectives, and reach "
-        f"{reached:.3g} there with {_seeds(most)}: from {lost[worst]:+.2g} ({worst}) to {lost[best]:+.2g} ({best})."
+        f"The settings of {len(carried)} objectives were chosen at {chosen:.3g} on held-out prompts, mean over objectives, and reach "
+        f"{reached:.3g} there with {_seeds(max(len(one.again) for one in carried))}: from {worst.lost:+.2g} ({worst.objective}) to "
+        f"{best.lost:+.2g} ({best.objective})."
     )
 
 

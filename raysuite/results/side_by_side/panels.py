@@ -54,6 +54,35 @@ def gains(together: SideBySide, methods: Sequence[Method]) -> Forest:
     return Forest("gained", title, f"{title}, a bar for each method", bars, xlabel="above the model as it came")
 
 
+def tuning(together: SideBySide) -> Forest | None:
+    """What every setting reached that was tried for an objective, and what those that were chosen reach with other seeds; None where
+    nothing was confirmed.
+    """
+    if not together.tuned:
+        return None
+    colours = {}
+    for (colour, marker), places in zip(looks_of_methods(together), together.methods, strict=True):
+        if (origin := together.origins[places[0]]) is not None:
+            colours[origin.objective] = RUNS[colour], MARKERS[marker]
+    bars = [
+        Bar(
+            one.objective,
+            Interval(one.reached, min(one.again), max(one.again)),
+            *colours[one.objective],
+            points=one.tried,
+            hollow=one.chosen,
+        )
+        for one in sorted(together.tuned, key=lambda one: -one.reached)
+    ]
+    run = together.runs[0]
+    base = float(run.scores.where(reward=run.trained, split="held_out", update=0).value.mean())
+    title = f"{run.trained} on {SPLITS['held_out']} prompts: the settings tried, those chosen, and these again"
+    describe = f"{title} with other seeds, a row for each objective"
+    return Forest(
+        "tuning", title, describe, bars, xlabel=f"{run.trained}, {SPLITS['held_out']} prompts", reference=base
+    )
+
+
 def curves(together: SideBySide) -> Iterator[tuple[str, str, Chart]]:
     """Reward, split and chart with a line for each run or method."""
     for i, reward in enumerate(together.rewards):

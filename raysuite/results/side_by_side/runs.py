@@ -16,7 +16,7 @@ from raysuite.kernel.stats import by_prompt, mean_over_runs
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, compare_one, generator
 from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
-from raysuite.results.side_by_side.members import Origin, choose
+from raysuite.results.side_by_side.members import Origin, Tuned, choose
 
 MOST_SHOWN = 40
 """More cannot be told apart in one figure."""
@@ -57,6 +57,8 @@ class SideBySide:
     """Of the runs that belong to a sweep."""
     left_behind: tuple[str, ...]
     """What is to be said of a sweep's other runs."""
+    tuned: tuple[Tuned, ...] = ()
+    """How the settings of a sweep's objectives were chosen, and how far they carried over."""
 
     @cached_property
     def methods(self) -> list[list[int]]:
@@ -182,7 +184,8 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
     left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
     origins = tuple(member.origin for member in chosen.members)
-    found = SideBySide(tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins, chosen.cautions)
+    known = tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins
+    found = SideBySide(*known, chosen.cautions, chosen.tuned)
     if len(found.shown) > MOST_SHOWN:
         raise UserError(
             f"expected at most {MOST_SHOWN} methods (or runs, without repetitions) to compare, got {len(found.shown)}: name fewer"
