@@ -47,6 +47,10 @@ class Cost:
         return Cost(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
 
 
+TYPED = "user_prompt"
+"""In the metadata of a prompt that was rewritten: what the user typed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Coordinates of some prompts' rollouts, which go through the network as one batch.
@@ -85,6 +89,12 @@ class Block:
     def prompt_of_N(self) -> tuple[str, ...]:
         """The prompt of every sample."""
         return tuple(p for p in self.prompts for _ in range(self.samples_per_prompt))
+
+    @property
+    def asked_of_N(self) -> tuple[str, ...]:
+        """What every picture is judged by: what the user typed, where the model was given a rewrite of it."""
+        asked = (known.get(TYPED, text) for text, known in zip(self.prompts, self.metadata, strict=True))
+        return tuple(text for text in asked for _ in range(self.samples_per_prompt))
 
     @property
     def number_of_N(self) -> tuple[int, ...]:

@@ -26,8 +26,5 @@ def scenes_strict(images: np.ndarray, prompts: Sequence[str], metadata: Sequence
 
 
 def _verdicts(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-    meant = [
-        known.get("scene") or known.get("user_prompt") or prompt
-        for prompt, known in zip(prompts, metadata, strict=True)
-    ]
+    meant = [known.get("scene") or prompt for prompt, known in zip(prompts, metadata, strict=True)]
     return [verify(image, parse(sentence)) for image, sentence in zip(images, meant, strict=True)]

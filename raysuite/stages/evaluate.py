@@ -11,8 +11,7 @@ from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_mean
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, write_json
-from raysuite.stages.prompts import TYPED
-from raysuite.types import Rollouts
+from raysuite.types import TYPED, Rollouts
 
 COLUMNS = ("update", "split", "prompt", "sample", "reward", "value")
 

@@ -14,11 +14,9 @@ from raysuite.config import SPLITS, Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages import prompt_files, rewrites
-from raysuite.types import Block
+from raysuite.types import TYPED, Block
 
 T = TypeVar("T")
-TYPED = "user_prompt"
-"""In the metadata of a prompt that was rewritten: what the user typed."""
 
 
 @dataclass(frozen=True)

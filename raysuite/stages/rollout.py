@@ -193,7 +193,7 @@ def ask_here(
     return rewards.score(
         reward.name,
         images_N,
-        block.prompt_of_N,
+        block.asked_of_N,
         block.metadata_of_N,
         model=reward.model,
         options=reward.options,

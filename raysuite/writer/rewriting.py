@@ -13,7 +13,8 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import cut_prompts
 from raysuite.stages import rewrites
-from raysuite.stages.prompts import TYPED, Prompt, PromptSet, drawn_texts, load_prompts, said_of_cut
+from raysuite.stages.prompts import Prompt, PromptSet, drawn_texts, load_prompts, said_of_cut
+from raysuite.types import TYPED
 from raysuite.writer.candidates import ROUNDING, Candidate
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import open_writer

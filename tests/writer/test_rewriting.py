@@ -14,17 +14,17 @@ import pytest
 
 from raysuite.cluster import launch, writer as writing
 from raysuite.cluster.writer import rewrite_prompts
-from raysuite.config import RunConfig, load
+from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
 from raysuite.results.report import write_report
 from raysuite.results.run import read_run
-from raysuite.rewards.scenes import scenes_strict
 from raysuite.stages import rewrites
 from raysuite.stages.files import RunDirectory
-from raysuite.stages.prompts import TYPED, Prompt, load_prompts, run_prompts, training_blocks
+from raysuite.stages.prompts import Prompt, load_prompts, run_prompts, training_blocks
 from raysuite.stages.rewrites import BUNDLED
+from raysuite.stages.rollout import ask_here
 from raysuite.stages.stored import read
-from raysuite.types import Rollouts
+from raysuite.types import TYPED, Block, Rollouts
 from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.render import render
 from raysuite.writer import rewriting
@@ -219,13 +219,26 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
 
 
 def test_a_rewrite_is_not_its_own_judge() -> None:
-    """Without a scene in the metadata what the user typed is what a picture is judged by."""
+    """Rewards are given what the user typed, and what was meant where the metadata say it; the model is given the rewrite."""
     picture = render(parse("two red circles"), np.random.default_rng(0))[None]
-    said = Prompt("one blue square", 0, {"kind": "count"}, rewrite="two red circles")
-    assert scenes_strict(picture, [said.given], [said.metadata]) == [1.0]
-    assert scenes_strict(picture, [said.given], [said.known]) == [0.0]
-    meant = Prompt("2 crimson discs", 0, {"scene": "two red circles"}, rewrite="one blue square")
-    assert scenes_strict(picture, [meant.given], [meant.known]) == [1.0]
+    for text, scene, rewrite, right in (
+        ("one blue square", None, "two red circles", 0.0),
+        ("two red circles", None, "one blue square", 1.0),
+        ("2 crimson discs", "two red circles", "one blue square", 1.0),
+    ):
+        said = Prompt(text, 0, {"scene": scene} if scene else {}, rewrite=rewrite)
+        block = Block(
+            update=0,
+            index=0,
+            prompts=(said.given, "three red squares"),
+            prompt_ids=(0, 1),
+            samples_per_prompt=1,
+            metadata=(said.known, {}),
+        )
+        assert block.prompt_of_N == (rewrite, "three red squares") and block.asked_of_N == (text, "three red squares")
+        pictures = np.concatenate([picture, picture])
+        strict = ask_here(Reward(name="scenes_strict"), pictures, block, told=lambda failure: None)
+        assert strict.tolist() == [right, 0.0]
 
 
 def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were_any(tmp_path: Path) -> None:
