@@ -9,8 +9,6 @@ BIN := .venv/bin
 PEER := trl==0.23.1 diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.2 datasets==5.0.1 fsspec==2026.6.0
 PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors scipy torch
 
-DEMO := scenes-ddpo scenes-discounted-dpo scenes-dspo
-
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
 .PHONY: help setup demo test test-all check fix docs bench bench-gpu bench-peer bench-goal clean
@@ -27,8 +25,7 @@ setup: .venv/.installed ## environment in .venv with the package and its tools; 
 	@touch $@
 
 demo: setup ## align the bundled model three ways at an equal budget, and see which moves it how far
-	for recipe in $(DEMO); do $(BIN)/raysuite train $$recipe --set cluster.actors=0 --out runs/demo/$$recipe || exit; done
-	$(BIN)/raysuite report $(DEMO:%=runs/demo/%) --out runs/demo/comparison.html
+	$(BIN)/raysuite sweep scenes-demo --out runs/demo
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
 test: setup ## the tests on all cores, without the slow ones

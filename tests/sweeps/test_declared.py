@@ -74,6 +74,15 @@ def test_a_small_race_overrides_what_it_names() -> None:
     assert {small.config(run, {}).evaluation.every for run in small.runs} == {small.settings["evaluation.every"]}
 
 
+def test_the_demo_is_three_of_the_race_at_once_in_one_thread_each() -> None:
+    demo, race = load("scenes-demo"), load("scenes-race")
+    assert {*demo.labels} < {*race.labels} and demo.budget == race.budget and demo.concurrent == len(demo.runs) == 3
+    for run in demo.runs:
+        config, same = demo.config(run, {}), race.config(run, {})
+        assert config.identity() == same.identity()  # placement decides no number
+        assert config.cluster.alone and config.cluster.threads == 1
+
+
 def test_an_objective_drops_what_only_others_know(tmp_path: Path) -> None:
     sweep = declare(tmp_path)
     configs = {run.objective: sweep.config(run, {}) for run in sweep.runs}
