@@ -827,6 +827,7 @@ def writer_train(
     file = training.file_of(places.whole(pairs))
     rows = training.read_pairs(file)
     from raysuite.cluster import writer as writing
+    from raysuite.progress import watch_steps
     from raysuite.stages.lock import locked
     from raysuite.writer.model import open_writer
 
@@ -837,7 +838,8 @@ def writer_train(
     del opened  # the training opens its own
     with locked(directory):
         if training.claim(directory, writer, file, lesson, sys.argv):
-            writing.train_writer(writer, rows, lesson, directory)
+            with watch_steps(directory, "training", console):
+                writing.train_writer(writer, rows, lesson, directory)
     for line in training.told(directory):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"writer: {directory}", soft_wrap=True, highlight=False)

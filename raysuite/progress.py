@@ -48,6 +48,18 @@ def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def watch_steps(directory: Path, what: str, console: Console) -> Iterator[None]:
+    """Show the steps that a training in `directory` counts until the block ends."""
+    told = directory / "progress.json"
+    told.unlink(missing_ok=True)  # of an earlier attempt
+    try:
+        with Counting(what, "steps", console) as counting, meanwhile(lambda stop: _steps(directory, counting, stop)):
+            yield
+    finally:
+        told.unlink(missing_ok=True)
+
+
 class _Warnings:
     """Says every warning of the run's guards once."""
 
@@ -120,6 +132,20 @@ def _read(directory: Path, name: str = "progress.json") -> Any:
         return json.loads((directory / name).read_text())
     except (OSError, json.JSONDecodeError):  # not there yet
         return None
+
+
+def _steps(directory: Path, counting: Counting, stop: threading.Event) -> None:
+    shown: int | None = None
+    ending = False
+    while not ending:
+        ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
+        state = _read(directory)
+        if state and shown is None:
+            shown = state["began"]
+            counting.begin(state["steps"], done=shown)
+        for _ in range(state["done"] - (shown or 0) if state else 0):
+            counting.advance()
+        shown = state["done"] if state else shown
 
 
 def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:

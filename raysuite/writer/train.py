@@ -186,14 +186,19 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
             return (loss, outputs) if return_outputs else loss
 
     class Watch(TrainerCallback):
-        """Measures all pairs before the training and after each epoch, the same for every loss."""
+        """Measures all pairs before the training and after each epoch, the same for every loss; tells of each step."""
 
         def __init__(self) -> None:
             self.reference = _densities(writer, pairs)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self.began = state.global_step
+            self._tell(state)
             if not state.global_step:
                 self._note(state, *self.reference)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            self._tell(state)
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             training = writer.model.training
@@ -201,6 +206,10 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
             now = _densities(writer, pairs)
             writer.model.train(training)
             self._note(state, *now)
+
+        def _tell(self, state: Any) -> None:
+            told = {"began": self.began, "done": state.global_step, "steps": state.max_steps}
+            write_json(directory / "progress.json", told)
 
         def _note(self, state: Any, now_w: torch.Tensor, now_l: torch.Tensor) -> None:
             found = losses.summary(now_w - self.reference[0], now_l - self.reference[1], now_w)

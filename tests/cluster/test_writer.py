@@ -62,7 +62,8 @@ def test_a_writer_from_pairs_to_evaluation(
     monkeypatch.setenv("RAY_ADDRESS", "local")  # as in a job
     run(*training)
     monkeypatch.delenv("RAY_ADDRESS")
-    assert "WARNING: beta 0.01 pulls h of preferred rewrites to 50 nats" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "WARNING: beta 0.01 pulls h of preferred rewrites to 50 nats" in said and "training: 1 of " in said
     assert not (tmp_path / "trained" / "ray").exists()
     assert json.loads((tmp_path / "trained" / "training.json").read_text())["loss"]["beta"] == 0.01
     run(*training)  # finished already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from raysuite.errors import UserError
+from raysuite.progress import watch_steps
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer import train as training
 from raysuite.writer.losses import LOG_2, PairLoss
@@ -55,6 +58,14 @@ def test_every_loss_prefers_what_is_preferred(kind: str, pairs: list[Pair], tmp_
     prompts, chosen = [pair.prompt for pair in pairs], [pair.chosen for pair in pairs]
     assert again.log_densities(prompts, chosen).mean() == pytest.approx(after["logp_preferred"], abs=1e-4)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_whoever_waits_sees_the_steps(pairs: list[Pair], tmp_path: Path) -> None:
+    said = io.StringIO()
+    with watch_steps(tmp_path, "training", Console(file=said, width=80)):
+        train(open_writer(BUNDLED), pairs, Lesson(PairLoss("sft"), epochs=2, batch=4), tmp_path)
+    assert said.getvalue().splitlines() == [f"training: {step} of 6 steps" for step in range(1, 7)]
+    assert not (tmp_path / "progress.json").exists()
 
 
 def trl_trainer(writer: Writer, pairs: list[Pair], directory: Path, **options: Any) -> Any:
