@@ -140,12 +140,14 @@ def _steps(directory: Path, counting: Counting, stop: threading.Event) -> None:
     while not ending:
         ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
         state = _read(directory)
-        if state and shown is None:
+        if not state:
+            continue
+        if shown is None:
             shown = state["began"]
             counting.begin(state["steps"], done=shown)
-        for _ in range(state["done"] - (shown or 0) if state else 0):
+        for _ in range(shown, state["done"]):
             counting.advance()
-        shown = state["done"] if state else shown
+        shown = state["done"]
 
 
 def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:

@@ -94,15 +94,21 @@ def warnings(loss: PairLoss, logp_w: Tensor) -> list[str]:
         told.append(
             f"beta {loss.beta:g} pulls h of preferred rewrites to {wanted:.3g} nats, and half of them have at most {room:.3g}, where "
             "their probability is 1: the calibration is a constant push. Raise --beta"
-            + (f" to {1 / (2 * room):.2g} or more." if loss.targets == "plain" and room > 0 else ".")
+            + (f" to {_upwards(1 / (2 * room)):g} or more." if loss.targets == "plain" and room > 0 else ".")
         )
     if wanted > LOG_2:
         told.append(
             f"beta {loss.beta:g} pulls h of preferred rewrites to {wanted:.3g} nats; for pairs that the reference drew, as often "
             f"preferred as not, their mean cannot exceed log 2 = {LOG_2:.3f}: only the rejected ones are held. "
-            "--targets normalised asks for what a writer can have, --beta 0.72 or more for what is nearly so."
+            f"--targets normalised asks for what a writer can have, and so does --beta {_upwards(1 / (2 * LOG_2)):g} or more."
         )
     return told
+
+
+def _upwards(value: float) -> float:
+    """To two digits, upwards: what is advised is enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
 
 
 def summary(h_w: Tensor, h_l: Tensor, logp_w: Tensor) -> dict[str, float]:

@@ -104,6 +104,16 @@ def test_warnings(loss: PairLoss, logp: list[float], told: list[str]) -> None:
     assert all(part in line for part, line in zip(told, found, strict=True))
 
 
+@pytest.mark.parametrize("room", [0.012, 0.11, 0.379, 0.5, 0.6931, 2.1])
+def test_what_a_warning_advises_silences_it(room: float) -> None:
+    (told, *more) = warnings(PairLoss("cal_dpo", 0.01), torch.tensor([-room]))
+    wanted = float(told.partition("Raise --beta to ")[2].partition(" or more.")[0])
+    assert not [line for line in warnings(PairLoss("cal_dpo", wanted), torch.tensor([-room])) if "Raise" in line]
+    assert wanted < 1.1 / (2 * room)
+    enough = float(more[0].partition("so does --beta ")[2].partition(" or more.")[0])
+    assert warnings(PairLoss("cal_dpo", enough), torch.tensor([-9.0])) == []
+
+
 def test_what_training_did() -> None:
     h_w, h_l = torch.tensor([1.0, -1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, -1.0, -1.0])
     assert summary(h_w, h_l, torch.tensor([-1.0, -2.0, -3.0, -4.0])) == {
