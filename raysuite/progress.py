@@ -147,7 +147,7 @@ def _steps(directory: Path, counting: Counting, stop: threading.Event) -> None:
             counting.begin(state["steps"], done=shown)
         for _ in range(shown, state["done"]):
             counting.advance()
-        shown = state["done"]
+        shown = max(shown, state["done"])  # a training that began again from its last epoch does steps twice
 
 
 def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:

@@ -106,7 +106,7 @@ class Forest:
     describe: str
     bars: Sequence[Bar]
     xlabel: str
-    reference: float = 0.0
+    reference: float | None = 0.0
 
     def svg(self) -> str:
         """For a page."""
@@ -122,7 +122,8 @@ class Forest:
     def _drawn(self, colours: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(self.bars)), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvline(self.reference, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        if self.reference is not None:
+            axes.axvline(self.reference, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
         for row, bar in enumerate(self.bars):
             colour = colours[bar.colour]
             axes.hlines(row, bar.interval.low, bar.interval.high, color=colour, linewidth=2, alpha=0.55)

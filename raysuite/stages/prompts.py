@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -79,7 +80,8 @@ def load_prompts(spec: Prompts) -> PromptSet:
     """The prompts that a run names. A row that is there twice, metadata and all, is one prompt.
 
     Raises:
-        UserError: a file is missing, cannot be decoded, or holds no prompt; or a prompt is in two splits.
+        UserError: a file is missing, cannot be decoded, or holds no prompt or a column that has a meaning here; or a prompt is in
+            two splits.
     """
     repeated: dict[str, int] = {}
     splits: dict[str, tuple[Prompt, ...]] = {}
@@ -88,6 +90,11 @@ def load_prompts(spec: Prompts) -> PromptSet:
         source = getattr(spec, split)
         first = sum(map(len, splits.values()))
         splits[split] = _read(source, split, first, repeated) if source else ()
+        if any(TYPED in prompt.metadata for prompt in splits[split]):
+            raise UserError(
+                f"expected no column {TYPED} in prompts.{split}={source}, where it is what a user typed before a writer's rewrite, by "
+                "which rewards judge: rename that column"
+            )
         both = {prompt.text for prompt in splits[split]} & split_of.keys()
         if both:
             other = split_of[min(both)]
@@ -122,16 +129,25 @@ def run_prompts(config: RunConfig, directory: Path) -> PromptSet:
 
 
 def drawn_texts(config: RunConfig, prompts: PromptSet) -> list[str]:
-    """What users typed of all prompts that a run draws if it takes all of its updates."""
+    """What users typed of all prompts that a run may draw."""
     drawn = {
         number
         for split in evaluation_blocks(config, prompts, 0, final=True).values()
         for b in split
         for number in b.prompt_ids
     }
-    for update in range(config.updates):
+    for update in range(_most_updates(config)):
         drawn |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
     return list(dict.fromkeys(prompt.text for prompt in prompts.all if prompt.number in drawn))
+
+
+def _most_updates(config: RunConfig) -> int:
+    """That a run can have: with a budget no more than drawing alone would spend."""
+    if config.budget is None or config.rollouts.replay is not None:
+        return config.updates
+    rollouts, sampler = config.rollouts, config.sampler
+    drawing = rollouts.prompts * rollouts.samples * sampler.steps * (2 if sampler.guidance > 1 else 1)
+    return min(config.updates, math.ceil(config.budget / drawing))
 
 
 def said_of_cut(what: str, cut: Sequence[str], count: int, tokens: int) -> str:

@@ -319,6 +319,11 @@ def _check(sweep: Sweep) -> None:
         )
     chooses = sweep.confirm or sweep.scheduler or sweep.searcher == "optuna"
     for config in _known(sweep):
+        if config.prompts.best_of:
+            raise UserError(
+                f"expected no prompts.best_of in a sweep, got {config.prompts.best_of}: each of its runs would draw the same pictures "
+                "to choose by; leave it out"
+            )
         if chooses and config.prompts.held_out is None:
             raise UserError(
                 "expected prompts.held_out with confirm, scheduler=asha or searcher=optuna, which go by its reward: set it"

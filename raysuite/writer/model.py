@@ -167,14 +167,13 @@ class Writer:
                 ]
             )
             ids, mask, wanted = (tensor.to(self.model.device) for tensor in (ids, mask, wanted))
-            said = int(
-                wanted.sum(1).max()
-            )  # tokens at the end of the rows: a vocabulary of logits for each is most of the memory
+            # a vocabulary of logits for every token would be most of the memory: those before what was said are not asked for
+            said = min(int(wanted.sum(1).max()), longest - 1)
             logits = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=_positions(mask), logits_to_keep=said + 1
-            ).logits.float()
+            ).logits[:, -(said + 1) : -1]
             each = torch.zeros(wanted[:, 1:].shape, device=wanted.device)
-            each[:, -said:] = logits[:, :-1].log_softmax(-1).gather(2, ids[:, -said:, None])[..., 0]
+            each[:, -said:] = logits.float().log_softmax(-1).gather(2, ids[:, -said:, None])[..., 0]
             found.append((each * wanted[:, 1:]).sum(1).cpu())
         return torch.cat(found)
 

@@ -14,7 +14,6 @@ from raysuite.errors import UserError
 from raysuite.families import cut_prompts
 from raysuite.stages import rewrites
 from raysuite.stages.prompts import Prompt, PromptSet, drawn_texts, load_prompts, said_of_cut
-from raysuite.types import TYPED
 from raysuite.writer.candidates import ROUNDING, Candidate
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import open_writer
@@ -42,26 +41,22 @@ def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
     texts = [text for text in drawn_texts(config, known) if text not in there]
     if not texts:
         return
-    if any(TYPED in prompt.metadata for prompt in known.all):
-        raise UserError(
-            f"expected no {TYPED} in the metadata of prompts with prompts.writer, where it is what users typed: rename that column"
-        )
     written = open_writer(config.prompts.writer).rewrites(texts, temperature=0)
     found = {text: one.text or text for text, one in zip(texts, written, strict=True)}
     changed = {text: rewrite for text, rewrite in found.items() if rewrite != text}
     cut, tokens = cut_prompts(config.model, list(changed.values()))
     if changed and len(cut) == len(changed):
         raise too_long(cut, tokens)
-    seen = _seen(known, changed, scored) if config.prompts.best_of else {}
-    rows = [{"user": text, "rewrite": rewrite, **seen.get(text, {})} for text, rewrite in found.items()]
     log = logging.getLogger("raysuite")
+    seen = _seen(config, known, changed, scored) if config.prompts.best_of and changed else {}
+    rows = [{"user": text, "rewrite": rewrite, **seen.get(text, {})} for text, rewrite in found.items()]
     log.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewrites.FILE)
     if cut:
         log.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
     rewrites.write(directory, [*before, *rows])
 
 
-def _seen(known: PromptSet, changed: Mapping[str, str], scored: Scored) -> dict[str, dict[str, Any]]:
+def _seen(config: RunConfig, known: PromptSet, changed: Mapping[str, str], scored: Scored) -> dict[str, dict[str, Any]]:
     """What pictures say of rewrites, and which text is kept for it: the user's where it is drawn better.
 
     Equals keep the rewrite: a strict reward of few pictures is mostly 0 for both, and writers are right more often than not.
@@ -75,6 +70,13 @@ def _seen(known: PromptSet, changed: Mapping[str, str], scored: Scored) -> dict[
             Candidate(prompt.number, changed[prompt.text], own=False),
         )
     ]
+    images = len(texts) * config.prompts.best_of
+    logging.getLogger("raysuite").warning(
+        "NOTE: choosing between %d prompts and their rewrites by %d pictures: %d network evaluations, which count in no budget.",
+        len(prompts),
+        images,
+        costs(config, images)["network_evaluations"],
+    )
     scores = scored({prompt.number: prompt for prompt in prompts}, texts)
     found = {}
     for text, rewrite in changed.items():
@@ -92,12 +94,10 @@ def _seen(known: PromptSet, changed: Mapping[str, str], scored: Scored) -> dict[
 
 def _told(config: RunConfig, rows: Sequence[Mapping[str, Any]], changed: int) -> str:
     said = f"{config.prompts.writer} rewrote {changed} of {len(rows)} prompts"
-    images = sum(2 * row.get("pictures", 0) for row in rows)
-    if not images:
+    if not config.prompts.best_of:
         return said
     typed = sum("written" in row and row["rewrite"] == row["user"] for row in rows)
-    evaluations = costs(config, images)["network_evaluations"]
-    return f"{said}, {typed} of which are drawn better as typed and stay so ({evaluations:,} network evaluations)"
+    return f"{said}; what was typed is drawn better, and stays, for {typed} of these"
 
 
 def too_long(cut: list[str], tokens: int) -> UserError:

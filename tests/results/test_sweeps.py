@@ -138,6 +138,11 @@ def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
     ddpo = next(bar for bar in forest.bars if bar.name == "ddpo")
     assert (sorted(ddpo.points), ddpo.hollow) == ([0.06, 0.12], 0.12)
     assert (ddpo.interval.low, ddpo.interval.high) == (0.08, 0.09)
+    alike = fabricate.whole(
+        tmp_path / "alike", passing(8), config=CONFIG | {"objective": {"name": "ddpo"}, "learn": {"rate": 1}}
+    )
+    beside = panels.tuning(read_runs([alike, directory]))  # a repetition that is of no sweep, named first
+    assert beside is not None and [bar.name for bar in beside.bars] == [bar.name for bar in forest.bars]
 
 
 def test_how_far_many_choices_carried_over_is_said_once():
@@ -148,12 +153,14 @@ def test_how_far_many_choices_carried_over_is_said_once():
         rows.append({**known, "trial": 1, "held_out": 0.5 + place / 10})
         rows.append({**known, "trial": 2, "held_out": 0.2, "status": "stopped"})
         rows += [{**known, "trial": None, "held_out": 0.3 if objective == "a" else 0.7} for _ in range(2)]
-    carried = list(members._tuned(rows))
-    assert carried[0] == members.Tuned("a", trial=1, tried=(0.5, 0.2), chosen=0.5, again=(0.3, 0.3))
+    carried = list(members._tuned("race", rows, alone=True))
+    known = {"sweep": "race", "objective": "a", "name": "a", "trial": 1}
+    assert carried[0] == members.Tuned(**known, tried=(0.5, 0.2), chosen=0.5, again=(0.3, 0.3))
+    assert next(members._tuned("race", rows, alone=False)).name == "a (race)"
     (said,) = members._told(carried)
     assert said == (
         "The settings of 4 objectives were chosen at 0.65 on held-out prompts, mean over objectives, and reach 0.6 there with 2 other "
-        "seeds: from -0.2 (a) to +0.1 (b)."
+        "seeds; differences from -0.2 (a) to +0.1 (b)."
     )
 
 

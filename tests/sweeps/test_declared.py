@@ -162,6 +162,10 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ({"confirm": {"seeds": [7]}, "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
         ({"confirm": {"seeds": [7, 0]}}, "expected other confirm.seeds than the trials', got 0 in both"),
         ({"confirm": {"seeds": []}}, "confirm.seeds"),
+        (
+            {"settings": {"prompts.writer": "scenes-writer", "prompts.best_of": 2}, "recipe": "scenes-users-ddpo"},
+            "expected no prompts.best_of in a sweep, got 2",
+        ),
         ({"confirm": {"seeds": [7]}, "settings": {"prompts.test": "some.txt"}}, "name them in confirm.test"),
     ],
 )

@@ -110,3 +110,11 @@ def test_what_is_taught_wrongly() -> None:
 def test_a_writer_that_is_not_there(place: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"expected a writer .* got .*: .*{reason}; name another"):
         open_writer(str(tmp_path / place))
+
+
+def test_a_text_after_nothing_has_the_density_of_all_its_tokens_but_the_first() -> None:
+    writer = open_writer(BUNDLED)
+    ids = torch.tensor([writer.tokenizer("three red circles" + writer.tokenizer.eos_token)["input_ids"]])
+    with torch.no_grad():
+        each = writer.model(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+    assert writer.log_densities([""], ["three red circles"]).item() == pytest.approx(float(each.sum()), abs=1e-4)

@@ -98,8 +98,14 @@ def test_what_was_typed_stays_where_it_is_drawn_better_and_only_there(
             "pictures": 2,
         }
     stay, asked = sum(row["rewrite"] == row["user"] for row in rows), len(rows)
-    said = f"rewrote {asked} of {asked} prompts, {stay} of which are drawn better as typed and stay so ({4 * asked * 2} network"
-    assert said in caplog.text
+    assert (
+        f"choosing between {asked} prompts and their rewrites by {4 * asked} pictures: {4 * asked * 2:,} network"
+        in caplog.text
+    )
+    assert (
+        f"rewrote {asked} of {asked} prompts; what was typed is drawn better, and stays, for {stay} of these"
+        in caplog.text
+    )
 
     rewriting.rewrite_once(config, tmp_path, never)  # what was chosen stays chosen
     drawn.clear()
@@ -263,7 +269,10 @@ def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were
     [
         ({"prompts.writer": "nobody"}, "expected a writer (scenes-writer"),
         ({"prompts.writer": "null", "prompts.best_of": "4"}, "expected prompts.writer with prompts.best_of=4"),
-        ({"prompts.training": "FILE", "prompts.held_out": "null"}, "expected no user_prompt in the metadata"),
+        (
+            {"prompts.training": "FILE", "prompts.held_out": "null"},
+            "expected no column user_prompt in prompts.training=",
+        ),
     ],
 )
 def test_refusals(settings: dict[str, str], mentions: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ MOST_SETTINGS = 8
 class Origin:
     """Where a run comes from, if that is a sweep."""
 
+    sweep: str
     objective: str
     trial: int
     tried: int
@@ -43,7 +44,10 @@ class Member:
 class Tuned:
     """How settings of an objective were chosen and how far they carried over, by the trained reward on held-out prompts."""
 
+    sweep: str
     objective: str
+    name: str
+    """The objective, with its sweep where there are several."""
     trial: int
     """That was chosen."""
     tried: tuple[float, ...]
@@ -59,7 +63,7 @@ class Tuned:
         return sum(self.again) / len(self.again)
 
     @property
-    def lost(self) -> float:
+    def difference(self) -> float:
         """How far that lies above what they were chosen at."""
         return self.reached - self.chosen
 
@@ -90,11 +94,12 @@ def choose(directories: Sequence[Path]) -> Chosen:
     members: list[Member] = []
     cautions: list[str] = []
     tuned: list[Tuned] = []
+    sweeps = sum(map(is_sweep, directories))
     for directory in directories:
         if is_sweep(directory):
             rows = _rows(directory)
             members += _best(directory, rows)
-            tuned += (carried := list(_tuned(rows)))
+            tuned += (carried := list(_tuned(directory.name, rows, alone=sweeps == 1)))
             cautions += _left_out(directory, rows, carried)
         else:
             members.append(Member(directory))
@@ -131,9 +136,8 @@ def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member
     if confirming:
         order = list(dict.fromkeys(row["objective"] for row in rows))
         for row in sorted(confirming, key=lambda row: (order.index(row["objective"]), row["seed"])):
-            origin = Origin(
-                row["objective"], row["confirms"], len(tried[row["objective"]]), row["settings"] or {}, confirms=True
-            )
+            objective, trial, settings = row["objective"], row["confirms"], row["settings"] or {}
+            origin = Origin(directory.name, objective, trial, len(tried[objective]), settings, confirms=True)
             yield Member(directory / "trials" / row["name"], origin)
         return
     kept = 1 if len({row["objective"] for row in rows}) > 1 else MOST_SETTINGS
@@ -141,7 +145,7 @@ def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member
         best = sorted(trials, key=lambda trial: (-len(trials[trial]), -_mean(trials[trial]), trial))
         for trial in best[:kept]:
             for row in sorted(trials[trial], key=lambda row: row["seed"]):
-                origin = Origin(objective, trial, len(tried[objective]), row["settings"] or {})
+                origin = Origin(directory.name, objective, trial, len(tried[objective]), row["settings"] or {})
                 yield Member(directory / "trials" / row["name"], origin)
 
 
@@ -163,8 +167,8 @@ def _left_out(directory: Path, rows: Sequence[Mapping[str, Any]], carried: Seque
         yield f"{left} of {len(rows)} runs of {directory.name} have not ended and are left out."
 
 
-def _tuned(rows: Sequence[Mapping[str, Any]]) -> Iterator[Tuned]:
-    """Of each objective whose choice was confirmed."""
+def _tuned(sweep: str, rows: Sequence[Mapping[str, Any]], *, alone: bool) -> Iterator[Tuned]:
+    """Of each objective of a sweep whose choice was confirmed; with the sweep's name where it is not the only one."""
     for objective in dict.fromkeys(row["objective"] for row in rows):
         ended = [row for row in rows if row["objective"] == objective and row["status"] in ("done", "stopped")]
         again = [row for row in ended if row["trial"] is None and row["status"] == "done"]
@@ -176,7 +180,13 @@ def _tuned(rows: Sequence[Mapping[str, Any]]) -> Iterator[Tuned]:
             tried = {trial: _mean(of) for trial, of in trials.items()}
             chosen = again[0]["confirms"]
             yield Tuned(
-                objective, chosen, tuple(tried.values()), tried[chosen], tuple(row["held_out"] or 0.0 for row in again)
+                sweep=sweep,
+                objective=objective,
+                name=objective if alone else f"{objective} ({sweep})",
+                trial=chosen,
+                tried=tuple(tried.values()),
+                chosen=tried[chosen],
+                again=tuple(row["held_out"] or 0.0 for row in again),
             )
 
 
@@ -185,18 +195,18 @@ def _told(carried: Sequence[Tuned]) -> Iterator[str]:
     if len(carried) <= MOST_SENTENCES:
         for one in carried:
             yield (
-                f"{one.objective}: the settings of trial {one.trial:02d} were chosen at {one.chosen:.3g} on held-out prompts, and "
+                f"{one.name}: the settings of trial {one.trial:02d} were chosen at {one.chosen:.3g} on held-out prompts, and "
                 f"reach {one.reached:.3g} there with {_seeds(len(one.again))}."
             )
         return
     chosen, reached = (
         sum(values) / len(carried) for values in zip(*((t.chosen, t.reached) for t in carried), strict=True)
     )
-    worst, best = (pick(carried, key=lambda one: one.lost) for pick in (min, max))
+    worst, best = (pick(carried, key=lambda one: one.difference) for pick in (min, max))
     yield (
         f"The settings of {len(carried)} objectives were chosen at {chosen:.3g} on held-out prompts, mean over objectives, and reach "
-        f"{reached:.3g} there with {_seeds(max(len(one.again) for one in carried))}: from {worst.lost:+.2g} ({worst.objective}) to "
-        f"{best.lost:+.2g} ({best.objective})."
+        f"{reached:.3g} there with {_seeds(max(len(one.again) for one in carried))}; differences from {worst.difference:+.2g} "
+        f"({worst.name}) to {best.difference:+.2g} ({best.name})."
     )
 
 

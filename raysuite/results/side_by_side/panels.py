@@ -62,20 +62,22 @@ def tuning(together: SideBySide) -> Forest | None:
         return None
     colours = {}
     for (colour, marker), places in zip(looks_of_methods(together), together.methods, strict=True):
-        if (origin := together.origins[places[0]]) is not None:
-            colours[origin.objective] = RUNS[colour], MARKERS[marker]
+        for origin in (together.origins[place] for place in places):
+            if origin is not None and origin.confirms:
+                colours[origin.sweep, origin.objective] = RUNS[colour], MARKERS[marker]
     bars = [
         Bar(
-            one.objective,
+            one.name,
             Interval(one.reached, min(one.again), max(one.again)),
-            *colours[one.objective],
+            *colours[one.sweep, one.objective],
             points=one.tried,
             hollow=one.chosen,
         )
         for one in sorted(together.tuned, key=lambda one: -one.reached)
     ]
-    run = together.runs[0]
-    base = float(run.scores.where(reward=run.trained, split="held_out", update=0).value.mean())
+    run = next(r for r, o in zip(together.runs, together.origins, strict=True) if o is not None and o.confirms)
+    before = run.scores.where(reward=run.trained, split="held_out", update=0).value
+    base = float(before.mean()) if len(before) else None  # what is compared may have other held-out prompts
     title = f"{run.trained} on {SPLITS['held_out']} prompts: the settings tried, those chosen, and these again"
     describe = f"{title} with other seeds, a row for each objective"
     return Forest(

@@ -154,7 +154,7 @@ def _tuned(together: SideBySide) -> list[str]:
         )
     if all(origin is not None and origin.confirms for origin in together.origins):
         found.append("The settings were chosen by other runs, on held-out prompts; what is shown are new seeds.")
-    elif any((n or 0) > 1 for n in tried.values()):
+    elif any(origin is not None and origin.tried > 1 and not origin.confirms for origin in together.origins):
         shown = "The settings of each objective are" if len(objectives) > 1 else "The settings at the top are"
         found.append(
             f"{shown} the best of those tried, chosen on the held-out prompts of this page: what they gained is partly luck. Run "
