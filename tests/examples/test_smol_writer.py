@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -18,16 +19,9 @@ from raysuite.writer.model import open_writer
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "smol-writer"
 TEMPLATE = "{{ messages[-1]['content'] }}<rewrite>"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gguf") is None,
-    reason="needs gguf: pip install --no-deps -r examples/smol-writer/requirements.txt (94 MB)",
-)
-
 
 def pack(model: LlamaForCausalLM, tokenizer: Any, file: Path) -> dict[str, torch.Tensor]:
     """Write a LLaMA as llama.cpp has it, matrices in blocks of four bits, and return what the blocks stand for."""
-    import gguf
-
     kind, config = gguf.GGMLQuantizationType.Q4_1, model.config
     out = gguf.GGUFWriter(file, "llama")
     out.add_context_length(config.max_position_embeddings)
