@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Tuned:
     """What those reached that were chosen, with the seeds that chose them."""
     again: tuple[float, ...]
     """What the same reached with each of the seeds that did not."""
+
+    @property
+    def median(self) -> float:
+        """Of what the settings reached."""
+        return statistics.median(self.tried)
 
     @property
     def reached(self) -> float:

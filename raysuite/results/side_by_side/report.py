@@ -166,7 +166,6 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "repeated": any(len(method.runs) > 1 for method in methods),
         "gained": Markup(panels.gains(together, methods).svg()),
         "tuning": Markup(tuning.svg()) if (tuning := panels.tuning(together)) else None,
-        "tuned": [(one, float(np.median(one.tried))) for one in together.tuned],
         "best": Markup(panels.best_curve(together).svg()),
         "gains": list(_gains(together)),
         "contrasts": found,

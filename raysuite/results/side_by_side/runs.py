@@ -184,8 +184,16 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
     left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
     origins = tuple(member.origin for member in chosen.members)
-    known = tuple(trimmed), names, splits, left_out, _rewards(trimmed, names), origins
-    found = SideBySide(*known, chosen.cautions, chosen.tuned)
+    found = SideBySide(
+        runs=tuple(trimmed),
+        names=names,
+        splits=splits,
+        left_out=left_out,
+        rewards=_rewards(trimmed, names),
+        origins=origins,
+        left_behind=chosen.cautions,
+        tuned=chosen.tuned,
+    )
     if len(found.shown) > MOST_SHOWN:
         raise UserError(
             f"expected at most {MOST_SHOWN} methods (or runs, without repetitions) to compare, got {len(found.shown)}: name fewer"
