@@ -134,11 +134,16 @@ def _read(directory: Path, name: str = "progress.json") -> Any:
         return None
 
 
+def _looks(stop: threading.Event) -> Iterator[None]:
+    """Now and then until the work ends, and once more: what happened last is told, too."""
+    while not stop.wait(POLL_SECONDS):
+        yield
+    yield
+
+
 def _steps(directory: Path, counting: Counting, stop: threading.Event) -> None:
     shown: int | None = None
-    ending = False
-    while not ending:
-        ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
+    for _ in _looks(stop):
         state = _read(directory)
         if not state:
             continue
@@ -155,9 +160,7 @@ def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
     said: dict[str, str] = {}
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs", total=None, detail="starting Ray")
-        ending = False
-        while not ending:
-            ending = stop.wait(POLL_SECONDS)  # what happened last is told, too
+        for _ in _looks(stop):
             trials = _read(directory, "trials.json") or []
             ended = [t for t in trials if t["status"] in ENDED]
             going = [t["name"] for t in trials if t["status"] == "running"]
