@@ -31,6 +31,7 @@ from raysuite.cluster.session import (
     connect,
     device_here,
     drawing_actors,
+    is_here,
     running_actors,
     threads_of,
 )
@@ -157,7 +158,7 @@ def train(config: RunConfig, directory: Path, *, placed: bool = False) -> None:
     failure = directory / "failure.json"
     failure.unlink(missing_ok=True)
     rewrite_prompts(config, directory, placed=placed)
-    here = config.cluster.alone and (placed or not os.environ.get("RAY_ADDRESS"))
+    here = is_here(config.cluster, placed=placed)
     with (
         StopFile(directory) as stop,
         Interruption(stop.request, failure.exists) as interruption,

@@ -170,6 +170,11 @@ def killed_at_the_end(actors: list[ray.actor.ActorHandle]) -> Iterator[list[ray.
             ray.kill(actor)
 
 
+def is_here(cluster: Cluster, *, placed: bool = False) -> bool:
+    """Whether this very process does everything: there are no actors, and no cluster is to be joined or the process is `placed` in it."""
+    return cluster.alone and (placed or not os.environ.get("RAY_ADDRESS"))
+
+
 def device_here(cluster: Cluster) -> torch.device:
     """Where this process computes when it does everything.
 
@@ -205,7 +210,7 @@ def drawing(
     config, device = model.config, torch.device("cpu")
     with ExitStack() as stack:
         actors: list[Any] = []
-        if config.cluster.alone and (placed or not os.environ.get("RAY_ADDRESS")):
+        if is_here(config.cluster, placed=placed):
             device = device_here(config.cluster)
             threads = threads_of(config, 1, config.cluster.worker_cpus)
             torch.set_num_threads(threads)
