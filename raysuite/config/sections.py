@@ -168,6 +168,11 @@ class Sampler(Section):
     spacing: Spacing | None = None
     """Spacing of timesteps; the model's own by default."""
 
+    @property
+    def evaluations_per_prediction(self) -> int:
+        """Network evaluations of one step of a picture."""
+        return 1 if self.guidance == 1 else 2
+
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, given: Any) -> Any:

@@ -71,7 +71,7 @@ class PipelinePolicy(Policy):
             check_compiler(device)
         self.device = device
         self.guidance = sampler.guidance
-        self.evaluations_per_prediction = 1 if sampler.guidance == 1 else 2
+        self.evaluations_per_prediction = sampler.evaluations_per_prediction
         self.model, self.dtype = model, getattr(torch, model.precision)
         # trained weights stay in float32 (autocast casts them as they are used); frozen ones are stored in `precision`
         network_type = torch.float32 if parameters.kind == "all" else self.dtype

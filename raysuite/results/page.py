@@ -144,11 +144,10 @@ def redone(ledger: Mapping[str, Any]) -> str | None:
 
 def choosing(run: Run) -> str | None:
     """How many rewrites were dropped where pictures decided, and what these cost."""
-    seen = [row for row in run.rewrites if row.get("pictures")]
+    seen = [row for row in run.rewrites if "written" in row]
     if not seen:
         return None
-    sampler, images = run.config["sampler"], sum(2 * row["pictures"] for row in seen)
-    evaluations = images * sampler["steps"] * (2 if sampler["guidance"] > 1 else 1)
+    evaluations = sum(row["network_evaluations"] for row in seen)
     typed = sum(row["rewrite"] == row["user"] for row in seen)
     return f"{typed} of {len(seen)} rewrites were drawn worse than what was typed, and dropped: {evaluations:,} network evaluations"
 

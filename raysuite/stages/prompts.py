@@ -146,7 +146,7 @@ def _most_updates(config: RunConfig) -> int:
     if config.budget is None or config.rollouts.replay is not None:
         return config.updates
     rollouts, sampler = config.rollouts, config.sampler
-    drawing = rollouts.prompts * rollouts.samples * sampler.steps * (2 if sampler.guidance > 1 else 1)
+    drawing = rollouts.prompts * rollouts.samples * sampler.steps * sampler.evaluations_per_prediction
     return min(config.updates, math.ceil(config.budget / drawing))
 
 

@@ -38,7 +38,8 @@ def digest_of(name: str) -> str | None:
 
 FILE = "rewrites.jsonl"
 """In a run's directory: a row a text, what the user typed under `user` and what the model is given under `rewrite`. Where both were
-drawn first to see which is better, what the writer wrote is under `written`, mean rewards of `pictures` of each under `rewards`."""
+drawn first to see which is better, what the writer wrote is under `written`, mean rewards of `pictures` of each under `rewards`, and
+what these cost under `network_evaluations`."""
 
 
 def write(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -69,8 +69,8 @@ def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Ca
 
 def costs(config: RunConfig, images: int) -> dict[str, int]:
     """Of so many pictures."""
-    guidance = 2 if config.sampler.guidance > 1 else 1
-    spent = Cost(forward=images * config.sampler.steps * guidance)
+    sampler = config.sampler
+    spent = Cost(forward=images * sampler.steps * sampler.evaluations_per_prediction)
     return {"images": images, "network_evaluations": spent.network_evaluations}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from raysuite.writer.candidates import ROUNDING, Candidate
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import open_writer
 
+LOG = logging.getLogger("raysuite")
 Scored = Callable[[Mapping[int, Prompt], Sequence[Candidate]], Mapping[Key, Scores]]
 """Draws texts for prompts, by their numbers, and scores the pictures."""
 
@@ -47,12 +49,11 @@ def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
     cut, tokens = cut_prompts(config.model, list(changed.values()))
     if changed and len(cut) == len(changed):
         raise too_long(cut, tokens)
-    log = logging.getLogger("raysuite")
     seen = _seen(config, known, changed, scored) if config.prompts.best_of and changed else {}
     rows = [{"user": text, "rewrite": rewrite, **seen.get(text, {})} for text, rewrite in found.items()]
-    log.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewrites.FILE)
+    LOG.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewrites.FILE)
     if cut:
-        log.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
+        LOG.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
     rewrites.write(directory, [*before, *rows])
 
 
@@ -61,33 +62,33 @@ def _seen(config: RunConfig, known: PromptSet, changed: Mapping[str, str], score
 
     Equals keep the rewrite: a strict reward of few pictures is mostly 0 for both, and writers are right more often than not.
     """
-    prompts = [prompt for prompt in known.all if prompt.text in changed]
+    prompts = {prompt.number: prompt for prompt in known.all if prompt.text in changed}
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, prompt in prompts.items():
+        numbers[prompt.text].append(number)
     texts = [
-        candidate
-        for prompt in prompts
-        for candidate in (
-            Candidate(prompt.number, prompt.text, own=True),
-            Candidate(prompt.number, changed[prompt.text], own=False),
-        )
+        Candidate(number, text, own=text == prompt.text)
+        for number, prompt in prompts.items()
+        for text in (prompt.text, changed[prompt.text])
     ]
-    images = len(texts) * config.prompts.best_of
-    logging.getLogger("raysuite").warning(
+    spent = costs(config, len(texts) * config.prompts.best_of)
+    LOG.warning(
         "NOTE: choosing between %d prompts and their rewrites by %d pictures: %d network evaluations, which count in no budget.",
         len(prompts),
-        images,
-        costs(config, images)["network_evaluations"],
+        spent["images"],
+        spent["network_evaluations"],
     )
-    scores = scored({prompt.number: prompt for prompt in prompts}, texts)
+    scores = scored(prompts, texts)
     found = {}
     for text, rewrite in changed.items():
-        numbers = [prompt.number for prompt in prompts if prompt.text == text]
-        typed, written = (np.concatenate([scores[number, one].total for number in numbers]) for one in (text, rewrite))
+        typed, written = (np.concatenate([scores[n, one].total for n in numbers[text]]) for one in (text, rewrite))
         worse = typed.mean() > written.mean() + ROUNDING
         found[text] = {
             "rewrite": text if worse else rewrite,
             "written": rewrite,
             "rewards": {"typed": float(typed.mean()), "written": float(written.mean())},
             "pictures": len(typed),
+            "network_evaluations": costs(config, len(typed) + len(written))["network_evaluations"],
         }
     return found
 
