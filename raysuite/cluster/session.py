@@ -171,7 +171,7 @@ def killed_at_the_end(actors: list[ray.actor.ActorHandle]) -> Iterator[list[ray.
 
 
 def is_here(cluster: Cluster, *, placed: bool = False) -> bool:
-    """Whether this very process does everything: there are no actors, and no cluster is to be joined or the process is `placed` in it."""
+    """Whether this process does everything: there are no actors, and no cluster is to be joined, or it is `placed` in one."""
     return cluster.alone and (placed or not os.environ.get("RAY_ADDRESS"))
 
 
