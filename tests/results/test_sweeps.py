@@ -109,6 +109,15 @@ def test_of_one_objective_the_settings_are_compared(tmp_path: Path):
     assert "The settings at the top are the best of those tried" in " ".join(sentences.cautions(together))
 
 
+def test_two_sweeps_of_the_same_objectives_are_told_apart_by_their_names(tmp_path: Path):
+    tuned = fabricate_sweep(tmp_path / "tuned", [(name, trial, 0, 6) for name in ("ddpo", "dspo") for trial in (1, 2)])
+    untuned = fabricate_sweep(
+        tmp_path / "untuned", [(name, 0, seed, 5) for name in ("ddpo", "dspo") for seed in (7, 8)]
+    )
+    names = [method.name for method in summarise(read_runs([tuned, untuned]))]
+    assert names == ["ddpo (tuned)", "dspo (tuned)", "ddpo (untuned)", "dspo (untuned)"]
+
+
 def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
     directory = fabricate_sweep(tmp_path, [("ddpo", 0, 0, 6), ("ddpo", 1, 0, 12), ("dspo", 0, 0, 7), ("dspo", 1, 0, 6)])
     rows = json.loads((directory / "trials.json").read_text())

@@ -83,21 +83,22 @@ class SideBySide:
         return len(self.runs) > MOST_SINGLE and len(self.methods) < len(self.runs)
 
     def method_name(self, method: int) -> str:
-        """Its objective's in a sweep, with its settings where there are others of that objective; else the names of its runs."""
+        """Its objective's in a sweep, with its settings or its sweep where there are others; else the names of its runs."""
         origin = self.origins[self.methods[method][0]]
         if origin is None or not self.named_by_origin:
             return " + ".join(self.names[place] for place in self.methods[method])
-        trials = {o.trial for o in self.origins if o is not None and o.objective == origin.objective}
-        if len(trials) == 1:
-            return origin.objective
-        settings = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in origin.settings.items())
-        return f"{origin.objective} #{origin.trial:02d} ({settings})"
+        alike = [o for o in self.origins if o is not None and o.objective == origin.objective]
+        name = origin.objective
+        if len({o.trial for o in alike if o.sweep == origin.sweep}) > 1:
+            settings = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in origin.settings.items())
+            name += f" #{origin.trial:02d} ({settings})"
+        return f"{name} ({origin.sweep})" if len({o.sweep for o in alike}) > 1 else name
 
     @cached_property
     def named_by_origin(self) -> bool:
-        """Whether objective and trial tell the methods apart: they all come from one sweep, or from sweeps of other objectives."""
+        """Whether sweep, objective and trial tell the methods apart."""
         keys = [self.origins[places[0]] for places in self.methods]
-        named = [(origin.objective, origin.trial) for origin in keys if origin is not None]
+        named = [(origin.sweep, origin.objective, origin.trial) for origin in keys if origin is not None]
         return len(set(named)) == len(named)
 
     @property
