@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import yaml
@@ -167,6 +168,61 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
     assert "toy-ddpo: the settings of trial 00 were chosen at" in " ".join(shown.split())
     assert (out / "comparison.html").exists() and (out / "comparison.parquet").exists()
     assert not (out / "ray").exists()
+
+
+def test_two_objectives_of_the_contest_at_a_tiny_budget_make_the_tables_that_were_published(tmp_path: Path) -> None:
+    out, file = tmp_path / "contest", tmp_path / "contest.yaml"
+    sizes = {"rollouts.prompts": 8, "rollouts.prompts_per_block": 2, "rollouts.samples": 2, "evaluation.prompts": 8}
+    declared = {
+        "extends": "scenes-contest",
+        "objectives": ["scenes-ddpo", "scenes-dspo"],
+        "space": {
+            "learn.learning_rate": {"loguniform": [3.0e-5, 6.0e-4]},
+            "objectives.scenes-dspo.beta": {"loguniform": [2.0e-3, 5.0e-2]},
+        },
+        "settings": {
+            "prompts.held_out": "scenes-validation",
+            "sampler.steps": 3,
+            "cluster.actors": 0,
+            "cluster.threads": 1,
+            **sizes,
+        },
+        "trials": 2,
+        "confirm": {"seeds": [100], "test": "scenes-test"},
+        "budget": 100,
+    }
+    file.write_text(yaml.safe_dump(declared))
+    with begin(file, out) as sweep:
+        shown, said = sweep.communicate(timeout=HANG_GUARD)
+    assert sweep.returncode == 0, shown + said
+
+    published = Path(__file__).parents[2] / "docs/results/contest"
+    ours, theirs = (json.loads((at / "trials.json").read_text()) for at in (out, published))
+    assert {frozenset(row) for row in ours} == {frozenset(row) for row in theirs}
+    best = [row for row in ours if row["confirms"] is not None]
+    assert [(row["objective"], row["seed"]) for row in best] == [("scenes-ddpo", 100), ("scenes-dspo", 100)]
+    for row in best:
+        tried = [r for r in ours if r["objective"] == row["objective"] and r["trial"] is not None and r["held_out"]]
+        won = max(tried, key=lambda r: r["held_out"])
+        assert (row["confirms"], row["settings"]) == (won["trial"], won["settings"])
+
+    ours, theirs = (pq.read_table(at / "comparison.parquet") for at in (out, published))
+    assert ours.schema.names == theirs.schema.names
+    found = {(row["method"], row["quantity"]): row for row in ours.to_pylist() if row["other"] is None}
+    asked = {(r["method"], r["quantity"]) for r in theirs.to_pylist() if r["method"] in ("scenes-ddpo", "scenes-dspo")}
+    assert {key for key in asked if not key[1].startswith(("best", "difference", "improvement"))} <= found.keys()
+    for run in best:
+        before, after = ends(out / "trials" / run["name"], "test", "scenes_strict")
+        row = found[run["objective"], "test/scenes_strict gained"]
+        assert (row["runs"], row["tried"], row["estimate"]) == (1, 2, pytest.approx(after - before))
+
+
+def ends(run: Path, split: str, reward: str) -> tuple[float, float]:
+    """Mean of a reward on a split at a run's first and last evaluation, as its files have it."""
+    files = sorted((run / "scores").iterdir())
+    tables = [pq.read_table(file).to_pandas() for file in (files[0], files[-1])]
+    first, last = (table[(table.split == split) & (table.reward == reward)].value.mean() for table in tables)
+    return float(first), float(last)
 
 
 @pytest.mark.slow
