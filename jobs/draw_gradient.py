@@ -103,7 +103,7 @@ def measured(config: RunConfig) -> dict[str, np.ndarray]:
 
 def told(found: dict[str, np.ndarray], config: RunConfig) -> list[str]:
     """What the gradients of the units say."""
-    grams = {name: found[name] @ found[name].T for name in EVALUATIONS}
+    grams = {name: directions.Gram.of(found[name], found[name]) for name in EVALUATIONS}
     lines = [
         f"{len(found['path'])} units of {config.rollouts.samples} pictures, mean reward {found['reward'].mean():.3f}"
     ]
@@ -114,7 +114,9 @@ def told(found: dict[str, np.ndarray], config: RunConfig) -> list[str]:
         lines.append(f"{name}: {seen}; signal over noise of a unit {with_interval(snr)}")
         if snr.estimate > 0:
             lines.append(f"  {unit:,} network evaluations a unit, {unit / snr.estimate:,.0f} until signal equals noise")
-    cosine = directions.expected_cosine(grams["path"], grams["score"], found["path"] @ found["score"].T)
+    cosine = directions.expected_cosine(
+        grams["path"], grams["score"], directions.Gram.of(found["path"], found["score"])
+    )
     lines.append("cosine of the two: " + ("cannot be told" if cosine is None else with_interval(cosine)))
     return lines
 

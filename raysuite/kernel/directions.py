@@ -5,8 +5,8 @@ gradient of objective a on unit i, everything here derives from
 
     K_ab[i, j] = <g_{a,i}, g_{b,j}>,    (n, n),
 
-or, where gradients are kept by timestep bin, from K_ab[i, s, j, t], (n, T, n, T). The quantity of interest is the
-direction E[g_a], what an update would do with infinitely many units; `batch_cosine` alone is about finite ones.
+or, where gradients are kept by timestep bin, from K_ab[i, s, j, t], (n, T, n, T): from their sums (`Gram`). The quantity of interest
+is the direction E[g_a], what an update would do with infinitely many units; `batch_cosine` alone is about finite ones.
 
 Axis legend: n units, T timestep bins, A objectives.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -30,23 +31,68 @@ MOST_UNEQUAL = 0.8
 """The standard deviation of log |g_i| above which intervals of sizes are too narrow."""
 
 
-def off_diagonal_means(gram: np.ndarray) -> np.ndarray:
-    """U(K), the mean of K[i, j] over i != j: of all units, and then without each of them in turn.
+@dataclass(frozen=True)
+class Gram:
+    """Inner products K[i, j] of unit i's gradient under one objective with unit j's under another, as sums.
+
+    No estimate needs K itself, whose n^2 numbers are 8 MB for each bin and pair at 1,000 units. Its sums are inner products with
+    the sum of all gradients. Axes after the units' may be anything, such as bins of both gradients (T, T).
+    """
+
+    total: np.ndarray
+    """(...) sum of all K[i, j]."""
+    diagonal_n: np.ndarray
+    """(n, ...) K[i, i]."""
+    own_n: np.ndarray
+    """(n, ...) what unit i has a part in, K[i, i] counted twice: sum over j of K[i, j] + K[j, i]."""
+
+    @classmethod
+    def of(cls, a_nD: np.ndarray, b_nD: np.ndarray) -> Gram:
+        """Of units' gradients under two objectives, (n, D) each, or (n, T, D) by bin."""
+        bins = "ts" if a_nD.ndim == 3 else ""
+        left, right = (f"{bins[:1]}d", f"{bins[1:]}d")
+        a_D, b_D = a_nD.sum(0), b_nD.sum(0)
+        return cls(
+            total=np.einsum(f"{left},{right}->{bins}", a_D, b_D),
+            diagonal_n=np.einsum(f"n{left},n{right}->n{bins}", a_nD, b_nD, optimize=True),
+            own_n=np.einsum(f"n{left},{right}->n{bins}", a_nD, b_D, optimize=True)
+            + np.einsum(f"{left},n{right}->n{bins}", a_D, b_nD, optimize=True),
+        )
+
+    @classmethod
+    def stacked(cls, grams: Sequence[Gram]) -> Gram:
+        """One with a last axis more: of the same units' other gradients, such as blocks of layers."""
+        return cls(*(np.stack([getattr(gram, f.name) for gram in grams], -1) for f in fields(cls)))
+
+    @property
+    def units(self) -> int:
+        """N."""
+        return len(self.diagonal_n)
+
+    def __getitem__(self, index: Any) -> Gram:
+        """Part of the axes after the units'."""
+        rest = index if isinstance(index, tuple) else (index,)
+        return Gram(self.total[rest], self.diagonal_n[(slice(None), *rest)], self.own_n[(slice(None), *rest)])
+
+    def __add__(self, other: Gram) -> Gram:
+        """Of gradients with the coordinates of both."""
+        return Gram(self.total + other.total, self.diagonal_n + other.diagonal_n, self.own_n + other.own_n)
+
+    def over_bins(self) -> Gram:
+        """Of whole gradients from those by bin (T, T)."""
+        return Gram(*(getattr(self, f.name).sum((-2, -1)) for f in fields(self)))
+
+
+def off_diagonal_means(gram: Gram) -> np.ndarray:
+    """U(K), the mean of K[i, j] over i != j: of all units, and then without each of them in turn, (1 + n, ...).
 
     U is an unbiased estimate of <E g_a, E g_b>. Units share their rollouts between objectives, so K[i, i] holds correlated
     noise: with it, a true cosine of 0 looks like a positive one, and one of 0.9 like a smaller one.
-
-    Args:
-        gram: (n, n, ...).
-
-    Returns:
-        (1 + n, ...).
     """
-    n = len(gram)
-    diagonal = np.moveaxis(np.diagonal(gram), -1, 0)
-    off = gram.sum((0, 1)) - diagonal.sum(0)
-    own = gram.sum(1) + gram.sum(0) - 2 * diagonal
-    return np.concatenate([off[None] / (n * (n - 1)), (off - own) / ((n - 1) * (n - 2))])
+    n = gram.units
+    off = gram.total - gram.diagonal_n.sum(0)
+    own_n = gram.own_n - 2 * gram.diagonal_n
+    return np.concatenate([off[None] / (n * (n - 1)), (off - own_n) / ((n - 1) * (n - 2))])
 
 
 def jackknife(values: np.ndarray) -> Interval:
@@ -89,17 +135,17 @@ def _reach(values: np.ndarray) -> float:
     return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt((n - 1) / n * squares)
 
 
-def squared_norm(gram: np.ndarray) -> Interval:
-    """|E g|^2 of one objective, from its K (n, n). A lower limit at or below 0 means: no direction was found."""
+def squared_norm(gram: Gram) -> Interval:
+    """|E g|^2 of one objective, from its K. A lower limit at or below 0 means: no direction was found."""
     return positive_jackknife(off_diagonal_means(gram))
 
 
-def has_direction(gram: np.ndarray) -> bool:
+def has_direction(gram: Gram) -> bool:
     """Whether the units show that E g is not zero, at 95 %. Where they do not, there is no cosine to speak of."""
     return squared_norm(gram).low > 0
 
 
-def power(gram: np.ndarray) -> Interval:
+def power(gram: Gram) -> Interval:
     """The probability that another study of as many units finds this objective's direction (`has_direction`), in [0, 1].
 
     From the squared norm and its limits, by the normal approximation. A direction that was found has an estimate of at least 1/2
@@ -115,17 +161,17 @@ def power(gram: np.ndarray) -> Interval:
     return Interval(*(float(p) for p in scipy.stats.norm.cdf(quantile * (strength - 1))))
 
 
-def unequal(gram: np.ndarray) -> bool:
+def unequal(gram: Gram) -> bool:
     """Whether units differ so much in size that intervals of squared norm and signal-to-noise are too narrow.
 
     That is where the logarithms of |g_i| have a standard deviation above `MOST_UNEQUAL`: a few units that were not drawn may
     then decide, and no interval can know of them.
     """
-    squares = np.diagonal(gram)
+    squares = gram.diagonal_n
     return bool(0.5 * np.log(squares[squares > 0]).std() > MOST_UNEQUAL) if (squares > 0).any() else False
 
 
-def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval | None:
+def expected_cosine(aa: Gram, bb: Gram, ab: Gram) -> Interval | None:
     """The cosine between E g_a and E g_b: U(K_ab) / sqrt(U(K_aa) U(K_bb)), with the interval of `_cosine_interval`.
 
     Returns:
@@ -140,18 +186,18 @@ def expected_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Interval 
     return _cosine_interval(*map(off_diagonal_means, (aa, bb, ab)))
 
 
-def batch_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> float:
+def batch_cosine(aa: Gram, bb: Gram, ab: Gram) -> float:
     """The cosine between the means of these very units' gradients: what one update of this size does.
 
     It grows with shared noise, and shrinks with noise that is not shared; it is no estimate of `expected_cosine`.
     """
     _check(aa, bb, ab)
-    return float(ab.sum() / np.sqrt(aa.sum() * bb.sum()))
+    return float(ab.total / np.sqrt(aa.total * bb.total))
 
 
-def signal_to_noise(aa: np.ndarray) -> Interval:
+def signal_to_noise(aa: Gram) -> Interval:
     """|E g|^2 over the variance of one unit's gradient: 1 / snr units make a mean whose noise equals its signal."""
-    n, diagonal = len(aa), np.diagonal(aa)
+    n, diagonal = aa.units, aa.diagonal_n
     sizes = np.concatenate([[diagonal.mean()], (diagonal.sum() - diagonal) / (n - 1)])
     signal = off_diagonal_means(aa)
     return positive_jackknife(signal / (sizes - signal))
@@ -166,11 +212,11 @@ class Matched:
     """Bins in which both objectives show a direction; the others are left out."""
 
 
-def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | None:
+def matched_cosine(aa: Gram, bb: Gram, ab: Gram) -> Matched | None:
     """`expected_cosine` of sum_t g^t / |E g^t|: what is left of disagreement once timestep weights are taken out.
 
     Args:
-        aa: K of the first objective, (n, T, n, T).
+        aa: K of the first objective, by bin (T, T).
         bb: of the second.
         ab: of both.
 
@@ -178,13 +224,10 @@ def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | 
         None where no bin shows a direction under both objectives.
     """
     _check(aa, bb, ab)
-    bins = tuple(t for t in range(aa.shape[1]) if all(has_direction(k[:, t, :, t]) for k in (aa, bb)))
+    bins = tuple(t for t in range(len(aa.total)) if all(has_direction(k[t, t]) for k in (aa, bb)))
     if not bins:
         return None
-    held = np.array(bins)
-    aa, bb, ab = (k[:, held][..., held] for k in (aa, bb, ab))
-
-    products = [off_diagonal_means(k.transpose(0, 2, 1, 3)) for k in (aa, bb, ab)]  # (1 + n, T, T)
+    products = [off_diagonal_means(k[np.ix_(bins, bins)]) for k in (aa, bb, ab)]  # (1 + n, T, T)
     scales = [np.clip(np.diagonal(u, axis1=1, axis2=2), np.finfo(float).tiny, None) ** -0.5 for u in products[:2]]
     sides = [(scales[0], scales[0]), (scales[1], scales[1]), (scales[0], scales[1])]
     weighted = [np.einsum("nst,ns,nt->n", u, *side) for u, side in zip(products, sides, strict=True)]
@@ -193,11 +236,6 @@ def matched_cosine(aa: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> Matched | 
     found, moving = _cosine_interval(*fixed), jackknife(_cosine(*weighted))
     limits = Interval(found.estimate, min(found.low, moving.low), max(found.high, moving.high))
     return Matched(_as_cosine(limits), bins)
-
-
-def over_bins(gram: np.ndarray) -> np.ndarray:
-    """K (n, n) of whole gradients from K by bin (n, T, n, T)."""
-    return gram.sum((1, 3))
 
 
 def principal_directions(cosines_AA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -287,9 +325,9 @@ def _as_cosine(found: Interval) -> Interval:
     return Interval(*(float(np.clip(value, -1.0, 1.0)) for value in (found.estimate, found.low, found.high)))
 
 
-def _check(*grams: np.ndarray) -> None:
-    shapes: Sequence[tuple[int, ...]] = [gram.shape for gram in grams]
+def _check(*grams: Gram) -> None:
+    shapes = [gram.diagonal_n.shape for gram in grams]
     if len(set(shapes)) > 1:
         raise ValueError(f"expected inner products of the same units, got shapes {shapes}")
-    if shapes[0][0] < FEWEST_UNITS:
-        raise ValueError(f"expected at least {FEWEST_UNITS} units, got {shapes[0][0]}")
+    if grams[0].units < FEWEST_UNITS:
+        raise ValueError(f"expected at least {FEWEST_UNITS} units, got {grams[0].units}")

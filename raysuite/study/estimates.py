@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from raysuite.kernel.directions import (
+    Gram,
     batch_cosine,
     expected_cosine,
     has_direction,
     jackknife,
     matched_cosine,
     off_diagonal_means,
-    over_bins,
     power,
     principal_directions,
     signal_to_noise,
@@ -22,10 +22,8 @@ from raysuite.kernel.directions import (
     unequal,
 )
 from raysuite.kernel.stats import ENOUGH_POWER, Interval
-from raysuite.study.measure import REWARD
+from raysuite.study.measure import REWARD, Products
 
-Products = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
-"""K by bin (n, T, n, T) and by block (L, n, n) of every pair of objectives."""
 UNEQUAL = "units differ so much in size that the interval is too narrow"
 NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
@@ -38,12 +36,12 @@ def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) 
         labels: objectives, in the order of the study.
         blocks: names of the L blocks.
     """
-    bins = products[labels[0], labels[0]][0].shape[1]
-    parts: list[tuple[str, str, Callable[[str, str], np.ndarray]]] = [
-        ("whole", "", lambda a, b: over_bins(products[a, b][0]))
+    bins = len(products[labels[0], labels[0]][0].total)
+    parts: list[tuple[str, str, Callable[[str, str], Gram]]] = [
+        ("whole", "", lambda a, b: products[a, b][0].over_bins())
     ]
     if bins > 1:
-        parts += [("bin", str(t), lambda a, b, t=t: products[a, b][0][:, t, :, t]) for t in range(bins)]  # type: ignore[misc]
+        parts += [("bin", str(t), lambda a, b, t=t: products[a, b][0][t, t]) for t in range(bins)]  # type: ignore[misc]
     if len(blocks) > 1:
         parts += [("block", name, lambda a, b, i=i: products[a, b][1][i]) for i, name in enumerate(blocks)]  # type: ignore[misc]
     for part, where, gram in parts:
@@ -54,16 +52,16 @@ def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) 
         matched = matched_cosine(products[a, a][0], products[b, b][0], products[a, b][0])
         note = f"bins {', '.join(map(str, matched.bins))}" if matched else "no bin where both show a direction"
         yield {"part": "whole", "where": "", **_row("matched_cosine", a, b, matched.cosine if matched else None, note)}
-    yield from _principal({pair: over_bins(by_bin) for pair, (by_bin, _) in products.items()}, labels)
+    yield from _principal({pair: by_bin.over_bins() for pair, (by_bin, _) in products.items()}, labels)
 
 
-def _of_part(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _of_part(grams: Mapping[tuple[str, str], Gram], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
     silent = [label for label in labels if not has_direction(grams[label, label])]
     found = {label: power(grams[label, label]) for label in labels}
     for label in labels:
         note = UNEQUAL if unequal(grams[label, label]) else ""
         yield _row("squared_norm", label, label, squared_norm(grams[label, label]), note)
-        empty = not np.trace(grams[label, label])
+        empty = not grams[label, label].diagonal_n.any()
         yield _row("snr", label, label, None if empty else signal_to_noise(grams[label, label]), note)
         yield _row("power", label, label, found[label])
     for a, b in _pairs(labels):
@@ -71,12 +69,12 @@ def _of_part(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str])
         weak = [f"{label} {found[label].estimate:.0%}" for label in (a, b) if found[label].estimate < ENOUGH_POWER]
         note = f"no direction: {', '.join(without)}" if without else f"low power: {', '.join(weak)}" if weak else ""
         yield _row("expected_cosine", a, b, expected_cosine(grams[a, a], grams[b, b], grams[a, b]), note)
-        if grams[a, a].sum() > 0 and grams[b, b].sum() > 0:
+        if grams[a, a].total > 0 and grams[b, b].total > 0:
             naive = batch_cosine(grams[a, a], grams[b, b], grams[a, b])
             yield _row("batch_cosine", a, b, Interval(naive, float("nan"), float("nan")))
 
 
-def _principal(grams: Mapping[tuple[str, str], np.ndarray], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _principal(grams: Mapping[tuple[str, str], Gram], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Shares and loadings over the objectives that show a direction."""
     shown = [label for label in labels if has_direction(grams[label, label])]
     if len(shown) < 2:
@@ -113,7 +111,7 @@ def predicted_gain(products: Products, label: str, step: float) -> Interval:
     Jackknifed over units; units of reward.
     """
     pair = (label, REWARD) if (label, REWARD) in products else (REWARD, label)
-    return jackknife(step * off_diagonal_means(over_bins(products[pair][0])))
+    return jackknife(step * off_diagonal_means(products[pair][0].over_bins()))
 
 
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
+from raysuite.kernel.directions import Gram
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
@@ -318,17 +319,16 @@ class Probes:
         return ((sides[0] - sides[1]) / (2 * step)).flatten().cpu(), Cost(forward=spent)
 
 
-def inner_products(
-    directory: Path, space: str, labels: Sequence[str], spans: Mapping[str, slice]
-) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """K of every pair of objectives, by bin (n, T, n, T) and by block of layers (L, n, n), float64, from all units' files.
+Products = Mapping[tuple[str, str], tuple[Gram, Gram]]
+"""K of every pair of objectives, by bin (T, T) and by block of layers (L)."""
 
-    One block of layers is held in memory at a time.
-    """
+
+def inner_products(directory: Path, space: str, labels: Sequence[str], spans: Mapping[str, slice]) -> Products:
+    """K of every pair of objectives in float64, from all units' files. One block of layers is held in memory at a time."""
     files = sorted((directory / "units").glob("[0-9]*.safetensors"))
     pairs = [(a, b) for i, a in enumerate(labels) for b in labels[i:]]
-    by_bin: dict[tuple[str, str], np.ndarray] = {}
-    by_block: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
+    by_block: dict[tuple[str, str], list[Gram]] = defaultdict(list)
+    by_bin: dict[tuple[str, str], Gram] = {}
     for span in spans.values():
         held = {}
         for label in labels:
@@ -338,8 +338,7 @@ def inner_products(
                     parts.append(stored.get_slice(f"{space}/{label}")[:, :, span].astype(np.float64))
             held[label] = np.concatenate(parts)
         for a, b in pairs:
-            n, bins, _ = held[a].shape
-            product = (held[a].reshape(n * bins, -1) @ held[b].reshape(n * bins, -1).T).reshape(n, bins, n, bins)
-            by_bin[a, b] = by_bin.get((a, b), 0.0) + product
-            by_block[a, b].append(product.sum((1, 3)))
-    return {pair: (by_bin[pair], np.stack(by_block[pair])) for pair in pairs}
+            product = Gram.of(held[a], held[b])
+            by_bin[a, b] = by_bin[a, b] + product if (a, b) in by_bin else product
+            by_block[a, b].append(product.over_bins())
+    return {pair: (by_bin[pair], Gram.stacked(by_block[pair])) for pair in pairs}

@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,19 @@ import torch
 
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.directions import Gram
 from raysuite.kernel.sketch import Sketch
 from raysuite.places import replacing
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.files import write_json
 from raysuite.study.declared import Rung, Study
-from raysuite.study.estimates import Products, estimates, widest
+from raysuite.study.estimates import estimates, widest
 from raysuite.study.gradients import bin_ranges
 from raysuite.study.measure import (
     REWARD,
     SPACES,
     Advantages,
+    Products,
     adam_scale,
     block_advantages,
     block_number,
@@ -190,9 +193,12 @@ class RungDirectory:
             measured = [*labels, REWARD] if self.study.gain and space == "parameters" else labels
             products = inner_products(self.path, space, measured, spans)
             order = {label: str(number) for number, label in enumerate(measured)}
-            arrays = {}
-            for (a, b), (by_bin, by_block) in products.items():
-                arrays[f"{order[a]}-{order[b]}/bins"], arrays[f"{order[a]}-{order[b]}/blocks"] = by_bin, by_block
+            arrays = {
+                f"{order[a]}-{order[b]}/{part}/{name}": np.ascontiguousarray(values)
+                for (a, b), both in products.items()
+                for part, gram in zip(("bins", "blocks"), both, strict=True)
+                for name, values in vars(gram).items()
+            }
             with replacing(self.path / f"inner_products-{space}.safetensors") as temporary:
                 safetensors.numpy.save_file(arrays, temporary, metadata={"labels": json.dumps(measured)})
             own = {pair: found for pair, found in products.items() if REWARD not in pair}
@@ -228,10 +234,11 @@ class RungDirectory:
         """Of every objective with the trained reward."""
         arrays = safetensors.numpy.load_file(self.path / "inner_products-parameters.safetensors")
         labels = list(self.rung.configs)
-        return {
-            (label, REWARD): (arrays[f"{number}-{len(labels)}/bins"], arrays[f"{number}-{len(labels)}/blocks"])
-            for number, label in enumerate(labels)
-        }
+
+        def gram(number: int, part: str) -> Gram:
+            return Gram(**{f.name: arrays[f"{number}-{len(labels)}/{part}/{f.name}"] for f in fields(Gram)})
+
+        return {(label, REWARD): (gram(n, "bins"), gram(n, "blocks")) for n, label in enumerate(labels)}
 
     def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Steps were taken; their directions are needed no more."""

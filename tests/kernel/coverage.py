@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysuite.kernel.directions import (
+    Gram,
     expected_cosine,
     has_direction,
     power,
@@ -43,7 +44,7 @@ class World:
         """The true one."""
         return 1 / (np.exp(self.spread**2) * (1 + self.noise**2 * DIMENSIONS) - 1)
 
-    def grams(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def grams(self, rng: np.random.Generator) -> tuple[Gram, Gram, Gram]:
         """One study: K of a with a, b with b, a with b."""
 
         def noise() -> np.ndarray:
@@ -57,7 +58,7 @@ class World:
             scale * (mean + self.noise * (self.shared * common + np.sqrt(1 - self.shared**2) * noise()))
             for mean in (a, b)
         ]
-        return g[0] @ g[0].T, g[1] @ g[1].T, g[0] @ g[1].T
+        return Gram.of(g[0], g[0]), Gram.of(g[1], g[1]), Gram.of(g[0], g[1])
 
 
 def holds(interval: Interval, truth: float) -> bool:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from raysuite.kernel.directions import (
+    Gram,
     batch_cosine,
     expected_cosine,
     has_direction,
     jackknife,
     matched_cosine,
     off_diagonal_means,
-    over_bins,
     power,
     principal_directions,
     signal_to_noise,
@@ -43,8 +43,33 @@ def units(
     ]
 
 
-def grams(g: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return g[0] @ g[0].T, g[1] @ g[1].T, g[0] @ g[1].T
+def grams(g: list[np.ndarray]) -> tuple[Gram, Gram, Gram]:
+    """Of each with itself, and of both; by bin where gradients are."""
+    return Gram.of(g[0], g[0]), Gram.of(g[1], g[1]), Gram.of(g[0], g[1])
+
+
+def summed(k: np.ndarray) -> Gram:
+    """Of all inner products of units, (n, n, ...)."""
+    return Gram(k.sum((0, 1)), np.moveaxis(np.diagonal(k), -1, 0), k.sum(0) + k.sum(1))
+
+
+def test_sums_of_inner_products_are_those_of_all_of_them() -> None:
+    rng = np.random.default_rng(12)
+    a, b = (rng.normal(size=(9, 3, DIMENSIONS)) for _ in range(2))
+    k = np.einsum("isd,jtd->ijst", a, b)
+    whole, of_bin = k.sum((2, 3)), k[:, :, 1, 2]
+    held = k[:, :, [0, 2]][..., [0, 2]]
+    for found, expected in (
+        (Gram.of(a, b), k),
+        (Gram.of(a, b).over_bins(), whole),
+        (Gram.of(a.sum(1), b.sum(1)), whole),
+        (Gram.of(a, b)[1, 2], of_bin),
+        (Gram.of(a, b)[np.ix_([0, 2], [0, 2])], held),
+        (Gram.of(a[..., :7], b[..., :7]) + Gram.of(a[..., 7:], b[..., 7:]), k),
+        (Gram.stacked([Gram.of(a[:, 0], b[:, 0]), Gram.of(a[:, 1], b[:, 2])])[1], of_bin),
+    ):
+        for name, values in vars(summed(expected)).items():
+            np.testing.assert_allclose(vars(found)[name], values, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.5, 0.9])
@@ -84,11 +109,11 @@ def test_without_a_direction_there_is_no_cosine() -> None:
     """Pure noise: a direction is claimed in at most the 2.5 % that the interval's lower end allows, within error."""
     rng = np.random.default_rng(1)
     noise = [rng.normal(size=(32, DIMENSIONS)) for _ in range(400)]
-    claimed = np.mean([has_direction(g @ g.T) for g in noise])
+    claimed = np.mean([has_direction(Gram.of(g, g)) for g in noise])
     assert claimed < 0.06
     real = units(0.5, 32, rng)[0]
-    quiet = next(g for g in noise if not has_direction(g @ g.T))
-    assert expected_cosine(real @ real.T, quiet @ quiet.T, real @ quiet.T) is None
+    quiet = next(g for g in noise if not has_direction(Gram.of(g, g)))
+    assert expected_cosine(*grams([real, quiet])) is None
 
 
 @pytest.mark.parametrize(
@@ -132,10 +157,10 @@ def test_power_by_arithmetic() -> None:
     lower limit, U - t e = 2, it is 1/2."""
     n = 400
     effect = np.where(np.arange(n) % 2, 1.0, -1.0)
-    gram = 4 + (effect[:, None] + effect[None]) * 1.0
+    gram = summed(4 + (effect[:, None] + effect[None]) * 1.0)
     values = off_diagonal_means(gram)
     reach = values[0] - jackknife(values).low
-    gram = 4 + (effect[:, None] + effect[None]) * 2 / reach
+    gram = summed(4 + (effect[:, None] + effect[None]) * 2 / reach)
     found = power(gram)
     assert squared_norm(gram).low == pytest.approx(2.0, rel=0.01)
     assert (found.estimate, found.low) == pytest.approx((0.975, 0.5), abs=0.005)
@@ -145,7 +170,8 @@ def test_power_by_arithmetic() -> None:
 def test_the_same_gradients_have_cosine_1() -> None:
     gram = World().grams(np.random.default_rng(11))[0]
     assert expected_cosine(gram, gram, gram) == Interval(1.0, pytest.approx(1.0, abs=1e-4), 1.0)
-    assert expected_cosine(gram, gram, -gram) == Interval(-1.0, -1.0, pytest.approx(-1.0, abs=1e-4))
+    against = Gram(-gram.total, -gram.diagonal_n, -gram.own_n)
+    assert expected_cosine(gram, gram, against) == Interval(-1.0, -1.0, pytest.approx(-1.0, abs=1e-4))
 
 
 def test_signal_to_noise_by_arithmetic() -> None:
@@ -154,23 +180,23 @@ def test_signal_to_noise_by_arithmetic() -> None:
     found = []
     for _ in range(100):
         g = units(0.0, 48, rng)[0]
-        found.append(signal_to_noise(g @ g.T))
+        found.append(signal_to_noise(Gram.of(g, g)))
     assert np.mean([f.estimate for f in found]) == pytest.approx(0.1, rel=0.03)
     assert np.mean([f.low <= 0.1 <= f.high for f in found]) > 0.85
 
 
 def test_off_diagonal_mean_by_arithmetic() -> None:
     gram = np.array([[100.0, 1.0, 2.0], [3.0, 100.0, 4.0], [5.0, 6.0, 100.0]])
-    assert off_diagonal_means(gram) == pytest.approx([21 / 6, 10 / 2, 7 / 2, 4 / 2])
+    assert off_diagonal_means(summed(gram)) == pytest.approx([21 / 6, 10 / 2, 7 / 2, 4 / 2])
     rng = np.random.default_rng(7)
     by_bin = rng.normal(size=(6, 6, 2, 3))
-    found = off_diagonal_means(by_bin)
+    found = off_diagonal_means(summed(by_bin))
     assert found.shape == (7, 2, 3)
     for left_out in range(6):
         others = np.delete(np.delete(by_bin, left_out, 0), left_out, 1)
         expected = (others.sum((0, 1)) - sum(others[i, i] for i in range(5))) / 20
         np.testing.assert_allclose(found[1 + left_out], expected)
-    assert squared_norm(np.ones((8, 8))).low == pytest.approx(1.0)
+    assert squared_norm(summed(np.ones((8, 8)))).low == pytest.approx(1.0)
 
 
 def binned(weights: list[np.ndarray], n: int, rng: np.random.Generator, noise: float = 0.1) -> list[np.ndarray]:
@@ -182,16 +208,12 @@ def binned(weights: list[np.ndarray], n: int, rng: np.random.Generator, noise: f
     return [w[:, None] * mean + noise * rng.normal(size=(n, bins, DIMENSIONS)) for w in weights]
 
 
-def by_bin(g: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-    return tuple(np.einsum("isd,jtd->isjt", g[a], g[b]) for a, b in ((0, 0), (1, 1), (0, 1)))
-
-
 def test_matching_takes_timestep_weights_out() -> None:
     """Two objectives that differ in their weights alone: matched they agree, raw they do not."""
     rng = np.random.default_rng(3)
     weights = [np.array([4.0, 1.0, 0.5]), np.array([0.5, 1.0, 4.0])]
-    grams_by_bin = by_bin(binned(weights, 40, rng))
-    raw = expected_cosine(*(over_bins(k) for k in grams_by_bin))
+    grams_by_bin = grams(binned(weights, 40, rng))
+    raw = expected_cosine(*(k.over_bins() for k in grams_by_bin))
     matched = matched_cosine(*grams_by_bin)
     assert raw is not None and raw.high < 0.75
     assert matched is not None and matched.bins == (0, 1, 2)
@@ -205,7 +227,7 @@ def test_matching_does_not_hide_other_directions() -> None:
     for gradients in g:
         gradients[..., 2] = 0.1 * rng.normal(size=gradients.shape[:2])
     g[1][:, 1] *= -1
-    matched = matched_cosine(*by_bin(g))
+    matched = matched_cosine(*grams(g))
     assert matched is not None and matched.cosine.low < 0 < matched.cosine.high
 
 
@@ -213,10 +235,10 @@ def test_bins_without_a_direction_are_left_out() -> None:
     rng = np.random.default_rng(5)
     g = binned([np.array([1.0, 1.0, 1.0])] * 2, 40, rng)
     g[0][:, 1] = rng.normal(size=(40, DIMENSIONS))
-    matched = matched_cosine(*by_bin(g))
+    matched = matched_cosine(*grams(g))
     assert matched is not None and matched.bins in ((0, 2), (0, 1, 2))
     silent = [rng.normal(size=(40, 1, DIMENSIONS)) for _ in range(2)]
-    quiet = matched_cosine(*by_bin(silent))
+    quiet = matched_cosine(*grams(silent))
     assert quiet is None or quiet.bins == (0,)
 
 
@@ -231,8 +253,8 @@ def test_principal_directions() -> None:
 
 
 def test_too_few_units_and_other_units_are_refused() -> None:
-    small, large = np.eye(7), np.eye(9)
+    small, large = summed(np.eye(7)), summed(np.eye(9))
     with pytest.raises(ValueError, match="expected at least 8 units, got 7"):
         expected_cosine(small, small, small)
     with pytest.raises(ValueError, match="the same units"):
-        batch_cosine(large, large, np.eye(8))
+        batch_cosine(large, large, summed(np.eye(8)))

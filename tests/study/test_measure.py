@@ -14,6 +14,7 @@ from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
 from raysuite.kernel.credit import PromptTracker
+from raysuite.kernel.directions import Gram
 from raysuite.rng import Stage, torch_generator
 from raysuite.stages import checkpoint
 from raysuite.stages.checkpoint import State
@@ -102,8 +103,12 @@ def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tm
                 by_hand[label].append(found.flatten().double().numpy().copy())
     products = inner_products(tmp_path, "parameters", OBJECTIVES, {"": slice(None)})
     a, b = (np.stack(by_hand[label]) for label in ("ddpo", "forward_rl"))
-    np.testing.assert_allclose(products["ddpo", "forward_rl"][0].sum((1, 3)), a @ b.T, rtol=1e-3, atol=1e-7)
-    np.testing.assert_allclose(products["ddpo", "ddpo"][1][0], a @ a.T, rtol=1e-3, atol=1e-9)
+    for found, expected in (
+        (products["ddpo", "forward_rl"][0].over_bins(), Gram.of(a, b)),
+        (products["ddpo", "ddpo"][1][0], Gram.of(a, a)),
+    ):
+        for name, values in vars(expected).items():
+            np.testing.assert_allclose(vars(found)[name], values, rtol=1e-3, atol=1e-6)
 
 
 def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
