@@ -26,6 +26,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
+from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.kernel.credit import PromptTracker
 from raysuite.kernel.directions import Gram
@@ -231,9 +232,17 @@ class RungDirectory:
         return safetensors.numpy.load_file(self.path / Totals.FILE)
 
     def reward_products(self) -> Products:
-        """Of every objective with the trained reward."""
+        """Of every objective with the trained reward.
+
+        Raises:
+            UserError: an older version measured it, and kept other numbers.
+        """
         arrays = safetensors.numpy.load_file(self.path / "inner_products-parameters.safetensors")
         labels = list(self.rung.configs)
+        if f"0-{len(labels)}/bins/total" not in arrays:
+            raise UserError(
+                f"expected sums of inner products in {self.path}, which an older version measured: give another --out"
+            )
 
         def gram(number: int, part: str) -> Gram:
             return Gram(**{f.name: arrays[f"{number}-{len(labels)}/{part}/{f.name}"] for f in fields(Gram)})

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 
 from raysuite.config import Prompts
+from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
@@ -35,6 +37,7 @@ from raysuite.study.measure import (
     inner_products,
     study_blocks,
 )
+from raysuite.study.rung import RungDirectory
 from raysuite.types import Block, Rollouts
 
 OBJECTIVES = ["ddpo", "dspo", "forward_rl"]
@@ -109,6 +112,15 @@ def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tm
     ):
         for name, values in vars(expected).items():
             np.testing.assert_allclose(vars(found)[name], values, rtol=1e-3, atol=1e-6)
+
+
+def test_what_an_older_version_measured_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """It kept all inner products, where their sums are kept now."""
+    study = toy(gain={"kl": 1.0})
+    old = {"0-2/bins": np.zeros((8, 4, 8, 4)), "0-2/blocks": np.zeros((1, 8, 8))}
+    safetensors.numpy.save_file(old, tmp_path / "inner_products-parameters.safetensors")
+    with pytest.raises(UserError, match="which an older version measured: give another --out"):
+        RungDirectory(study, study.rungs[0], tmp_path).reward_products()
 
 
 def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
