@@ -66,7 +66,7 @@ class Gram:
 
     @property
     def units(self) -> int:
-        """N."""
+        """How many there are."""
         return len(self.diagonal_n)
 
     def __getitem__(self, index: Any) -> Gram:

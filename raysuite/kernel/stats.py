@@ -290,7 +290,7 @@ def rank_correlation(x_M: np.ndarray, y_M: np.ndarray, *, confidence: float = 0.
     With z = artanh(rho) it is tanh(z ± q sqrt((1 + rho^2 / 2) / (M - 3))), q the normal quantile.
 
     Source: Bonett and Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman correlations",
-    Psychometrika 65, 2000, equation 4.
+    Psychometrika 65, 2000.
 
     Args:
         x_M: finite numbers, one for each of at least 4 things.
