@@ -40,7 +40,7 @@ def heat_map(study: Study, quantity: str = "expected_cosine", *, space: str = "p
     axes.imshow(deep, cmap=colours, vmin=-1, vmax=1, aspect="auto")
     for i, j in np.ndindex(side, side):
         if i != j:
-            colour = "white" if abs(deep[i, j]) > 0.6 else PRINT["ink"]
+            colour = "white" if abs(deep[i, j]) > 0.45 else PRINT["ink"]
             axes.text(j, i, cell(Interval(*found[:, i, j])), ha="center", va="center", fontsize=8.5, color=colour)
     axes.set_xticks(range(side), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(side), labels, fontsize=9)
