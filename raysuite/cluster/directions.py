@@ -265,7 +265,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
                 first=1e-3 * max(1.0, float(np.linalg.norm(weights))) / length,
             )
             after = scored(blocks, moved(step))
-            predicted = predicted_gain(products, label, step)
+            predicted = predicted_gain(products[label], step)
             of_step = {**held.place, "objective": label, **measured_kl(after, seed=config.evaluation.seed)}
             for row in realised(before, after, rewards, seed=config.evaluation.seed):
                 told = (predicted.estimate, predicted.low, predicted.high)

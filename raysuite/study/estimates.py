@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from raysuite.kernel.directions import (
     unequal,
 )
 from raysuite.kernel.stats import ENOUGH_POWER, Interval
-from raysuite.study.measure import REWARD, Products
+from raysuite.study.measure import Products
 
 UNEQUAL = "units differ so much in size that the interval is too narrow"
 NOTHING = Interval(float("nan"), float("nan"), float("nan"))
@@ -36,23 +36,26 @@ def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) 
         labels: objectives, in the order of the study.
         blocks: names of the L blocks.
     """
+    whole = {pair: by_bin.over_bins() for pair, (by_bin, _) in products.items()}
     bins = len(products[labels[0], labels[0]][0].total)
-    parts: list[tuple[str, str, Callable[[str, str], Gram]]] = [
-        ("whole", "", lambda a, b: products[a, b][0].over_bins())
-    ]
-    if bins > 1:
-        parts += [("bin", str(t), lambda a, b, t=t: products[a, b][0][t, t]) for t in range(bins)]  # type: ignore[misc]
-    if len(blocks) > 1:
-        parts += [("block", name, lambda a, b, i=i: products[a, b][1][i]) for i, name in enumerate(blocks)]  # type: ignore[misc]
-    for part, where, gram in parts:
-        grams = {(a, b): gram(a, b) for a, b in products}
+    for part, where, grams in [("whole", "", whole), *_parts(products, bins, blocks)]:
         for row in _of_part(grams, labels):
             yield {"part": part, "where": where, **row}
     for a, b in _pairs(labels) if bins > 1 else ():
         matched = matched_cosine(products[a, a][0], products[b, b][0], products[a, b][0])
         note = f"bins {', '.join(map(str, matched.bins))}" if matched else "no bin where both show a direction"
         yield {"part": "whole", "where": "", **_row("matched_cosine", a, b, matched.cosine if matched else None, note)}
-    yield from _principal({pair: by_bin.over_bins() for pair, (by_bin, _) in products.items()}, labels)
+    yield from _principal(whole, labels)
+
+
+def _parts(
+    products: Products, bins: int, blocks: Sequence[str]
+) -> Iterator[tuple[str, str, Mapping[tuple[str, str], Gram]]]:
+    """Timestep bins and blocks of layers, where there is more than one."""
+    for t in range(bins) if bins > 1 else ():
+        yield "bin", str(t), {pair: by_bin[t, t] for pair, (by_bin, _) in products.items()}
+    for i, name in enumerate(blocks) if len(blocks) > 1 else ():
+        yield "block", name, {pair: by_block[i] for pair, (_, by_block) in products.items()}
 
 
 def _of_part(grams: Mapping[tuple[str, str], Gram], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -105,13 +108,16 @@ def widest(rows: Sequence[Mapping[str, Any]]) -> float:
     return far
 
 
-def predicted_gain(products: Products, label: str, step: float) -> Interval:
+def predicted_gain(gram: Gram, step: float) -> Interval:
     """First-order change of E[r] after a step of this length against an objective's mean gradient: step <g_reward, g_a>.
 
     Jackknifed over units; units of reward.
+
+    Args:
+        gram: of the objective with the trained reward.
+        step: length, as a multiple of the mean gradient.
     """
-    pair = (label, REWARD) if (label, REWARD) in products else (REWARD, label)
-    return jackknife(step * off_diagonal_means(products[pair][0].over_bins()))
+    return jackknife(step * off_diagonal_means(gram))
 
 
 def _pairs(labels: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -41,7 +41,6 @@ from raysuite.study.measure import (
     REWARD,
     SPACES,
     Advantages,
-    Products,
     adam_scale,
     block_advantages,
     block_number,
@@ -231,23 +230,23 @@ class RungDirectory:
         """Sum of all units' gradients by objective."""
         return safetensors.numpy.load_file(self.path / Totals.FILE)
 
-    def reward_products(self) -> Products:
+    def reward_products(self) -> dict[str, Gram]:
         """Of every objective with the trained reward.
 
         Raises:
             UserError: an older version measured it, and kept other numbers.
         """
-        arrays = safetensors.numpy.load_file(self.path / "inner_products-parameters.safetensors")
-        labels = list(self.rung.configs)
-        if f"0-{len(labels)}/bins/total" not in arrays:
-            raise UserError(
-                f"expected sums of inner products in {self.path}, which an older version measured: give another --out"
-            )
-
-        def gram(number: int, part: str) -> Gram:
-            return Gram(**{f.name: arrays[f"{number}-{len(labels)}/{part}/{f.name}"] for f in fields(Gram)})
-
-        return {(label, REWARD): (gram(n, "bins"), gram(n, "blocks")) for n, label in enumerate(labels)}
+        labels, found = list(self.rung.configs), {}
+        with safetensors.safe_open(self.path / "inner_products-parameters.safetensors", framework="numpy") as held:
+            if f"0-{len(labels)}/bins/total" not in held.keys():  # noqa: SIM118 - not a mapping
+                raise UserError(
+                    f"expected sums of inner products in {self.path}, which an older version measured: give another --out"
+                )
+            for number, label in enumerate(labels):
+                at = f"{number}-{len(labels)}/bins"
+                sums = {field.name: held.get_tensor(f"{at}/{field.name}") for field in fields(Gram)}
+                found[label] = Gram(**sums).over_bins()
+        return found
 
     def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Steps were taken; their directions are needed no more."""
