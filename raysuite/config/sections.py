@@ -253,7 +253,7 @@ class Prompts(Section):
     held_out: Annotated[str | None, AfterValidator(located)] = "scenes"
     """The same, for prompts that are only evaluated: to look at as a run goes on, and to choose settings by."""
     test: Annotated[str | None, AfterValidator(located)] = None
-    """The same, for prompts that are evaluated before the first update and after the last alone, and that nothing is chosen by.
+    """The same, for prompts that are evaluated before the first update and after the last alone: so nothing need be chosen by them.
     The held-out scenes come in two halves for that: `scenes-validation`, and `scenes-test`, which has an order of words of its own."""
     writer: Annotated[str | None, AfterValidator(located)] = None
     """A language model that rewrites all prompts once, before the run begins; the image model is given its words. `scenes-writer`
@@ -433,7 +433,7 @@ class Guards(Section):
     kl: Reaction = "warn"
     """The KL from the model as it came is beyond `kl_limit`."""
     kl_limit: PositiveFloat = 500.0
-    """Nats a trajectory. Runs of the bundled model that went well ended at 30 to 250, those that broke it above 800."""
+    """Nats a trajectory. Runs of the bundled model ended at 30 to 720, those that broke it above 800."""
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -65,14 +66,14 @@ class PromptSet:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """What rewards are compared and remembered under, by prompt number: the text, with the number where another prompt of
-        the same text, and other metadata, came before.
+        """What rewards are compared and remembered under, by prompt number: the text, with a count where prompts of the same text,
+        and other metadata, came before.
         """
         names: dict[int, str] = {}
-        seen = set[str]()
+        seen = Counter[str]()
         for prompt in self.all:
-            names[prompt.number] = f"{prompt.text} (prompt {prompt.number})" if prompt.text in seen else prompt.text
-            seen.add(prompt.text)
+            seen[prompt.text] += 1
+            names[prompt.number] = f"{prompt.text} (no. {seen[prompt.text]})" if seen[prompt.text] > 1 else prompt.text
         return names
 
 
@@ -88,8 +89,7 @@ def load_prompts(spec: Prompts) -> PromptSet:
     split_of: dict[str, str] = {}
     for split in SPLITS:
         source = getattr(spec, split)
-        first = sum(map(len, splits.values()))
-        splits[split] = _read(source, split, first, repeated) if source else ()
+        splits[split] = _read(source, split, repeated) if source else ()
         if any(TYPED in prompt.metadata for prompt in splits[split]):
             raise UserError(
                 f"expected no column {TYPED} in prompts.{split}={source}, where it is what a user typed before a writer's rewrite, by "
@@ -156,18 +156,37 @@ def said_of_cut(what: str, cut: Sequence[str], count: int, tokens: int) -> str:
     return f"WARNING: {len(cut)} of {count} {what} are cut after the {tokens} tokens that the model reads, for example {example!r}."
 
 
-def _read(source: str, split: str, first: int, repeated: dict[str, int]) -> tuple[Prompt, ...]:
+def _read(source: str, split: str, repeated: dict[str, int]) -> tuple[Prompt, ...]:
+    rows = list(_rows(source, split, repeated))
+    first = _first_number(source, split)
+    return tuple(Prompt(text, first + i, metadata, stratum) for i, (text, metadata, stratum) in enumerate(rows))
+
+
+def _first_number(source: str, split: str) -> int:
+    """The number of a split's first prompt, of which the noise of its pictures is a function. It depends on no other split's source,
+    so that runs on two sets of training prompts are evaluated on the same held-out prompts with the same noise.
+    """
+    if source not in prompt_files.BUILT_IN:
+        return (1 + SPLITS.index(split)) << 30  # beyond all bundled prompts
+    before = {"training": (), "held_out": ((source.removesuffix("-validation"), "training"),)}
+    before["test"] = (("scenes", "training"), ("scenes-validation", "held_out"))
+    beyond = 1 << 20 if source == "scenes-users" else 0  # beyond those in plain words, which may be another split's
+    return beyond + sum(1 for other in before[split] for _ in _rows(*other, {}))
+
+
+def _rows(source: str, split: str, repeated: dict[str, int]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Text, metadata and stratum of a split's prompts."""
     if source.startswith("scenes") and source in prompt_files.BUILT_IN:
-        found = enumerate(_scenes(source, split))
-        return tuple(Prompt(text, first + i, metadata, stratum) for i, (text, metadata, stratum) in found)
-    if source == "toy":
+        yield from _scenes(source, split)
+    elif source == "toy":
         texts = {"training": ("left", "right"), "held_out": ("both",)}
-        return tuple(Prompt(text, first + i) for i, text in enumerate(_of_split(source, split, texts)))
-    rows = prompt_files.read(source)
-    once = {prompt_files.identity(row): row for row in rows}
-    if len(once) < len(rows):
-        repeated[split] = len(rows) - len(once)
-    return tuple(Prompt(text, first + i, metadata) for i, (text, metadata) in enumerate(once.values()))
+        yield from ((text, {}, "") for text in _of_split(source, split, texts))
+    else:
+        rows = prompt_files.read(source)
+        once = {prompt_files.identity(row): row for row in rows}
+        if len(once) < len(rows):
+            repeated[split] = len(rows) - len(once)
+        yield from ((text, metadata, "") for text, metadata in once.values())
 
 
 def _scenes(source: str, split: str) -> Iterator[tuple[str, dict[str, Any], str]]:

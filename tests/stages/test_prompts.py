@@ -55,7 +55,31 @@ def test_objects_with_metadata(tmp_path: Path) -> None:
 def test_numbers_are_unique_over_both_splits(tmp_path: Path) -> None:
     first, second = write(tmp_path, "a.txt", "a\nb\nc\n"), write(tmp_path, "b.txt", "d\ne\n")
     prompts = load_prompts(Prompts(training=first, held_out=second))
-    assert [p.number for p in (*prompts.training, *prompts.held_out)] == [0, 1, 2, 3, 4]
+    assert [p.number - (1 << 30) for p in prompts.training] == [0, 1, 2]
+    assert [p.number - (2 << 30) for p in prompts.held_out] == [0, 1]
+
+
+def test_held_out_prompts_and_their_noise_do_not_depend_on_the_training_prompts(
+    tmp_path: Path, run_config: Maker
+) -> None:
+    (tmp_path / "held_out.txt").write_text("".join(f"held {i}\n" for i in range(300)))
+    blocks = []
+    for name, size in (("small.txt", 20), ("large.txt", 40)):
+        (tmp_path / name).write_text("".join(f"train {i}\n" for i in range(size)))
+        spec = Prompts(training=str(tmp_path / name), held_out=str(tmp_path / "held_out.txt"))
+        config = run_config(prompts=spec.model_dump(), evaluation={"prompts": 32})
+        blocks.append(evaluation_blocks(config, load_prompts(spec), 0, final=True)["held_out"])
+    assert blocks[0] == blocks[1]
+    assert sum(len(block.prompts) for block in blocks[0]) >= 32
+
+
+def test_bundled_sources_and_files_share_no_number(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a\nb\n")
+    own = str(tmp_path / "own.txt")
+    for training in ("scenes", "scenes-users", own):
+        for held_out, test in (("scenes", None), ("scenes-validation", "scenes-test"), ("scenes-users", None)):
+            known = load_prompts(Prompts(training=training, held_out=held_out, test=test))
+            assert len({prompt.number for prompt in known.all}) == len(known.all)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
@@ -125,7 +149,7 @@ def test_a_row_that_is_there_twice_is_one_prompt_and_equal_texts_with_other_meta
         ("a dog", None),
         ("a cat", 2),
     ]
-    assert list(prompts.names.values()) == ["a cat", "a dog", "a cat (prompt 2)", "an owl", "an emu"]
+    assert list(prompts.names.values()) == ["a cat", "a dog", "a cat (no. 2)", "an owl", "an emu"]
     assert prompts.repeated == {"training": 1, "held_out": 2}
     assert load_prompts(Prompts()).repeated == {}
 

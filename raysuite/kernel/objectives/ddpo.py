@@ -35,7 +35,8 @@ class Ddpo(Objective[Transitions]):
     clip: float | None
     """Half-width of the band around ratio 1, or None for the score-function form."""
     advantage_clip: float
-    """Advantages are clipped to [-advantage_clip, advantage_clip] (5 in the released code)."""
+    """Advantages are clipped to [-advantage_clip, advantage_clip] (5 in the released code), after `credit.discount` has weighted
+    them: with 12 steps and 0.75 the first has 3.1 times its advantage, and 5 clips one in ten there."""
     kl_weight: float = 0.0
     """Weight of the KL from the reference."""
     step_fraction: float = 1.0
