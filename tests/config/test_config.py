@@ -651,8 +651,10 @@ def test_a_run_must_have_something_to_learn_from() -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "sdxl-ddpo",
         "sdxl-diffusion-dpo",
         "sd35-medium-grpo",
+        "sd35-medium-nft",
         "flux1-dev-grpo",
         "flux2-klein-grpo",
         "qwen-image-grpo",
