@@ -134,8 +134,8 @@ def rewrite_prompts(config: RunConfig, directory: Path, *, placed: bool = False)
 
     def scored(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[draw.Key, draw.Scores]:
         model = Named(directory.name, draw.with_noise_of(config, config.seed), None)
-        asked = hashlib.sha256(repr(texts).encode()).hexdigest()  # a run that goes on may ask for others
-        place = choosing / asked[:16]
+        asked = repr([config.identity(), *texts])  # a run that goes on may ask for others
+        place = choosing / hashlib.sha256(asked.encode()).hexdigest()[:16]
         _draw(model, prompts, texts, config.prompts.best_of, place, _Told(config, directory), placed=placed)
         return draw.read(place / "scores")
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,10 @@ from raysuite.config import SPLITS, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages import prompt_files
-from raysuite.stages.rewrites import digest_of
+from raysuite.stages.rewrites import FILE, digest_of
 
+PREPARED = (FILE, "choosing", "texts")
+"""What a run makes of its prompts before it begins: with another writer, rewards or text encoders it would be something else."""
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
 
@@ -134,8 +137,8 @@ class RunDirectory:
         """Make the directory this configuration's, or find that it already is.
 
         Where work runs, what watches it, how long it goes on, how many checkpoints stay and how long rewards may take may
-        change between the parts of a run; nothing else may. A run of which nothing was done yet gives way. A setting that the
-        run's version did not have is at its default there.
+        change between the parts of a run; nothing else may. A run of which nothing was done yet gives way, with what was prepared
+        for it. A setting that the run's version did not have is at its default there.
 
         Raises:
             UserError: the directory holds something else.
@@ -151,24 +154,35 @@ class RunDirectory:
         begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
         held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
         known, read = self.path / "provenance.json", inputs(config)
-        if held and known.exists():  # what began the run stays, what goes on with it is added
-            began = _json_of(known, "run")
-            before = began.get("inputs", {}) if _any(self.path, begun) else {}
-            for setting in sorted(before.keys() & read.keys()):
-                if before[setting] != read[setting]:
-                    raise UserError(
-                        f"expected what {setting} names as it was when the run in {self.path} began, its content was changed: put "
-                        "it back, or name another --out"
-                    )
+        began = _json_of(known, "run") if held and known.exists() else {}
+        before = began.get("inputs", {})
+        changed = next(
+            (setting for setting in sorted(before.keys() & read.keys()) if before[setting] != read[setting]), None
+        )
+        if changed and _any(self.path, begun):
+            raise UserError(
+                f"expected what {changed} names as it was when the run in {self.path} began, its content was changed: put "
+                "it back, or name another --out"
+            )
+        if changed or not held:  # nothing ties what lies there to what is claimed now
+            self._drop_prepared()
+        if began:  # what began the run stays, what goes on with it is added
             told = {
                 **began,
-                "inputs": read | before,
+                "inputs": before | read,
                 "continued": [*began.get("continued", []), provenance(command)],
             }
         else:
             told = {**provenance(command), "inputs": read}
         write_json(file, config.canonical())
         write_json(known, told)
+
+    def _drop_prepared(self) -> None:
+        for place in (self.path / name for name in PREPARED):
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
 
     def config(self) -> RunConfig:
         """What the run in the directory was declared as.

@@ -291,6 +291,28 @@ def test_a_run_that_never_began_gives_way_to_the_mended_command(tmp_path: Path) 
     assert provenance["command"] == ["mended"] and "continued" not in provenance
 
 
+def test_what_was_prepared_goes_with_the_run_that_gives_way_and_with_what_it_read(tmp_path: Path) -> None:
+    file, run = tmp_path / "prompts.txt", RunDirectory(tmp_path / "run")
+    file.write_text("left\n")
+    prepared = [run.path / name for name in ("rewrites.jsonl", "choosing/asked/scores.parquet", "texts/complete.json")]
+
+    def kept(**settings: str) -> bool:
+        for place in prepared:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        run.claim(toy(prompts__training=str(file), prompts__held_out="null", **settings), ["test"])
+        (there,) = {place.exists() for place in prepared}
+        return there
+
+    run.claim(toy(), ["test"])
+    assert not kept() and kept() and kept(updates="7")
+    assert not kept(seed="1") and kept(seed="1")
+    file.write_text("right\n")
+    assert not kept(seed="1") and kept(seed="1")
+    run.log(0, {"evaluation/training/redness": 0.5})
+    assert kept(seed="1")
+
+
 def test_prompts_that_were_changed_in_place_are_found_when_a_run_goes_on(tmp_path: Path) -> None:
     file, run = tmp_path / "prompts.txt", RunDirectory(tmp_path / "run")
     config = toy(prompts__training=str(file), prompts__held_out="null")

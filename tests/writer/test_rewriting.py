@@ -16,6 +16,7 @@ from raysuite.cluster import launch, writer as writing
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
+from raysuite.in_context.draw import Named
 from raysuite.results.report import write_report
 from raysuite.results.run import read_run
 from raysuite.stages import rewrites
@@ -154,6 +155,23 @@ def test_pictures_choose_between_what_was_typed_and_its_rewrite(
     begin(config, other).train()
     cost = f"{dropped} of {len(seen)} rewrites were drawn worse than what was typed, and dropped: {len(seen) * 4 * 4} network"
     assert cost in write_report(other).read_text()
+
+
+def test_pictures_of_other_settings_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Says("one red circle"))
+    places = list[Path]()
+
+    def drawn(
+        model: Named, prompts: object, texts: object, pictures: int, directory: Path, *rest: Any, **more: Any
+    ) -> None:
+        places.append(directory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "_draw", drawn)
+    for settings in ({}, {}, {"rewards": "[{name: redness}]"}, {"sampler__guidance": "2"}):
+        with pytest.raises(KeyboardInterrupt):
+            rewrite_prompts(users(prompts__best_of="2", **settings), tmp_path)
+    assert places[0] == places[1] and len({*places}) == 3
 
 
 def test_a_run_draws_what_its_writer_makes_of_its_prompts_and_keeps_both(tmp_path: Path) -> None:
