@@ -67,6 +67,7 @@ def identity(config: RunConfig, plan: Plan, model: Mapping[str, Any]) -> dict[st
         "drawn_by": dict(model),
         "noise": noise,
         "read": inputs(config),
+        "watched": config.identity()["evaluation"]["rewards"],  # the last reward is what tables show
         **sections,
     }
 

@@ -1,11 +1,11 @@
 """A set of preferences between rewrites, on disk.
 
-pairs.json          what decides all of it
+pairs.json          what decides all that is drawn: who is preferred can be asked again with another margin
 provenance.json     as of a run
 candidates.jsonl    a row a candidate: number of the prompt, what the user typed, the text, whether it is the user's own
 scores/<n>.parquet  of the pictures, a file for each batch that was drawn
 pairs.jsonl         a row a pair, TRL's columns first: prompt, chosen, rejected; their mean scores, what the user typed, and metadata
-summary.json        counts and costs; written last
+summary.json        counts, costs, and by which margin; written last
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class Plan:
 
 
 def identity(config: RunConfig, plan: Mapping[str, Any], writer: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the content of a set, or of an on-line training, whose settings `plan` has."""
+    """What decides what is drawn for a set, or for an on-line training, whose settings `plan` has."""
     canonical = config.canonical()
     return {
         "writer": writer,
         "sha256": digest_of(writer),
         "drawn_by": dict(model),
-        **plan,
+        **{name: value for name, value in plan.items() if name not in ("margin", "which")},  # these only read scores
         "read": inputs(config),
         **{s: canonical[s] for s in ("prompts", "rewards", "rollouts")},
     }
@@ -208,6 +208,8 @@ def write(
         "candidates": len(kept),
         "pairs": len(rows),
         "left_out": left_out,
+        "margin": plan.margin,
+        "which": plan.which,
         "prompts_with_a_rewrite_above_the_own_text": better_than_own,
         **told,
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from raysuite.config import RunConfig, load
+from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.results.writer import read_writers, writers_summary
@@ -144,6 +145,15 @@ def test_nothing_preferred_is_a_sentence(config: RunConfig, tmp_path: Path) -> N
         pairs.write(tmp_path, writer, prompts, kept, equal, plan, {})
 
 
+def test_a_set_is_another_by_what_is_drawn_for_it(config: RunConfig) -> None:
+    """Margin and choice are asked of the same scores: what is advised where nothing is found has to be possible."""
+
+    def identity(**settings: Any) -> dict[str, Any]:
+        return pairs.identity(config, asdict(pairs.Plan(**settings)), BUNDLED, {})
+
+    assert identity() == identity(margin=0.0, which="best") != identity(draws=7)
+
+
 def test_rewrites_that_the_model_would_cut_are_left_out(config: RunConfig, tmp_path: Path) -> None:
     plan = pairs.Plan(prompts=1, pictures=2)
     with pytest.raises(UserError, match=r"expected rewrites of at most 16 tokens.*train this one on brief rewrites"):
@@ -222,6 +232,16 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path) -> None:
     )
     said = writers_summary(tmp_path)
     assert "scenes_strict in each cell" in said and "Difference from none" in said
+
+
+def test_an_evaluation_is_another_by_the_rewards_that_it_shows(config: RunConfig) -> None:
+    rewards = [Reward(name="redness"), Reward(name="redness", seconds=9), Reward(name="scenes_strict")]
+    watching = [
+        config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"rewards": (reward,)})})
+        for reward in rewards
+    ]
+    one, patient, other = (evaluation.identity(each, evaluation.Plan(("none",)), {}) for each in watching)
+    assert one == patient != other
 
 
 def test_a_budget_has_the_first_prompts_whole(config: RunConfig) -> None:
