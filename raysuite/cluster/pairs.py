@@ -20,6 +20,7 @@ from raysuite.stages.files import inputs
 from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rewrites import refuse_writer
+from raysuite.stages.rollout import refuse_scale
 from raysuite.types import Preferences
 
 
@@ -48,11 +49,7 @@ def make_pairs(
         raise UserError(
             "expected a configuration that draws rollouts, got one with preferences.source or rollouts.replay"
         )
-    if config.reward_scale != "given":
-        raise UserError(
-            f"expected reward_scale=given to make pairs, got {config.reward_scale}: pairs are made block by block, without the "
-            "batch of an update; leave it out"
-        )
+    refuse_scale(config, "a set of preferences")
     if config.parameters.kind == "prompts":
         raise UserError(
             "expected parameters.kind=lora or all, got prompts: a set is drawn with prompts as they are, and holds no draws; set it"

@@ -21,6 +21,7 @@ from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
 from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
 from raysuite.stages.prompts import Prompt, load_prompts
+from raysuite.stages.rollout import refuse_scale
 from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss
@@ -34,8 +35,9 @@ def make_pairs(
     """Make a set of preferences between rewrites, or go on with one, and return its summary.
 
     Raises:
-        UserError: the writer is not there, the directory holds something else, or there is no preference.
+        UserError: the writer is not there, the directory holds something else, there is no preference, or rewards have a scale.
     """
+    refuse_scale(model.config, "a set of preferences")
     config = draw.with_noise_of(model.config, plan.seed)
     wanted = pairs.identity(config, asdict(plan), writer, model.settings())
     _claim(directory, "pairs.json", wanted, "set of rewrites", command)
@@ -101,8 +103,10 @@ def train_online(
     """Train a writer on-line in this process, or go on, and return the numbers of its steps. Pictures are drawn as `drawing` has it.
 
     Raises:
-        UserError: the writer is not there, the directory holds something else, or a number does not go with the others.
+        UserError: the writer is not there, the directory holds something else, a number does not go with the others, or rewards have
+            a scale.
     """
+    refuse_scale(model.config, "a writer's training")
     once = model.config.cluster.model_copy(update={"encode_once": False})  # nobody knows what will be written
     config = draw.with_noise_of(model.config.model_copy(update={"cluster": once}), plan.seed)
     prompts = grpo.chosen_prompts(config, load_prompts(config.prompts).training, plan)

@@ -219,6 +219,11 @@ def _check_rewards(run: Run) -> None:
                 f"expected reward_scale=given with credit.kind=previews, got {run.reward_scale}: a mean and a deviation are those of "
                 "final pictures; leave one of them out"
             )
+        if run.prompts.best_of:
+            raise UserError(
+                f"expected reward_scale=given with prompts.best_of={run.prompts.best_of}, got {run.reward_scale}: pictures choose "
+                "before there is the batch of an update; leave one of them out"
+            )
     toy = run.model.path
     if toy in TOYS and {"scenes", "scenes-users"} & {run.prompts.training, run.prompts.held_out}:
         raise UserError(

@@ -250,6 +250,19 @@ def score(drawn: Drawn, config: RunConfig, *, ask: Ask = ask_here) -> Rollouts:
     )
 
 
+def refuse_scale(config: RunConfig, what: str) -> None:
+    """Refuse `reward_scale` where blocks are scored for anything but an update.
+
+    Raises:
+        UserError: it is set.
+    """
+    if config.reward_scale != "given":
+        raise UserError(
+            f"expected reward_scale=given for {what}, got {config.reward_scale}: rewards are read block by block, without the batch "
+            "of an update; leave it out"
+        )
+
+
 def _total(scores: dict[str, np.ndarray], terms: Sequence[Reward]) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.sum([term.weight * scores[term.name] for term in terms], axis=0)

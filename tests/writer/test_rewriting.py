@@ -289,6 +289,10 @@ def test_another_writer_is_another_run_and_none_is_what_it_was_before_there_were
         ({"prompts.writer": "nobody"}, "expected a writer (scenes-writer"),
         ({"prompts.writer": "null", "prompts.best_of": "4"}, "expected prompts.writer with prompts.best_of=4"),
         (
+            {"prompts.best_of": "4", "reward_scale": "batch"},
+            "expected reward_scale=given with prompts.best_of=4, got batch",
+        ),
+        (
             {"prompts.training": "FILE", "prompts.held_out": "null"},
             "expected no column user_prompt in prompts.training=",
         ),

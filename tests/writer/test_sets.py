@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from raysuite.cluster import writer as writing
 from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
+from raysuite.in_context.draw import Named
+from raysuite.progress import Counting
 from raysuite.results.writer import read_writers, writers_summary
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import write_json
 from raysuite.stages.prompts import Prompt, PromptSet, load_prompts
 from raysuite.stages.rewrites import BUNDLED
-from raysuite.writer import draw, evaluation, pairs
+from raysuite.writer import draw, evaluation, grpo, pairs
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.draw import Scores
 from raysuite.writer.model import Rewrite, Writer, open_writer
@@ -172,6 +176,17 @@ def test_rewrites_that_the_model_would_cut_are_left_out(config: RunConfig, tmp_p
 def test_plans_that_lead_nowhere(settings: dict[str, object], mentions: str) -> None:
     with pytest.raises(UserError, match=mentions):
         pairs.Plan(**settings)  # type: ignore[arg-type]
+
+
+def test_rewards_on_a_scale_that_needs_an_update_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    """Before anything is claimed."""
+    scaled = Named("scaled", config.model_copy(update={"reward_scale": "batch"}), None)
+    counting = Counting("drawing", "batches", Console())
+    with pytest.raises(UserError, match="expected reward_scale=given for a set of preferences, got batch"):
+        writing.make_pairs(scaled, BUNDLED, pairs.Plan(), tmp_path, ["test"], counting)
+    with pytest.raises(UserError, match="expected reward_scale=given for a writer's training, got batch"):
+        writing.train_online(scaled, BUNDLED, grpo.Plan(), tmp_path, ["test"], counting)
+    assert not list(tmp_path.iterdir())
 
 
 def test_more_prompts_than_there_are() -> None:
