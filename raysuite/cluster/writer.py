@@ -137,7 +137,7 @@ def rewrite_prompts(config: RunConfig, directory: Path, *, placed: bool = False)
     choosing = directory / "choosing"
 
     def scored(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[draw.Key, draw.Scores]:
-        model = Named(directory.name, draw.with_noise_of(config, config.seed), None)
+        model = Named(directory.name, draw.with_noise_of(config, config.seed, update=draw.CHOSEN), None)
         asked = repr([config.identity(), *texts])  # a run that goes on may ask for others
         place = choosing / hashlib.sha256(asked.encode()).hexdigest()[:16]
         _draw(model, prompts, texts, config.prompts.best_of, place, _Told(config, directory), placed=placed)

@@ -24,6 +24,8 @@ from raysuite.writer.candidates import Candidate
 
 Key = tuple[int, str]
 """Number of the user's prompt, and the text that was drawn."""
+TAUGHT, CHOSEN = 1, 4
+"""Coordinates of noise: a writer is not judged by the noise that it learned from."""
 THUMBNAIL = "thumbnail"
 """The column with small pictures as bytes, by which diversity is measured."""
 
@@ -38,9 +40,9 @@ class Scores:
     """(M,) the trained reward: the weighted sum."""
 
 
-def with_noise_of(config: RunConfig, seed: int) -> RunConfig:
-    """A run's settings with noise that no evaluation of it has."""
-    number = int(numpy_generator(seed=seed, stage=Stage.WRITER, update=1).integers(2**31))
+def with_noise_of(config: RunConfig, seed: int, *, update: int = TAUGHT) -> RunConfig:
+    """A run's settings with noise that no evaluation of it has: that of what writers are taught by, or of what is chosen by."""
+    number = int(numpy_generator(seed=seed, stage=Stage.WRITER, update=update).integers(2**31))
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"seed": number, "kl": False})})
 
 

@@ -30,7 +30,7 @@ from raysuite.worlds.scenes.grammar import parse
 from raysuite.worlds.scenes.render import render
 from raysuite.writer import rewriting
 from raysuite.writer.candidates import Candidate
-from raysuite.writer.draw import Key, Scores
+from raysuite.writer.draw import Key, Scores, with_noise_of
 from raysuite.writer.model import Rewrite, open_writer
 from tests.stages.worker import begin
 
@@ -157,13 +157,16 @@ def test_pictures_choose_between_what_was_typed_and_its_rewrite(
     assert cost in write_report(other).read_text()
 
 
-def test_pictures_of_other_settings_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_other_settings_or_of_a_lesson_choose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rewriting, "open_writer", lambda name: Says("one red circle"))
     places = list[Path]()
 
     def drawn(
         model: Named, prompts: object, texts: object, pictures: int, directory: Path, *rest: Any, **more: Any
     ) -> None:
+        assert model.config.evaluation.seed != with_noise_of(users(), model.config.seed).evaluation.seed
         places.append(directory)
         raise KeyboardInterrupt
 
