@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import datasets
@@ -139,6 +140,10 @@ class PickAPic(Source):
     layout = "pickapic"
     columns = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 
+    def __init__(self, paths: Sequence[str], split: str) -> None:
+        super().__init__(paths, split)
+        self._reading, self._last = Lock(), dict[tuple[str, int], pa.Table]()
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         """Whatever no other layout is: it alone may be on a hub."""
@@ -197,14 +202,21 @@ class PickAPic(Source):
                     length = file.metadata.row_group(group).num_rows
                     start, stop = max(part.start - before, 0), min(part.stop - before, length)
                     if start < stop:
-                        table = file.read_row_group(group, columns=list(self.columns))
-                        yield from table.slice(start, stop - start).to_pylist()
+                        yield from self._group(file, part.file, group).slice(start, stop - start).to_pylist()
                     before += length
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"expected rows {part.start} to {part.stop - 1} in {part.file}, could not read them: "
                 f"{' '.join(str(error).split())}: repeat the command, or fetch the file again"
             ) from error
+
+    def _group(self, file: pq.ParquetFile, name: str, group: int) -> pa.Table:
+        """A row group, which is read whole: the last one is kept for the parts that follow, whoever asks for them at once."""
+        with self._reading:
+            if (name, group) not in self._last:
+                self._last.clear()
+                self._last[name, group] = file.read_row_group(group, columns=list(self.columns))
+            return self._last[name, group]
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures."""

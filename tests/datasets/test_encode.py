@@ -416,6 +416,28 @@ def test_a_parquet_file_that_is_damaged_inside(tmp_path: Path) -> None:
         list(source.raw(part))
 
 
+def test_a_row_group_is_read_once_for_all_of_its_parts(
+    policy_of: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub would send it again for each."""
+    read, groups = pq.ParquetFile.read_row_group, list[int]()
+
+    def counted(file: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
+        groups.append(group)
+        return read(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    file = pick_a_pic(tmp_path / "train.parquet", [pair(seed) for seed in range(8)], row_group_size=4)
+    found = encoded(policy_of("toy")[0], file, out=tmp_path / "set", rows=1)
+    assert groups == [0, 1] and list(found.rows(range(8)).prompts_R) == [f"one red circle {seed}" for seed in range(8)]
+    source = open_source([str(file)], layout=None, split="train")
+    assert changed(source, source.parts(1)[:4], tmp_path / "set") == [] and groups == [
+        0,
+        1,
+        0,
+    ]  # many parts are read at once
+
+
 def test_encoding_before_equals_encoding_on_the_fly(policy_name: str, policy_of: Opener, tmp_path: Path) -> None:
     """Latents, text states and the gradient that they lead to, bit for bit, whatever the rows around a pair."""
     policy, _ = policy_of(policy_name)
