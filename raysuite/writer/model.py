@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -53,6 +54,9 @@ class Writer:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"  # what is written goes on where the prompt ends
+        self._told_apart = True  # what writers are told has a turn of its own
+        if tokenizer.chat_template is not None:
+            self._try_template()
 
     def save(self, directory: Path, *, half: bool = False) -> None:
         """As transformers loads it; in half precision if need be."""
@@ -65,10 +69,30 @@ class Writer:
         """The text that the model goes on from: the user's in the model's chat template, or with `Rephrase:` after it."""
         if self.tokenizer.chat_template is None:
             return text + PLAIN_END
-        said = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+        said = [{"role": "user", "content": text if self._told_apart else f"{INSTRUCTION}\n\n{text}"}]
+        if self._told_apart:
+            said = [{"role": "system", "content": INSTRUCTION}, *said]
         asked = cast(str, self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
         put_by_tokenizer = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return asked.removeprefix(self.tokenizer.bos_token) if put_by_tokenizer else asked
+
+    def _try_template(self) -> None:
+        """Find out whether the chat template knows a system's turn: some refuse it.
+
+        Raises:
+            UserError: it takes no user's turn either.
+        """
+        try:
+            self.asked("a cat")
+        except TemplateError:
+            self._told_apart = False
+            try:
+                self.asked("a cat")
+            except TemplateError as error:
+                raise UserError(
+                    f"expected a writer whose chat template takes a user's turn, got {self.name}: {error}; mend the template, or name "
+                    "another"
+                ) from error
 
     def completion(self, rewrite: str) -> str:
         """A rewrite as it follows what the model was asked."""

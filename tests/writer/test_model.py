@@ -15,7 +15,7 @@ from raysuite.errors import UserError
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.worlds.scenes.phrasings import user_prompts
 from raysuite.writer import bundled
-from raysuite.writer.model import Writer, open_writer
+from raysuite.writer.model import INSTRUCTION, Writer, open_writer
 
 ASKED = ["3 red circles", "left of a blue square a red circle", "blue square two", "please draw one black triangle"]
 
@@ -93,6 +93,21 @@ def test_a_text_begins_once(put_by_tokenizer: bool, writer: Writer) -> None:
     asked = Writer(writer.model, tokenizer, "begun").asked("3 red circles")
     begun = [tokenizer.bos_token_id, *writer.tokenizer(writer.asked("3 red circles"))["input_ids"]]
     assert tokenizer(asked)["input_ids"] == begun
+
+
+def test_a_template_without_a_systems_turn_has_what_is_told_in_the_users(writer: Writer) -> None:
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    said = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<model>"
+    tokenizer = copy.deepcopy(writer.tokenizer)
+    tokenizer.chat_template = said
+    assert Writer(writer.model, tokenizer, "Qwen").asked("a cat") == f"<system>{INSTRUCTION}<user>a cat<model>"
+    tokenizer.chat_template = refuse + said
+    assert Writer(writer.model, tokenizer, "Gemma").asked("a cat") == f"<user>{INSTRUCTION}\n\na cat<model>"
+    tokenizer.chat_template = "{{ raise_exception('no turns') }}"
+    with pytest.raises(
+        UserError, match="expected a writer whose chat template takes a user's turn, got x: no turns; mend"
+    ):
+        Writer(writer.model, tokenizer, "x")
 
 
 def test_what_is_taught_wrongly() -> None:
