@@ -79,7 +79,7 @@ def read_pairs(file: Path) -> list[Pair]:
     """
     found = []
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # a text may hold what else ends a line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"expected a set of preferences (the --out of raysuite writer pairs, or a .jsonl), could not read {file}: {error}"

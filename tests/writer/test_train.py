@@ -140,6 +140,8 @@ def test_pairs_of_any_user_of_trl(tmp_path: Path) -> None:
         '{"prompt": "a", "chosen": " b", "rejected": " c", "source": 1}\n\n{"prompt":"d","chosen":"e","rejected":"f"}\n'
     )
     assert read_pairs(file) == [Pair("a", " b", " c"), Pair("d", "e", "f")]
+    file.write_text('{"prompt": "a\u2028b\x85", "chosen": "c", "rejected": "d"}\r\n', encoding="utf-8-sig")
+    assert read_pairs(file) == [Pair("a\u2028b\x85", "c", "d")]
 
 
 @pytest.mark.parametrize(
