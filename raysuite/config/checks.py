@@ -295,6 +295,10 @@ def _check_soft_prompts(run: Run) -> None:
         raise UserError(
             "expected parameters.prompts.orthogonality=0 with one soft prompt, which has none to be held apart from: set it"
         )
+    if soft.words is not None and not soft.words.strip():
+        raise UserError(
+            f"expected words in parameters.prompts.words, got {soft.words!r}: write some, or leave it out to begin around 0"
+        )
     if run.objective.get("prompt_dropout"):
         raise UserError(
             "expected objective.prompt_dropout=0 with parameters.kind=prompts, got more: guidance's other branch has no soft "

@@ -398,6 +398,7 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: 
     [
         ({"parameters.rank": 4}, "expected no parameters.rank, alpha, targets or start with parameters.kind=prompts"),
         ({"parameters.prompts.count": 1}, "expected parameters.prompts.count of at least 2 with draw=independent"),
+        ({"parameters.prompts.words": " "}, "expected words in parameters.prompts.words, got ' ': write some"),
         (
             {"parameters.prompts": {"count": 1, "draw": "member"}},
             "expected parameters.prompts.orthogonality=0 with one soft prompt",
