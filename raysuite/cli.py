@@ -814,7 +814,7 @@ def writer_train(
     directory = _place(out)
     _begin("writer train", directory)
     from raysuite.writer import train as training
-    from raysuite.writer.losses import PairLoss, warnings
+    from raysuite.writer.losses import PairLoss
 
     training.check_trl()
     lesson = training.Lesson(
@@ -829,17 +829,14 @@ def writer_train(
     from raysuite.cluster import writer as writing
     from raysuite.progress import watch_steps
     from raysuite.stages.lock import locked
-    from raysuite.writer.model import open_writer
 
-    opened = open_writer(writer)
-    if loss == "cal_dpo":  # the others have no targets
-        for told in warnings(lesson.loss, opened.log_densities([r.prompt for r in rows], [r.chosen for r in rows])):
-            console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
-    del opened  # the training opens its own
+    def warn(told: str) -> None:
+        console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
+
     with locked(directory):
         if training.claim(directory, writer, file, lesson, sys.argv):
             with watch_steps(directory, "training", console):
-                writing.train_writer(writer, rows, lesson, directory)
+                writing.train_writer(writer, rows, lesson, directory, warn)
     for line in training.told(directory):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"writer: {directory}", soft_wrap=True, highlight=False)

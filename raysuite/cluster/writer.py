@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from raysuite.stages.prompts import Prompt, load_prompts
 from raysuite.stages.rollout import refuse_scale
 from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
 from raysuite.writer.candidates import Candidate
-from raysuite.writer.losses import PairLoss
-from raysuite.writer.model import open_writer
+from raysuite.writer.losses import PairLoss, warnings
+from raysuite.writer.model import Writer, open_writer
 from raysuite.writer.train import Lesson, Pair, train
 
 
@@ -71,20 +71,31 @@ def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequ
     write_json(directory / "summary.json", draw.costs(model.config, len(texts) * plan.pictures))
 
 
-def train_writer(writer: str, rows: Sequence[Pair], lesson: Lesson, directory: Path, *, threads: int = 1) -> None:
+def train_writer(
+    writer: str, rows: Sequence[Pair], lesson: Lesson, directory: Path, tell: Callable[[str], object]
+) -> None:
     """Train a writer in this process; where RAY_ADDRESS names a cluster in one of Ray Train there, which goes on from its last epoch
     where it dies.
+
+    Args:
+        writer: its name.
+        rows: what it is taught by.
+        lesson: how.
+        directory: of the training.
+        tell: is told what can be known of the loss beforehand.
+
+    Raises:
+        UserError: the writer is not there.
     """
-    options = {
-        "writer": writer,
-        "rows": list(rows),
-        "lesson": asdict(lesson),
-        "directory": str(directory),
-        "threads": threads,
-    }
+    opened = open_writer(writer)
+    if lesson.loss.kind == "cal_dpo":  # the others have no targets
+        for told in warnings(lesson.loss, opened.log_densities([r.prompt for r in rows], [r.chosen for r in rows])):
+            tell(told)
     if not os.environ.get("RAY_ADDRESS"):
-        _learner(options)
+        _train(opened, rows, lesson, directory)
         return
+    del opened  # a worker opens its own
+    options = {"writer": writer, "rows": list(rows), "lesson": asdict(lesson), "directory": str(directory)}
     session.connect()
     TorchTrainer(
         _learner,
@@ -167,10 +178,14 @@ class _Told:
 
 
 def _learner(options: dict[str, Any]) -> None:
-    torch.set_num_threads(options["threads"])
     lesson = options["lesson"]
     lesson = Lesson(**{**lesson, "loss": PairLoss(**lesson["loss"])})
-    train(open_writer(options["writer"]), options["rows"], lesson, Path(options["directory"]))
+    _train(open_writer(options["writer"]), options["rows"], lesson, Path(options["directory"]))
+
+
+def _train(writer: Writer, rows: Sequence[Pair], lesson: Lesson, directory: Path) -> None:
+    torch.set_num_threads(1)  # sums depend on their number: a training is the same on every machine
+    train(writer, rows, lesson, directory)
 
 
 def _claim(directory: Path, name: str, wanted: dict[str, Any], what: str, command: Sequence[str]) -> None:

@@ -130,14 +130,20 @@ def claim(directory: Path, writer: str, pairs: Path, lesson: Lesson, command: Se
     Raises:
         UserError: it holds something else.
     """
+    weights = digest_of(writer)
     wanted = {
         "writer": writer,
-        "weights": digest_of(writer),
+        "weights": weights,
         "pairs": str(pairs),
         "read": digest(pairs),
         **asdict(lesson),
     }
-    if not is_held(directory, "training.json", wanted, "training of a writer", begun=("checkpoints/*", "writer/*")):
+
+    def settled(found: dict[str, Any]) -> dict[str, Any]:
+        return found if weights else {**found, "weights": None}  # a writer that is gone is not another
+
+    begun = ("checkpoints/*", "writer/*")
+    if not is_held(directory, "training.json", wanted, "training of a writer", settled, begun=begun):
         write_json(directory / "training.json", wanted)
         write_json(directory / "provenance.json", provenance(command))
     return not (directory / "writer").is_dir()

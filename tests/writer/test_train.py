@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from raysuite.cli import main
+from raysuite.cluster import writer as writing
 from raysuite.errors import UserError
 from raysuite.progress import watch_steps
 from raysuite.stages.rewrites import BUNDLED
@@ -132,6 +135,42 @@ def test_a_training_that_was_killed_goes_on(pairs: list[Pair], tmp_path: Path, m
     assert rows(killed) == rows(tmp_path / "whole")
     mine, other = weights(again), weights(whole)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_a_finished_training_says_its_numbers_without_the_writer_that_it_began_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, file, out = tmp_path / "first", tmp_path / "pairs.jsonl", tmp_path / "out"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    first.mkdir()
+    (first / "config.json").write_text("{}")
+    lesson = Lesson(PairLoss())
+    assert training.claim(out, str(first), file, lesson, ["test"])
+    (out / "writer").mkdir()
+    (out / "writer" / "config.json").touch()
+    (out / "metrics.jsonl").write_text(json.dumps({"epoch": 4.0, **dict.fromkeys(training.MEASURED, 0.25)}) + "\n")
+    (first / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="differs in weights"):
+        training.claim(out, str(first), file, lesson, ["test"])
+    shutil.rmtree(first)
+    with pytest.raises(SystemExit) as left:
+        main(["writer", "train", str(file), "--out", str(out), "--writer", str(first)])
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "4  " in said and f"writer: {out}" in said
+
+
+def test_a_training_opens_its_writer_once(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    opened, told, trained = list[Writer](), list[str](), list[Writer]()
+
+    def opening(name: str) -> Writer:
+        opened.append(open_writer(name))
+        return opened[-1]
+
+    monkeypatch.setattr(writing, "open_writer", opening)
+    monkeypatch.setattr(writing, "train", lambda writer, *rest: trained.append(writer))
+    writing.train_writer(BUNDLED, pairs, Lesson(PairLoss("cal_dpo", 0.01)), tmp_path, told.append)
+    assert opened == trained and len(opened) == 1 and "beta 0.01 pulls h of preferred rewrites" in told[0]
 
 
 def test_pairs_of_any_user_of_trl(tmp_path: Path) -> None:
