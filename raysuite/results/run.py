@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysuite import rewritten
 from raysuite.errors import UserError
 
 SPLITS = {"test": "test", "held_out": "held-out", "training": "training"}
@@ -193,7 +194,7 @@ def read_run(directory: Path) -> Run:
         scores = _with_weighted_sum(scores, {term["name"]: term["weight"] for term in config["rewards"]}, directory)
     begun = bool((scores.update > 0).any())
     metrics = _metrics(directory / "metrics.jsonl", required=begun)
-    rewrites = _rewrites(directory / "rewrites.jsonl")
+    rewrites = rewritten.rows(directory)
     for update in sorted({int(u) for name, m in metrics.items() if name.startswith("evaluation/") for u in m.updates}):
         if update not in scores.update:
             raise _missing(directory / "scores" / f"{update:06d}.parquet")
@@ -294,17 +295,6 @@ def _with_weighted_sum(scores: Scores, weights: Mapping[str, float], directory: 
     rows = {name: getattr(terms[0], name) for name in SCORES.names}
     rows |= {"reward": np.full(len(terms[0]), WEIGHTED_SUM, dtype=object), "value": total}
     return Scores(**{name: np.concatenate([getattr(scores, name), rows[name]]) for name in SCORES.names})
-
-
-def _rewrites(file: Path) -> list[dict[str, Any]]:
-    """What a run's writer made of its prompts; rows without the text of both are refused."""
-    if not file.is_file():
-        return []
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return [{**row, "user": str(row["user"]), "rewrite": str(row["rewrite"])} for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, error) from error
 
 
 def _pictures(directory: Path, rewrites: Sequence[Mapping[str, Any]]) -> tuple[Picture, ...]:

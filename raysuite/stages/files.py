@@ -24,8 +24,9 @@ from PIL import Image
 from raysuite.config import SPLITS, RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
+from raysuite.rewritten import FILE
 from raysuite.stages import prompt_files
-from raysuite.stages.rewrites import FILE, digest_of
+from raysuite.stages.rewrites import digest_of
 
 PREPARED = (FILE, "choosing", "texts")
 """What a run makes of its prompts before it begins: with another writer, rewards or text encoders it would be something else."""

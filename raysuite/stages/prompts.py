@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from raysuite import rewritten
 from raysuite.config import SPLITS, Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages import prompt_files, rewrites
+from raysuite.stages import prompt_files
 from raysuite.types import TYPED, Block
 
 T = TypeVar("T")
@@ -115,11 +116,11 @@ def run_prompts(config: RunConfig, directory: Path) -> PromptSet:
     known = load_prompts(config.prompts)
     if config.prompts.writer is None:
         return known
-    rewrite = rewrites.read(directory)
+    rewrite = rewritten.read(directory)
     missing = next((text for text in drawn_texts(config, known) if text not in rewrite), None)
     if missing is not None:
         raise UserError(
-            f"expected what {config.prompts.writer} made of every prompt in {directory / rewrites.FILE}, found nothing for "
+            f"expected what {config.prompts.writer} made of every prompt in {directory / rewritten.FILE}, found nothing for "
             f"{missing!r}: copy the whole run directory, or remove that file from a run that has not begun"
         )
     training, held_out, test = (

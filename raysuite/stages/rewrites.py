@@ -1,4 +1,4 @@
-"""What a writer made of a run's prompts, on disk, and where writers lie. Who opens one and asks it is in `writer`."""
+"""What a writer made of a run's prompts, kept, and where writers lie. Who opens one and asks it is in `writer`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.places import replacing
+from raysuite.rewritten import FILE
 
 BUNDLED = "scenes-writer"
 """The writer that ships with the package, by name."""
@@ -36,41 +37,10 @@ def digest_of(name: str) -> str | None:
     return found.hexdigest() if files else None
 
 
-FILE = "rewrites.jsonl"
-"""In a run's directory: a row a text, what the user typed under `user` and what the model is given under `rewrite`. Where both were
-drawn first to see which is better, what the writer wrote is under `written`, mean rewards of `pictures` of each under `rewards`, and
-what these cost under `network_evaluations`."""
-
-
 def write(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Keep rewrites."""
     with replacing(directory / FILE) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rows(directory: Path) -> list[dict[str, Any]]:
-    """All that is kept of rewrites; none where there are none yet.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    file = directory / FILE
-    try:
-        found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [{**row, "user": str(row["user"]), "rewrite": str(row["rewrite"])} for row in found]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"expected {file} as the run wrote it, it is damaged ({error}): copy it back from where it is whole"
-        ) from error
-
-
-def read(directory: Path) -> dict[str, str]:
-    """Rewrites by what the user typed; none where there are none yet.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return {row["user"]: row["rewrite"] for row in rows(directory)}
 
 
 def refuse_writer(config: RunConfig, what: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from raysuite import rewritten
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import cut_prompts
@@ -38,7 +39,7 @@ def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
     """
     if config.prompts.writer is None:
         return
-    known, before = load_prompts(config.prompts), rewrites.rows(directory)
+    known, before = load_prompts(config.prompts), rewritten.rows(directory)
     there = {row["user"] for row in before}
     texts = [text for text in drawn_texts(config, known) if text not in there]
     if not texts:
@@ -51,7 +52,7 @@ def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
         raise too_long(cut, tokens)
     seen = _seen(config, known, changed, scored) if config.prompts.best_of and changed else {}
     rows = [{"user": text, "rewrite": rewrite, **seen.get(text, {})} for text, rewrite in found.items()]
-    LOG.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewrites.FILE)
+    LOG.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewritten.FILE)
     if cut:
         LOG.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
     rewrites.write(directory, [*before, *rows])

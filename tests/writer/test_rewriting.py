@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raysuite import rewritten
 from raysuite.cluster import launch, writer as writing
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Reward, RunConfig, load
@@ -87,7 +88,7 @@ def test_what_was_typed_stays_where_it_is_drawn_better_and_only_there(
     with caplog.at_level(logging.WARNING, "raysuite"):
         rewriting.rewrite_once(config, tmp_path, scored)
     number = {prompt.text: prompt.number for prompt in load_prompts(config.prompts).all}
-    rows = rewrites.rows(tmp_path)
+    rows = rewritten.rows(tmp_path)
     assert {number[row["user"]] % 3 for row in rows} == {0, 1, 2} and len(drawn) == 2 * len(rows)
     for row in rows:
         ahead = (number[row["user"]] % 3 - 1) / 4
@@ -112,7 +113,7 @@ def test_what_was_typed_stays_where_it_is_drawn_better_and_only_there(
     rewriting.rewrite_once(config, tmp_path, never)  # what was chosen stays chosen
     drawn.clear()
     rewriting.rewrite_once(users(prompts__best_of="2", updates="3"), tmp_path, scored)
-    more = rewrites.rows(tmp_path)
+    more = rewritten.rows(tmp_path)
     assert more[: len(rows)] == rows and len(drawn) == 2 * (len(more) - len(rows)) > 0
 
 
@@ -125,7 +126,7 @@ def test_pictures_choose_between_what_was_typed_and_its_rewrite(
     for directory in (one, other):
         RunDirectory(directory).claim(config, ["test"])
     rewrite_prompts(config, one)
-    rows = rewrites.rows(one)
+    rows = rewritten.rows(one)
     seen = [row for row in rows if "written" in row]
     assert seen and len(seen) < len(rows)  # what is plain stays as it is, and is not drawn
     for row in seen:
@@ -144,12 +145,12 @@ def test_pictures_choose_between_what_was_typed_and_its_rewrite(
     monkeypatch.setattr(writing.draw, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         rewrite_prompts(config, other)
-    assert not (other / rewrites.FILE).exists() and len(list(other.glob("choosing/*/scores/*"))) == 1
+    assert not (other / rewritten.FILE).exists() and len(list(other.glob("choosing/*/scores/*"))) == 1
     shown = json.loads((other / "progress.json").read_text())
     assert (shown["phase"], shown["blocks"]) == ("choose", 1) and shown["blocks_total"] > 1
     monkeypatch.setattr(writing.draw, "draw", drawn)
     rewrite_prompts(config, other)
-    assert rewrites.rows(other) == rows and not (other / "choosing").exists()
+    assert rewritten.rows(other) == rows and not (other / "choosing").exists()
 
     dropped = sum(row["rewrite"] == row["user"] for row in seen)
     begin(config, other).train()
@@ -182,7 +183,7 @@ def test_a_run_draws_what_its_writer_makes_of_its_prompts_and_keeps_both(tmp_pat
     RunDirectory(tmp_path).claim(config, ["test"])
     rewriting.rewrite_once(config, tmp_path, never)
     begin(config, tmp_path).train()
-    of = rewrites.read(tmp_path)
+    of = rewritten.read(tmp_path)
     typed = [prompt.text for prompt in load_prompts(config.prompts).all if prompt.text in of]
     written = open_writer(BUNDLED).rewrites(typed, temperature=0)
     assert [of[text] for text in typed] == [one.text for one in written] and any(of[text] != text for text in typed)
@@ -207,13 +208,13 @@ def test_prompts_are_rewritten_once_and_more_when_a_run_goes_on(
     with caplog.at_level(logging.WARNING, "raysuite"):
         rewriting.rewrite_once(users(), tmp_path, never)
     assert f"NOTE: {BUNDLED} rewrote" in caplog.text and "cut" not in caplog.text
-    kept = rewrites.read(tmp_path)
+    kept = rewritten.read(tmp_path)
     assert len(first.asked) == len({*first.asked}) == len(kept) <= 4 + 4 + 4
     rewriting.rewrite_once(users(), tmp_path, never)
     assert len(first.asked) == len(kept)
     monkeypatch.setattr(rewriting, "open_writer", lambda name: second)
     rewriting.rewrite_once(users(updates="3"), tmp_path, never)
-    more = rewrites.read(tmp_path)
+    more = rewritten.read(tmp_path)
     assert kept.items() < more.items() and {more[text] for text in second.asked} == {"one red circle"}
     assert {*second.asked} == more.keys() - kept.keys()
 
@@ -221,7 +222,7 @@ def test_prompts_are_rewritten_once_and_more_when_a_run_goes_on(
 def test_a_text_of_which_nothing_is_made_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewriting, "open_writer", lambda name: Says(""))
     rewriting.rewrite_once(users(), tmp_path, never)
-    of = rewrites.read(tmp_path)
+    of = rewritten.read(tmp_path)
     assert of and all(user == rewrite for user, rewrite in of.items())
 
 
@@ -234,7 +235,7 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
         UserError, match=r"expected rewrites of at most 16 tokens.*that are all longer, such as 'a very long"
     ):
         rewriting.rewrite_once(users(), tmp_path, never)
-    assert not (tmp_path / rewrites.FILE).exists()
+    assert not (tmp_path / rewritten.FILE).exists()
 
     class Sometimes(Says):
         def rewrites(self, texts: Sequence[str], *, temperature: float) -> list[Rewrite]:
@@ -243,7 +244,7 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
     monkeypatch.setattr(rewriting, "open_writer", lambda name: Sometimes(""))
     with caplog.at_level(logging.WARNING, "raysuite"):
         rewriting.rewrite_once(users(), tmp_path, never)
-    assert f"WARNING: 1 of {len(rewrites.read(tmp_path))} rewrites are cut after the 16 tokens" in caplog.text
+    assert f"WARNING: 1 of {len(rewritten.read(tmp_path))} rewrites are cut after the 16 tokens" in caplog.text
 
 
 def test_a_rewrite_is_not_its_own_judge() -> None:
@@ -322,7 +323,7 @@ def test_what_a_run_without_its_rewrites_says(tmp_path: Path) -> None:
         UserError, match=r"expected what scenes-writer made of every prompt in .*rewrites\.jsonl, found nothing for"
     ):
         run_prompts(users(), tmp_path)
-    (tmp_path / rewrites.FILE).write_text("{")
+    (tmp_path / rewritten.FILE).write_text("{")
     with pytest.raises(UserError, match="as the run wrote it, it is damaged"):
         run_prompts(users(), tmp_path)
 
