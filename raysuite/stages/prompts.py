@@ -270,14 +270,14 @@ def dealt(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) ->
     strata: dict[str, list[Prompt]] = {}
     for prompt in prompts:
         strata.setdefault(prompt.stratum, []).append(prompt)
-    decks = [[stratum[i] for i in rng.permutation(len(stratum))] for _, stratum in sorted(strata.items())]
+    decks = [(stratum, rng.permutation(len(stratum)).tolist()) for _, stratum in sorted(strata.items())]
     if number < len(decks):  # none is left out every time
         decks = [decks[i] for i in rng.permutation(len(decks))]
     chosen: list[Prompt] = []
     while len(chosen) < number:  # deal one from each stratum in turn, until enough
-        for deck in decks:
+        for stratum, deck in decks:
             if deck and len(chosen) < number:
-                chosen.append(deck.pop())
+                chosen.append(stratum[deck.pop()])
     return [chosen[i] for i in rng.permutation(number)]
 
 
