@@ -483,10 +483,14 @@ def in_context(
     judge_url: Annotated[
         str | None, typer.Option(help="Of a server of chat completions, such as http://127.0.0.1:8000/v1.")
     ] = None,
+    judge_fields: Annotated[
+        str | None, typer.Option(help="Of its requests besides, or null to leave one out: '{\"max_tokens\": null}'.")
+    ] = None,
     reader: Annotated[
         str | None, typer.Option(help="A model that reads --data's episodes and describes what comes next.")
     ] = None,
     reader_url: Annotated[str | None, typer.Option(help="Of its server.")] = None,
+    reader_fields: Annotated[str | None, typer.Option(help="Of its requests besides, as --judge-fields.")] = None,
     interleaved: Annotated[
         str | None,
         typer.Option(
@@ -518,8 +522,8 @@ def in_context(
         plan, drawers = command.published(
             models,
             data=places.existing(data),
-            judge=command.judge_of(judge, model=judge_model, url=judge_url, seed=seed),
-            reader=command.chat_of(reader, reader_url) if reader else None,
+            judge=command.judge_of(judge, model=judge_model, url=judge_url, fields=judge_fields, seed=seed),
+            reader=command.chat_of(reader, reader_url, reader_fields) if reader else None,
             interleaved=command.interleaved_of(interleaved) if interleaved else None,
             episodes=episodes,
             shots=asked,

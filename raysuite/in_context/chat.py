@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+from raysuite.errors import UserError
 from raysuite.rewards import endpoints
 from raysuite.rewards.endpoints import Part, Refused
 from raysuite.rewards.network import load
@@ -15,8 +16,16 @@ from raysuite.rewards.network import load
 KEY = "OPENAI_API_KEY"
 """The environment variable with a server's key, which is sent where it is set, and never written down."""
 UNANSWERED = frozenset({400, 413, 415, 422, 451})
-"""Statuses that are about one question: another may be answered."""
+"""Statuses that may be about one question: another may be answered."""
+IN_A_ROW = 8
+"""Questions that may not be refused one after the other: they have in common what the server refuses."""
+SHARE, FEW = 0.1, 50
+"""Of questions that may be refused, counted as a share of at least so many."""
 REPLY_TOKENS = 256
+
+
+class Unanswered(UserError):
+    """A question was refused, as others may not be."""
 
 
 class Chat(Protocol):
@@ -26,7 +35,11 @@ class Chat(Protocol):
         """What decides its answers, for the record."""
 
     def __call__(self, parts: Sequence[Part]) -> str:
-        """The answer to texts and pictures in this order; an empty one where the model refuses."""
+        """The answer to texts and pictures in this order.
+
+        Raises:
+            Unanswered: this question was refused.
+        """
 
 
 class HttpChat:
@@ -35,6 +48,7 @@ class HttpChat:
     Args:
         url: up to and without `/chat/completions`, such as http://127.0.0.1:8000/v1.
         model: as the server calls it.
+        fields: of a request besides, or None to leave one of ours out, such as {"max_tokens": None, "max_completion_tokens": 256}.
         seconds: that one question may take.
         retries: times that a question is repeated, as of `rewards.endpoints.asked`.
 
@@ -42,8 +56,17 @@ class HttpChat:
         UserError: it is no URL.
     """
 
-    def __init__(self, url: str, model: str, *, seconds: float = 120.0, retries: int = 5) -> None:
-        self.url, self.model = url.rstrip("/"), model
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        seconds: float = 120.0,
+        retries: int = 5,
+    ) -> None:
+        self.url, self.model, self.fields = url.rstrip("/"), model, dict(fields or {})
+        self._asked, self._refused, self._in_a_row = 0, 0, 0
         self._chat = endpoints.Chat(
             url,
             model,
@@ -51,26 +74,42 @@ class HttpChat:
             key=KEY,
             needed=False,
             tokens=REPLY_TOKENS,
+            fields=self.fields,
             seconds=seconds,
             retries=retries,
         )
 
     def settings(self) -> dict[str, Any]:
-        """Where it is, and which."""
-        return {"kind": "http", "url": self.url, "model": self.model}
+        """Where it is, which, and what requests have besides."""
+        return {
+            "kind": "http",
+            "url": self.url,
+            "model": self.model,
+            **({"fields": self.fields} if self.fields else {}),
+        }
 
     def __call__(self, parts: Sequence[Part]) -> str:
-        """The answer, at temperature 0; an empty one where the server refuses the question.
+        """The answer, at temperature 0.
 
         Raises:
-            UserError: the server was not reached, refused the key, or answers in another form.
+            Unanswered: the server refused the question.
+            UserError: it refuses too many, was not reached, refused the key, or answers in another form.
         """
+        self._asked += 1
         try:
-            return self._chat.ask(parts)
+            answer = self._chat.ask(parts)
         except Refused as refused:
-            if refused.status in UNANSWERED:
-                return ""
-            raise
+            if refused.status not in UNANSWERED:
+                raise
+            self._refused, self._in_a_row = self._refused + 1, self._in_a_row + 1
+            if self._in_a_row >= IN_A_ROW or self._refused > SHARE * max(self._asked, FEW):
+                raise UserError(
+                    f"{refused}. It refused {self._refused} of {self._asked} questions; what a request needs besides goes in "
+                    "--reader-fields or --judge-fields"
+                ) from refused
+            raise Unanswered(str(refused)) from refused
+        self._in_a_row = 0
+        return answer
 
 
 class TransformersChat:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from raysuite.config.reading import parse
 from raysuite.errors import UserError
 from raysuite.families.interleaved import InterleavedPipeline
 from raysuite.in_context import evaluation
@@ -101,7 +102,7 @@ def published(
     return Plan(world, judge, rows, episodes, shots, seed), named(models)
 
 
-def judge_of(kind: str, *, model: str | None, url: str | None, seed: int) -> Judge:
+def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | None = None, seed: int) -> Judge:
     """The judge that is asked for, opened.
 
     Raises:
@@ -110,23 +111,35 @@ def judge_of(kind: str, *, model: str | None, url: str | None, seed: int) -> Jud
     if kind not in ("clip", "vlm"):
         raise UserError(f"expected --judge of clip or vlm, got {kind!r}: name one that reads pictures")
     if kind == "clip":
-        if url is not None:
-            raise UserError(
-                "expected --judge vlm with --judge-url, got clip, which is not asked over HTTP: correct one of them"
-            )
+        for option, value in (("--judge-url", url), ("--judge-fields", fields)):
+            if value is not None:
+                raise UserError(
+                    f"expected --judge vlm with {option}, got clip, which is not asked over HTTP: correct one of them"
+                )
         return Clip(model) if model else Clip()
     if model is None:
         raise UserError("expected --judge-model with --judge vlm, got none: name which model judges")
-    return MultipleChoice(chat_of(model, url), seed)
+    return MultipleChoice(chat_of(model, url, fields), seed)
 
 
-def chat_of(model: str, url: str | None) -> Chat:
-    """A model that reads pictures: of transformers, or of a server where there is a url.
+def chat_of(model: str, url: str | None, fields: str | None = None) -> Chat:
+    """A model that reads pictures: of transformers, or of a server where there is a url, with fields of its requests in YAML.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or there are fields of no request.
     """
-    return TransformersChat(model) if url is None else HttpChat(url, model)
+    if url is None:
+        if fields is not None:
+            raise UserError(
+                f"expected a url with the fields of requests to {model}, got none: add it, or leave them out"
+            )
+        return TransformersChat(model)
+    found = {} if fields is None else parse("the fields of requests", fields)
+    if not isinstance(found, dict):
+        raise UserError(
+            f"expected fields of requests such as '{{\"max_tokens\": null}}', got {fields!r}: write names and values"
+        )
+    return HttpChat(url, model, fields=found)
 
 
 def interleaved_of(path: str) -> InterleavedPipeline:

@@ -188,7 +188,12 @@ def _generator(theme: int, cell: int, again: int) -> np.random.Generator:
 
 def _said(reading: Reading) -> dict[str, Any]:
     detail, thing = reading.judgement
-    return {"said_detail": detail, "said_object": thing, "reply": reading.reply}
+    return {"said_detail": detail, "said_object": thing, "reply": reading.reply, "refused": reading.refused}
+
+
+def _reading(row: Mapping[str, Any]) -> Reading:
+    """The inverse."""
+    return Reading(Judgement(row["said_detail"], row["said_object"]), row["reply"], row.get("refused", ""))
 
 
 def _answers(plan: Plan, directory: Path, progress: Progress) -> list[Answered]:
@@ -224,6 +229,7 @@ def _keeping(answer: Answer) -> dict[str, Any]:
         "png": _png(answer.picture) if answer.picture is not None else None,
         "transcript": answer.transcript,
         "tokens": answer.tokens,
+        "refused": answer.refused,
     }
 
 
@@ -232,7 +238,7 @@ def _kept(stored: Mapping[str, Any]) -> Answer:
     if stored["png"] is not None:
         with Image.open(io.BytesIO(stored["png"])) as image:
             picture = np.asarray(image)
-    return Answer(stored["description"], picture, stored["transcript"], stored["tokens"])
+    return Answer(stored["description"], picture, stored["transcript"], stored["tokens"], stored.get("refused", ""))
 
 
 def _row(plan: Plan, answered: Answered) -> dict[str, Any]:
@@ -246,6 +252,7 @@ def _row(plan: Plan, answered: Answered) -> dict[str, Any]:
         "said_object": answered.said.object,
         "transcript": answered.answer.transcript,
         "tokens": answered.answer.tokens,
+        "refused": answered.answer.refused,
     }
 
 
@@ -287,31 +294,27 @@ def _drawn(plan: Plan, drawer: Drawer, keys: Sequence[tuple[int, int, str]]) -> 
 
 def _judgements(plan: Plan, directory: Path, answers: Sequence[Answered], drawers: int) -> list[dict[str, Any]]:
     """What of each answer is right, as each model draws it."""
-    read: list[dict[tuple[int, int, str], Judgement]] = []
+    read: list[dict[tuple[int, int, str], Reading]] = []
     for place in range(drawers):
         files = sorted((directory / "pictures" / str(place)).glob("[0-9]*.parquet"))
         rows = [row for file in files for row in pq.read_table(file).drop(["png"]).to_pylist()]
-        read.append(
-            {
-                (row["number"], row["index"], row["description"]): Judgement(row["said_detail"], row["said_object"])
-                for row in rows
-            }
-        )
-    own: dict[tuple[str, bytes], Judgement] = {}  # a picture is judged once, however often it is the answer
+        read.append({(row["number"], row["index"], row["description"]): _reading(row) for row in rows})
+    own: dict[tuple[str, bytes], Reading] = {}  # a picture is judged once, however often it is the answer
     found = []
     for answered in answers:
         picture = answered.answer.picture
         if picture is not None:
             key = answered.task.theme.name, hashlib.sha256(picture.tobytes()).digest()
             if key not in own:
-                ((own[key], _),) = plan.judge([answered.task.theme], [picture], [len(own)])
+                (own[key],) = plan.judge([answered.task.theme], [picture], [len(own)])
             found.append(_verdict(plan, answered, NOBODY, own[key]))
         else:
             found += [_verdict(plan, answered, place, of[answered.key]) for place, of in enumerate(read)]
     return found
 
 
-def _verdict(plan: Plan, answered: Answered, drawer: int, shown: Judgement) -> dict[str, Any]:
+def _verdict(plan: Plan, answered: Answered, drawer: int, reading: Reading) -> dict[str, Any]:
+    shown = reading.judgement
     textual, visual = judged(answered.task, answered.cell, shown)
     return {
         **_coordinates(plan, answered),
@@ -321,6 +324,7 @@ def _verdict(plan: Plan, answered: Answered, drawer: int, shown: Judgement) -> d
         "visual": visual,
         "right": textual and visual,
         "invalid": None in shown,
+        "refused": bool(answered.answer.refused or reading.refused),
         "shown_detail": shown.detail,
         "shown_object": shown.object,
     }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from raysuite.in_context.chat import Chat
+from raysuite.in_context.chat import Chat, Unanswered
 from raysuite.in_context.official import THEMES, WORDS, named
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import Judgement, Theme
@@ -22,6 +22,8 @@ class Reading(NamedTuple):
 
     judgement: Judgement
     reply: str = ""
+    refused: str = ""
+    """With which sentence a question was refused, if one was: its side is then nothing."""
 
 
 class Judge(Protocol):
@@ -82,17 +84,21 @@ class MultipleChoice:
             (f"Which {detail_word} is that of the {object_word} in this picture?", theme.details),
             (f"Which {object_word} does this picture show?", theme.objects),
         )
-        chosen, replies = [], []
+        chosen, replies, refused = [], [], ""
         for side, (question, options) in enumerate(asked):
             rng = numpy_generator(
                 seed=self._seed, stage=Stage.IN_CONTEXT_JUDGE, update=1 + side, prompt=0, sample=number
             )
             order = tuple(options[place] for place in rng.permutation(len(options)))
             shown = " ".join(f"({place}) {WORDS.get(option, option)}" for place, option in enumerate(order, start=1))
-            reply = self._chat([picture, f"{question} {shown}. Reply with the number of one option, and nothing else."])
+            asking = f"{question} {shown}. Reply with the number of one option, and nothing else."
+            try:
+                reply = self._chat([picture, asking])
+            except Unanswered as refusal:
+                reply, refused = "", str(refusal)
             chosen.append(option_of(order, reply))
             replies.append(reply)
-        return Reading(Judgement(*chosen), " | ".join(replies))
+        return Reading(Judgement(*chosen), " | ".join(replies), refused)
 
 
 def option_of(options: Sequence[str], reply: str) -> str | None:

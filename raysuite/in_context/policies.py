@@ -13,7 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from raysuite.families.interleaved import InterleavedPipeline
-from raysuite.in_context.chat import Chat
+from raysuite.in_context.chat import Chat, Unanswered
 from raysuite.in_context.tasks import Answer, Cell, Demo, Episode, Variant, World
 from raysuite.rewards.endpoints import Part
 from raysuite.rng import Stage, numpy_generator, torch_generator
@@ -135,15 +135,19 @@ class Reader(Generator):
         return dict(self._chat.settings())
 
     def answer(self, world: World, episode: Episode) -> Answer:
-        """A description; an empty one where the model refuses."""
+        """A description; an empty one where the question is refused."""
         shown: list[Part] = []
         for demo in episode.demos:
             shown += [f"{demo.text}: ", demo.caption if episode.variant == "caption" else demo.picture]
         shown.append(f"{episode.query}: ")
-        if episode.variant != "cot":
-            return Answer(self._chat([LEARN, *shown, DESCRIBE]))
-        analysis = self._chat([LEARN, *shown, ANALYSE])
-        return Answer(self._chat([LEARN, *shown, analysis, DESCRIBE]), transcript=analysis)
+        analysis = ""
+        try:
+            if episode.variant == "cot":
+                analysis = self._chat([LEARN, *shown, ANALYSE])
+                shown.append(analysis)
+            return Answer(self._chat([LEARN, *shown, DESCRIBE]), transcript=analysis)
+        except Unanswered as refused:
+            return Answer("", transcript=analysis, refused=str(refused))
 
 
 NEXT = "Each text goes with the picture that follows it. Find out what all pictures have in common, and draw the one that comes next."

@@ -149,6 +149,8 @@ class Answer:
     """What was said on the way."""
     tokens: int = 0
     """Of the language model, read and written."""
+    refused: str = ""
+    """With which sentence the question was refused, if it was."""
 
 
 class World(ABC):

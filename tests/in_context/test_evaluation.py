@@ -160,12 +160,12 @@ def test_an_unfinished_evaluation_has_no_page(found: InContext, tmp_path: Path) 
 
 def test_the_judges_errors_are_taken_out_of_a_share() -> None:
     """90 of 100 right, 10 taken for another of 11 cells: so 1 in 100 wrong pictures for the right one, and (.6 - .01) / .89."""
-    judge = Source("", 100, 90, 90, 90, 0, 10, 11.0, ())
+    judge = Source("", 100, 90, 90, 90, 0, 0, 10, 11.0, ())
     assert (judge.sensitivity, judge.specificity) == pytest.approx((0.9, 0.99))
     found = corrected(Interval(0.6, 0.01, 0.95), judge)
     assert (found.estimate, found.low, found.high) == pytest.approx((0.59 / 0.89, 0, 1))
     with pytest.raises(ValueError, match="a judge that tells something"):
-        corrected(found, Source("", 100, 0, 0, 0, 0, 100, 11.0, ()))
+        corrected(found, Source("", 100, 0, 0, 0, 0, 0, 100, 11.0, ()))
 
 
 def test_reading_and_drawing_add_up_to_what_they_are(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from raysuite import cli
 from raysuite.errors import UserError
 from raysuite.in_context import chat, command, evaluation, policies
-from raysuite.in_context.chat import HttpChat, TransformersChat
+from raysuite.in_context.chat import HttpChat, TransformersChat, Unanswered
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Clip, MultipleChoice, option_of
 from raysuite.in_context.official import PUBLISHED, THEMES, OfficialWorld, records
@@ -30,7 +31,7 @@ from raysuite.results.in_context.read import read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
 from raysuite.rewards import endpoints
 from raysuite.rewards.clip import ClipScore
-from raysuite.rewards.endpoints import Part
+from raysuite.rewards.endpoints import Part, Refused
 from tests.in_context.doubles import Knowing, fabricate
 from tests.in_context.test_evaluation import silent
 from tests.results.pages import check_self_contained
@@ -181,7 +182,7 @@ def test_clip_takes_the_nearest_word(world: OfficialWorld, tmp_path: Path) -> No
     model = str(save_clip(tmp_path / "clip"))
     theme = world.tasks[0].theme
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    ((judgement, _),) = Clip(model)([theme], [picture], [0])
+    ((judgement, _, _),) = Clip(model)([theme], [picture], [0])
     score = ClipScore(model)
     for options, found in ((theme.details, judgement.detail), (theme.objects, judgement.object)):
         scores = score(np.stack([picture] * 10), options, [{}] * 10)
@@ -234,11 +235,11 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_is_asked_in_order_and_again_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(chat.KEY, "secret")
-    server = Server([(503, b""), (429, b""), said("4"), said(None), (400, b"refused")])
+    server = Server([(503, b""), (429, b""), said("4"), said(None)])
     parts: list[Part] = ["one", np.zeros((2, 2, 3), np.uint8), "two"]
     with server.running():
         http = HttpChat(server.url, "model")
-        assert [http(parts), http(parts), http(parts)] == ["4", "", ""]
+        assert [http(parts), http(parts)] == ["4", ""]
     path, asked = server.asked[2]
     assert path == "/v1/chat/completions" and asked["model"] == "model" and asked["temperature"] == 0
     content = asked["messages"][0]["content"]
@@ -353,6 +354,50 @@ def test_a_question_that_is_not_answered_is_invalid_and_no_option(world: Officia
     with server.running():
         (reading,) = MultipleChoice(HttpChat(server.url, "model"), seed=0)([theme], [picture], [0])
     assert reading.judgement == (None, None) and reading.reply == " | " and not server.answers
+    assert "got status 400 ('refused')" in reading.refused
+
+
+def test_a_server_that_refuses_what_questions_have_in_common_ends_the_evaluation(world: OfficialWorld) -> None:
+    """With what it said: six refusals among the first fifty questions, or eight in a row among many that were answered."""
+    body = json.dumps({"error": {"message": "Use 'max_completion_tokens' instead."}}).encode()
+    server = Server([(400, body)] * 6)
+    episodes = [world.episode(world.tasks[0], 2, index) for index in range(20)]
+    with (
+        server.running(),
+        pytest.raises(UserError, match=r"status 400 \(Use 'max_completion_tokens' .* refused 6 of 6 questions"),
+    ):
+        Reader(HttpChat(server.url, "model")).answers(world, episodes)
+
+
+def test_refusals_that_are_few_are_of_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    http = HttpChat("http://127.0.0.1:9/v1", "model")
+
+    def ask(parts: Sequence[Part]) -> str:
+        if parts[0] == "no":
+            raise Refused("refused", 422)
+        return str(parts[0])
+
+    monkeypatch.setattr(http._chat, "ask", ask)
+    for _ in range(5):
+        for _ in range(30):
+            assert http(["yes"]) == "yes"
+        with pytest.raises(Unanswered):
+            http(["no"])
+    for _ in range(6):
+        with pytest.raises(Unanswered):
+            http(["no"])
+    with pytest.raises(UserError, match="It refused 12 of 162 questions") as ended:
+        http(["no"])
+    assert not isinstance(ended.value, Unanswered)
+
+
+def test_requests_have_fields_besides() -> None:
+    server = Server([said("4")])
+    fields = {"max_tokens": None, "max_completion_tokens": 9}
+    with server.running():
+        http = HttpChat(server.url, "model", fields=fields)
+        assert http(["?"]) == "4" and http.settings()["fields"] == fields
+    assert "max_tokens" not in server.asked[0][1] and server.asked[0][1]["max_completion_tokens"] == 9
 
 
 # the whole
@@ -434,6 +479,14 @@ def test_the_command_reads_the_data_and_draws_with_a_model(data: Path, tmp_path:
         ({"kind": "person", "model": None, "url": None}, "expected --judge of clip or vlm, got 'person'"),
         ({"kind": "vlm", "model": None, "url": None}, "expected --judge-model with --judge vlm"),
         ({"kind": "clip", "model": "m", "url": "http://a"}, "expected --judge vlm with --judge-url"),
+        (
+            {"kind": "vlm", "model": "m", "url": None, "fields": "{a: 1}"},
+            "expected a url with the fields of requests to m, got none",
+        ),
+        (
+            {"kind": "vlm", "model": "m", "url": "http://a", "fields": "many"},
+            "expected fields of requests such as .*, got 'many'",
+        ),
         ({"kind": "vlm", "model": "/nowhere", "url": None}, "expected a processor at /nowhere"),
     ],
 )
@@ -481,6 +534,45 @@ class Scripted:
             raise UserError("the server is gone")
         self.asked.append(list(parts))
         return self.sentence
+
+
+class Blank:
+    """Draws nothing."""
+
+    label = "a model"
+
+    def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
+        return np.zeros((len(texts), 8, 8, 3), np.uint8)
+
+    def round_trip(self, pictures: np.ndarray) -> np.ndarray:
+        return pictures
+
+
+class Refusing(Scripted):
+    """Refuses every tenth question."""
+
+    def __call__(self, parts: Sequence[Part]) -> str:
+        if len(self.asked) % 10 == 9:
+            self.asked.append(list(parts))
+            raise Unanswered("no such question")
+        return super().__call__(parts)
+
+
+def test_refused_questions_are_kept_and_counted(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the reader's twenty, and one of the judge's ten: of its two a picture every fifth picture has one."""
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+    rows = (Row("reader", "default", Reader(Refusing("a red hat"))), published_rows(0)[4])
+    plan = Plan(OfficialWorld(data), MultipleChoice(Refusing("1"), seed=0), rows, 2, (2,))
+    for _ in range(2):  # what was kept is read again
+        evaluation.claim(plan, [{"label": Blank.label}], tmp_path, ["raysuite"])
+        evaluation.evaluate(plan, tmp_path, [(Blank.label, lambda texts: Blank())], silent)
+        found = read_in_context(tmp_path)
+    answers = pq.read_table(tmp_path / "answers.parquet")["refused"].to_pylist()
+    assert answers[:20].count("no such question") == 2 and {*answers[20:]} == {""}
+    assert found.sources[0].refused == 100
+    said = in_context_summary(tmp_path)
+    assert "refused a question on 100 of 500 ground-truth pictures" in said
+    assert f"refused a question on {found.refused} of 40 rows" in said and found.refused >= 2
 
 
 @pytest.mark.parametrize("variant", ["default", "caption", "cot", "exact", "misleading"])
@@ -539,23 +631,14 @@ def test_published_rows_stand_beside_those_who_read_here(
         def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
             return cast(np.ndarray, parts[2])
 
-    class Drawer:
-        label = "a model"
-
-        def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
-            return np.zeros((len(texts), 8, 8, 3), np.uint8)
-
-        def round_trip(self, pictures: np.ndarray) -> np.ndarray:
-            return pictures
-
     rows = (
         published_rows(0)[0],
         Row("reader", "default", Reader(Scripted("a red hat"))),
         interleaved_rows(cast(Any, Drawing()), 0)[0],
     )
     plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2, 8))
-    evaluation.claim(plan, [{"label": Drawer.label}], tmp_path, ["raysuite"])
-    evaluation.evaluate(plan, tmp_path, [(Drawer.label, lambda texts: Drawer())], silent)
+    evaluation.claim(plan, [{"label": Blank.label}], tmp_path, ["raysuite"])
+    evaluation.evaluate(plan, tmp_path, [(Blank.label, lambda texts: Blank())], silent)
     page = write_in_context_report(tmp_path).read_text()
     assert "Published, beside ours" in page and "SEED-LLaMA, published" in page
     for line in ("Pictures, default", "Descriptions, default", "Pictures, misleading"):

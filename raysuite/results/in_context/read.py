@@ -43,6 +43,8 @@ class Source:
     detail: int
     object: int
     invalid: int
+    refused: int
+    """Of them, those on which a question was refused."""
     wrong_cell: int
     """Both sides are options, and one of them is wrong."""
     cells: float
@@ -111,6 +113,11 @@ class InContext:
         """That were asked, ascending."""
         return sorted({int(shots) for shots in self.judgements["shots"]})
 
+    @property
+    def refused(self) -> int:
+        """Rows of `judgements` whose answer or picture was refused a question; evaluations of before did not count them."""
+        return int(np.sum(self.judgements.get("refused", 0)))
+
     def where(self, row: tuple[str, str] | None = None, **wanted: object) -> np.ndarray:
         """Which rows of `judgements` have these values, as booleans."""
         keep = np.ones(len(self.judgements["right"]), dtype=bool)
@@ -171,6 +178,7 @@ def _source(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
         detail=sum(detail for detail, _ in right),
         object=sum(thing for _, thing in right),
         invalid=sum(invalid),
+        refused=sum(bool(row.get("refused")) for row in rows),
         wrong_cell=sum(not all(sides) and not nothing for sides, nothing in zip(right, invalid, strict=True)),
         cells=float(np.mean([len(themes[row["theme"]]) for row in rows])),
         confusions=tuple((theme, true, said, n, shown[theme, true]) for (theme, true, said), n in ordered),

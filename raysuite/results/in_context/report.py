@@ -83,6 +83,15 @@ def cautions(found: InContext) -> list[str]:
                 f"The judge calls {source.right} of {source.pictures} ground-truth pictures right: numbers are what it says, and "
                 "corrected ones stand beside them on the page."
             )
+        if source.refused:
+            said.append(
+                f"A server refused a question on {source.refused} of {source.pictures} ground-truth pictures, which count as invalid."
+            )
+    if found.refused:
+        said.append(
+            f"A server refused a question on {found.refused} of {len(found.judgements['right'])} rows, which count as wrong: what it "
+            "said is in the column `refused` of answers.parquet and pictures/."
+        )
     if found.settings["episodes"] < FEW:
         said.append(f"With {count(found.settings['episodes'], 'episode')} of each task intervals by task are wide.")
     return said
