@@ -6,6 +6,8 @@
     answers.parquet         a row an answer: its coordinates, what it should show, and what its description says
     answers/<row>/<block>.parquet
                             answers that take long, as they came
+    judged/<row>/<block>.parquet
+                            what the judge says of answers that are pictures: nobody holds more of them than a block has
     examples.parquet        the first episodes of each task: texts and pictures of their demonstrations
     pictures/<drawer>/<block>.parquet
                             drawn and judged together; a description with the noise of its episode is drawn once, whoever gave it
@@ -20,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from PIL import Image
 from raysuite.in_context.draw import EPISODES, Drawer
 from raysuite.in_context.judges import Judge, Reading
 from raysuite.in_context.policies import Row
-from raysuite.in_context.tasks import Answer, Cell, Judgement, Task, World, judged
+from raysuite.in_context.tasks import Answer, Cell, Judgement, Task, Theme, World, judged
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import is_held, provenance, write_json
@@ -104,6 +106,9 @@ class Answered:
     said: Judgement
     """What the description says; nothing of an answer that is a picture."""
     answer: Answer
+    """Without its picture."""
+    own: Reading | None
+    """Of that picture."""
 
     @property
     def key(self) -> tuple[int, int, str]:
@@ -199,26 +204,31 @@ def _reading(row: Mapping[str, Any]) -> Reading:
 def _answers(plan: Plan, directory: Path, progress: Progress) -> list[Answered]:
     """Every answer, in the order of `Plan.coordinates`; those that take long are read where they were kept."""
     found: list[Answered] = []
+    known: dict[tuple[str, str], Reading] = {}
     coordinates = plan.coordinates
     with progress("answering", "answers") as counting:
         counting.begin(len(coordinates), done=0)
         for number, row in enumerate(plan.rows):
             mine = [at for at in coordinates if at[0] == number]
             for first in range(0, len(mine), BLOCK):
-                file = directory / "answers" / f"{number:02d}" / f"{first // BLOCK:05d}.parquet"
-                known = pq.read_table(file).to_pylist() if row.generator.kept and file.exists() else None
+                place = f"{number:02d}/{first // BLOCK:05d}.parquet"
+                kept, shown = directory / "answers" / place, directory / "judged" / place
                 part = mine[first : first + BLOCK]
                 episodes = [plan.world.episode(task, shots, index, row.variant) for _, task, shots, index in part]
-                answers = [_kept(one) for one in known] if known else row.generator.answers(plan.world, episodes)
-                if row.generator.kept and known is None:
-                    _write(file, [_keeping(answer) for answer in answers])
-                for episode, answer in zip(episodes, answers, strict=True):
+                if row.generator.kept and kept.exists():
+                    answers = _kept(kept, pictures=not shown.exists())
+                else:
+                    answers = row.generator.answers(plan.world, episodes)
+                    if row.generator.kept:
+                        _write(kept, [_keeping(answer) for answer in answers])
+                themes = [episode.task.theme for episode in episodes]
+                own = _own(plan, shown, themes, answers, known)
+                for at, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
                     said = Judgement(None, None)
                     if answer.description is not None:
                         said = plan.world.meaning(episode.task.theme, answer.description)
-                    found.append(
-                        Answered(number, episode.task, episode.shots, episode.index, episode.cell, said, answer)
-                    )
+                    asked = episode.task, episode.shots, episode.index, episode.cell
+                    found.append(Answered(number, *asked, said, replace(answer, picture=None), own.get(at)))
                     counting.advance()
     return found
 
@@ -233,12 +243,53 @@ def _keeping(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _kept(stored: Mapping[str, Any]) -> Answer:
-    picture = None
-    if stored["png"] is not None:
-        with Image.open(io.BytesIO(stored["png"])) as image:
-            picture = np.asarray(image)
-    return Answer(stored["description"], picture, stored["transcript"], stored["tokens"], stored.get("refused", ""))
+def _kept(file: Path, *, pictures: bool) -> list[Answer]:
+    """Answers of a block, with or without what was drawn."""
+    columns = [name for name in pq.read_schema(file).names if pictures or name != "png"]
+    return [
+        Answer(
+            stored["description"],
+            _picture(stored.get("png")),
+            stored["transcript"],
+            stored["tokens"],
+            stored.get("refused", ""),
+        )
+        for stored in pq.read_table(file, columns=columns).to_pylist()
+    ]
+
+
+def _picture(png: bytes | None) -> np.ndarray | None:
+    if png is None:
+        return None
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image)
+
+
+def _own(
+    plan: Plan, file: Path, themes: Sequence[Theme], answers: Sequence[Answer], known: dict[tuple[str, str], Reading]
+) -> dict[int, Reading]:
+    """What a block's own pictures show, by their places in it.
+
+    Args:
+        plan: whose judge.
+        file: where that is kept.
+        themes: of the answers.
+        answers: with their pictures, where there is no such file.
+        known: readings by theme and digest, which are added to: a picture is judged once, however often it is the answer.
+    """
+    pictures = {place: answer.picture for place, answer in enumerate(answers) if answer.picture is not None}
+    if pictures and not file.exists():
+        rows = []
+        for place, picture in pictures.items():
+            key = themes[place].name, hashlib.sha256(picture.tobytes()).hexdigest()
+            if key not in known:
+                (known[key],) = plan.judge([themes[place]], [picture], [len(known)])
+            rows.append({"place": place, "picture": key[1], **_said(known[key])})
+        _write(file, rows)
+    own = {}
+    for row in pq.read_table(file).to_pylist() if file.exists() else ():
+        own[row["place"]] = known[themes[row["place"]].name, row["picture"]] = _reading(row)
+    return own
 
 
 def _row(plan: Plan, answered: Answered) -> dict[str, Any]:
@@ -299,15 +350,10 @@ def _judgements(plan: Plan, directory: Path, answers: Sequence[Answered], drawer
         files = sorted((directory / "pictures" / str(place)).glob("[0-9]*.parquet"))
         rows = [row for file in files for row in pq.read_table(file).drop(["png"]).to_pylist()]
         read.append({(row["number"], row["index"], row["description"]): _reading(row) for row in rows})
-    own: dict[tuple[str, bytes], Reading] = {}  # a picture is judged once, however often it is the answer
     found = []
     for answered in answers:
-        picture = answered.answer.picture
-        if picture is not None:
-            key = answered.task.theme.name, hashlib.sha256(picture.tobytes()).digest()
-            if key not in own:
-                (own[key],) = plan.judge([answered.task.theme], [picture], [len(own)])
-            found.append(_verdict(plan, answered, NOBODY, own[key]))
+        if answered.own is not None:
+            found.append(_verdict(plan, answered, NOBODY, answered.own))
         else:
             found += [_verdict(plan, answered, place, of[answered.key]) for place, of in enumerate(read)]
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from raysuite.errors import UserError
 from raysuite.in_context import command, evaluation, language
 from raysuite.in_context.draw import find, named
 from raysuite.in_context.evaluation import Plan
-from raysuite.in_context.judges import Exact
-from raysuite.in_context.policies import scenes_rows
+from raysuite.in_context.judges import Exact, Reading
+from raysuite.in_context.policies import Copy, Row, scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
+from raysuite.in_context.tasks import Answer, Episode, Theme, World
 from raysuite.kernel.stats import Interval
 from raysuite.results.in_context.numbers import corrected, drawn, factors, share, together
 from raysuite.results.in_context.published import PUBLISHED, SHOTS
@@ -134,6 +136,48 @@ def test_a_stop_repeats_nothing_and_changes_nothing(tmp_path: Path, monkeypatch:
     assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 0
     (tmp_path / "stopped" / "pictures" / "0" / "00001.parquet").unlink()  # nothing is judged that is not there
     assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 1
+
+
+class Drawing(Copy):
+    """Draws itself, and remembers which of its pictures somebody still holds."""
+
+    kept = True
+
+    def __init__(self) -> None:
+        self.held: list[weakref.ref[np.ndarray]] = []
+        self.most = 0
+
+    def answer(self, world: World, episode: Episode) -> Answer:
+        picture = episode.demos[-1].picture.copy()
+        self.held = [one for one in self.held if one() is not None] + [weakref.ref(picture)]
+        self.most = max(self.most, len(self.held))
+        return Answer(picture=picture)
+
+
+class Counted(Exact):
+    pictures = 0
+
+    def __call__(
+        self, themes: Sequence[Theme], pictures: Sequence[np.ndarray], numbers: Sequence[int]
+    ) -> list[Reading]:
+        self.pictures += len(pictures)
+        return super().__call__(themes, pictures, numbers)
+
+
+def test_own_pictures_are_judged_once_and_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more of them are held than a block has, and a second command judges none, of those who copy neither."""
+    monkeypatch.setattr(evaluation, "BLOCK", 4)
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+    world = ScenesWorld(0)
+    judge, drawing = Counted(world), Drawing()
+    plan = Plan(world, judge, (Row("interleaved", "default", drawing), Row("copy", "default", Copy())), 2, (2,))
+    wanted = digests(evaluated(tmp_path, plan, Perfect(world)))
+    assert 0 < drawing.most <= 2 * evaluation.BLOCK
+    cells = sum(len(theme.cells) for theme in world.themes)
+    assert judge.pictures == cells + 20  # copies are the same pictures
+    assert digests(evaluated(tmp_path, plan, Perfect(world))) == wanted and judge.pictures == cells + 20
+    (tmp_path / "judged" / "00" / "00001.parquet").unlink()
+    assert digests(evaluated(tmp_path, plan, Perfect(world))) == wanted and judge.pictures == cells + 24
 
 
 def test_a_directory_of_another_evaluation_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,14 +190,16 @@ def examples(found: InContext) -> Iterator[dict[str, Any]]:
     shown = [at for at in found.readers if at[1] in ("default", "caption", "cot")]
     lines = list(dict.fromkeys([found.rows[0], *shown[:EXAMPLE_READERS]]))
     judged = {(*_at(a), a["drawer"]): a for a in _table(found.directory / "judgements.parquet").to_pylist()}
-    drawn = [_pictures(found.directory / "pictures" / str(place)) for place in range(len(found.drawers))]
     answers = _table(found.directory / "answers.parquet").to_pylist()
     given = {_at(a): a for a in answers}
-    own = _own_pictures(found, answers)
     numbers = {task["name"]: number for number, task in enumerate(found.settings["tasks"], start=1)}
     episodes: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in _table(found.directory / "examples.parquet").to_pylist():
         episodes.setdefault((row["task"], row["index"]), []).append(row)
+    indices = {index for _, index in episodes}
+    drawn = [_pictures(found.directory / "pictures" / str(place), indices) for place in range(len(found.drawers))]
+    asked = {(*line, *at, len(demos)) for line in lines for at, demos in episodes.items()}
+    own = _own_pictures(found, answers, asked)
     for (task, index), demos in episodes.items():
         answered = []
         for line in lines:
@@ -225,23 +227,25 @@ def _at(row: Mapping[str, Any]) -> tuple[str, str, str, int, int]:
 
 
 def _own_pictures(
-    found: InContext, answers: Sequence[Mapping[str, Any]]
+    found: InContext, answers: Sequence[Mapping[str, Any]], wanted: Collection[tuple[str, str, str, int, int]]
 ) -> dict[tuple[str, str, str, int, int], bytes]:
-    """Pictures of those who draw themselves, where they were kept: in the order of their answers."""
+    """Those pictures of lines that draw themselves, where they were kept: in the order of their answers, a block at a time."""
     own: dict[tuple[str, str, str, int, int], bytes] = {}
     for number, line in enumerate(found.rows):
         files = sorted((found.directory / "answers" / f"{number:02d}").glob("*.parquet"))
-        kept = [row["png"] for file in files for row in _table(file).to_pylist()]
-        mine = [a for a in answers if (a["row"], a["variant"]) == line]
-        own |= {_at(a): png for a, png in zip(mine, kept, strict=False) if png is not None}
+        kept = (row["png"] for file in files for row in _table(file).to_pylist())
+        mine = [_at(a) for a in answers if (a["row"], a["variant"]) == line]
+        own |= {at: png for at, png in zip(mine, kept, strict=False) if at in wanted and png is not None}
     return own
 
 
-def _pictures(folder: Path) -> dict[tuple[int, int, str], bytes]:
+def _pictures(folder: Path, indices: Collection[int]) -> dict[tuple[int, int, str], bytes]:
+    """Pictures for episodes of these numbers."""
     found = {}
     for file in sorted(folder.glob("[0-9]*.parquet")):
         for row in _table(file).to_pylist():
-            found[row["number"], row["index"], row["description"]] = row["png"]
+            if row["index"] in indices:
+                found[row["number"], row["index"], row["description"]] = row["png"]
     return found
 
 

@@ -90,7 +90,7 @@ def cautions(found: InContext) -> list[str]:
     if found.refused:
         said.append(
             f"A server refused a question on {found.refused} of {len(found.judgements['right'])} rows, which count as wrong: what it "
-            "said is in the column `refused` of answers.parquet and pictures/."
+            "said is in the column `refused` of answers.parquet, pictures/ and judged/."
         )
     if found.settings["episodes"] < FEW:
         said.append(f"With {count(found.settings['episodes'], 'episode')} of each task intervals by task are wide.")
