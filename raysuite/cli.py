@@ -464,8 +464,9 @@ def in_context(
         bool, typer.Option("--nuisance", help="Leave an attribute free that neither text nor latent holds fixed.")
     ] = False,
     misread: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads.")
-    ] = 0.1,
+        float | None,
+        typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads \\[default: 0.1]."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
     language: Annotated[
         bool,
@@ -478,7 +479,9 @@ def in_context(
         Path | None, typer.Option(help="CoBSAT's published pictures and captions, in place of the bundled world.")
     ] = None,
     paired: Annotated[bool, typer.Option("--paired", help="One latent of --data for all numbers of shots.")] = False,
-    judge: Annotated[str, typer.Option(help="Of --data: clip, or vlm, a model that reads pictures.")] = "clip",
+    judge: Annotated[
+        str | None, typer.Option(help="Of --data: clip, or vlm, a model that reads pictures \\[default: clip].")
+    ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Hub id or directory, or a server's name of it.")] = None,
     judge_url: Annotated[
         str | None, typer.Option(help="Of a server of chat completions, such as http://127.0.0.1:8000/v1.")
@@ -506,6 +509,21 @@ def in_context(
     from raysuite.stages.lock import locked
 
     asked = command.numbers(shots)
+    command.check_options(
+        scenes={"--nuisance": nuisance, "--misread": misread, "--language": language, "--leave-out": leave_out},
+        published={
+            "--data": data,
+            "--paired": paired,
+            "--judge": judge,
+            "--judge-model": judge_model,
+            "--judge-url": judge_url,
+            "--judge-fields": judge_fields,
+            "--reader": reader,
+            "--reader-url": reader_url,
+            "--reader-fields": reader_fields,
+            "--interleaved": interleaved,
+        },
+    )
     if data is None:
         plan, drawers = command.scenes(
             models,
@@ -513,7 +531,7 @@ def in_context(
             episodes=episodes,
             shots=asked,
             nuisance=nuisance,
-            misread=misread,
+            misread=0.1 if misread is None else misread,
             language=language,
             leave_out=leave_out,
             seed=seed,
@@ -522,7 +540,7 @@ def in_context(
         plan, drawers = command.published(
             models,
             data=places.existing(data),
-            judge=command.judge_of(judge, model=judge_model, url=judge_url, fields=judge_fields, seed=seed),
+            judge=command.judge_of(judge or "clip", model=judge_model, url=judge_url, fields=judge_fields, seed=seed),
             reader=command.chat_of(reader, reader_url, reader_fields) if reader else None,
             interleaved=command.interleaved_of(interleaved) if interleaved else None,
             episodes=episodes,

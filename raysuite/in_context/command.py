@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,33 @@ def numbers(shots: str) -> tuple[int, ...]:
     if wrong := [word for word in found if word not in known]:
         raise UserError(f"expected --shots of {', '.join(known)}, got {wrong[0]!r}: put commas between them")
     return tuple(sorted({known[word] for word in found}))
+
+
+def check_options(*, scenes: Mapping[str, object], published: Mapping[str, object]) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        scenes: those of the bundled world, by name; None or False where they were not given.
+        published: those of the published data, `--data` among them.
+
+    Raises:
+        UserError: there is one of the other world, or one of a reader without a reader.
+    """
+    of_scenes, of_data = (
+        [name for name, value in options.items() if value is not None and value is not False]
+        for options in (scenes, published)
+    )
+    if of_data and "--data" not in of_data:
+        raise UserError(
+            f"expected --data with {of_data[0]}, got none: name the folder with CoBSAT's pictures, or leave {of_data[0]} out"
+        )
+    if of_data and of_scenes:
+        raise UserError(
+            f"expected {of_scenes[0]} without --data, got both: it is of the bundled world, so leave one of them out"
+        )
+    for name in ("--reader-url", "--reader-fields"):
+        if name in of_data and "--reader" not in of_data:
+            raise UserError(f"expected --reader with {name}, got none: name the server's model, or leave {name} out")
 
 
 def scenes(

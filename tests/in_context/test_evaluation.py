@@ -289,6 +289,11 @@ def test_the_command_draws_with_the_bundled_model(tmp_path: Path, monkeypatch: p
         (["scenes", "scenes"], "got scenes twice"),
         (["toy-ddpo"], "expected a model that draws 32 x 32 pixels"),
         (["{tmp}"], "where there is neither config.json nor state.json"),
+        (["--judge", "vlm", "--paired"], "expected --data with --paired, got none: name the folder"),
+        (["--reader-url", "http://a"], "expected --data with --reader-url, got none"),
+        (["--data", "{tmp}", "--language"], "expected --language without --data, got both"),
+        (["--data", "{tmp}", "--misread", "0"], "expected --misread without --data, got both"),
+        (["--data", "{tmp}", "--reader-url", "http://a"], "expected --reader with --reader-url, got none"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
