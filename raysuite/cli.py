@@ -248,8 +248,8 @@ def evaluate(
         typer.Option(help="What scores the suite's pictures: a name or {name: hps_v2, model: DIR}; repeatable."),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     ema: Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema), on a suite.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of the suite's noise.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of a suite at once.")] = 8,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the suite's noise \\[default: 0].")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures of a suite at once \\[default: 8].")] = None,
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep all pictures of a suite; some are kept in any case.")
     ] = False,
@@ -288,13 +288,14 @@ def evaluate(
             updates=checkpoint,
             ema=ema,
             samples=samples,
-            seed=seed,
-            batch=batch,
+            seed=seed or 0,
+            batch=batch or 8,
             all_images=keep_images,
         )
         _evaluate_suite(protocol, directory, against)
         return
-    if len(runs) > 1 or prompts or reward or ema or keep_images or against or out or settings:
+    numbers = seed is not None or batch is not None
+    if len(runs) > 1 or prompts or reward or ema or numbers or keep_images or against or out or settings:
         raise UserError(
             "expected one RUN with --checkpoint and --samples at most, got more, which is for suites of prompts: name one with --suite"
         )
@@ -323,10 +324,13 @@ def _out_of_suite(runs: Sequence[Path], suite: str, out: Path | None) -> Path:
 def _evaluate_suite(protocol: Any, directory: Path, against: str | None) -> None:
     from raysuite.cluster import suites
     from raysuite.progress import Counting
+    from raysuite.results.suites.numbers import called
     from raysuite.results.suites.report import suite_summary, write_suite_report
     from raysuite.stages.lock import locked
     from raysuite.suites import evaluation
 
+    if against is not None:
+        called(against, evaluation.labels(protocol, directory))
     suites.preflight(protocol)
     with locked(directory):
         evaluation.claim(protocol, directory, sys.argv)

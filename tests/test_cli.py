@@ -190,6 +190,8 @@ SUITE = ["evaluate", "{0}", "--suite"]
         (["evaluate", "{0}", "{0}"], "expected one RUN"),
         (["evaluate", "{0}", "--prompts", "p.tsv"], "name one with --suite"),
         (["evaluate", "{0}", "--set", "sampler.steps=3"], "name one with --suite"),
+        (["evaluate", "{0}", "--seed", "0"], "name one with --suite"),
+        (["evaluate", "{0}", "--batch", "64"], "name one with --suite"),
         ([*SUITE, "geneva", "--prompts", "p.jsonl"], "expected a suite (did you mean geneval?)"),
         ([*SUITE, "geneval"], "name evaluation_metadata.jsonl"),
         ([*SUITE, "geneval", "--prompts", "nowhere.jsonl"], "expected a prompt file at nowhere.jsonl"),

@@ -51,6 +51,12 @@ def claim(protocol: Protocol, directory: Path, command: Sequence[str]) -> None:
             write_json(place / "member.json", settings)
 
 
+def labels(protocol: Protocol, directory: Path) -> list[str]:
+    """Of the models that a directory will hold: the protocol's, and those of earlier commands."""
+    earlier = (file.parent.name for file in directory.glob(f"{MEMBERS}/*/member.json"))
+    return sorted({*earlier, *(member.label for member in protocol.members)})
+
+
 def of(directory: Path, member: Member) -> Path:
     """Where a member's files lie."""
     return directory / MEMBERS / member.label

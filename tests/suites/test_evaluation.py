@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raysuite import cli
 from raysuite.cluster import suites
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -148,6 +149,23 @@ def test_later_commands_may_add_models(runs: Runs, tmp_path: Path) -> None:
     assert len(evaluation.missing(protocol, tmp_path / "e", protocol.members[1])) == 6
     draw(protocol, tmp_path / "e")
     assert scores(tmp_path / "e", "second@1-ema") != scores(tmp_path / "e", "base-epsilon")
+
+
+def test_who_is_compared_with_nobody_is_told_before_anything_is_drawn(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models of earlier commands may be named; here it is the second run."""
+
+    def begins(protocol: Protocol) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suites, "preflight", begins)
+    evaluation.claim(runs.declare(tmp_path, [runs.second]), tmp_path, ["test"])
+    protocol = runs.declare(tmp_path)
+    with pytest.raises(UserError, match="expected --against one of base-epsilon, first@1, second@1, got third"):
+        cli._evaluate_suite(protocol, tmp_path, "third")
+    with pytest.raises(KeyboardInterrupt):
+        cli._evaluate_suite(protocol, tmp_path, "second")
 
 
 @pytest.mark.parametrize(

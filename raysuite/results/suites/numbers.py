@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def lines(found: SuiteResults, against: str | None = None) -> list[Line]:
     Raises:
         UserError: nobody finished is called so, or several are.
     """
-    reference = None if against is None else _who(found, against)
+    reference = None if against is None else called(against, found.members)
     return [
         _line(found, member, reference or _base(found, member), reward, category)
         for reward in found.rewards
@@ -60,12 +60,17 @@ def lines(found: SuiteResults, against: str | None = None) -> list[Line]:
     ]
 
 
-def _who(found: SuiteResults, against: str) -> str:
+def called(against: str, members: Sequence[str]) -> str:
+    """The member that is meant by its label, or by the name of its run.
+
+    Raises:
+        UserError: nobody is called so, or several are.
+    """
     name = against.rstrip("/").rpartition("/")[2]
-    called = [label for label in found.members if name in (label, label.rpartition("@")[0])]
-    if len(called) != 1:
-        raise UserError(f"expected --against one of {', '.join(found.members)}, got {against}: name one of them")
-    return called[0]
+    found = [label for label in members if name in (label, label.rpartition("@")[0])]
+    if len(found) != 1:
+        raise UserError(f"expected --against one of {', '.join(members)}, got {against}: name one of them")
+    return found[0]
 
 
 def _base(found: SuiteResults, member: str) -> str:
