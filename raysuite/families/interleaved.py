@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def arguments(name: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 
 class InterleavedPipeline:
-    """Such a pipeline, opened.
+    """Such a pipeline. Its weights are read when it is first asked.
 
     Args:
         path: a directory or hub id.
@@ -77,10 +78,15 @@ class InterleavedPipeline:
             raise UserError(
                 f"expected a pipeline that takes several pictures and a text ({', '.join(PLACEMENTS)}) at {path}, got {self.name}"
             )
-        self.path, self.steps, self.size, self._options = path, steps, size, options
-        self.pipeline: Any = load_pipeline(model, network=getattr(torch, precision))
-        self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.path, self.steps, self.size, self._options, self._model = path, steps, size, options, model
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """Opened."""
+        opened: Any = load_pipeline(self._model, network=getattr(torch, self._model.precision))
+        opened.to("cuda" if torch.cuda.is_available() else "cpu")
+        opened.set_progress_bar_config(disable=True)
+        return opened
 
     @torch.no_grad()
     def __call__(self, parts: Sequence[Part], generator: torch.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ IN_A_ROW = 8
 SHARE, FEW = 0.1, 50
 """Of questions that may be refused, counted as a share of at least so many."""
 REPLY_TOKENS = 256
+OTHERWISE = "name the hub id or directory of a model that reads pictures, with its processor"
 
 
 class Unanswered(UserError):
@@ -115,6 +117,8 @@ class HttpChat:
 class TransformersChat:
     """A model of transformers that reads pictures (`AutoModelForImageTextToText`), greedy. It was run on tiny random models only.
 
+    Its weights are read when it is first asked.
+
     Args:
         model: hub id or directory, with its processor and chat template.
         precision: of its weights.
@@ -124,21 +128,24 @@ class TransformersChat:
     """
 
     def __init__(self, model: str, *, precision: str = "bfloat16") -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         self.model, self.precision = model, precision
-        otherwise = "name the hub id or directory of a model that reads pictures, with its processor"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._processor: Any = load(lambda: AutoProcessor.from_pretrained(model), "a processor", model, otherwise)
-        self._network: Any = load(
+        self._processor: Any = load(lambda: AutoProcessor.from_pretrained(model), "a processor", model, OTHERWISE)
+
+    @cached_property
+    def _network(self) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        network: Any = load(
             lambda: AutoModelForImageTextToText.from_pretrained(
-                model, dtype=getattr(torch, precision), use_safetensors=True
+                self.model, dtype=getattr(torch, self.precision), use_safetensors=True
             ),
             "a model that reads pictures",
-            model,
-            otherwise,
+            self.model,
+            OTHERWISE,
         )
-        self._network.to(device).eval()
+        return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def settings(self) -> dict[str, Any]:
         """Which it is."""

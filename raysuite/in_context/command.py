@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from raysuite.config.reading import parse
@@ -130,7 +130,7 @@ def published(
 
 
 def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | None = None, seed: int) -> Judge:
-    """The judge that is asked for, opened.
+    """The judge that is asked for.
 
     Raises:
         UserError: there is no such judge, or it lacks something.
@@ -149,8 +149,10 @@ def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | Non
     return MultipleChoice(chat_of(model, url, fields), seed)
 
 
-def chat_of(model: str, url: str | None, fields: str | None = None) -> Chat:
-    """A model that reads pictures: of transformers, or of a server where there is a url, with fields of its requests in YAML.
+@cache
+def chat_of(model: str, url: str | None, fields: str | None) -> Chat:
+    """A model that reads pictures: of transformers, or of a server where there is a url, with fields of its requests in YAML. A judge
+    that is also the reader is opened once.
 
     Raises:
         UserError: it cannot be read, or there are fields of no request.
@@ -170,7 +172,7 @@ def chat_of(model: str, url: str | None, fields: str | None = None) -> Chat:
 
 
 def interleaved_of(path: str) -> InterleavedPipeline:
-    """A pipeline that takes texts and pictures, opened.
+    """A pipeline that takes texts and pictures.
 
     Raises:
         UserError: it is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -118,18 +119,27 @@ def option_of(options: Sequence[str], reply: str) -> str | None:
 
 
 class Clip:
-    """The option of each side whose word is nearest to the picture. It always has an answer.
+    """The option of each side whose word is nearest to the picture. It always has an answer. Weights are read when it is first asked.
 
     Args:
         model: hub id or directory of a CLIP model; the published numbers are of ViT-B/32.
+
+    Raises:
+        UserError: the directory lacks something.
     """
 
     def __init__(self, model: str = "openai/clip-vit-base-patch32") -> None:
-        self._clip = ClipScore(model)
+        ClipScore.check(model)
+        self._model = model
+        self._words: dict[tuple[str, ...], torch.Tensor] = {}
+
+    @cached_property
+    def _clip(self) -> ClipScore:
+        return ClipScore(self._model, device="cuda" if torch.cuda.is_available() else "cpu")
 
     def settings(self) -> dict[str, Any]:
         """Which model."""
-        return {"name": "CLIP", "model": self._clip.model}
+        return {"name": "CLIP", "model": self._model}
 
     @torch.no_grad()
     def __call__(
@@ -138,10 +148,16 @@ class Clip:
         """The nearest options."""
         found = []
         for theme, picture in zip(themes, pictures, strict=True):
-            features = self._clip.image_features(self._clip.pixels(picture[None]))
-            sides = []
-            for options in (theme.details, theme.objects):
-                words = [WORDS.get(option, option) for option in options]
-                sides.append(options[int((self._clip.text_features(words) @ features[0]).argmax())])
+            features = self._clip.image_features(self._clip.pixels(picture[None]).to(self._clip.device))
+            sides = (
+                options[int((self._features(options) @ features[0]).argmax())]
+                for options in (theme.details, theme.objects)
+            )
             found.append(Reading(Judgement(*sides)))
         return found
+
+    def _features(self, options: tuple[str, ...]) -> torch.Tensor:
+        """Of the words of a side, which every picture of its theme is held against."""
+        if options not in self._words:
+            self._words[options] = self._clip.text_features([WORDS.get(option, option) for option in options])
+        return self._words[options]

@@ -36,6 +36,7 @@ def test_omnigen_has_its_own_placeholders() -> None:
 def test_a_tiny_flux2_klein_draws_from_its_pictures_in_their_order(tmp_path: Path) -> None:
     flux2_klein().save_pretrained(tmp_path, safe_serialization=True)
     known = InterleavedPipeline(str(tmp_path), steps=2, size=32, precision="float32", text_encoder_out_layers=(1, 2, 3))
+    assert known.name == "Flux2KleinPipeline" and "pipeline" not in vars(known)  # it is opened when it is asked
     given = []
     prepared = known.pipeline.prepare_image_latents
 

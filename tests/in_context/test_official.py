@@ -189,6 +189,23 @@ def test_clip_takes_the_nearest_word(world: OfficialWorld, tmp_path: Path) -> No
         assert options[int(scores.argmax())] == found
 
 
+def test_clip_encodes_the_words_of_a_side_once(
+    world: OfficialWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    features = ClipScore.text_features
+
+    def counted(self: ClipScore, texts: Sequence[str]) -> Any:
+        asked.append(list(texts))
+        return features(self, texts)
+
+    monkeypatch.setattr(ClipScore, "text_features", counted)
+    theme = world.tasks[0].theme
+    pictures = [np.full((8, 8, 3), grey, np.uint8) for grey in (0, 100, 200)]
+    assert len(Clip(str(save_clip(tmp_path / "clip")))([theme] * 3, pictures, range(3))) == 3
+    assert asked == [[*theme.details], [*theme.objects]]
+
+
 class Server:
     """Chat completions with answers that were laid out, and what was asked."""
 
@@ -344,6 +361,31 @@ def test_a_model_of_transformers_is_given_texts_and_pictures_in_order(
     assert seen["do_sample"] is False
     monkeypatch.undo()
     assert known([dark, "1"]) == known([dark, "1"])
+
+
+def test_a_model_that_judges_and_reads_is_opened_once_and_when_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong otherwise is told before; a CLIP without weights is no model."""
+    from transformers import AutoModelForImageTextToText
+
+    opened = []
+    made = AutoModelForImageTextToText.from_pretrained
+
+    def counted(*asked: Any, **options: Any) -> Any:
+        opened.append(asked)
+        return made(*asked, **options)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", counted)
+    model = str(save_llava(tmp_path))
+    judge, reader = command.judge_of("vlm", model=model, url=None, seed=0), command.chat_of(model, None, None)
+    assert isinstance(judge, MultipleChoice) and judge._chat is reader
+    assert judge.settings()["model"] == reader.settings()["model"] == model and not opened
+    reader(["1"])
+    reader(["2"])
+    assert len(opened) == 1
+    with pytest.raises(UserError, match="found no"):
+        Clip(model)
 
 
 def test_a_question_that_is_not_answered_is_invalid_and_no_option(world: OfficialWorld) -> None:
