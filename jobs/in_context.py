@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out: Path = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "training-cells.txt") as temporary:
-        temporary.write_text("\n".join(ScenesWorld().training) + "\n", encoding="utf-8")
+        world = ScenesWorld(nuisance="--nuisance" in given.options)
+        temporary.write_text("\n".join(world.training) + "\n", encoding="utf-8")
     for command in commands(out, given.seeds, given.episodes, given.options):
         subprocess.run([sys.executable, "-m", "raysuite.cli", *command], check=True)
 

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raysuite.in_context.policies import Captioner, Generator, Row, erring, given_captions
-from raysuite.in_context.scenes import VALUES, ScenesWorld, SceneTheme
+from raysuite.in_context.scenes import VALUES, ScenesWorld
 from raysuite.in_context.tasks import Answer, Episode, Task, World
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator, torch_generator
@@ -81,7 +81,7 @@ class Lesson:
         while True:
             task = self.tasks[rng.integers(len(self.tasks))]
             latent = str(rng.choice(task.latents))
-            known = cast(SceneTheme, task.theme).training
+            known = self.world.lessons[task.theme.name]
             requests = [request for request in task.requests if task.cell(request, latent) in known]
             if len(requests) > 2:
                 break

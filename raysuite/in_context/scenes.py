@@ -8,7 +8,8 @@
     Partner   9 second things     9 first things            the relation ("left of" without nuisance)
 
 Episodes are functions of coordinates: there are as many as one wants, and no model has seen them. The query is a cell of a
-combination that no training prompt has. An episode of four shots begins with the demonstrations of the one of two, so that shots are
+combination that no training prompt has. With nuisance most cells have scenes of both kinds: one cell in four is then asked for, and
+none of its scenes is taught. An episode of four shots begins with the demonstrations of the one of two, so that shots are
 compared on the same questions. With nuisance an attribute that neither text nor latent holds fixed varies over the demonstrations:
 what is common has to be found among what is not.
 
@@ -18,7 +19,7 @@ a matter of opinion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -92,16 +93,22 @@ class SceneTheme(Theme):
 
     @cached_property
     def tests(self) -> tuple[Cell, ...]:
-        """Cells of combinations that no training prompt has: what is asked for."""
+        """Cells of combinations that no training prompt has: what is asked for. Where what is free leaves every cell a training
+        prompt, every fourth on diagonals of the table, as combinations are held out; a table turned on its side has the same.
+        """
         held_out = set(grammar.held_out_prompts())
-        return tuple(cell for cell, scenes in self.scenes.items() if scenes[0].prompt in held_out)
+        whole = tuple(cell for cell, of in self.scenes.items() if all(scene.prompt in held_out for scene in of))
+        return whole or tuple(
+            cell
+            for cell, of in self.scenes.items()
+            if (self.details.index(cell.detail) + self.objects.index(cell.object)) % grammar.HELD_OUT_EVERY == 0
+            and of[0].prompt in held_out
+        )
 
-    @cached_property
-    def training(self) -> Mapping[Cell, tuple[str, ...]]:
-        """Prompts of cells of which training prompts have some, and those."""
-        known = set(grammar.training_prompts())
-        found = {cell: tuple(s.prompt for s in scenes if s.prompt in known) for cell, scenes in self.scenes.items()}
-        return {cell: prompts for cell, prompts in found.items() if prompts}
+    def described(self, prompts: Collection[str]) -> Mapping[Cell, tuple[str, ...]]:
+        """Cells that some of these prompts describe, and which."""
+        found = {cell: tuple(s.prompt for s in of if s.prompt in prompts) for cell, of in self.scenes.items()}
+        return {cell: own for cell, own in found.items() if own}
 
     @cached_property
     def texts(self) -> Mapping[str, Judgement]:
@@ -221,14 +228,22 @@ class ScenesWorld(World):
             Task(number, theme, "I" if kind == "I" else "II") for number, (theme, kind) in enumerate(pairs, start=1)
         )
 
+    @cached_property
+    def lessons(self) -> Mapping[str, Mapping[Cell, tuple[str, ...]]]:
+        """Training prompts by theme and cell, without those of any cell that is asked for, whichever theme asks."""
+        asked = {s.prompt for theme in self.themes for cell in theme.tests for s in theme.scenes[cell]}
+        known = set(grammar.training_prompts()) - asked
+        return {theme.name: theme.described(known) for theme in self.themes}
+
     @property
     def training(self) -> tuple[str, ...]:
-        """Descriptions of cells of which training prompts have some, each once: what a model may be taught to draw beforehand."""
-        return tuple(sorted({prompt for theme in self.themes for of in theme.training.values() for prompt in of}))
+        """All of these, each once: what a model may be taught to draw beforehand."""
+        return tuple(sorted({prompt for cells in self.lessons.values() for of in cells.values() for prompt in of}))
 
     def settings(self) -> Mapping[str, object]:
         """What decides the episodes."""
-        return {"name": self.name, "seed": self.seed, "nuisance": self.nuisance}
+        asked = {"asked": "every fourth cell"} if self.nuisance else {}  # of all of them, in evaluations of before
+        return {"name": self.name, "seed": self.seed, "nuisance": self.nuisance, **asked}
 
     def episode(self, task: Task, shots: int, index: int, variant: Variant = "default") -> Episode:
         """The episode at these coordinates: its demonstrations are the first of one order, whatever the number of shots.

@@ -31,8 +31,10 @@ def test_an_episode_in_words() -> None:
 @pytest.mark.parametrize("nuisance", [False, True])
 @pytest.mark.parametrize("thought", [False, True])
 def test_lessons_have_no_combination_that_is_asked_for_later(nuisance: bool, thought: bool) -> None:
-    lesson = Lesson(ScenesWorld(0, nuisance=nuisance), thought, None, 0)
+    world = ScenesWorld(0, nuisance=nuisance)
+    lesson = Lesson(world, thought, None, 0)
     held_out, training = {*grammar.held_out_prompts()}, {*grammar.training_prompts()}
+    held_out |= {scene.prompt for theme in world.themes for cell in theme.tests for scene in theme.scenes[cell]}
     rng = np.random.default_rng(0)
     for _ in range(300):
         asked, answer = lesson.draw(rng)

@@ -41,6 +41,16 @@ def test_texts_differ_the_latent_does_not_and_the_query_is_a_new_combination(wor
         assert world.sentence(task.theme, episode.cell) in held_out
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_no_cell_that_is_asked_for_is_taught(name: str) -> None:
+    """Neither by its own theme nor by another whose prompts describe it; each theme asks for about a quarter, or half of ten pairs."""
+    world = WORLDS[name]
+    for theme in world.themes:
+        assert not {*theme.tests} & {*world.lessons[theme.name]}
+        assert not {world.meaning(theme, prompt) for prompt in world.training} & {*theme.tests}
+        assert 1 / 6 < len(theme.tests) / len(theme.cells) <= 1 / 2
+
+
 @pytest.mark.parametrize(("world", "task"), TASKS)
 def test_fewer_shots_are_the_same_question(world: ScenesWorld, task: Task) -> None:
     most = world.episode(task, max(task.shots), 3)

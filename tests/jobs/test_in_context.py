@@ -14,8 +14,9 @@ from raysuite.stages.prompts import load_prompts
 from raysuite.worlds.scenes import grammar
 
 
+@pytest.mark.parametrize(("option", "descriptions"), [("--leave-out", 129), ("--nuisance", 232)])
 def test_runs_differ_in_objective_and_seed_and_learn_from_descriptions_of_training_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, descriptions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[list[str]] = []
 
@@ -23,7 +24,7 @@ def test_runs_differ_in_objective_and_seed_and_learn_from_descriptions_of_traini
         given.append(command[3:])
 
     monkeypatch.setattr(subprocess, "run", run)
-    in_context.main(["--out", str(tmp_path), "--seeds", "0", "4", "--episodes", "7", "--", "--nuisance"])
+    in_context.main(["--out", str(tmp_path), "--seeds", "0", "4", "--episodes", "7", "--", option])
     *trained, asked = given
     runs = []
     for command, recipe, *settings in trained:
@@ -34,7 +35,7 @@ def test_runs_differ_in_objective_and_seed_and_learn_from_descriptions_of_traini
         assert config.budget == 36_864
         runs.append((chosen["--out"], config.objective["name"], config.seed))
         prompts = load_prompts(config.prompts)
-        assert len(prompts.training) == 129
+        assert len(prompts.training) == descriptions
         assert {prompt.text for prompt in prompts.training} <= {*grammar.training_prompts()}
     assert runs == [
         (str(tmp_path / "ddpo-0"), "ddpo", 0),
@@ -44,4 +45,4 @@ def test_runs_differ_in_objective_and_seed_and_learn_from_descriptions_of_traini
     ]
     models = [out for out, _, _ in runs]
     table = str(tmp_path / "table")
-    assert asked == ["in-context", "scenes", *models, "--language", "--episodes", "7", "--nuisance", "--out", table]
+    assert asked == ["in-context", "scenes", *models, "--language", "--episodes", "7", option, "--out", table]
