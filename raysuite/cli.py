@@ -472,6 +472,9 @@ def in_context(
         typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads \\[default: 0.1]."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The average of runs' weights (learn.ema) in place of them.")
+    ] = False,
     language: Annotated[
         bool,
         typer.Option("--language", help="Train a small language model that reads episodes, with and without thought."),
@@ -539,6 +542,7 @@ def in_context(
             language=language,
             leave_out=leave_out,
             seed=seed,
+            ema=ema,
         )
     else:
         plan, drawers = command.published(
@@ -551,6 +555,7 @@ def in_context(
             shots=asked,
             paired=paired,
             seed=seed,
+            ema=ema,
         )
     with locked(directory):
         command.evaluate(plan, drawers, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
@@ -926,6 +931,9 @@ def writer_evaluate(
     prompts: Annotated[int, typer.Option(help="Of each cell.")] = 40,
     pictures: Annotated[int, typer.Option(help="Of each prompt.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts.")] = 0,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The average of the run's weights (learn.ema) in place of them.")
+    ] = False,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Compare writers by what an image model draws from their rewrites. The same command again goes on."""
@@ -934,7 +942,7 @@ def writer_evaluate(
     from raysuite.writer import evaluation
 
     plan = evaluation.Plan(tuple(who), prompts, pictures, seed)
-    found = _drawing(model, settings)
+    found = _drawing(model, settings, ema=ema)
     from raysuite.cluster import launch, writer as writing
     from raysuite.progress import Counting
     from raysuite.results.writer import writers_summary
@@ -946,11 +954,13 @@ def writer_evaluate(
     console.print(writers_summary(directory, _width()), soft_wrap=True, markup=False, highlight=False)
 
 
-def _drawing(model: str, settings: Sequence[str]) -> Any:
+def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
     """Who draws: a recipe with other settings, a run, or a checkpoint."""
-    from raysuite.in_context.draw import find
+    from raysuite.in_context.draw import check_average, find
 
-    found = find(model)
+    found = find(model, ema=ema)
+    if ema:
+        check_average([found])
     if not settings:
         return found
     if found.model is not None or Path(model).is_dir():

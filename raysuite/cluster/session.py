@@ -23,7 +23,6 @@ from raysuite.errors import UserError
 from raysuite.families import Policy, open_policy
 from raysuite.in_context.draw import Named
 from raysuite.signals import postponed
-from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 
 ANSWER_SECONDS = 4.0
@@ -219,7 +218,6 @@ def drawing(
             config = config.with_actors()
             actors, encoded = stack.enter_context(drawing_actors(config, directory, prompts=texts))
         policy = open_policy(config, device, texts=encoded, encoders=encoded is None)
-        if model.model is not None:
-            checkpoint.load(model.model, policy)
+        model.load(policy)
         yield policy, RayCollector.of(config, actors) if actors else LocalCollector(policy, config)
     shutil.rmtree(directory / "texts", ignore_errors=True)

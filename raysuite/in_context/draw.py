@@ -49,6 +49,8 @@ class Named:
     config: RunConfig
     model: Path | None
     """Of a checkpoint; None is the model as it came."""
+    ema: bool = False
+    """Whether the average of its weights is meant."""
 
     def settings(self) -> dict[str, object]:
         """What decides its pictures, for the record."""
@@ -60,19 +62,36 @@ class Named:
             "objective": self.config.objective["name"] if self.model else None,
             "method": self._method(self.model) if self.model else None,
             **{section: canonical[section] for section in ("model", "sampler", "parameters")},
+            **({"ema": True} if self.ema else {}),
         }
+
+    def load(self, policy: Policy) -> None:
+        """Put a checkpoint's weights, or their average, into a policy as it came."""
+        if self.model is not None:
+            checkpoint.load(self.model, policy)
+            if self.ema:
+                policy.load(self.model / checkpoint.EMA)
 
     def _method(self, model: Path) -> str:
         """A digest of all that decides the model but the seed of its run: models that have it in common are repetitions."""
-        settings = {**self.config.identity(), "seed": None, "checkpoint": model.name}
+        settings = {
+            **self.config.identity(),
+            "seed": None,
+            "checkpoint": model.name,
+            **({"ema": True} if self.ema else {}),
+        }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def find(name: str) -> Named:
+def find(name: str, *, ema: bool = False) -> Named:
     """Who is meant: a run (its last checkpoint), a checkpoint, a recipe or YAML file, or a bundled model's name.
 
+    Args:
+        name: of them.
+        ema: whether the average of a checkpoint's weights is meant.
+
     Raises:
-        UserError: there is nothing like it, or it is damaged.
+        UserError: there is nothing like it, it is damaged, or it has no average.
     """
     path = Path(name).expanduser()
     if (path / "state.json").is_file():
@@ -92,16 +111,36 @@ def find(name: str) -> Named:
         config = configuration.load(BARE.get(name, name))
         return Named(name.removesuffix(".yaml").rpartition("/")[2], config, None)
     state = checkpoint.read_state(model)
-    return Named(f"{run.name} after {state.updates}", RunDirectory(run).config(), model if state.updates else None)
+    config, label = RunDirectory(run).config(), f"{run.name} after {state.updates}"
+    if not state.updates:
+        return Named(label, config, None)
+    if ema and not (model / checkpoint.EMA).is_dir():
+        raise UserError(
+            f"expected an average of the weights in {model}, found none: the run has no learn.ema; leave --ema out"
+        )
+    return Named(f"{label}, average" if ema else label, config, model, ema)
 
 
-def named(names: Sequence[str]) -> list[Named]:
+def check_average(found: Sequence[Named]) -> None:
+    """Refuse models of which none is an average of weights.
+
+    Raises:
+        UserError: none is.
+    """
+    if not any(one.ema for one in found):
+        labels = ", ".join(one.label for one in found) or "none"
+        raise UserError(f"expected a trained run with --ema, got {labels}: name one, or leave --ema out")
+
+
+def named(names: Sequence[str], *, ema: bool = False) -> list[Named]:
     """All of them, by labels that differ.
 
     Raises:
-        UserError: two are the same.
+        UserError: two are the same, or averages are meant and there is no run.
     """
-    found = [find(name) for name in names]
+    found = [find(name, ema=ema) for name in names]
+    if ema:
+        check_average(found)
     labels = [one.label for one in found]
     if len({*labels}) < len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
@@ -140,8 +179,7 @@ class PolicyDrawer:
                 f"expected a model that draws {size[0]} x {size[1]} pixels, as this world's judge reads, got {one.label}, which "
                 f"draws {self.policy.image_size[0]} x {self.policy.image_size[1]}: name one that was trained on this world"
             )
-        if one.model is not None:
-            checkpoint.load(one.model, self.policy)
+        one.load(self.policy)
 
     def _opened(self, texts: Sequence[str], kept: Path) -> Policy:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
