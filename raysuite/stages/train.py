@@ -80,6 +80,7 @@ class Training:
         self.optimizer = optimizer_of(config.learn, policy.trainable().values())
         self.snapshot = checkpoint.Snapshot(self.optimizer, keep=self.first)
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
+        self.scale = RewardScale()
         self.state = State(behaviour={0: policy.weights()})
         if config.reference.refresh:
             self.state.reference = policy.weights()
@@ -153,6 +154,7 @@ class Training:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
             self.state.moments = self.snapshot.take()
             self.tracker.restore(self.state.tracker)
+            self.scale = RewardScale(self.state.scale)
         self.state.count_lost(self.run.ledger())
         if self.first:
             self.run.rewind(self.state.updates if found else -1)
@@ -198,7 +200,7 @@ class Training:
         self.state.training = sum([*self.gather([cost]), *costs], self.state.training)
         self.state.underway = Cost()
         self.state.updates += 1
-        self.state.tracker = self.tracker.state()
+        self.state.tracker, self.state.scale = self.tracker.state(), self.scale.state()
         oldest = max(0, self.state.updates - self.config.rollouts.staleness)
         self.state.behaviour = {v: w for v, w in self.state.behaviour.items() if v >= oldest}
         self.state.behaviour[self.state.updates] = self.policy.weights()
@@ -254,11 +256,7 @@ class Training:
     def rescaled(self, summaries: list[dict]) -> list[dict]:
         """All blocks of an update with their rewards' terms on one scale."""
         running = self.config.reward_scale == "running"
-        scale = RewardScale(self.state.scale if running else None)
-        rescaled = rescale(self.config, summaries, scale)
-        if running:
-            self.state.scale = scale.state()
-        return rescaled
+        return rescale(self.config, summaries, self.scale if running else RewardScale())
 
     def from_set(self, number: int) -> tuple[dict[int, Batch], Metrics, list[Cost]]:
         """The same from an off-line preference set: nothing is drawn, so it costs nothing."""

@@ -152,8 +152,16 @@ class Stop:
             raise StopRequested("nobody")
 
 
-def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    config = toy(updates="3", evaluation__every="2", checkpoints__every="3", evaluation__final_samples="1")
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"reward_scale": "running", "rewards": "[{name: redness}, {name: jpeg_compressibility}]"}],
+    ids=["as given", "running scale"],
+)
+def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bit(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    short = {"evaluation__every": "2", "checkpoints__every": "3", "evaluation__final_samples": "1"}
+    config = toy(updates="3", **short, **settings)
     counting = Stop(at=0)
     whole = begin(config, tmp_path / "whole", counting)
     whole.train()
