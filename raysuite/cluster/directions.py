@@ -141,7 +141,7 @@ def _preflight(declared: Study) -> None:
                             f"{config.preferences.source}, got {len(found)}: make a larger set, or lower one of them"
                         )
                 elif config.rollouts.replay is not None:
-                    check_replay(config.model_copy(update={"updates": declared.most_rounds}))
+                    check_replay(config.model_copy(update={"updates": rung.rounds(declared.sizes[-1])}))
             except UserError as error:
                 raise UserError(f"{label} cannot learn from what this study measures it on: {error}") from error
         refuse_writer(rung.config, "a study of directions")

@@ -69,6 +69,10 @@ class Rung:
         """Whether rollouts are drawn, in place of replayed or of pairs taken from a set."""
         return self.config.rollouts.replay is None and any(c.preferences.source is None for c in self.configs.values())
 
+    def rounds(self, units: int) -> int:
+        """How many updates' worth of prompts make so many units."""
+        return units // self.config.rollouts.prompts
+
     @property
     def name(self) -> str:
         """Of its directory."""
@@ -126,16 +130,6 @@ class Study(Section):
             UserError: a rung contradicts itself.
         """
         return tuple(self._rungs())
-
-    @property
-    def rounds(self) -> int:
-        """How many updates' worth of prompts make the units."""
-        return self.units // int(self.rungs[0].config.rollouts.prompts)
-
-    @property
-    def most_rounds(self) -> int:
-        """The same of the largest number of units that it may come to."""
-        return self.sizes[-1] // int(self.rungs[0].config.rollouts.prompts)
 
     def _rungs(self) -> Iterator[Rung]:
         ladder = [(path, value) for path, values in self.along.items() for value in values] or [("", None)]

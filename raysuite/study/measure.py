@@ -56,7 +56,7 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
     config = rung.config
     first = 0 if config.rollouts.replay else FIRST_UPDATE
     prompts = load_prompts(config.prompts)
-    blocks = (block for r in range(study.rounds) for block in training_blocks(config, prompts, first + r))
+    blocks = (block for r in range(rung.rounds(study.units)) for block in training_blocks(config, prompts, first + r))
     # a unit is for objectives that compare and for those that do not
     return [replace(block, one_draw=True) for block in blocks]
 

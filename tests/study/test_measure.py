@@ -84,6 +84,13 @@ def test_prompts_that_are_encoded_beforehand_are_those_that_are_drawn() -> None:
     assert {prompt.text for prompt in load_prompts(Prompts()).held_out} & asked(probes=0, gain={"kl": 0.1})
 
 
+@pytest.mark.parametrize("prompts", ["[1, 2]", "[2, 1]"])
+def test_every_rung_has_as_many_units_however_many_prompts_make_its_updates(prompts: str) -> None:
+    study = toy(along={"rollouts.prompts": prompts})
+    found = [sum(len(block.prompts) for block in study_blocks(study, rung)) for rung in study.rungs]
+    assert found == [8, 8]
+
+
 def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tmp_path: Path) -> None:
     """Each unit of the toy is a block: its gradient is what `gradient` takes on that block."""
     study = toy()
