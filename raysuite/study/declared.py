@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from raysuite import config as configuration
-from raysuite.config import NonNegativeInt, RunConfig, Section
+from raysuite.config import Model, NonNegativeInt, Parameters, RunConfig, Section
 from raysuite.errors import UserError
 from raysuite.kernel.directions import FEWEST_UNITS
 from raysuite.kernel.objectives import OBJECTIVES
@@ -189,15 +189,10 @@ def declare(
         )
     own = tree.pop("objective", {})
     chosen = {label: _objective(label, own) for label in objectives}
-    before = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
+    held = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
     for path, text in (settings or {}).items():
         _put(tree, chosen, path, configuration.parse(path, text))
     checkpoints = _checkpoints(run, checkpoint)
-    if run and any(checkpoints) and before != (tree.get("model"), tree.get("parameters")):
-        raise UserError(
-            f"expected the model and the parametrisation of {run}, whose checkpoints hold just those, got others: leave "
-            "model and parameters as they are, or study --checkpoint 0"
-        )
     tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
     tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1, "shard": False}
     fields = {
@@ -213,6 +208,7 @@ def declare(
     except ValidationError as error:
         raise UserError(configuration.sentence(error, Study.model_fields)) from error
     _check_units(study)
+    _check_held(study, *held)
     return study
 
 
@@ -282,6 +278,18 @@ def _checkpoints(run: Path | None, wanted: str | None) -> tuple[int, ...]:
             f"expected a checkpoint of {has}, got {wanted!r}: name a number of updates, `all`, or 0 for the model as it came"
         )
     return (int(wanted),)
+
+
+def _check_held(study: Study, model: Any, parameters: Any) -> None:
+    """Whether checkpoints hold what every rung takes from them, whichever way it was set."""
+    for config in (rung.config for rung in study.rungs if rung.checkpoint):
+        if config.model != Model.model_validate(model) or config.parameters != Parameters.model_validate(
+            parameters or {}
+        ):
+            raise UserError(
+                f"expected the model and the parametrisation of {study.directory}, whose checkpoints hold just those, got others: "
+                "leave model and parameters as they are, or study --checkpoint 0"
+            )
 
 
 def _check_units(study: Study) -> None:

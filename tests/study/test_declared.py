@@ -140,8 +140,18 @@ def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
         declare(str(tmp_path), objectives=["ddpo"])
 
 
-def test_a_checkpoint_holds_another_parametrisation(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"settings": {"parameters.kind": "lora"}},
+        {"along": {"parameters.kind": "[all, lora]"}},
+        {"along": {"model.path": "[toy, toy-flow]"}},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_holds_another_parametrisation(tmp_path: Path, options: dict[str, Any]) -> None:
     run = fake_run(tmp_path, checkpoints=(2,))
-    with pytest.raises(UserError, match="expected the model and the parametrisation of"):
-        declare(str(run), objectives=["ddpo"], units=16, settings={"parameters.kind": "lora"})
-    declare(str(run), objectives=["ddpo"], units=16, checkpoint="0", settings={"parameters.kind": "lora"})
+    for checkpoint in (None, "all"):
+        with pytest.raises(UserError, match="expected the model and the parametrisation of"):
+            declare(str(run), objectives=["ddpo"], units=16, checkpoint=checkpoint, **options)
+    declare(str(run), objectives=["ddpo"], units=16, checkpoint="0", **options)
