@@ -5,6 +5,7 @@
 3e-05
 """
 
+from raysuite.config.checks import without_idle
 from raysuite.config.reading import base_of, contents, document, load, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
@@ -73,4 +74,5 @@ __all__ = [
     "sentence",
     "spelled_out",
     "validate",
+    "without_idle",
 ]

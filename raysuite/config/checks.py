@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
 from raysuite.errors import UserError
+
+ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "credit": {
+        "previews": ("kind", ("previews",)),
+        "preview_steps": ("kind", ("previews",)),
+        "decay": ("kind", ("previews",)),
+        "tracker_size": ("normalise", ("tracked",)),
+        "tracker_minimum": ("normalise", ("tracked",)),
+    },
+    "preferences": {
+        "kept": ("choose", ("spread",)),
+        "limit": ("choose", ("random", "spread", "all")),
+        "temperature": ("label", ("bradley_terry",)),
+    },
+}
+"""By section: settings that mean something only where another one of the section has one of these values."""
+
+
+def without_idle(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's plain values, but for those that mean nothing beside the others."""
+    default = Run.model_fields[name].default
+
+    def means_something(setting: str) -> bool:
+        other, values = ONLY_WITH[name].get(setting, ("", ()))
+        return not other or given.get(other, getattr(default, other)) in values
+
+    return {setting: value for setting, value in given.items() if means_something(setting)}
 
 
 def check(run: Run) -> None:

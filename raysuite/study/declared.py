@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,7 +145,8 @@ class Study(Section):
                     "expected reward_scale=given in a study of directions, whose units know no batch: set it, and give rewards "
                     "weights that suit their own scales"
                 )
-            rankings = int((tree.get("preferences") or {}).get("limit") or 1)
+            compared = tree.get("preferences") or {}
+            rankings = int(compared.get("limit") or 1) if compared.get("source") is not None else 1
             yield Rung(number, path, value, checkpoint, configs, rankings)
 
     def canonical(self) -> dict[str, Any]:
@@ -209,6 +211,7 @@ def declare(
         raise UserError(configuration.sentence(error, Study.model_fields)) from error
     _check_units(study)
     _check_held(study, *held)
+    _check_ladders(study)
     return study
 
 
@@ -258,9 +261,8 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     compared = kept.get("preferences") or {}
     if compared.get("source") is not None:  # in a set it is settled who is compared
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
-    credit = kept.get("credit") or {}
-    if credit.get("kind", "terminal") == "terminal" and "credit" in kept:  # a ladder goes from one kind to the other
-        kept["credit"] = {name: value for name, value in credit.items() if not name.startswith("preview")}
+    for name in ("credit", "preferences"):  # a ladder goes from one kind to the other
+        kept[name] = configuration.without_idle(name, kept.get(name) or {})
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}
     return configuration.validate({**kept, "updates": 1, "learn": learn, "objective": dict(objective)})
 
@@ -289,6 +291,16 @@ def _check_held(study: Study, model: Any, parameters: Any) -> None:
             raise UserError(
                 f"expected the model and the parametrisation of {study.directory}, whose checkpoints hold just those, got others: "
                 "leave model and parameters as they are, or study --checkpoint 0"
+            )
+
+
+def _check_ladders(study: Study) -> None:
+    """Whether every rung of a ladder measures something of its own."""
+    for a, b in combinations(study.rungs, 2):
+        if a.along and (a.checkpoint, a.along, a.configs, a.rankings) == (b.checkpoint, b.along, b.configs, b.rankings):
+            raise UserError(
+                f"expected rungs along {a.along} that measure different things, got the same for {a.value} and {b.value}: a study "
+                "does not read it, or it has no effect beside the other settings; leave it out, or set what makes it count"
             )
 
 

@@ -28,6 +28,7 @@ from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
+from raysuite.study.declared import declare
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -105,6 +106,9 @@ def test_a_command_on_a_page_is_one(words: list[str], tmp_path: Path, monkeypatc
     run = given.get("run")
     if isinstance(run, str) and given.get("settings") and run in recipes():
         load(run, dict(setting.split("=", 1) for setting in given["settings"]))
+    if given.get("along"):
+        settings, along = (dict(setting.split("=", 1) for setting in given[name]) for name in ("settings", "along"))
+        declare(given["source"], objectives=given["objectives"].split(","), settings=settings, along=along)
 
 
 def test_settings_and_objectives_are_all_on_the_page() -> None:

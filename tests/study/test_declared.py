@@ -65,13 +65,33 @@ def test_every_rung_of_the_ladder_has_a_key(path: str) -> None:
         "toy-ddpo",
         objectives=["ddpo", "trajectory_dpo", "diffusion_dpo", "dspo"],
         units=16,
-        settings={"credit.previews": "[3, 6]"},
+        settings={"credit.previews": "[3, 6]", "preferences.label": "bradley_terry"},
         along={path: LADDERS[path]},
     )
     if path == "credit.kind":
         assert [rung.configs["ddpo"].credit.previews for rung in study.rungs] == [(), (3, 6)]
     assert [(rung.along, rung.number) for rung in study.rungs] == [(path, 0), (path, 1)]
     assert json.loads(json.dumps(study.canonical()["along"])) == {path: list(study.along[path])}
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        ("learn.learning_rate", "[1e-4, 1e-2]"),
+        ("learn.minibatches", "[1, 2]"),
+        ("reference.refresh", "[0, 1]"),
+        ("budget", "[10, 20]"),
+        ("preferences.temperature", "[0.1, 1]"),
+        ("preferences.limit", "[1, 2]"),
+        ("credit.decay", "[0.5, 1]"),
+        ("credit.discount", "[0.9, 0.90]"),
+    ],
+)
+def test_a_ladder_whose_rungs_measure_the_same_is_refused(path: str, values: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"expected rungs along {path} that measure different things, got the same for"
+    ):
+        declare("toy-ddpo", objectives=["ddpo", "diffusion_dpo"], units=16, along={path: values})
 
 
 def test_ladders_are_walked_one_after_the_other_at_every_checkpoint(tmp_path: Path) -> None:
