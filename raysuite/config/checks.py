@@ -49,6 +49,7 @@ def check(run: Run) -> None:
         _check_learning,
         _check_credit,
         _check_preferences,
+        _check_idle,
         _check_rewards,
         _check_model,
         _check_soft_prompts,
@@ -178,10 +179,6 @@ def _check_credit(run: Run) -> None:
                 "expected credit.normalise of group, group_mean or global with credit.kind=previews, got tracked: running statistics "
                 "are of whole rewards, not of steps"
             )
-    elif credit.previews:
-        raise UserError(
-            "expected no credit.previews with credit.kind=terminal: set credit.kind=previews or leave them out"
-        )
     if credit.normalise == "tracked" and credit.tracker_minimum > credit.tracker_size:
         raise UserError(
             f"expected credit.tracker_minimum of at most credit.tracker_size, got {credit.tracker_minimum} and "
@@ -227,6 +224,18 @@ def _check_preferences(run: Run) -> None:
         )
     if preferences.choose == "random" and preferences.limit is None:
         raise UserError("expected preferences.limit with preferences.choose=random: say how many rankings a prompt")
+
+
+def _check_idle(run: Run) -> None:
+    for name, needed in ONLY_WITH.items():
+        section, default = getattr(run, name), Run.model_fields[name].default
+        for setting, (other, values) in needed.items():
+            idle = getattr(section, other) not in values
+            if idle and getattr(section, setting) != getattr(default, setting):
+                raise UserError(
+                    f"expected no {name}.{setting} with {name}.{other}={getattr(section, other)}, which does not read it: set "
+                    f"{name}.{other}={' or '.join(values)}, or leave {setting} out"
+                )
 
 
 def _check_rewards(run: Run) -> None:

@@ -555,9 +555,22 @@ DENSE = {"objective": "{name: trajectory_dpo, strength: 5, discount: 0.9}", "cre
         ({**DPO, "preferences.source": "set", "rollouts.replay": "run"}, "leave one out"),
         ({**DPO, "preferences.source": "set", "preferences.noise": "0.1"}, "in a set it is settled"),
         ({**DPO, "rollouts.replay": "run", "rollouts.keep": "true"}, "a run that draws none"),
+        (
+            {**DPO, "preferences.temperature": "0.1"},
+            "expected no preferences.temperature with preferences.label=argmax",
+        ),
+        ({**DPO, "preferences.kept": "3"}, "expected no preferences.kept with preferences.choose=best_worst"),
+        ({**DPO, "preferences.limit": "4"}, "expected no preferences.limit with preferences.choose=best_worst"),
+        ({"credit.decay": "0.5"}, "expected no credit.decay with credit.kind=terminal"),
+        ({"credit.preview_steps": "3"}, "expected no credit.preview_steps with credit.kind=terminal"),
+        ({"credit.tracker_size": "64"}, "expected no credit.tracker_size with credit.normalise=group"),
+        ({"credit.tracker_minimum": "8"}, "set credit.normalise=tracked, or leave tracker_minimum out"),
         ({"reference.refresh": "1"}, "expected no reference settings with ddpo"),
         ({**DPO, "reference.decay": "0.5"}, "expected reference.refresh above 0"),
         ({**DPO, "objective.beta": "-1"}, "expected objective.beta of at least 0"),
+        ({**DPO, "objective.beta": "0"}, "expected objective.beta above 0, where there is something to learn, got 0"),
+        ({**DPO, "objective": "{name: dmpo, beta: 0}"}, "expected objective.beta above 0"),
+        ({**DPO, "objective": "{name: cal_dpo, beta: 0, share: 0.1}"}, "expected objective.beta above 0"),
         ({**DPO, "objective.link": "probit"}, "expected objective.link to be 'logistic', 'hinge' or 'ipo'"),
     ],
 )
@@ -572,7 +585,16 @@ def _credit(settings: dict[str, str | None]) -> dict[str, str]:
     return {"credit.discount": "0.5"} if settings.get("credit", "") is None else {}
 
 
-@pytest.mark.parametrize("settings", [DPO, DENSE, {**DPO, "sampler.eta": "0"}, {**DENSE, "preferences.members": "3"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DPO,
+        {**DPO, "objective": "{name: dspo, beta: 0}"},
+        DENSE,
+        {**DPO, "sampler.eta": "0"},
+        {**DENSE, "preferences.members": "3"},
+    ],
+)
 def test_what_does(settings: dict[str, str]) -> None:
     assert load("toy-ddpo", settings).built_objective.consumes == "preferences"
 

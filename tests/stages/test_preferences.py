@@ -60,14 +60,13 @@ def block(prompts: int, samples: int) -> Block:
 def test_rankings_stay_within_a_prompt_and_follow_the_reward(
     prompts: int, samples: int, choose: str, members: int, levels: int, seed: int
 ) -> None:
-    limit = {"preferences__limit": "2"} if choose == "random" else {}
+    own = {"random": {"preferences__limit": "2"}, "spread": {"preferences__kept": "3"}}.get(choose, {})
     config = toy(
         DENSE,
         rollouts__samples=str(samples),
         preferences__choose=choose,
         preferences__members=str(members),
-        preferences__kept="3",
-        **limit,
+        **own,
     )
     reward_N = np.random.default_rng(seed).integers(levels, size=prompts * samples).astype(float)
     indices_RM, ties = rankings(config, block(prompts, samples), reward_N)

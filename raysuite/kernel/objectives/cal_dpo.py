@@ -36,6 +36,7 @@ class CalDpo(PairObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.beta > 0, "beta", "above 0, where there is something to learn", self.beta)
         require(0 < self.share < 1, "share", "above 0 and below 1", self.share)
         require(self.weight >= 0, "weight", "of at least 0", self.weight)
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", "of at least 0 and below 0.5", self.label_smoothing)

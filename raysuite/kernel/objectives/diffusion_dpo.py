@@ -29,6 +29,7 @@ class DiffusionDpo(PairObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.beta > 0, "beta", "above 0, where there is something to learn", self.beta)
         require(0 <= self.label_smoothing < 0.5, "label_smoothing", "of at least 0 and below 0.5", self.label_smoothing)
 
     def terms(self, judged: Judged) -> Tensor:

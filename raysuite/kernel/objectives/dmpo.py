@@ -30,6 +30,7 @@ class Dmpo(PairObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.beta > 0, "beta", "above 0, where there is something to learn", self.beta)
         require(0 < self.doubt < 0.5, "doubt", "above 0 and below 0.5", self.doubt)
 
     def terms(self, judged: Judged) -> Tensor:
