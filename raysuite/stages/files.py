@@ -185,6 +185,10 @@ class RunDirectory:
             else:
                 place.unlink(missing_ok=True)
 
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the run read when it began, by the setting that names it."""
+        return dict(_json_of(self.path / "provenance.json", "run").get("inputs", {}))
+
     def config(self) -> RunConfig:
         """What the run in the directory was declared as.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages.collect import Collector
+from raysuite.stages.files import RunDirectory, inputs
 from raysuite.types import Block, Cost, Rollouts
 
 ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK", "draws_N")
@@ -82,7 +83,8 @@ def check_replay(config: RunConfig) -> None:
         )
     source = validate(json.loads(file.read_text()))
     advantages = config.built_objective.consumes == "advantages"
-    wanted, found = (_identity(each, credit=advantages) for each in (config, source))
+    read_by = ((config, inputs(config)), (source, RunDirectory(run).inputs()))
+    wanted, found = (_identity(each, digests, credit=advantages) for each, digests in read_by)
     differing = sorted(name for name in wanted if wanted[name] != found[name])
     if differing:
         raise UserError(
@@ -92,10 +94,11 @@ def check_replay(config: RunConfig) -> None:
     read(run, config.updates - 1, config.rollouts.blocks - 1)
 
 
-def _identity(config: RunConfig, *, credit: bool) -> dict[str, Any]:
+def _identity(config: RunConfig, digests: Mapping[str, str], *, credit: bool) -> dict[str, Any]:
     sizes = {name: getattr(config.rollouts, name) for name in ("prompts", "samples", "prompts_per_block")}
     facts: dict[str, Any] = {name: config.identity()[name] for name in ("model", "sampler", "rewards")}
     facts["rollouts"] = sizes
+    facts["prompts.training"] = digests.get("prompts.training", config.prompts.training)  # wherever the same file lies
     drawn = config.parameters.kind == "prompts"
     facts["distribution of prompts"] = config.parameters.prompts.model_dump(mode="json") if drawn else None
     if credit:

@@ -91,6 +91,22 @@ def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], me
         stored.check_replay(toy(rollouts__replay=str(source), **settings))
 
 
+def test_other_prompts_are_refused_and_the_same_in_another_file_are_not(tmp_path: Path) -> None:
+    """Numbers of prompts mean nothing beside another set, where they may be those of prompts that are held out."""
+    for name, prompts in {"ours": "left\nright\n", "copy": "left\nright\n", "others": "right\nleft\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(prompts)
+
+    def reading(name: str, **settings: str) -> dict[str, str]:
+        return {"prompts__training": str(tmp_path / f"{name}.txt"), "prompts__held_out": "null", **settings}
+
+    source = kept(tmp_path / "source", updates="1", **reading("ours"))
+    replaying = {"updates": "1", "rollouts__replay": str(source)}
+    stored.check_replay(toy(**reading("copy", objective="{name: sft}", credit="null", **replaying)))
+    for settings in (reading("others", **replaying), replaying):
+        with pytest.raises(UserError, match=r"drawn with another prompts\.training: set the same here"):
+            stored.check_replay(toy(**settings))
+
+
 def test_a_run_without_rollouts_is_refused(tmp_path: Path) -> None:
     RunDirectory(tmp_path).claim(toy(), ["test"])
     with pytest.raises(UserError, match="make one with --keep-rollouts"):
