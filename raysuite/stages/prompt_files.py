@@ -35,8 +35,8 @@ def read(source: str, names: Sequence[str] = NAMES) -> list[Row]:
     Files: `.txt` has a prompt a line; `.json` a list of prompts or of objects; `.jsonl` an object a line, `.csv`, `.tsv` and
     `.parquet` columns, one of which is called `prompt` (however it is spelled: `Prompt`) and the others of which are metadata.
     Lines end with newlines only: other separators of Unicode may be part of a prompt. Columns of bytes, such as pictures, are left
-    out. A data set is `owner/name` or a directory that `datasets` can load; `owner/name:split` names its split, which is `train` or
-    the only one unless told.
+    out, and what JSON has no form for (dates, decimals) is text. A data set is `owner/name` or a directory that `datasets` can load;
+    `owner/name:split` names its split, which is `train` or the only one unless told.
 
     Args:
         source: which.
@@ -196,5 +196,5 @@ def _rows_of(
         text = row.pop(named[0])
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"expected a prompt in row {number} of {source}, got {text!r}: add it, or take the row out")
-        read.append((text.strip(), row))
+        read.append((text.strip(), json.loads(json.dumps(row, default=str))))  # rollouts are kept with it, as JSON
     return read

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,14 @@ def test_tables_have_a_column_of_prompts_and_the_others_are_metadata(tmp_path: P
     ):
         found = load_prompts(Prompts(training=str(source), held_out=None)).training
         assert {p.text: {k: v or None for k, v in p.metadata.items()} for p in found} == known, source
+
+
+def test_metadata_of_a_table_is_what_json_can_hold(tmp_path: Path) -> None:
+    rows = {"prompt": ["a"], "n": [1], "tags": [["b"]], "on": [datetime.date(2024, 1, 2)], "price": [Decimal("1.50")]}
+    pq.write_table(pa.table(rows), tmp_path / "p.parquet")
+    ((_, metadata),) = prompt_files.read(str(tmp_path / "p.parquet"))
+    assert metadata == {"n": 1, "tags": ["b"], "on": "2024-01-02", "price": "1.50"}
+    assert json.loads(json.dumps(metadata)) == metadata
 
 
 def test_a_list_of_prompts_or_of_objects(tmp_path: Path) -> None:
