@@ -173,6 +173,11 @@ class Sampler(Section):
         """Network evaluations of one step of a picture."""
         return 1 if self.guidance == 1 else 2
 
+    @property
+    def evaluated_window(self) -> tuple[int, int] | None:
+        """The steps that add noise in evaluations, from the first to before the second: its first place. None without a window."""
+        return (self.window.first, self.window.first + self.window.size) if self.window else None
+
     @model_validator(mode="before")
     @classmethod
     def _spelled_out(cls, given: Any) -> Any:

@@ -288,8 +288,6 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     # a block holds one sample of each of its prompts, so that its shape does not depend on the number of samples
     width = config.rollouts.prompts_per_block * config.rollouts.samples
     blocks: dict[str, list[Block]] = {}
-    fixed = config.sampler.window  # in its first place, wherever it is in training
-    window = (fixed.first, fixed.first + fixed.size) if fixed else None
     for split, available in prompts.splits.items():
         if split == "test" and not final:
             continue
@@ -303,7 +301,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 1,
                 evaluation=True,
                 first_sample=sample,
-                window=window,
+                window=config.sampler.evaluated_window,
                 measure_kl=evaluation.kl and split == "training" and sample == 0 and start == 0,
                 pictures=evaluation.pictures if sample == 0 and start == 0 else 0,
             )

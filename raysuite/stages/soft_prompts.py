@@ -100,6 +100,7 @@ def pictures(drawn: Distribution, prompt: str, *, samples: int, seed: int, first
         metadata=({},),
         first_sample=first,
         evaluation=True,
+        window=drawn.config.sampler.evaluated_window,
     )
     return sample(drawn.policy, block, drawn.config, version=0).previews_JN[-1]
 
@@ -155,6 +156,7 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
                 metadata=({},) * draws,
                 first_sample=noise,
                 evaluation=True,
+                window=drawn.config.sampler.evaluated_window,
             )
             images = sample(drawn.policy, block, drawn.config, version=0, draws_N=labels).previews_JN[-1]
             columns.append(thumbnails(images))

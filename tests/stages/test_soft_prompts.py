@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from raysuite.kernel.diversity import likeness
 from raysuite.rewards.features import features
 from raysuite.stages import preference_set
 from raysuite.stages.plan import plan
-from raysuite.stages.soft_prompts import beside_real, embeddings, measured, open_distribution, pictures
+from raysuite.stages.soft_prompts import Distribution, beside_real, embeddings, measured, open_distribution, pictures
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
-from raysuite.types import Preferences
+from raysuite.types import Block, Preferences
 from tests.families.conftest import settings_of
 from tests.stages.worker import begin
 
@@ -146,6 +147,24 @@ def test_the_same_sample_has_the_same_noise_for_any_spread_and_text(trained: Tra
     assert np.array_equal(pictures(drawn.mixed([1.0], 1.0), "one red circle", samples=3, seed=1), plain)
     assert np.array_equal(pictures(drawn, "one red circle", samples=1, seed=1, first=2)[0], plain[2])
     assert not np.array_equal(pictures(drawn.mixed([1.0], 0.0), "one red circle", samples=3, seed=1), plain)
+
+
+def test_pictures_are_drawn_with_noise_where_evaluations_have_it(
+    config_of: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = []
+
+    def noted(policy: Any, block: Block, config: RunConfig, **options: Any) -> SimpleNamespace:
+        windows.append(block.window)
+        rng = np.random.default_rng(len(windows))
+        return SimpleNamespace(previews_JN=[rng.integers(256, size=(block.size, 8, 8, 3), dtype=np.uint8)])
+
+    monkeypatch.setattr("raysuite.stages.soft_prompts.sample", noted)
+    config = config_of(sampler={"steps": 4, "window": {"size": 2, "first": 1, "move": "random"}})
+    drawn = Distribution(config, None, ())
+    pictures(drawn, "one red circle", samples=2, seed=0)
+    measured(drawn, ["one red circle", "two circles"], draws=2, noises=2, seed=0)
+    assert windows == [(1, 3)] * 5
 
 
 def test_a_mixture_is_the_weighted_sum_of_draws(trained: Training) -> None:
