@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -41,9 +43,13 @@ def rows_of_set(config: RunConfig, size: int, *, update: int, block: int) -> lis
     numbers = []
     for position in range(first, first + width):
         epoch, place = divmod(position, size)
-        order = numpy_generator(seed=config.seed, stage=Stage.PREFERENCE_ORDER, update=epoch).permutation(size)
-        numbers.append(int(order[place]))
+        numbers.append(int(_order(config.seed, epoch, size)[place]))
     return numbers
+
+
+@lru_cache(maxsize=2)  # a block may end one time through a set and begin the next
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return numpy_generator(seed=seed, stage=Stage.PREFERENCE_ORDER, update=epoch).permutation(size)
 
 
 def compared(rollouts: Rollouts, indices_RM: np.ndarray, *, across_draws: bool = False) -> Preferences:

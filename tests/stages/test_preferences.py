@@ -16,6 +16,7 @@ from raysuite import rewards
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES
+from raysuite.rng import Stage, numpy_generator
 from raysuite.stages import preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.files import RunDirectory
@@ -122,6 +123,21 @@ def test_a_set_is_gone_through_whole_before_it_begins_again() -> None:
     epochs = [seen[:10], seen[10:20], seen[20:]]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
+
+
+def test_a_set_is_shuffled_once_for_every_time_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(**coordinates: Any) -> np.random.Generator:
+        made.append(coordinates["update"])
+        return numpy_generator(**coordinates)
+
+    monkeypatch.setattr("raysuite.stages.preferences.numpy_generator", counted)
+    config = toy(rollouts__prompts="3", rollouts__prompts_per_block="3", learn__minibatches="1", seed="123")
+    rows = [n for update in range(4) for n in rows_of_set(config, 6, update=update, block=0)]
+    assert made == [0, 1]
+    orders = [numpy_generator(seed=123, stage=Stage.PREFERENCE_ORDER, update=epoch).permutation(6) for epoch in (0, 1)]
+    assert rows == np.concatenate(orders).tolist()
 
 
 def metrics(directory: Path) -> dict[str, list[float]]:
