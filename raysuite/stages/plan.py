@@ -15,7 +15,7 @@ from typing import Any
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler, put, validate
 from raysuite.errors import UserError
 from raysuite.families.outline import Outline
-from raysuite.stages.prompts import load_prompts
+from raysuite.stages.prompts import latents_kept, load_prompts
 
 GB = 10**9
 GPUS: Mapping[str, int] = {
@@ -205,11 +205,8 @@ def _calls_of_drawing(config: RunConfig, outline: Outline) -> int:
 
 
 def _latents(config: RunConfig) -> int:
-    """Latents that are kept of a picture."""
-    if config.built_objective.process == "forward" and not config.rollouts.keep:
-        return 1
-    window = config.sampler.window
-    return config.sampler.steps + 1 if window is None else window.size + 2
+    """Latents that are kept of a picture, at the most: a window that moves begins before the last steps."""
+    return latents_kept(config, config.sampler.evaluated_window)
 
 
 def _longest_prompt(config: RunConfig) -> str | None:

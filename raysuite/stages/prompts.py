@@ -265,6 +265,14 @@ def noisy_steps(config: RunConfig, update: int) -> tuple[int, int] | None:
     return places[place], places[place] + window.size
 
 
+def latents_kept(config: RunConfig, window: tuple[int, int] | None) -> int:
+    """Latents that rollouts keep of a picture: those around steps that add noise, and the last one; it alone where none are scored."""
+    if config.built_objective.process == "forward" and not config.rollouts.keep:
+        return 1
+    first, end = window or (0, config.sampler.steps)
+    return end - first + 1 + (end < config.sampler.steps)
+
+
 def dealt(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
     """So many of these prompts in random order, alike from every stratum."""
     strata: dict[str, list[Prompt]] = {}

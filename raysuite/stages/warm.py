@@ -13,7 +13,7 @@ from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
 from raysuite.stages.learn import Batch, generator_of, gradient
 from raysuite.stages.preferences import rankings
-from raysuite.stages.prompts import PromptSet, evaluation_blocks, training_blocks
+from raysuite.stages.prompts import PromptSet, evaluation_blocks, latents_kept, training_blocks
 from raysuite.types import Block, Preferences, Transitions
 
 
@@ -63,18 +63,11 @@ def warm_learning(policy: Policy, config: RunConfig, batch: Batch) -> None:
 
 def blank(policy: Policy, config: RunConfig, prompts: PromptSet) -> Batch:
     """What the first block of rollouts will look like to the objective, with noughts in it."""
-    block, objective, steps = (
-        training_blocks(config, prompts, update=0)[0],
-        config.built_objective,
-        config.sampler.steps,
-    )
-    kept = 1
-    if objective.process == "reverse" or config.rollouts.keep:
-        kept = steps + 1 if block.window is None else block.window[1] - block.window[0] + 2
-    latents_NK = torch.zeros(block.size, kept, *policy.latent_shape)
+    block = training_blocks(config, prompts, update=0)[0]
+    latents_NK = torch.zeros(block.size, latents_kept(config, block.window), *policy.latent_shape)
     draws_N = torch.zeros(block.size, dtype=torch.int64) if policy.draws_prompts else None
-    if objective.consumes == "advantages":
-        nought_NK = torch.zeros(block.size, steps)
+    if config.built_objective.consumes == "advantages":
+        nought_NK = torch.zeros(block.size, config.sampler.steps)
         return Transitions(
             latents_NK=latents_NK,
             logp_NK=nought_NK,

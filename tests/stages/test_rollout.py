@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from raysuite.config import RunConfig
+from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
+from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
-from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
+from raysuite.stages.prompts import evaluation_blocks, latents_kept, load_prompts, training_blocks
 from raysuite.stages.rollout import check_noise, sample, score
-from raysuite.types import Block, Cost, Drawn, Rollouts
+from raysuite.stages.warm import blank, warm_learning
+from raysuite.types import Block, Cost, Drawn, Preferences, Rollouts
 
 Opener = Callable[..., tuple[Policy, RunConfig]]
 
@@ -205,6 +207,21 @@ def test_a_window_has_noise_and_the_rest_has_none(name: str, window: tuple[int, 
     stochastic = policy.schedule.windowed(window).stochastic_K.numpy()
     assert (drawn.logp_NK != 0).all(0).tolist() == stochastic.tolist()
     assert not drawn.logp_NK[:, ~stochastic].any()
+
+
+@pytest.mark.parametrize("objective", ["{name: trajectory_dpo, strength: 10, discount: 0.9}", "{name: sft}"])
+@pytest.mark.parametrize("window", ["null", "{size: 2}", "{size: 2, first: 3}", "{size: 5}"])
+def test_what_is_warmed_up_with_looks_like_rollouts(objective: str, window: str) -> None:
+    """Latents of a block, however its window ends: the network is compiled for as many as are kept, and memory planned for."""
+    settings = {"objective": objective, "credit": "null", "sampler.steps": "5", "sampler.window": window}
+    config = load("toy-ddpo", settings)
+    policy, prompts = open_policy(config, torch.device("cpu")), load_prompts(config.prompts)
+    batch = blank(policy, config, prompts)
+    drawn = sample(policy, training_blocks(config, prompts, 0)[0], config, version=0)
+    assert isinstance(batch, Preferences) and drawn.latents_NK is not None
+    kept = drawn.latents_NK.shape[1] if config.built_objective.process == "reverse" else 1
+    assert batch.latents_RMK.shape[2] == kept == latents_kept(config, config.sampler.evaluated_window)
+    warm_learning(policy, config, batch)
 
 
 def test_samples_that_share_their_start_part_in_the_window(policy_of: Opener) -> None:
