@@ -125,6 +125,14 @@ def inputs(config: RunConfig) -> dict[str, str]:
         summary = Path(config.preferences.source) / "summary.json"
         if summary.is_file():
             digests["preferences.source"] = digest(summary)
+    start = Path(config.parameters.start or "")
+    if config.parameters.start is not None and start.exists():
+        files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
+        digests["parameters.start"] = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
+    if config.rollouts.replay is not None:
+        replayed = Path(config.rollouts.replay) / "provenance.json"
+        if replayed.is_file():  # gigabytes of rollouts are known by when their run began
+            digests["rollouts.replay"] = str(_json_of(replayed, "run")["date"])
     return digests
 
 

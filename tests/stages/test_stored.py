@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.stages import stored
-from raysuite.stages.files import RunDirectory
+from raysuite.stages.files import RunDirectory, inputs
 from raysuite.types import Cost
 from tests.stages.worker import begin
 
@@ -105,6 +106,23 @@ def test_other_prompts_are_refused_and_the_same_in_another_file_are_not(tmp_path
     for settings in (reading("others", **replaying), replaying):
         with pytest.raises(UserError, match=r"drawn with another prompts\.training: set the same here"):
             stored.check_replay(toy(**settings))
+
+
+def test_what_a_run_reads_is_known_again(tmp_path: Path) -> None:
+    """Rollouts by when their run began, the LoRA to begin from by its content, in a file or a directory."""
+    source, lora = tmp_path / "source", tmp_path / "lora"
+    RunDirectory(source).claim(toy(rollouts__keep="true"), ["test"])
+    lora.mkdir()
+    (lora / "weights.safetensors").write_bytes(b"one")
+    for start in (lora, lora / "weights.safetensors"):
+        config = toy(rollouts__replay=str(source), parameters=f"{{kind: lora, start: {start}}}")
+        before = inputs(config)
+        assert before.keys() == {"rollouts.replay", "parameters.start"} and inputs(config) == before
+        (lora / "weights.safetensors").write_bytes(str(start).encode())
+        assert inputs(config)["parameters.start"] != before["parameters.start"]
+    again = json.loads((source / "provenance.json").read_text())
+    (source / "provenance.json").write_text(json.dumps({**again, "date": "2024-01-01T00:00:00+00:00"}))
+    assert inputs(config)["rollouts.replay"] != before["rollouts.replay"]
 
 
 def test_a_run_without_rollouts_is_refused(tmp_path: Path) -> None:
