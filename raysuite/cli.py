@@ -120,13 +120,22 @@ def sweep(
     declared = sweeps.load(sweep, dict(_split(setting) for setting in settings))
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
+    from raysuite.results.side_by_side.members import choose
     from raysuite.stages.lock import locked
+    from raysuite.sweeps.trials import Book
 
-    with locked(directory), watch_sweep(directory, console):
-        book = sweeping.sweep(declared, directory, sys.argv)
-    ended = [trial for trial in book.trials.values() if trial.status == "done"]
-    if len(ended) > 1:
-        _compare([directory])
+    with locked(directory):
+        sweeping.preflight(declared)
+        book = Book.open(declared, directory, sys.argv)
+        with watch_sweep(directory, console):
+            sweeping.sweep(book, sys.argv)
+    if any(trial.status == "done" for trial in book.trials.values()):
+        chosen = choose([directory])
+        if len(chosen.members) > 1:
+            _compare([directory])
+        else:  # nothing to set beside it
+            for caution in chosen.cautions:
+                console.print(f"Note: {caution}", soft_wrap=True, markup=False, highlight=False)
     failed = [trial for trial in book.trials.values() if trial.status == "failed"]
     if failed:
         raise UserError(

@@ -43,8 +43,12 @@ def watch(directory: Path, console: Console) -> Iterator[None]:
 
 @contextmanager
 def watch_sweep(directory: Path, console: Console) -> Iterator[None]:
-    """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far."""
-    with meanwhile(lambda stop: _sweep(directory, console, stop)):
+    """Show how far a sweep in `directory` is until the block ends: runs that ended, runs that go on, the best so far.
+
+    What its book says as the block begins is of an earlier part, and not told again.
+    """
+    said = {trial["name"]: trial["status"] for trial in _read(directory, "trials.json") or []}
+    with meanwhile(lambda stop: _sweep(directory, said, console, stop)):
         yield
 
 
@@ -155,9 +159,8 @@ def _steps(directory: Path, counting: Counting, stop: threading.Event) -> None:
         shown = max(shown, state["done"])  # a training that began again from its last epoch does steps twice
 
 
-def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
+def _sweep(directory: Path, said: dict[str, str], console: Console, stop: threading.Event) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"))
-    said: dict[str, str] = {}
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs", total=None, detail="starting Ray")
         for _ in _looks(stop):
@@ -169,10 +172,7 @@ def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
             )
             for trial in trials:
                 if said.get(trial["name"], "waiting") != trial["status"]:
-                    first = trial["name"] not in said
                     said[trial["name"]] = trial["status"]
-                    if first and trial["status"] == "done" and not going:
-                        continue  # it was done before
                     console.print(
                         f"{trial['name']}: {_how(trial)} ({len(ended)} of {len(trials)} ended, {len(going)} running)",
                         highlight=False,
@@ -184,7 +184,11 @@ def _sweep(directory: Path, console: Console, stop: threading.Event) -> None:
 def _how(trial: dict[str, Any]) -> str:
     reached = f", held-out reward {trial['held_out']:.4g}" if trial["held_out"] is not None else ""
     settings = ", ".join(f"{path}={value}" for path, value in (trial["settings"] or {}).items())
-    words = {"running": f"began{f' with {settings}' if settings else ''}", "done": f"done{reached}"}
+    words = {
+        "running": f"began{f' with {settings}' if settings else ''}",
+        "done": f"done{reached}",
+        "waiting": "stopped, goes on with the sweep",
+    }
     return words.get(trial["status"]) or f"{trial['status']}: {trial['message']}"
 
 

@@ -7,13 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 
 from raysuite.cli import main
+from raysuite.progress import POLL_SECONDS, watch_sweep
 from raysuite.rewards import REWARDS
+from raysuite.sweeps.declared import load as load_sweep
+from raysuite.sweeps.trials import Book
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -234,6 +240,70 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         main(["recipes"])
     assert leave.value.code == 0
     assert "scenes-ddpo" in capsys.readouterr().out
+
+
+def declare_sweep(directory: Path, **fields: object) -> Path:
+    file = directory / "sweep.yaml"
+    space = {"learn.learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    declared = {"recipe": "toy-ddpo", "objectives": ["toy-ddpo"], "budget": 1500, "space": space, "trials": 2}
+    file.write_text(yaml.safe_dump(declared | fields))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("fields", "statuses", "status", "out", "err"),
+    [
+        ({"confirm": {"seeds": [9]}}, ("done",) * 3, 0, "the settings of trial 00 were chosen at 0.5", ""),
+        (
+            {"objectives": ["toy-ddpo", {"name": "sft", "draws": 2}]},
+            ("done", "failed", "done", "failed"),
+            2,
+            "Note: 2 of 4 runs of out failed",
+            "2 of 4 runs failed (sft-00-seed0: out of paint)",
+        ),
+        ({}, ("failed", "failed"), 2, "", "2 of 2 runs failed (toy-ddpo-00-seed0: out of paint)"),
+    ],
+    ids=["confirmed alone", "one objective left", "nothing left"],
+)
+def test_a_sweep_with_nothing_to_compare_ends_well_and_tells_what_failed(
+    fields: dict[str, object],
+    statuses: tuple[str, ...],
+    status: int,
+    out: str,
+    err: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ran(book: Book, command: object) -> None:
+        for run, ended in zip(book.sweep.runs, statuses, strict=True):
+            won = 0 if run.trial is None else None
+            told = {"held_out": 0.5} if ended == "done" else {"message": "out of paint"}
+            book.note(run, status=ended, confirms=won, **told)
+
+    monkeypatch.setattr("raysuite.cluster.sweep.sweep", ran)
+    with pytest.raises(SystemExit) as leave:
+        main(["sweep", str(declare_sweep(tmp_path, **fields)), "--out", str(tmp_path / "out")])
+    assert (leave.value.code or 0) == status
+    said = capsys.readouterr()
+    assert out in said.out and err in said.err and "at least 2 runs" not in said.err
+
+
+def test_a_sweep_that_goes_on_tells_of_this_part_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = load_sweep(str(declare_sweep(tmp_path)))
+    first, second = sweep.runs
+    book = Book.open(sweep, tmp_path / "out", ["test"])
+    book.note(first, status="done", held_out=0.5)
+    book.note(second, status="failed", message="out of paint")
+    book = Book.open(sweep, tmp_path / "out", ["test"])
+    with watch_sweep(tmp_path / "out", Console(force_terminal=False)):
+        book.note(second, status="running")
+        time.sleep(3 * POLL_SECONDS)
+        book.note(second, status="waiting")  # a stop was asked for
+    assert capsys.readouterr().out.splitlines() == [
+        "toy-ddpo-01-seed0: began (1 of 2 ended, 1 running)",
+        "toy-ddpo-01-seed0: stopped, goes on with the sweep (1 of 2 ended, 0 running)",
+    ]
 
 
 LOADS = ("torch", "ray", "transformers", "diffusers")

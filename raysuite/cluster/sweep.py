@@ -46,19 +46,18 @@ SILENT = {
 }
 
 
-def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
-    """Run all runs of a sweep, or those that are left, and return what became of them.
+def sweep(book: Book, command: Sequence[str]) -> None:
+    """Run all runs of a sweep, or those that are left. Its book says what became of them.
 
     Raises:
         Stopped: a signal came; runs that were going on have their last update in a checkpoint.
-        UserError: the directory holds another sweep, or a run could never start.
+        UserError: the cluster is too small for a run.
     """
-    _preflight(declared)
-    book = Book.open(declared, directory, command)
     if not book.left():
-        return book
+        return
     os.environ.update(SILENT)
-    cluster = declared.config(declared.runs[0], book.settings(declared.runs[0])).cluster
+    first = book.sweep.runs[0]
+    cluster = book.sweep.config(first, book.settings(first)).cluster
     queue = Queue(book, command, cluster)
     with Interruption(queue.stop, lambda: not queue.going) as interruption:
         _fit(book, queue, cluster, interruption)
@@ -70,7 +69,6 @@ def sweep(declared: Sweep, directory: Path, command: Sequence[str]) -> Book:
                 interruption.signum,
                 left=interruption.waiting,
             )
-    return book
 
 
 def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption) -> None:
@@ -95,7 +93,12 @@ def _fit(book: Book, queue: Queue, cluster: Cluster, interruption: Interruption)
         shutil.rmtree(notes, ignore_errors=True)
 
 
-def _preflight(declared: Sweep) -> None:
+def preflight(declared: Sweep) -> None:
+    """Find out early whether runs could start: one of each objective, and one that confirms.
+
+    Raises:
+        UserError: one could not.
+    """
     for label in declared.labels:
         launch.preflight(declared.config(Planned(label, 0, declared.seeds[0]), declared.drawn(label, 0)))
     if declared.confirm is not None:
