@@ -266,7 +266,7 @@ class Halving(FIFOScheduler):
                 max_t=budget,
                 grace_period=budget / REDUCTION**RUNGS,
                 reduction_factor=REDUCTION,
-                stop_last_trials=False,  # a run that has reached its budget ends by itself, with its checkpoint
+                stop_last_trials=False,
             )
             for label in book.sweep.labels
         }
@@ -291,8 +291,10 @@ class Halving(FIFOScheduler):
         if run.trial is None:  # it confirms
             return self.CONTINUE
         decision = self._of[trial.config["objective"]].on_trial_result(tune_controller, trial, result)
+        spent, reward = result["network_evaluations"], result["held_out"]
+        if spent >= self._book.sweep.budget:  # ASHA's last rung: such a run ends by itself, with its checkpoint
+            return self.CONTINUE
         if decision == self.STOP:
-            spent, reward = result["network_evaluations"], result["held_out"]
             said = f"stopped by ASHA after {spent:,.0f} network evaluations, with {reward:.3g} on held-out prompts"
             self._book.note(run, status="stopped", message=said, network_evaluations=spent, held_out=reward)
         return decision

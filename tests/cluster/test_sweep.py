@@ -98,7 +98,8 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
     assert book.trials[third].status == "stopped" and "after 110 network evaluations" in str(book.trials[third].message)
     assert decide(fourth, "toy-ddpo", 110, 0.95) == Halving.CONTINUE
     assert decide("sft-00-seed0", "sft", 110, 0.1) == Halving.CONTINUE  # others are no measure for it
-    assert decide(fourth, "toy-ddpo", 950, 0.1) == Halving.CONTINUE  # it ends by itself
+    for name, reward in (("sft-00-seed0", 0.9), ("sft-01-seed0", 0.1)):  # the second is the worse at the last rung
+        assert decide(name, "sft", 900, reward) == Halving.CONTINUE  # it ends by itself
 
 
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
