@@ -30,6 +30,9 @@ METHOD = ("objective", "credit", "preferences", "reference", "learn")
 """Sections that a recipe in `objectives` brings with it, besides evaluation.every (updates of methods cost differently).
 All others are the base recipe's, and so the same for everybody."""
 
+YARDSTICK = ("rewards", "evaluation", "prompts.held_out", "prompts.test", "prompts")
+"""Settings and sections by which trials are judged."""
+
 KINDS = ("choice", "grid", "uniform", "loguniform", "integers")
 
 
@@ -303,6 +306,14 @@ def _check(sweep: Sweep) -> None:
             raise UserError(
                 f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space"
             )
+    for path in sweep.space:
+        if path in YARDSTICK or path.startswith("evaluation."):
+            raise UserError(
+                f"expected no {path} in space, got it, by which trials are judged: name it in settings, the same for all (sweeps that "
+                "differ in rewards are compared by one that all of them watch, in evaluation.rewards)"
+            )
+        if path.partition(".")[0] == "cluster":
+            raise UserError(f"expected no {path} in space, got it, which only says where runs go: name it in settings")
     kinds = {dimension.kind for dimension in sweep.space.values()}
     if sweep.trials > 1 and not kinds - {"grid"}:
         raise UserError(f"expected something to draw in space with trials={sweep.trials}: they would all be the same")

@@ -155,6 +155,11 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ({"space": {"objectives.dspo.beta": {"choice": [1, 2]}}}, "expected objectives.<one of toy-ddpo, sft>.<field>"),
         ({"space": {"seed": {"choice": [1, 2]}}}, "expected seed in one place only"),
         ({"space": {"sampler.eta": {"choice": [0.0, 1.0]}}, "trials": 9}, "toy-ddpo, trial"),
+        *(
+            ({"space": {path: {"choice": [1, 2]}}}, f"expected no {path} in space, got it, by which trials are judged")
+            for path in ("rewards", "evaluation", "evaluation.seed", "prompts", "prompts.held_out", "prompts.test")
+        ),
+        ({"space": {"cluster.actors": {"choice": [1, 2]}}}, "expected no cluster.actors in space"),
         ({"trials": 2}, "they would all be the same"),
         ({"searcher": "optuna"}, "expected a space without grids"),
         ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
