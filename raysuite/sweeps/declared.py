@@ -208,8 +208,13 @@ class Sweep(Section):
         base = configuration.read(self.recipe)
         return {label: _tree(entry, base) for label, entry in zip(self.labels, self.objectives, strict=True)}
 
+    def configs(self) -> dict[str, Any]:
+        """The first trial of every objective as plain JSON values."""
+        first = {label: Planned(label, 0, self.seeds[0]) for label in self.labels}
+        return {label: self.config(run, self.drawn(label, 0)).canonical() for label, run in first.items()}
+
     def canonical(self) -> dict[str, Any]:
-        """Plain JSON values: what sweep.json holds."""
+        """Its fields as plain JSON values."""
         space = {path: {d.kind: list(d.values)} for path, d in self.space.items()}
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         confirm = fields.pop("confirm")

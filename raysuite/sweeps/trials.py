@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raysuite.config import RunConfig
+from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
@@ -53,7 +53,8 @@ class Trial:
 
 
 def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in sweep.items() if name not in UNCHANGED}
+    settled = {name: value for name, value in sweep.items() if name not in UNCHANGED}
+    return settled | {"configs": {label: validate(tree).identity() for label, tree in sweep["configs"].items()}}
 
 
 @dataclass
@@ -68,11 +69,20 @@ class Book:
     def open(cls, sweep: Sweep, directory: Path, command: Sequence[str]) -> Book:
         """Make `directory` this sweep's, or find that it already is, and read how far it got.
 
+        A recipe or a file that it names may have been edited since: sweep.json has what they came to.
+
         Raises:
             UserError: the directory holds something else.
         """
-        wanted = sweep.canonical()
-        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", _settled, begun=["trials/*"]):
+        wanted = {**sweep.canonical(), "configs": sweep.configs()}
+
+        def settled(found: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return _settled({"configs": wanted["configs"], **found})  # older versions did not keep them
+            except UserError as error:
+                raise UserError(f"expected {directory} of a sweep, this version cannot read it: {error}") from error
+
+        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", settled, begun=["trials/*"]):
             (directory / "trials.json").unlink(missing_ok=True)
             write_json(directory / "sweep.json", wanted)
             write_json(directory / "provenance.json", provenance(command))

@@ -51,6 +51,26 @@ def test_a_directory_belongs_to_one_sweep(tmp_path: Path) -> None:
         Book.open(SWEEP, tmp_path, ["test"])
 
 
+def test_a_recipe_that_was_edited_is_noticed(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "mine.yaml", tmp_path / "sweep"
+
+    def opened(rate: float, extra: str = "") -> Book:
+        recipe.write_text(f"extends: toy-ddpo\nlearn: {{learning_rate: {rate}}}\n{extra}")
+        sweep = Sweep.model_validate({"recipe": "toy-ddpo", "objectives": [str(recipe)], "budget": 1500})
+        return Book.open(sweep, out, ["test"])
+
+    book = opened(0.01)
+    book.run_directory(book.sweep.runs[0]).mkdir(parents=True)
+    opened(0.01, "cluster: {threads: 1}\ntrackers: {tensorboard: true}\n")
+    expected = r"differs in configs.mine.learn.learning_rate \(0.01 there, 0.5 here\)"
+    with pytest.raises(UserError, match=expected):
+        opened(0.5)
+    written = json.loads((out / "sweep.json").read_text())
+    del written["configs"]  # as older versions wrote it
+    (out / "sweep.json").write_text(json.dumps(written))
+    opened(0.5)
+
+
 def test_outcomes_are_of_the_trained_reward_on_held_out_prompts(tmp_path: Path) -> None:
     config = SWEEP.config(
         SWEEP.runs[0], {"rewards": [{"name": "redness", "weight": 2.0}, {"name": "jpeg", "weight": -1.0}]}
