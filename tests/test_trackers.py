@@ -254,6 +254,19 @@ def test_what_track_cannot_do_is_said(
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("failure", [True, False])
+def test_only_a_run_that_did_not_fail_is_told_as_completed(
+    failure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Forgetful(0)
+    monkeypatch.setattr(follow, "open_tracker", lambda name, run: tracker)
+    run = begin("tensorboard", tmp_path / "run")
+    with trackers.following(config("tensorboard"), run.path):
+        if failure:  # as a learner leaves it
+            write_json(run.path / "failure.json", {"message": "out of paint"})
+    assert tracker.completed != failure
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(follow.PACKAGES, "wandb", "no_such_package")
     with pytest.raises(UserError, match=r"pip install 'raysuite\[wandb\]'"):

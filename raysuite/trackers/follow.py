@@ -145,7 +145,8 @@ def _told(name: str, run: TrackedRun) -> Iterator[None]:
     try:
         with meanwhile(told.follow):
             yield
-        completed = True
+        # a learner that could not go on ends without a word of its own: the sentence is on disk
+        completed = not (run.directory / "failure.json").exists()
     finally:
         told.end(completed=completed)
 
