@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ import transformers
 from accelerate import Accelerator
 
 from raysuite.config import RunConfig, load
+from raysuite.cpus import usable_cpus
 from raysuite.families import open_policy
 from raysuite.families.stable_diffusion import StableDiffusionPolicy
 from raysuite.kernel.credit import PromptTracker
@@ -347,7 +347,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="override a setting; repeatable"
     )
     parser.add_argument("--turns", type=int, default=9, help="turns of each side")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="torch threads")
     parser.add_argument("--directions", action="store_true", help="measure only what the study of directions costs")
     parser.add_argument("--objectives", nargs="+", metavar="RECIPE", help="measure these recipes' updates instead")
     parser.add_argument("--json", type=Path, help="write the figures there")

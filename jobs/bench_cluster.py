@@ -32,6 +32,7 @@ from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.session import ENVIRONMENT, connect, killed_at_the_end
 from raysuite.config import RunConfig, load
+from raysuite.cpus import usable_cpus
 from raysuite.families.toy import ToyPolicy, open_toy
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.types import Block
@@ -97,7 +98,7 @@ def drawing(blocks: int, **changes: object) -> tuple[RunConfig, list[Block]]:
         "sampler.steps": STEPS,
         "rollouts.samples": 4,
         "cluster.actors": max(ACTORS),
-        "cluster.actor_cpus": (os.cpu_count() or 1) / max(ACTORS),
+        "cluster.actor_cpus": usable_cpus() / max(ACTORS),
         **changes,
     }
     config = load("toy-ddpo", {path: str(value) for path, value in settings.items()})

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "rng", "errors", "background", "signals", "terminal"},
+    {"types", "rng", "errors", "background", "cpus", "signals", "terminal"},
     {"kernel", "places", "rewritten"},
     {"config"},
     {"families", "rewards", "worlds"},

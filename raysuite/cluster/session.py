@@ -19,6 +19,7 @@ from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.placement import check_room, room_for_learners
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig
+from raysuite.cpus import usable_cpus
 from raysuite.errors import UserError
 from raysuite.families import Policy, open_policy
 from raysuite.in_context.draw import Named
@@ -60,7 +61,7 @@ def _connect() -> None:
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away with a notice
         ray.init(
             address="local",
-            num_cpus=os.cpu_count(),
+            num_cpus=usable_cpus(),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
@@ -108,7 +109,7 @@ def threads_of(config: RunConfig, processes: int, cpus: float) -> int:
     if cluster.threads:
         return cluster.threads
     if not ray.is_initialized():  # this process is alone
-        return os.cpu_count() or 1
+        return usable_cpus()
     if len(ray.nodes()) > 1:
         return max(1, int(cpus))
     busy = processes if config.rollouts.staleness == 0 else cluster.actors + cluster.workers

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from raysuite.config import SPLITS, RunConfig, validate
+from raysuite.cpus import usable_cpus
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.rewritten import FILE
@@ -345,7 +346,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     return {
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",
+        "machine": f"{platform.machine()}, {usable_cpus()} cores, {_accelerator()}",
         "arithmetic": _arithmetic(),
         "python": sys.version.split()[0],
         "versions": versions,
