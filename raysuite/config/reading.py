@@ -21,6 +21,9 @@ from raysuite.errors import UserError
 MOST_BYTES = 200_000
 """Of a YAML file of settings: a second's reading. (libyaml is faster, and ends the process where brackets lie deep.)"""
 
+REPLACED = {"sampler.noise", "cluster.judges"}
+"""Like an objective, replaced whole by what extends them: of another kind, and entries by name."""
+
 
 def recipes() -> dict[str, str]:
     """Name and first comment line of every recipe that ships with the package."""
@@ -196,17 +199,23 @@ _Loader.add_constructor(  # leading zeros are decimal
 
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A base with changes: sections merge, but objectives are replaced whole, a section that is null has its defaults, and a
-    budget is inherited with the model that it was measured out for.
-    """
-    merged = {**base, **changes}
-    for name, section in changes.items():
-        if section is None:
-            del merged[name]
-        elif name != "objective" and isinstance(section, dict) and isinstance(base.get(name), dict):
-            merged[name] = base[name] | section
+    """A base with changes: a budget is inherited with the model that it was measured out for."""
+    sections = {path.rpartition(".")[0] for path in paths()} - REPLACED
+    merged = _merged(base, changes, sections)
     if _path_of_model(merged) != _path_of_model(base) and "budget" not in changes:
         merged.pop("budget", None)
+    return merged
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:
+    """A base with changes: sections merge, and those in them, and one that is null has its defaults."""
+    merged = {**base, **changes}
+    for name, section in changes.items():
+        path = prefix + name
+        if section is None and (path in sections or not prefix):
+            del merged[name]
+        elif path in sections and isinstance(section, dict) and isinstance(base.get(name), dict):
+            merged[name] = _merged(base[name], section, sections, f"{path}.")
     return merged
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from raysuite.config import Cluster, Credit, Learn, Noise, RunConfig, Window, load, put, recipes, validate
+from raysuite.config.sections import Judge, Wandb
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.sweeps.declared import load as load_sweep
@@ -475,6 +476,31 @@ def test_extending_changes_only_what_is_named(tmp_path: Path) -> None:
     assert mine.sampler == base.sampler.model_copy(update={"noise": Noise(level=0.5)})
     assert mine.learn == Learn()
     assert mine.objective == base.objective
+
+
+def test_extending_a_section_within_a_section_changes_only_what_is_named(tmp_path: Path) -> None:
+    base, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+    base.write_text(
+        "extends: scenes-prompts-ddpo\n"
+        "parameters: {prompts: {count: 8, draw: member, start: plain}}\n"
+        "sampler: {noise: {kind: cps, level: 0.8, floor: 0.1}, window: {size: 4, first: 2}}\n"
+        "cluster: {judges: {scenes: {actors: 2, cpus: 0.5}}}\n"
+        "trackers: {wandb: {project: tests, mode: offline}}\n"
+    )
+    mine.write_text(
+        f"extends: {base}\n"
+        "parameters: {prompts: {tokens: 2}}\n"
+        "sampler: {noise: {level: 0.5}, window: null}\n"
+        "cluster: {judges: {scenes: {actors: 3}}}\n"
+        "trackers: {wandb: {mode: null}}\n"
+    )
+    below, read = load(str(base)), load(str(mine))
+    assert below.parameters.prompts.scale == 0.033 and below.sampler.window == Window(size=4, first=2)
+    assert read.parameters.prompts == below.parameters.prompts.model_copy(update={"tokens": 2})
+    assert read.sampler.noise == Noise(level=0.5)  # of another kind, it would mean something else
+    assert read.sampler.window is None
+    assert read.cluster.judges == {"scenes": Judge(actors=3)}
+    assert read.trackers.wandb == Wandb(project="tests")
 
 
 def test_eta_is_short_for_noise(tmp_path: Path) -> None:
