@@ -280,6 +280,26 @@ def test_mlflow_that_refuses_is_told_in_a_sentence(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["databricks", "databricks-uc"])
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_server_of_mlflow_that_has_a_name_is_no_directory(
+    name: str, by_environment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def client(tracking_uri: str) -> None:
+        raise MlflowException(f"{tracking_uri} wants a token")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raysuite.trackers.mlflow.MlflowClient", client)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", name if by_environment else "")
+    settings = SETTINGS["mlflow"] | ({} if by_environment else {"trackers.mlflow.uri": name})
+    run = begin("mlflow", tmp_path / "run")
+    said = f"expected MLflow at {name} to take the run, got: {name} wants a token"
+    with pytest.raises(UserError, match=said), trackers.following(load("toy-ddpo", settings), run.path):
+        pass
+
+
 @pytest.fixture
 def silent() -> Iterator[str]:
     """The address of a server that takes connections and never answers."""

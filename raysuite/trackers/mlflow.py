@@ -18,6 +18,8 @@ IDENTITY = "raysuite.run"
 """The tag that a run which goes on is found by."""
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """A run's end waits for no server longer than that, unless the environment says so; what is not told is told the next time."""
+BY_NAME = ("databricks", "databricks-uc")
+"""Servers that have a name in place of an address."""
 MOST_PARAMETERS = 100
 """That MLflow takes at once."""
 
@@ -35,7 +37,7 @@ class Mlflow(Tracker):
     def __init__(self, run: TrackedRun) -> None:
         wanted = run.config.trackers.mlflow
         address = wanted.uri or os.environ.get("MLFLOW_TRACKING_URI") or str(run.place / "mlflow")
-        if "://" not in address:  # a directory, which MLflow keeps to itself unless asked
+        if "://" not in address and address not in BY_NAME:  # a directory, which MLflow keeps to itself unless asked
             address = os.path.abspath(address)  # noqa: PTH100 - beside the run directory it is absolute
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
         self.destination = f"{wanted.experiment} at {address}"
