@@ -653,9 +653,10 @@ def _compare(runs: Sequence[Path], out: Path | None = None) -> None:
     page = places.file(out or page_of(whole))
     report = Report.of(whole)
     console.print(report.summary(_width()), soft_wrap=True, markup=False, highlight=False)
+    written = report.write(page)
     if on_suites := suites_across(whole, _width()):
         console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {report.write(page)}", soft_wrap=True)
+    console.print(f"report: {written}", soft_wrap=True)
 
 
 @app.command()

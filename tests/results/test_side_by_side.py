@@ -412,6 +412,18 @@ def test_the_command(command: str, three: list[Path], capsys: pytest.CaptureFixt
     )  # better on one prompt of twelve, alike on the others
 
 
+def test_a_damaged_evaluation_on_a_suite_costs_no_page(three: list[Path], capsys: pytest.CaptureFixture[str]):
+    scores = three[0] / "suites" / "geneval" / "members" / "base" / "scores"
+    scores.mkdir(parents=True)
+    (scores / "00000.parquet").touch()
+    (three[0] / "suites" / "geneval" / "protocol.json").write_text("{")
+    out = three[0].parent / "page.html"
+    with pytest.raises(SystemExit) as leave:
+        main(["compare", *map(str, three), "--out", str(out)])
+    assert leave.value.code == 2 and "protocol.json" in capsys.readouterr().err
+    assert out.is_file()
+
+
 def test_one_run_may_have_its_page_elsewhere(three: list[Path]):
     out = three[0].parent / "page.html"
     with pytest.raises(SystemExit) as leave:

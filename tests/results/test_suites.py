@@ -220,6 +220,17 @@ def test_runs_evaluated_under_one_protocol_stand_in_one_table(tmp_path: Path) ->
     assert suites_across([tmp_path]) == ""
 
 
+def test_what_nobody_has_finished_is_not_shown_beside_others(tmp_path: Path) -> None:
+    half = [[0.0, float("nan")], *BASE[1:]]
+    fabricate(tmp_path / "a" / "suites" / "geneval", {"base-sd": ("base-sd", half)})
+    assert suites_across([tmp_path / "a"]) == ""
+    with pytest.raises(UserError, match="of which a model is finished, found none"):
+        read_suite(tmp_path / "a" / "suites" / "geneval")
+    both(tmp_path / "b" / "suites" / "geneval")
+    said = suites_across([tmp_path / "a", tmp_path / "b"])
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["model", "base-sd", "run@4"]
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for name, values in (("a", BETTER), ("b", np.array(BETTER) * 2)):
         fabricate(

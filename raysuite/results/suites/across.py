@@ -8,14 +8,15 @@ from pathlib import Path
 
 from raysuite.results.page import table
 from raysuite.results.suites.numbers import lines
-from raysuite.results.suites.read import SuiteResults, read_suite
+from raysuite.results.suites.read import SuiteResults, read_begun
 from raysuite.results.suites.report import over, overall
 
 
 def suites_across(runs: Sequence[Path], width: int | None = None) -> str:
     """Tables of the suites that runs were evaluated on, in `suites/` of each; empty where there are none.
 
-    Those of one protocol stand in one table, and each run is compared with its base.
+    Those of one protocol stand in one table, and each run is compared with its base. An evaluation of which nobody is finished has
+    nothing to show.
 
     Raises:
         UserError: an evaluation is damaged.
@@ -24,8 +25,10 @@ def suites_across(runs: Sequence[Path], width: int | None = None) -> str:
     for run in runs:
         for directory in sorted(file.parent for file in run.glob("suites/*/protocol.json")):
             if not any(directory.glob("members/*/scores/*.parquet")):
-                continue  # it was only begun
-            found = read_suite(directory)
+                continue
+            found = read_begun(directory)
+            if not found.members:
+                continue
             place = next((n for n, other in enumerate(together) if other.protocol == found.protocol), None)
             if place is None:
                 together.append(found)

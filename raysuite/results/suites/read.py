@@ -78,6 +78,21 @@ def read_suite(directory: Path) -> SuiteResults:
     Raises:
         UserError: nothing is finished, or a file of it is damaged.
     """
+    found = read_begun(directory)
+    if not found.members:
+        raise UserError(
+            f"expected an evaluation of a suite in {directory} of which a model is finished, found none: give the command that began "
+            "it again"
+        )
+    return found
+
+
+def read_begun(directory: Path) -> SuiteResults:
+    """The same of an evaluation of which no member may be finished yet.
+
+    Raises:
+        UserError: a file of it is damaged.
+    """
     protocol, provenance = (_json(directory / f"{name}.json") for name in ("protocol", "provenance"))
     lines = _text(directory / "prompts.jsonl").split("\n")
     rows = [json.loads(line) for line in lines if line]
@@ -92,11 +107,6 @@ def read_suite(directory: Path) -> SuiteResults:
             unfinished.append(label)
             continue
         bases[label], scores[label] = _json(file)["base"], found
-    if not bases:
-        raise UserError(
-            f"expected an evaluation of a suite in {directory} of which a model is finished, found none: give the command that began "
-            "it again"
-        )
     ordered = sorted(bases, key=lambda label: (bases[label], label != bases[label], label))
     return SuiteResults(
         directory,
