@@ -5,8 +5,9 @@ Axis legend: N values, G groups (prompts), R and S runs (seeds) of two methods, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -221,17 +222,71 @@ def difference_of_methods(
     Raises:
         ValueError: what `paired_difference` refuses.
     """
-    if len(lower_RN) == len(higher_SN) == 1:
-        options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence}
-        return paired_difference(lower_RN[0], higher_SN[0], groups_N, rng, **options)
-    lower_RG, counts_G = _by_run(lower_RN, groups_N)
-    higher_SG, _ = _by_run(higher_SN, groups_N)
-    prompts_BG = _drawn(rng, len(counts_G), resamples)
-    higher_B, lower_B = (
-        _weighted(_drawn(rng, len(sums), resamples), sums, prompts_BG) for sums in (higher_SG, lower_RG)
-    )
-    estimate = float((higher_SG.mean(0) - lower_RG.mean(0)).sum() / counts_G.sum())
-    return _interval(estimate, (higher_B - lower_B) / (prompts_BG @ counts_G), confidence)
+    methods = (lower_RN, higher_SN)
+    (found,) = differences_of_methods(methods, [(1, 0)], groups_N, rng, resamples=resamples, confidence=confidence)
+    return found
+
+
+def differences_of_methods(
+    values_MRN: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
+    groups_N: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> list[Interval]:
+    """`difference_of_methods` of several pairs, each as if it were the only one: prompts are drawn once for all of them.
+
+    Args:
+        values_MRN: of every method, as `mean_over_runs`.
+        pairs: the places of what is higher and of what is subtracted.
+        groups_N: labels; equal labels belong to one prompt.
+        rng: drawn from.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: what `paired_difference` refuses.
+
+    Example:
+        >>> one, two = np.zeros((1, 4)), np.ones((3, 4))
+        >>> differences_of_methods((one, two), [(1, 0)], np.arange(4), np.random.default_rng(0))
+        [Interval(estimate=1.0, low=1.0, high=1.0)]
+    """
+    sums_MRG = [_by_run(values_RN, groups_N)[0] for values_RN in values_MRN]
+    _, counts_G = _totals(values_MRN[0][0], groups_N)
+    begin = rng.bit_generator.state
+
+    @cache
+    def places() -> tuple[np.ndarray, np.ndarray]:
+        rng.bit_generator.state = begin
+        drawn_BG = rng.integers(len(counts_G), size=(resamples, len(counts_G)))
+        return drawn_BG, counts_G[drawn_BG].sum(1)
+
+    @cache
+    def counted() -> tuple[np.ndarray, np.ndarray, Any]:
+        rng.bit_generator.state = begin
+        prompts_BG = _drawn(rng, len(counts_G), resamples)
+        return prompts_BG, prompts_BG @ counts_G, rng.bit_generator.state
+
+    def one(higher: int, lower: int) -> Interval:
+        if len(values_MRN[higher]) == len(values_MRN[lower]) == 1:
+            sums_G, _ = _totals(values_MRN[higher][0] - values_MRN[lower][0], groups_N)
+            estimate = float(sums_G.sum() / counts_G.sum())
+            if len(counts_G) == 1:
+                return Interval(estimate, float("nan"), float("nan"))
+            drawn_BG, number_B = places()
+            return _interval(estimate, sums_G[drawn_BG].sum(1) / number_B, confidence)
+        prompts_BG, number_B, rng.bit_generator.state = counted()
+        higher_B, lower_B = (
+            _weighted(_drawn(rng, len(sums_MRG[method]), resamples), sums_MRG[method], prompts_BG)
+            for method in (higher, lower)
+        )
+        estimate = float((sums_MRG[higher].mean(0) - sums_MRG[lower].mean(0)).sum() / counts_G.sum())
+        return _interval(estimate, (higher_B - lower_B) / number_B, confidence)
+
+    return [one(higher, lower) for higher, lower in pairs]
 
 
 def improvement(

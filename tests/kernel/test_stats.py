@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from raysuite.kernel.stats import Interval, bootstrap_mean, mean_over_strata, paired_difference, rank_correlation
+from raysuite.kernel.stats import (
+    Interval,
+    bootstrap_mean,
+    difference_of_methods,
+    differences_of_methods,
+    mean_over_strata,
+    paired_difference,
+    rank_correlation,
+)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -109,6 +117,15 @@ def test_options_out_of_range_are_refused(option: dict):
 def test_a_difference_needs_pairs():
     with pytest.raises(ValueError, match="3 values before and 2 after"):
         paired_difference(np.ones(3), np.ones(2), np.arange(3), rng())
+
+
+def test_pairs_of_methods_share_what_is_drawn_and_have_the_intervals_of_each_alone():
+    draws, groups = rng(7), np.repeat(np.arange(8), 2)
+    values = [draws.random((runs, 16)) for runs in (1, 1, 3, 2, 1)]
+    pairs = [(higher, lower) for higher in range(5) for lower in range(higher)]
+    alone = [difference_of_methods(values[lower], values[higher], groups, rng(1)) for higher, lower in pairs]
+    assert differences_of_methods(values, pairs, groups, rng(1)) == alone
+    assert alone[0] == paired_difference(values[0][0], values[1][0], groups, rng(1))
 
 
 def test_strata_count_alike_whatever_their_size():

@@ -10,8 +10,9 @@ import pytest
 
 from raysuite.cli import main
 from raysuite.errors import UserError
+from raysuite.kernel.stats import differences_of_methods
 from raysuite.results.figures import MARKERS, RUNS
-from raysuite.results.side_by_side import panels, sentences
+from raysuite.results.side_by_side import methods, panels, sentences
 from raysuite.results.side_by_side.methods import contrasts, summarise
 from raysuite.results.side_by_side.panels import GLYPHS
 from raysuite.results.side_by_side.report import comparison_summary, write_comparison
@@ -410,6 +411,22 @@ def test_the_command(command: str, three: list[Path], capsys: pytest.CaptureFixt
     assert between["estimate"] == pytest.approx(
         (1 + 11 / 2) / 12
     )  # better on one prompt of twelve, alike on the others
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(200_000, 6_000), (50, 50)])
+def test_resamples_grow_with_pairs_up_to_a_bound(
+    most: int, drawn: int, three: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def differences(values: Any, pairs: Any, *rest: Any, confidence: float, resamples: int):
+        asked.append((confidence, resamples))
+        return differences_of_methods(values, pairs, *rest, confidence=confidence, resamples=resamples)
+
+    monkeypatch.setattr(methods, "differences_of_methods", differences)
+    monkeypatch.setattr(methods, "MOST_RESAMPLES", most)
+    assert len(contrasts(read_runs(three))) == 3
+    assert asked == [(pytest.approx(1 - 0.05 / 3), drawn)]
 
 
 def test_a_damaged_evaluation_on_a_suite_costs_no_page(three: list[Path], capsys: pytest.CaptureFixture[str]):
