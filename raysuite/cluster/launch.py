@@ -82,12 +82,14 @@ def preflight(config: RunConfig) -> None:
 
 
 def check_drawing(config: RunConfig) -> None:
-    """Find out whether a cluster that is to be joined answers, and whether the model is there and fits.
+    """Find out whether a cluster that is to be joined answers, and whether the model is there and fits; say what is computed on CPUs
+    beside a GPU.
 
     Raises:
         UserError: one of them does not.
     """
-    if (address := os.environ.get("RAY_ADDRESS")) and not ray.is_initialized():
+    address = os.environ.get("RAY_ADDRESS")
+    if address and not ray.is_initialized():
         check_answer(address)
     check_model(config.model)
     cluster = config.cluster
@@ -95,6 +97,8 @@ def check_drawing(config: RunConfig) -> None:
         check_compiler(torch.device("cpu"))
     if not cluster.worker_gpus:
         check_optimizer(config.learn, torch.device("cpu"))
+    if not address and not cluster.wanted("gpus", workers=cluster.workers) and torch.cuda.is_available():
+        _say_once("NOTE: this machine has a GPU and the run computes on CPUs: --set cluster.worker_gpus=1 uses it.")
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
         check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
 

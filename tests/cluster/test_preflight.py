@@ -12,8 +12,11 @@ from raysuite.config import load
 from raysuite.errors import UserError
 
 
-def test_what_there_is_to_tell_of_prompts_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_there_is_to_tell_of_prompts_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The runs of a sweep have it in common."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     long = " ".join(["red"] * 15)
     (tmp_path / "p.txt").write_text(f"one red circle\ntwo red circles\none red circle\n{long}\n")
     settings = {"prompts.training": str(tmp_path / "p.txt"), "prompts.held_out": "null"}
@@ -26,6 +29,27 @@ def test_what_there_is_to_tell_of_prompts_is_told_once(tmp_path: Path, caplog: p
         "NOTE: prompts.training has 1 row that came before: each counts once.",
         f"WARNING: 1 of 3 prompts are cut after the 16 tokens that the model reads, for example {long!r}.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("there", "settings", "told"),
+    [(True, {}, True), (False, {}, False), (True, {"cluster.worker_gpus": "1"}, False)],
+    ids=["unused", "none", "used"],
+)
+def test_a_gpu_that_nothing_asks_for_is_told_of(
+    there: bool,
+    settings: dict[str, str],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    launch._say_once.cache_clear()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    with caplog.at_level(logging.WARNING, logger="raysuite"):
+        launch.check_drawing(load("toy-ddpo", settings))
+    note = "NOTE: this machine has a GPU and the run computes on CPUs: --set cluster.worker_gpus=1 uses it."
+    assert (note in caplog.messages) == told
 
 
 def test_a_writer_at_a_path_where_there_is_none_is_found_missing(tmp_path: Path) -> None:
