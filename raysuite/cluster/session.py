@@ -59,6 +59,8 @@ def _connect() -> None:
             ) from error
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # nobody takes this machine away with a notice
+        # Ray's default is 15: whatever else wakes up, Ray's own waiting processes first, would interrupt those that work
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address="local",
             num_cpus=usable_cpus(),
