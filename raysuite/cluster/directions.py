@@ -33,8 +33,8 @@ from raysuite.stages.prompts import evaluation_blocks, load_prompts
 from raysuite.stages.rewrites import refuse_writer
 from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
-from raysuite.study.estimates import predicted_gain
-from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward
+from raysuite.study.estimates import NOTHING, predicted_gain
+from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward, unpredicted
 from raysuite.study.measure import Advantages, Measurement, asked_prompts, block_number, study_blocks
 from raysuite.study.rung import RungDirectory, Totals, collect
 from raysuite.types import Block
@@ -243,6 +243,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     rows: list[dict[str, Any]] = []
     with _working(held, steps=True) as (actors, policy), progress("taking steps", "objectives") as counting:
         weights = policy.weights()
+        note = unpredicted(policy.schedule.windowed(config.sampler.evaluated_window).stochastic_K)
         collector, versions = RayCollector.of(config, actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
@@ -265,13 +266,20 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
                 first=1e-3 * max(1.0, float(np.linalg.norm(weights))) / length,
             )
             after = scored(blocks, moved(step))
-            predicted = predicted_gain(products[label], step)
+            predicted = NOTHING if note else predicted_gain(products[label], step)
             of_step = {**held.place, "objective": label, **measured_kl(after, seed=config.evaluation.seed)}
             for row in realised(before, after, rewards, seed=config.evaluation.seed):
-                told = (predicted.estimate, predicted.low, predicted.high)
-                if row["reward"] != trained_reward(rewards):
-                    told = (float("nan"),) * 3
-                names = ("predicted", "predicted_low", "predicted_high")
-                rows.append({**of_step, **dict(zip(names, told, strict=True)), **row})
+                trained = row["reward"] == trained_reward(rewards)
+                told = predicted if trained else NOTHING
+                rows.append(
+                    {
+                        **of_step,
+                        "predicted": told.estimate,
+                        "predicted_low": told.low,
+                        "predicted_high": told.high,
+                        **row,
+                        "note": note if trained else "",
+                    }
+                )
             counting.advance()
     held.write_gains(rows)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from raysuite.errors import UserError
 from raysuite.kernel.stats import bootstrap_mean, paired_difference
@@ -70,6 +71,13 @@ def realised(before: Scored, after: Scored, rewards: Mapping[str, float], *, see
                 }
             )
     return rows
+
+
+def unpredicted(stochastic_K: Tensor) -> str:
+    """Why the policy gradient does not foretell what a step along a direction gains; nothing where it does."""
+    still = int((~stochastic_K).sum())
+    # they change with the weights, too, but have no density: the policy gradient does not know of them
+    return f"not predicted: {still} of {len(stochastic_K)} steps draw no noise" if still else ""
 
 
 def measured_kl(scored: Scored, *, seed: int) -> dict[str, float]:

@@ -167,7 +167,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
         "agreement with ddpo along sampler.eta",
         "agreement with ddpo by layer",
         "Of what 3 objectives want, one direction holds 75 %",
-        "Rewards that were only watched",
+        "Rewards without a prediction",
     ):
         assert wanted in html
     assert {
@@ -315,6 +315,17 @@ def test_checkpoints_are_a_ladder_and_adam_begins_with_the_first_trained_one(tmp
     # the table is that of the first rung which has an optimiser, not an empty one of the first rung
     assert study.one("snr", "ddpo", space="adam") is None
     assert list(figures.snr(study, space="adam", rung=study.first_rung("adam").number).lines) == ["ddpo", "dspo", "sft"]
+
+
+def test_a_gain_that_is_not_predicted_says_why(tmp_path: Path) -> None:
+    directory = fabricate(tmp_path, THREE, gain=True)
+    nothing = dict.fromkeys(("predicted", "predicted_low", "predicted_high"), NAN)
+    note = "not predicted: 1 of 10 steps draw no noise"
+    rows = [{**row, **nothing, "note": note} for row in pq.read_table(directory / "gains.parquet").to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "gains.parquet")
+    page = write_study_report(directory).read_text()
+    assert f"The gain is {note}." in page and "nan" not in page.lower().partition("predicted and realised")[2]
+    assert f"The gain is {note}." in " ".join(study_summary(directory, 200).split())
 
 
 def test_gains_are_judged_by_their_intervals(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ class Gain:
     kl: Interval
     predicted: Interval
     realised: Interval
+    note: str
+    """Why there is no prediction of the trained reward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +235,7 @@ def _gain(row: Mapping[str, Any]) -> Gain:
         kl=interval("kl"),
         predicted=interval("predicted"),
         realised=interval("realised"),
+        note=row.get("note", ""),  # an earlier version had none
     )
 
 

@@ -195,11 +195,12 @@ def _figures(i: Interval) -> str:
 
 
 def _gains(study: Study, rung: Rung) -> tuple[list[str], list[Gain], list[Gain]]:
-    """What steps did, in sentences; rows of the trained reward; rows of rewards that are only watched."""
+    """What steps did, in sentences; rows of the trained reward; rows without a prediction."""
     trained = [figures.trained_gains(study, rung.number, split) for split in SPLITS]
     rows = [gain for gains in trained for gain in gains]
     watched = [g for g in study.gains if g.rung == rung.number and math.isnan(g.predicted.estimate)]
-    return [sentences.gained(gains) for gains in trained if gains], rows, watched
+    notes = dict.fromkeys(f"The gain is {gain.note}." for gain in watched if gain.note)
+    return [*(sentences.gained(gains) for gains in trained if gains), *notes], rows, watched
 
 
 def _principal(study: Study, space: str, rung: int) -> tuple[str, list[tuple[str, list[tuple[str, str]]]]] | None:
