@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -530,8 +531,12 @@ class Cluster(Section):
 
     def wanted(self, kind: Literal["cpus", "gpus"], *, workers: int) -> float:
         """What actors, judges and so many learners take together."""
-        judges = sum(judge.actors * getattr(judge, kind) for judge in self.judges.values())
-        return float(workers * getattr(self, f"worker_{kind}") + self.actors * getattr(self, f"actor_{kind}") + judges)
+        each = [(workers, getattr(self, f"worker_{kind}")), (self.actors, getattr(self, f"actor_{kind}"))]
+        each += [(judge.actors, getattr(judge, kind)) for judge in self.judges.values()]
+        together = sum(number * size for number, size in each)
+        if kind == "gpus":  # two shares above a half do not fit on one GPU
+            together = max(together, sum(number * math.ceil(size) for number, size in each if size > 0.5))
+        return float(together)
 
 
 class Checkpoints(Section):

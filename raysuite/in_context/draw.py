@@ -190,7 +190,6 @@ class PolicyDrawer:
 
     def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
         """Pictures, uint8 (N, H, W, 3): one batch, whose size is part of what decides their bits."""
-        window = self._config.sampler.window
         block = Block(
             update=0,
             index=1,
@@ -199,7 +198,7 @@ class PolicyDrawer:
             samples_per_prompt=1,
             metadata=({},) * len(texts),
             evaluation=True,
-            window=(window.first, window.first + window.size) if window else None,
+            window=self._config.sampler.evaluated_window,
         )
         return sample(self.policy, block, self._config, version=0).previews_JN[-1]
 

@@ -127,8 +127,6 @@ class Protocol:
 
     def blocks(self) -> list[Block]:
         """Everything that is to be drawn of one member. A block has one picture of each of its prompts."""
-        window = self.config.sampler.window  # in its first place, as in every evaluation
-        fixed = (window.first, window.first + window.size) if window else None
         blocks: list[Block] = []
         for sample in range(self.samples):
             for first in range(0, len(self.prompts), self.batch):
@@ -144,7 +142,7 @@ class Protocol:
                         metadata=tuple(prompt.metadata for prompt in part),
                         first_sample=sample,
                         evaluation=True,
-                        window=fixed,
+                        window=self.config.sampler.evaluated_window,
                         pictures=len(part) if wanted else 0,
                     )
                 )

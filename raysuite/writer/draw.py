@@ -49,7 +49,6 @@ def with_noise_of(config: RunConfig, seed: int, *, update: int = TAUGHT) -> RunC
 def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Candidate], pictures: int) -> list[Block]:
     """One picture of each text in a block, as an evaluation has them; texts in the order of `wanted`."""
     width = config.rollouts.prompts_per_block * config.rollouts.samples
-    window = config.sampler.window
     return [
         Block(
             update=0,
@@ -62,7 +61,7 @@ def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Ca
             ),
             first_sample=picture,
             evaluation=True,
-            window=(window.first, window.first + window.size) if window else None,
+            window=config.sampler.evaluated_window,
         )
         for start in range(0, len(wanted), width)
         for picture in range(pictures)

@@ -198,5 +198,8 @@ def test_an_environment_is_what_ray_is_told() -> None:
 def test_room_is_counted_with_the_judges() -> None:
     cluster = Cluster(actors=2, judges={"a": {"actors": 3, "gpus": 0.25, "cpus": 2}, "b": {}})
     assert (cluster.wanted("cpus", workers=1), cluster.wanted("gpus", workers=1)) == (1 + 2 + 6 + 1, 0.75)
+    colocated = Cluster(worker_gpus=0.6, actors=2, actor_gpus=0.6)
+    assert colocated.wanted("gpus", workers=1) == 3  # not 1.8: a GPU has room for one of them
+    assert Cluster(worker_gpus=0.6, actors=8, actor_gpus=0.4).wanted("gpus", workers=8) == 8
     assert blocks_at_once(cluster) == 4 and blocks_at_once(Cluster(actors=2)) == 2
     assert blocks_at_once(cluster.model_copy(update={"actors": 0})) == 6
