@@ -171,6 +171,7 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
     assert not (out / "ray").exists()
 
 
+@pytest.mark.slow
 def test_two_objectives_of_the_contest_at_a_tiny_budget_make_the_tables_that_were_published(tmp_path: Path) -> None:
     out, file = tmp_path / "contest", tmp_path / "contest.yaml"
     sizes = {"rollouts.prompts": 8, "rollouts.prompts_per_block": 2, "rollouts.samples": 2, "evaluation.prompts": 8}

@@ -116,7 +116,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("objective", ["ddpo", pytest.param("diffusion_dpo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["ddpo", "diffusion_dpo"])
 def test_a_killed_run_with_pickscore_in_judges_goes_on(
     nodes: Nodes, objective: str, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

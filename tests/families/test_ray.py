@@ -30,6 +30,7 @@ from tests.stages.worker import train_alone
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     """The same bits as of an undisturbed run in one process that has its encoders."""
     changes = {"updates": 3, "checkpoints": {"every": 1}, "evaluation": {"prompts": 1, "final_samples": 1, "every": 3}}
@@ -61,7 +62,8 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
         equal(run, alone, 3)
 
 
-@pytest.mark.parametrize("pipeline", [pytest.param("sdxl", marks=pytest.mark.slow), "sd3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["sdxl", "sd3"])
 def test_a_published_set_by_commands(
     pipeline: str, tiny: Callable[[str], Path], tiny_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
