@@ -7,8 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,11 @@ import yaml
 from rich.console import Console
 
 from raysuite.cli import main
-from raysuite.progress import POLL_SECONDS, watch_sweep
+from raysuite.progress import watch_sweep
 from raysuite.rewards import REWARDS
 from raysuite.sweeps.declared import load as load_sweep
 from raysuite.sweeps.trials import Book
+from tests.processes import until
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -289,18 +290,19 @@ def test_a_sweep_with_nothing_to_compare_ends_well_and_tells_what_failed(
     assert out in said.out and err in said.err and "at least 2 runs" not in said.err
 
 
-def test_a_sweep_that_goes_on_tells_of_this_part_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_goes_on_tells_of_this_part_alone(tmp_path: Path) -> None:
     sweep = load_sweep(str(declare_sweep(tmp_path)))
     first, second = sweep.runs
     book = Book.open(sweep, tmp_path / "out", ["test"])
     book.note(first, status="done", held_out=0.5)
     book.note(second, status="failed", message="out of paint")
     book = Book.open(sweep, tmp_path / "out", ["test"])
-    with watch_sweep(tmp_path / "out", Console(force_terminal=False)):
+    shown = StringIO()
+    with watch_sweep(tmp_path / "out", Console(file=shown, force_terminal=False)):
         book.note(second, status="running")
-        time.sleep(3 * POLL_SECONDS)
+        until(lambda: "began" in shown.getvalue(), "the beginning to be told")
         book.note(second, status="waiting")  # a stop was asked for
-    assert capsys.readouterr().out.splitlines() == [
+    assert shown.getvalue().splitlines() == [
         "toy-ddpo-01-seed0: began (1 of 2 ended, 1 running)",
         "toy-ddpo-01-seed0: stopped, goes on with the sweep (1 of 2 ended, 0 running)",
     ]

@@ -27,13 +27,18 @@ ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
 
 def without_idle(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """A section's plain values, but for those that mean nothing beside the others."""
+    idle = _idle(name, given)
+    return {setting: value for setting, value in given.items() if setting not in idle}
+
+
+def _idle(name: str, given: Mapping[str, Any]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Of `ONLY_WITH`, a section's settings that mean nothing beside the values that are given or default."""
     default = Run.model_fields[name].default
-
-    def means_something(setting: str) -> bool:
-        other, values = ONLY_WITH[name].get(setting, ("", ()))
-        return not other or given.get(other, getattr(default, other)) in values
-
-    return {setting: value for setting, value in given.items() if means_something(setting)}
+    return {
+        setting: (other, values)
+        for setting, (other, values) in ONLY_WITH[name].items()
+        if given.get(other, getattr(default, other)) not in values
+    }
 
 
 def check(run: Run) -> None:
@@ -227,11 +232,10 @@ def _check_preferences(run: Run) -> None:
 
 
 def _check_idle(run: Run) -> None:
-    for name, needed in ONLY_WITH.items():
+    for name in ONLY_WITH:
         section, default = getattr(run, name), Run.model_fields[name].default
-        for setting, (other, values) in needed.items():
-            idle = getattr(section, other) not in values
-            if idle and getattr(section, setting) != getattr(default, setting):
+        for setting, (other, values) in _idle(name, dict(section)).items():
+            if getattr(section, setting) != getattr(default, setting):
                 raise UserError(
                     f"expected no {name}.{setting} with {name}.{other}={getattr(section, other)}, which does not read it: set "
                     f"{name}.{other}={' or '.join(values)}, or leave {setting} out"

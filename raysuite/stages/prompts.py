@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +163,7 @@ def _read(source: str, split: str, repeated: dict[str, int]) -> tuple[Prompt, ..
     return tuple(Prompt(text, first + i, metadata, stratum) for i, (text, metadata, stratum) in enumerate(rows))
 
 
+@cache  # what comes before is read for its length alone
 def _first_number(source: str, split: str) -> int:
     """The number of a split's first prompt, of which the noise of its pictures is a function. It depends on no other split's source,
     so that runs on two sets of training prompts are evaluated on the same held-out prompts with the same noise.
