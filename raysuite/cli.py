@@ -620,6 +620,7 @@ def track(
 ) -> None:
     """Tell trackers (--set trackers.<name>...) of a run that went on without them. What they have been told before is not repeated."""
     from raysuite import config as configuration, trackers
+    from raysuite.cluster import launch
     from raysuite.stages.files import RunDirectory
 
     directory = places.existing(_place(run))
@@ -628,7 +629,8 @@ def track(
         if not path.startswith("trackers."):
             raise UserError(f"expected a setting under trackers, got {path}: a run that exists keeps all others")
         configuration.put(tree, path, configuration.parse(path, value))
-    trackers.tell(configuration.validate(tree), directory)
+    config = configuration.validate(tree)
+    trackers.tell(config, directory, completed=launch.finished(config, directory))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from raysuite.errors import UserError
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.trackers import follow
 from tests.processes import until
+from tests.stages import worker
 
 Told = dict[tuple[str, int], list[float]]
 """Values by name and update."""
@@ -265,6 +266,25 @@ def test_only_a_run_that_did_not_fail_is_told_as_completed(
         if failure:  # as a learner leaves it
             write_json(run.path / "failure.json", {"message": "out of paint"})
     assert tracker.completed != failure
+
+
+def test_a_run_that_was_killed_is_told_afterwards_as_one_that_was_not_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Forgetful(0)
+    monkeypatch.setattr(follow, "open_tracker", lambda name, run: tracker)
+    config = load("toy-ddpo", {"updates": "2", "evaluation.pictures": "0", **SETTINGS["tensorboard"]})
+    run = worker.begin(config, tmp_path / "run")
+    run.resume()
+    run.evaluate()
+    for number, done in enumerate([False, True], 1):
+        run.update()
+        run.evaluate()
+        run.save()  # here it is killed, with no word of that anywhere
+        assert run.state.updates == number
+        with pytest.raises(SystemExit, match="0"):
+            main(["track", str(tmp_path / "run")])
+        assert tracker.completed == done
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,12 @@ def read(run: Path, update: int, block: int) -> Rollouts:
     Raises:
         UserError: the file is not there, or damaged.
     """
-    file = _file(run, update, block)
-    try:
-        with safetensors.safe_open(file, framework="numpy") as stored:
-            arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a mapping
-            metadata = stored.metadata()
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"expected kept rollouts at {file}, could not read them ({error}): name a run made with --keep-rollouts that had "
-            "at least as many updates"
-        ) from error
-    coordinates: dict[str, Any] = json.loads(metadata["block"])
-    # JSON has lists for tuples, and an earlier version no windows
-    listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates.get("window") else []))
-    lists = {name: tuple(coordinates[name]) for name in listed}
+    with _opened(_file(run, update, block)) as kept:
+        arrays: dict[str, Any] = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a mapping
+        metadata = kept.metadata()
     found: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
     return Rollouts(
-        block=Block(**{**coordinates, **lists}),
+        block=_block(metadata),
         version=int(metadata["version"]),
         scores={name.removeprefix("scores/"): a for name, a in arrays.items() if name.startswith("scores/")},
         pictures=None,
@@ -67,6 +57,35 @@ def read(run: Path, update: int, block: int) -> Rollouts:
         cost=Cost(),
         **found,
     )
+
+
+def read_block(run: Path, update: int, block: int) -> Block:
+    """What a block's rollouts were drawn for: its prompts are those that the source's seed chose.
+
+    Raises:
+        UserError: the file is not there, or damaged.
+    """
+    with _opened(_file(run, update, block)) as kept:
+        return _block(kept.metadata())
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(file, framework="numpy") as kept:
+            yield kept
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"expected kept rollouts at {file}, could not read them ({error}): name a run made with --keep-rollouts that had "
+            "at least as many updates"
+        ) from error
+
+
+def _block(metadata: Mapping[str, str]) -> Block:
+    coordinates: dict[str, Any] = json.loads(metadata["block"])
+    # JSON has lists for tuples, and an earlier version no windows
+    listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates.get("window") else []))
+    return Block(**{**coordinates, **{name: tuple(coordinates[name]) for name in listed}})
 
 
 def check_replay(config: RunConfig) -> None:

@@ -37,6 +37,7 @@ from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import evaluation_blocks, load_prompts, training_blocks
 from raysuite.stages.rollout import sample
+from raysuite.stages.stored import read_block
 from raysuite.study.declared import Rung, Study
 from raysuite.study.gradients import unit_gradients
 from raysuite.types import Block, Cost, Preferences, Rollouts, Transitions
@@ -53,10 +54,13 @@ Advantages = Mapping[str, np.ndarray]
 
 def study_blocks(study: Study, rung: Rung) -> list[Block]:
     """The blocks whose prompts are the study's units, in order."""
-    config = rung.config
-    first = 0 if config.rollouts.replay else FIRST_UPDATE
-    prompts = load_prompts(config.prompts)
-    blocks = (block for r in range(rung.rounds(study.units)) for block in training_blocks(config, prompts, first + r))
+    config, rounds = rung.config, range(rung.rounds(study.units))
+    if config.rollouts.replay:  # which prompts the source drew is a matter of its own seed
+        source, indices = Path(config.rollouts.replay), range(config.rollouts.blocks)
+        blocks = [read_block(source, update, index) for update in rounds for index in indices]
+    else:
+        prompts = load_prompts(config.prompts)
+        blocks = [block for r in rounds for block in training_blocks(config, prompts, FIRST_UPDATE + r)]
     # a unit is for objectives that compare and for those that do not
     return [replace(block, one_draw=True) for block in blocks]
 

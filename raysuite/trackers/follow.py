@@ -107,8 +107,13 @@ def open_tracker(name: str, run: TrackedRun) -> Tracker:
 
 
 @contextmanager
-def following(config: RunConfig, directory: Path) -> Iterator[None]:
+def following(config: RunConfig, directory: Path, *, completes: bool = True) -> Iterator[None]:
     """Tell a run's trackers what it writes, until the block ends; they never hold it up.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        completes: whether the run has come to its end when the block ends well.
 
     Raises:
         UserError: a tracker does not take the run.
@@ -118,12 +123,17 @@ def following(config: RunConfig, directory: Path) -> Iterator[None]:
         if wanted(config.trackers):
             stack.enter_context(locked(run.place))
         for name in wanted(config.trackers):
-            stack.enter_context(_told(name, run))
+            stack.enter_context(_told(name, run, completes=completes))
         yield
 
 
-def tell(config: RunConfig, directory: Path) -> None:
+def tell(config: RunConfig, directory: Path, *, completed: bool) -> None:
     """Tell the trackers of a configuration what a run has written and they do not have yet.
+
+    Args:
+        config: of the run, with trackers.
+        directory: of the run.
+        completed: whether it has come to its end; one that was killed says nothing of that itself.
 
     Raises:
         UserError: none is on, or one does not take the run.
@@ -134,19 +144,19 @@ def tell(config: RunConfig, directory: Path) -> None:
             "trackers.mlflow.experiment=<name>"
         )
     preflight(config.trackers)
-    with following(config, directory):
+    with following(config, directory, completes=completed):
         pass
 
 
 @contextmanager
-def _told(name: str, run: TrackedRun) -> Iterator[None]:
+def _told(name: str, run: TrackedRun, *, completes: bool) -> Iterator[None]:
     """One tracker hears of the run until the block ends."""
     told, completed = _Told(name, run), False
     try:
         with meanwhile(told.follow):
             yield
         # a learner that could not go on ends without a word of its own: the sentence is on disk
-        completed = not (run.directory / "failure.json").exists()
+        completed = completes and not (run.directory / "failure.json").exists()
     finally:
         told.end(completed=completed)
 

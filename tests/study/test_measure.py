@@ -22,8 +22,9 @@ from raysuite.stages import checkpoint
 from raysuite.stages.checkpoint import State
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.preferences import compared, rankings
-from raysuite.stages.prompts import load_prompts
+from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
+from raysuite.stages.stored import keep
 from raysuite.study.declared import Study, declare
 from raysuite.study.gains import step_of_kl, unpredicted
 from raysuite.study.measure import (
@@ -89,6 +90,35 @@ def test_every_rung_has_as_many_units_however_many_prompts_make_its_updates(prom
     study = toy(along={"rollouts.prompts": prompts})
     found = [sum(len(block.prompts) for block in study_blocks(study, rung)) for rung in study.rungs]
     assert found == [8, 8]
+
+
+def test_rollouts_are_measured_with_the_prompts_that_they_were_drawn_with(tmp_path: Path) -> None:
+    """A seed of the study's own would choose others, and find nobody to compare."""
+    settings = {
+        "rollouts.prompts": "1",
+        "rollouts.prompts_per_block": "1",
+        "learn.minibatches": "1",
+        "sampler.steps": "5",
+    }
+    config = load("toy-ddpo", {**settings, "rollouts.keep": "true", "seed": "1"})
+    policy, prompts = open_policy(config, torch.device("cpu")), load_prompts(config.prompts)
+    drawn_for = [block for update in range(8) for block in training_blocks(config, prompts, update)]
+    for block in drawn_for:
+        keep(tmp_path / "source", score(sample(policy, block, config, version=0), config))
+    replayed = {**settings, "rollouts.replay": str(tmp_path / "source"), "seed": "2"}
+    study = declare("toy-ddpo", objectives=["sft"], units=8, settings=replayed)
+    (rung,) = study.rungs
+    blocks = study_blocks(study, rung)
+    assert [block.prompts for block in blocks] == [block.prompts for block in drawn_for]
+    chosen_here = [block.prompts for update in range(8) for block in training_blocks(rung.config, prompts, update)]
+    assert chosen_here != [block.prompts for block in drawn_for]
+    held = RungDirectory(study, rung, tmp_path)
+    measurement = Measurement(study, rung, policy, None)
+    for block in blocks:
+        measurement.block(block, held.rollouts(block), None, tmp_path)
+    files = sorted((tmp_path / "units").iterdir())
+    units = np.concatenate([safetensors.numpy.load_file(file)["parameters/sft"] for file in files])
+    assert len(units) == 8 and all(np.abs(unit).max() > 0 for unit in units)
 
 
 def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tmp_path: Path) -> None:
