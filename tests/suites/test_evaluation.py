@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raysuite import cli
+from raysuite.cli.evaluation import evaluate_suite
 from raysuite.cluster import suites
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
@@ -163,9 +163,9 @@ def test_who_is_compared_with_nobody_is_told_before_anything_is_drawn(
     evaluation.claim(runs.declare(tmp_path, [runs.second]), tmp_path, ["test"])
     protocol = runs.declare(tmp_path)
     with pytest.raises(UserError, match="expected --against one of base-epsilon, first@1, second@1, got third"):
-        cli._evaluate_suite(protocol, tmp_path, "third")
+        evaluate_suite(protocol, tmp_path, "third")
     with pytest.raises(KeyboardInterrupt):
-        cli._evaluate_suite(protocol, tmp_path, "second")
+        evaluate_suite(protocol, tmp_path, "second")
 
 
 @pytest.mark.parametrize(

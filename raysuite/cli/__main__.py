@@ -1,0 +1,5 @@
+"""`python -m raysuite.cli` is `raysuite`."""
+
+from raysuite.cli import main
+
+main()

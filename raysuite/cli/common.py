@@ -1,0 +1,64 @@
+"""What several commands share: their common options, where they write, and how they speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raysuite import places
+from raysuite.errors import UserError
+
+console = Console()
+Settings = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a setting; repeatable.")]
+Run = Annotated[Path, typer.Argument(help="The --out of a run.")]
+
+
+def place(directory: Path) -> Path:
+    """Where a command works, whole.
+
+    Raises:
+        UserError: it cannot be written, or would lie in the copy of the code from which a submitted job runs, and vanish with it.
+    """
+    if not directory.expanduser().is_absolute() and places.in_job():
+        raise UserError(
+            f"expected an absolute path in a submitted job, got {directory}: it would lie in Ray's copy of the code, which does not "
+            "outlive the job; name a directory that all machines see, such as /shared/run"
+        )
+    return places.directory(directory)
+
+
+def terminal_width() -> int | None:
+    """Characters of the terminal; in a file or a pipe lines may have any length."""
+    return console.width if console.is_terminal else None
+
+
+def begin(command: str, directory: Path) -> None:
+    """Say at once what is going on: what it needs takes seconds to load."""
+    console.print(f"{command}: {directory}", soft_wrap=True, highlight=False, markup=False)
+
+
+def split(setting: str, option: str = "--set") -> tuple[str, str]:
+    """Path and value of `path=value`.
+
+    Raises:
+        UserError: it has no equals sign.
+    """
+    path, equals, value = setting.partition("=")
+    if not equals:
+        raise UserError(f"expected {option} path=value, got {setting!r}: put an equals sign between them")
+    return path, value
+
+
+def numbers(option: str, given: str) -> list[float]:
+    """Those of `0,0.5,1`.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    try:
+        return [float(number) for number in given.split(",")]
+    except ValueError as error:
+        raise UserError(f"expected numbers with commas between them for {option}, got {given}: correct it") from error

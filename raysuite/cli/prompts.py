@@ -1,0 +1,157 @@
+"""Commands about trained distributions of soft prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raysuite import places
+from raysuite.cli.common import console, numbers
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Draw from a trained distribution of soft prompts: pages of pictures, and states for diffusers.",
+)
+
+PromptRun = Annotated[Path, typer.Argument(help="The --out of a run with parameters.kind=prompts.")]
+Checkpoint = Annotated[int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")]
+Samples = Annotated[int, typer.Option(min=1, help="Draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the noise and the draws.")]
+
+
+@app.command()
+def sample(
+    run: PromptRun,
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    spread: Annotated[str, typer.Option(help="Factors on the spread, with commas between them.")] = "0,0.5,1,1.5,2",
+    samples: Samples = 6,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures of one prompt: a row for each spread, and in each row the same draws and noise."""
+    page, spreads = places.file(out), numbers("--spread", spread)
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    rows = [
+        (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed))) for g in spreads
+    ]
+    said = "From row to row only the spread of the draw changes: at 0 all pictures have the mean prompt, and differ in their noise."
+    _grid(page, prompt, said, [f"draw {number + 1}" for number in range(samples)], rows)
+
+
+@app.command()
+def edit(
+    run: PromptRun,
+    prompt: Annotated[list[str], typer.Option(help="A text; several, to compare.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    samples: Samples = 6,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures of several prompts: a row for each text, and in each row the same draws and noise, so that text alone changes."""
+    page = places.file(out)
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    rows = [(text, list(pictures(drawn, text, samples=samples, seed=seed))) for text in prompt]
+    said = "From row to row only the text changes: a column has one draw and one noise."
+    _grid(page, "Texts", said, [f"draw {number + 1}" for number in range(samples)], rows)
+
+
+@app.command()
+def mix(
+    run: PromptRun,
+    other: Annotated[Path, typer.Argument(help="Another run of the same model and shape.")],
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The page.")],
+    weights: Annotated[str, typer.Option(help="Of the other run's distribution.")] = "0,0.25,0.5,0.75,1",
+    spread: Annotated[str, typer.Option(help="Factors on the spread.")] = "0,0.5,1,1.5,2",
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Pictures between two distributions: mixing from left to right, spread from top to bottom, one noise for all."""
+    page, shares, spreads = places.file(out), numbers("--weights", weights), numbers("--spread", spread)
+    from raysuite.stages.soft_prompts import open_distribution, pictures
+
+    drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint)
+    rows = [
+        (
+            f"spread {g:g}",
+            [pictures(drawn.mixed([1 - w, w], g), prompt, samples=1, seed=seed)[0] for w in shares],
+        )
+        for g in spreads
+    ]
+    said = (
+        f"From left to right the weight of {other} rises, that of {run} falls; from top to bottom the spread of both."
+    )
+    _grid(page, prompt, said, [f"{w:g}" for w in shares], rows)
+
+
+@app.command()
+def export(
+    run: PromptRun,
+    prompt: Annotated[str, typer.Option(help="The text.")],
+    out: Annotated[Path, typer.Option(help="The safetensors file.")],
+    samples: Samples = 4,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write draws of a prompt's states for `pipe(prompt_embeds=...)` of plain diffusers, with their mean and standard deviation."""
+    file = places.file(out)
+    from raysuite.stages.soft_prompts import embeddings, open_distribution, write_embeddings
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    tensors = embeddings(drawn, prompt, samples=samples, seed=seed)
+    write_embeddings(file, tensors)
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    console.print(f"{shapes}: {file}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def measure(
+    run: PromptRun,
+    prompt: Annotated[list[str], typer.Option(help="A text; several, for intervals.")],
+    draws: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
+    noises: Annotated[int, typer.Option(min=2, help="Of each draw.")] = 4,
+    references: Annotated[
+        Path | None, typer.Option(help="A folder of real pictures: density and coverage beside them, too.")
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What they are compared by: pixels, package.module:function, or a vision model's hub id or directory."
+        ),
+    ] = "pixels",
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt to set beside real ones.")] = 64,
+    neighbours: Annotated[int, typer.Option(min=1, help="Real pictures in a neighbourhood.")] = 5,
+    seed: Seed = 0,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Where differences between pictures of a prompt come from (the draw, the noise, or both), and how they lie to real ones."""
+    folder = places.existing(references) if references else None
+    from raysuite.datasets.pictures import of_folder
+    from raysuite.results.comparison import with_interval
+    from raysuite.rewards.features import features as features_of
+    from raysuite.stages.soft_prompts import beside_real, measured, open_distribution
+
+    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    if folder:  # read before anything is drawn
+        real_N, extract = of_folder(folder, drawn.policy.image_size), features_of(features, device=drawn.policy.device)
+        found = beside_real(drawn, prompt, real_N, extract, samples=samples, seed=seed, neighbours=neighbours)
+        said = f"{samples * len(prompt)} drawn and {len(real_N)} real pictures, {neighbours} neighbours, {features}"
+        console.print(f"{'density':12} {found.density:.2f}  {said}", soft_wrap=True, highlight=False)
+        console.print(f"{'coverage':12} {found.coverage:.2f}", soft_wrap=True, highlight=False)
+    for name, component in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
+        console.print(f"{name:12} {with_interval(component)}  grey levels squared", soft_wrap=True, highlight=False)
+
+
+def _grid(page: Path, title: str, said: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]]) -> None:
+    from raysuite.results.grid import write_grid
+
+    written = write_grid(page, title=title, said=said, columns=columns, rows=rows)
+    console.print(f"page: {written}", soft_wrap=True, highlight=False)

@@ -1,0 +1,81 @@
+"""Commands about rewards: list, convert, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from raysuite import places
+from raysuite.cli.common import console, split
+
+app = typer.Typer(help="List rewards, and convert published ones.", invoke_without_command=True)
+
+
+@app.callback()
+def rewards(context: typer.Context) -> None:
+    """List the rewards that ship with the package: what they measure, their range, and what they need."""
+    if context.invoked_subcommand is not None:
+        return
+    from raysuite.rewards import REWARDS
+
+    for name, known in REWARDS.items():
+        said = f"{known.measures}; {known.range}"
+        console.print(f"[bold]{name:22}[/bold] {escape(said)}", soft_wrap=True, highlight=False)
+        if known.needs != "nothing":
+            said = f"needs {known.needs}; licence: {known.licence}"
+            console.print(f"{'':22} {escape(said)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="aesthetic, hps_v2, hps_v3 or image_reward.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="As its authors publish it: a .pt, .pth or .safetensors, of which only weights are read."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the reward's model.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hub id or directory \\[default: the published one].")] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Of hps_v3: data_collator_qwen.py of its package, which is read and not run.")
+    ] = None,
+) -> None:
+    """Convert a reward's published weights, once, into a directory for its `model`."""
+    directory = places.directory(out)
+    from raysuite.rewards.convert import convert
+
+    made = convert(
+        name,
+        places.whole(file),
+        directory,
+        tokenizer=tokenizer,
+        template=None if template is None else places.whole(template),
+    )
+    console.print(f"{{name: {name}, model: {made}}}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="A reward, or a function or class as package.module:name.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8100,
+    host: Annotated[str, typer.Option(help="Whoever reaches it may use it: there is no password.")] = "127.0.0.1",
+    model: Annotated[str | None, typer.Option(help="Hub id or directory of a reward that is a network.")] = None,
+    options: Annotated[
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Another argument of it; repeatable.")
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Serve a reward over HTTP, for the reward `http` of runs elsewhere, until it is stopped."""
+    from raysuite import rewards
+    from raysuite.config import parse
+    from raysuite.rewards.serve import Served, serve
+
+    chosen = {option: parse(f"--option {option}", value) for option, value in (split(o, "--option") for o in options)}
+    rewards.check(name, model=model, options=chosen)
+    serve(
+        Served(name, model, chosen),
+        host,
+        port,
+        lambda url: console.print(f"serving {name} at {url}", soft_wrap=True, highlight=False, markup=False),
+    )

@@ -1,0 +1,237 @@
+"""Commands that train, and that look at what was trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysuite import places
+from raysuite.cli.common import Run, Settings, begin, console, place, split, terminal_width
+from raysuite.errors import UserError
+
+
+def train(
+    run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Run directory \\[default: runs/<name>].")] = None,
+    keep_rollouts: Annotated[
+        bool, typer.Option("--keep-rollouts", help="Store all rollouts, for runs with rollouts.replay=<this run>.")
+    ] = False,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Train. The same command again goes on with a run that was stopped."""
+    directory = place(out or Path("runs") / Path(run).stem)
+    begin("train", directory)
+    from raysuite import config as configuration  # torch and ray take seconds to import: not for --help
+
+    overrides = dict(split(setting) for setting in settings)
+    if keep_rollouts:
+        overrides["rollouts.keep"] = "true"
+    config = configuration.load(run, overrides)
+    from raysuite.cluster import launch
+    from raysuite.progress import watch
+    from raysuite.results.report import summary, write_report
+    from raysuite.stages.lock import locked
+
+    launch.preflight(config)
+    with locked(directory):
+        if launch.claim(config, directory, sys.argv):
+            console.print(f"{directory} is finished already", soft_wrap=True)
+        else:
+            with watch(directory, console):
+                launch.train(config, directory)
+        console.print(summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        console.print(f"report: {write_report(directory)}", soft_wrap=True)
+
+
+def plan(
+    run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
+    gpu: Annotated[str | None, typer.Option(help="The GPU that is meant: 'H100 80GB', 'A100 40GB', H200.")] = None,
+    memory: Annotated[int | None, typer.Option(min=1, help="Its memory in GB, in place of a name.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Say what each process of a run will hold, before anything is loaded: weights need not be there, configurations do."""
+    from raysuite import config as configuration
+    from raysuite.stages import plan as planning
+
+    if gpu is not None and memory is not None:
+        raise UserError("expected --gpu or --memory, got both: leave one out")
+    size = planning.memory_of(gpu) if gpu is not None else memory
+    config = configuration.load(run, dict(split(setting) for setting in settings))
+    planned = planning.plan(config)
+    console.print(planning.told(planned), soft_wrap=True, highlight=False, markup=False)
+    for line in planning.verdict(config, planned, size):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def sweep(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP_OR_YAML", help="A sweep's name or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Directory of the sweep; its runs lie in trials/.")],
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="A field of the sweep, or a setting of all its runs; repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Race objectives at an equal budget. The same command again goes on; what has ended is not repeated."""
+    directory = place(out)
+    begin("sweep", directory)
+    from raysuite.sweeps import declared as sweeps
+
+    declared = sweeps.load(sweep, dict(split(setting) for setting in settings))
+    from raysuite.cluster import sweep as sweeping
+    from raysuite.progress import watch_sweep
+    from raysuite.results.side_by_side.members import choose
+    from raysuite.stages.lock import locked
+    from raysuite.sweeps.trials import Book
+
+    with locked(directory):
+        sweeping.preflight(declared)
+        book = Book.open(declared, directory, sys.argv)
+        with watch_sweep(directory, console):
+            sweeping.sweep(book, sys.argv)
+    if any(trial.status == "done" for trial in book.trials.values()):
+        chosen = choose([directory])
+        if len(chosen.members) > 1:
+            show_comparison([directory])
+        else:  # nothing to set beside it
+            for caution in chosen.cautions:
+                console.print(f"Note: {caution}", soft_wrap=True, markup=False, highlight=False)
+    failed = [trial for trial in book.trials.values() if trial.status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(book.trials)} runs failed ({failed[0].name}: {failed[0].message}); the same command tries them "
+            "again"
+        )
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="The --out of a run, or of a study; several as compare.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
+    ] = None,
+) -> None:
+    """Write a page about one run, or a study of directions."""
+    directory, *others = (places.existing(run) for run in runs)
+    if others or (directory / "sweep.json").exists():
+        show_comparison([directory, *others], out)
+        return
+    page = places.file(out or directory / "report.html")
+    from raysuite.results.report import summary, write_report
+
+    if (directory / "study.json").exists():
+        from raysuite.results.study.report import study_summary, write_study_report
+
+        console.print(study_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_study_report(directory, page)
+    elif (directory / "protocol.json").exists():
+        from raysuite.results.suites.report import suite_summary, write_suite_report
+
+        console.print(suite_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_suite_report(directory, page)
+    elif (directory / "in_context.json").exists():
+        from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+
+        console.print(in_context_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_in_context_report(directory, page)
+    else:
+        console.print(summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        path = write_report(directory, page)
+    console.print(f"report: {path}", soft_wrap=True)
+
+
+def track(
+    run: Run,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Tell trackers (--set trackers.<name>...) of a run that went on without them. What they have been told before is not repeated."""
+    from raysuite import config as configuration, trackers
+    from raysuite.cluster import launch
+    from raysuite.stages.files import RunDirectory
+
+    directory = places.existing(place(run))
+    tree = RunDirectory(directory).config().canonical()
+    for path, value in map(split, settings):
+        if not path.startswith("trackers."):
+            raise UserError(f"expected a setting under trackers, got {path}: a run that exists keeps all others")
+        configuration.put(tree, path, configuration.parse(path, value))
+    config = configuration.validate(tree)
+    trackers.tell(config, directory, completed=launch.finished(config, directory))
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="DIR", help="The --out of each run, or of a sweep.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page \\[default: comparison.html beside the runs or in the sweep]; its numbers lie beside it."
+        ),
+    ] = None,
+) -> None:
+    """Compare runs, or the objectives of a sweep: tables with intervals over seeds and prompts, and a page."""
+    show_comparison(runs, out)
+
+
+def show_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
+    from raysuite.results.side_by_side.report import Report, page_of
+    from raysuite.results.suites.across import suites_across
+
+    whole = [places.existing(run) for run in runs]
+    page = places.file(out or page_of(whole))
+    report = Report.of(whole)
+    console.print(report.summary(terminal_width()), soft_wrap=True, markup=False, highlight=False)
+    written = report.write(page)
+    if on_suites := suites_across(whole, terminal_width()):
+        console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {written}", soft_wrap=True)
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The file.")],
+    form: Annotated[str, typer.Option("--format", help="kohya: what ComfyUI and kohya's tools read.")] = "kohya",
+    checkpoint: Annotated[
+        int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
+    ] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")
+    ] = False,
+) -> None:
+    """Write a run's LoRA in another form. For diffusers nothing needs to be written: it loads checkpoints/<updates>/model."""
+    if form != "kohya":
+        raise UserError(f"expected --format kohya, got {form}: there is no other")
+    directory, file = places.existing(run), places.file(out)
+    from raysuite.families.export import to_kohya
+    from raysuite.stages import checkpoint as checkpoints
+    from raysuite.stages.files import RunDirectory
+
+    RunDirectory(directory).config()
+    found = checkpoints.by_updates(directory)
+    updates = checkpoint if checkpoint is not None else max(found, default=None)
+    if updates not in found:
+        raise UserError(
+            f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
+        )
+    model = found[updates] / (checkpoints.EMA if ema else "model")
+    if not model.is_dir():
+        raise UserError(
+            f"expected an average of the weights in {found[updates]}, found none: the run has no learn.ema; leave --ema out"
+        )
+    layers = to_kohya(model, file)
+    console.print(f"{layers} layers after {updates} updates: {file}", soft_wrap=True, highlight=False)
+
+
+def recipes() -> None:
+    """List the runs and sweeps that ship with the package."""
+    from raysuite import config as configuration
+    from raysuite.sweeps.declared import sweeps
+
+    for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
+        console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)

@@ -1,0 +1,101 @@
+"""Commands that make preference sets for runs that learn off-line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from raysuite import places
+from raysuite.cli.common import Settings, begin, console, place, split
+
+
+def pairs(
+    out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RECIPE_OR_YAML", help="Whose model, sampler, prompts, rewards and preferences.")
+    ] = "scenes-diffusion-dpo",
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts to draw; each has rollouts.samples pictures.")] = 256,
+    trajectories: Annotated[
+        bool, typer.Option("--trajectories", help="Keep whole trajectories, which trajectory_dpo needs.")
+    ] = False,
+    settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
+) -> None:
+    """Make an off-line preference set from a model and a reward. The same command again goes on with one that was stopped."""
+    directory = place(out)
+    begin("pairs", directory)
+    from raysuite import config as configuration
+
+    config = configuration.load(run, dict(split(setting) for setting in settings))
+    from raysuite.cluster import launch
+    from raysuite.cluster.pairs import make_pairs
+    from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
+
+    launch.preflight(config)
+    with locked(directory), Counting("drawing and ranking", "blocks", console) as counting:
+        summary = make_pairs(
+            config, directory, prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
+        )
+    console.print(f"{summary['rankings']} rankings, {summary['ties']} ties left out: {out}", soft_wrap=True)
+
+
+def encode(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="Parquet files, a hub dataset, HPDv2's or ImageReward's .json, a .jsonl of pairs, or a folder of winners and losers; "
+            "several of them, or a pattern in quotes."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
+    model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
+    size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks]."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the source.")] = "train",
+    pairs: Annotated[
+        Literal["all", "adjacent"],
+        typer.Option(help="Of a ranking of more than two: all, or of ranks that follow one another."),
+    ] = "all",
+    rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
+    actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
+    actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
+) -> None:
+    """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
+    directory = place(out)
+    begin("encode", directory)
+    from raysuite.datasets.sources import open_source
+
+    opened = open_source(
+        [path if not path.startswith("~") else str(places.whole(path)) for path in source], layout=layout, split=split
+    )
+    from raysuite import config as configuration
+    from raysuite.cluster import encode as encoding
+    from raysuite.progress import Counting
+    from raysuite.stages.lock import locked
+
+    with locked(directory), Counting("encoding", "blocks", console) as counting:
+        summary = encoding.encode(
+            opened,
+            directory,
+            model=configuration.Model(path=model, size=size),
+            pairs=pairs,
+            rows_per_block=rows_per_block,
+            actors=actors,
+            actor_gpus=actor_gpus,
+            command=sys.argv,
+            counting=counting,
+        )
+    rejects = ", ".join(f"{count} x {reason}" for reason, count in summary["rejects"].items())
+    kind = "pictures" if opened.members == 1 else "pairs"
+    console.print(
+        f"{summary['rankings']} {kind} of {summary['read']} rows, {summary['ties']} ties left out, set aside: "
+        f"{rejects or 'none'}: {out}",
+        soft_wrap=True,
+        highlight=False,
+    )
