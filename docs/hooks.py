@@ -9,8 +9,7 @@ import ast
 import inspect
 import json
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,15 @@ import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic import TypeAdapter
 
 from raysuite.cli import app
-from raysuite.config import Section
-from raysuite.config.sections import Run
-from raysuite.kernel.objectives import OBJECTIVES
+from raysuite.config import described
 from raysuite.sweeps.declared import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Documents of the project's root that the site has, and what they are called there."""
 ASKED = re.compile(r"^<!-- made: (\w+)(?: (\S+))? -->$", re.MULTILINE)
-BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-KINDS = {
-    "integer": "whole number",
-    "number": "number",
-    "string": "text",
-    "boolean": "`true` or `false`",
-    "null": "`null`",
-}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -82,7 +70,10 @@ BESIDE_AT = {name: ROOT / beside for beside, name in BESIDE.items()}
 
 def settings() -> str:
     """A table for each section of a run, and for each objective."""
-    return "\n\n".join([*_sections(Run), "## objective", inspect.cleandoc(OBJECTIVE), *_objectives()])
+    parts = [_group(f"## {group.name or 'The run'}", group) for group in described.sections()]
+    parts += ["## objective", inspect.cleandoc(OBJECTIVE)]
+    parts += [_group(f"### {group.name}", group) for group in described.objectives()]
+    return "\n\n".join(parts)
 
 
 OBJECTIVE = """
@@ -90,89 +81,19 @@ What an update descends. `name` says which; the other settings are its own. An o
 """
 
 
-def _sections(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """The settings of a section that have values, and then its sections."""
-    schema = section.model_json_schema()
-    inner, rows = [], []
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if name == "objective":
-            continue
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            inner.append((prefix + name, annotation))
-        elif element := _element(annotation):
-            inner.append((f"{prefix}{name}", element))
-            rows.append(_row(name, schema, prefix))
-        else:
-            rows.append(_row(name, schema, prefix))
-    title = f"## {prefix[:-1]}" if prefix else "## The run"
-    said = inspect.cleandoc(section.__doc__ or "") if prefix else "Settings that belong to no section."
-    yield f"{title}\n\n{said}\n\n{_table(rows)}" if rows else f"{title}\n\n{said}"
-    for path, of in inner:
-        yield from _sections(of, f"{path}.")
+def _group(title: str, group: described.Group) -> str:
+    return "\n\n".join([title, group.said, *([_settings(group.settings)] if group.settings else [])])
 
 
-def _element(annotation: Any) -> type[Section] | None:
-    """The section that a list of sections has in it."""
-    inside = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-    return inside[0] if inside else None
+def _settings(settings: Sequence[described.Setting]) -> str:
+    def row(setting: described.Setting) -> tuple[str, ...]:
+        default = "" if setting.default is None else f"`{setting.default}`"
+        return f"`{setting.path}`", setting.values, default, setting.meaning
+
+    return _table([row(setting) for setting in settings], ("setting", "values", "default", "meaning"))
 
 
-def _objectives() -> Iterator[str]:
-    for name, cls in OBJECTIVES.items():
-        schema, said = TypeAdapter(cls).json_schema(), dict(_attributes(cls))
-        for field, values in schema["properties"].items():
-            values.setdefault("description", said.get(field, ""))
-        rows = [_row(field, schema, "objective.") for field in schema["properties"]]
-        first = inspect.cleandoc(inspect.getmodule(cls).__doc__ or "").splitlines()[0]  # type: ignore[union-attr]
-        yield f"### {name}\n\n{first}\n\n{_table(rows)}"
-
-
-def _attributes(cls: type) -> Iterator[tuple[str, str]]:
-    """What stands below each field of a class and of those that it is made from."""
-    for base in reversed(cls.__mro__[:-1]):
-        if not base.__module__.startswith("raysuite."):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, after in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                yield ast.unparse(field.target), inspect.cleandoc(str(after.value.value))
-
-
-def _row(name: str, schema: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
-    values = schema["properties"][name]
-    default = "" if name in schema.get("required", ()) else f"`{_yaml(values.get('default'))}`"
-    return f"`{prefix}{name}`", _kind(values, schema), default, " ".join(values.get("description", "").split())
-
-
-def _kind(values: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """In words what values a setting takes."""
-    if "$ref" in values:
-        return _kind(schema["$defs"][values["$ref"].split("/")[-1]], schema)
-    if "anyOf" in values:
-        return " or ".join(_kind(one, schema) for one in values["anyOf"])
-    if "enum" in values or "const" in values:
-        return " or ".join(f"`{value}`" for value in values.get("enum", [values.get("const")]))
-    if values.get("type") == "array":
-        if "prefixItems" in values:
-            return f"{len(values['prefixItems'])} of: {_kind(values['prefixItems'][0], schema)}"
-        return f"list of: {_kind(values['items'], schema)}"
-    if values.get("type") == "object":
-        return "settings of their own, below" if "properties" in values else "mapping"
-    bounds = [f"{words} {values[bound]:g}" for bound, words in BOUNDS.items() if bound in values]
-    return ", ".join([KINDS[values.get("type", "string")], *bounds])
-
-
-def _yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _table(rows: list[tuple[str, ...]], header: tuple[str, ...] = ("setting", "values", "default", "meaning")) -> str:
+def _table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """A table in Markdown. What looks like a tag (`runs/<name>`) is text."""
     lines = [header, ("---",) * len(header), *([_cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -185,8 +106,7 @@ def _cell(text: str) -> str:
 
 def sweep() -> str:
     """The fields of a sweep."""
-    schema = Sweep.model_json_schema()
-    return _table([_row(name, schema, "") for name in Sweep.model_fields])
+    return _settings(described.fields(Sweep))
 
 
 # every command

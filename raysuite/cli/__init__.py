@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = {
-    "Align": (runs.train, runs.sweep, runs.plan, runs.recipes),
+    "Align": (runs.train, runs.sweep, runs.plan, runs.recipes, runs.settings),
     "Make preference sets": (sets.encode, sets.pairs),
     "See what came of it": (runs.report, runs.compare, runs.track, evaluation.evaluate, evaluation.suites, runs.export),
     "Find out why": (directions.directions, in_context.in_context),

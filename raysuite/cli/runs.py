@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from raysuite import places
 from raysuite.cli.common import Run, Settings, begin, console, place, split, terminal_width
@@ -226,6 +227,31 @@ def export(
         )
     layers = to_kohya(model, file)
     console.print(f"{layers} layers after {updates} updates: {file}", soft_wrap=True, highlight=False)
+
+
+def settings(
+    word: Annotated[
+        str | None, typer.Argument(help="What their path or meaning has in it, such as learn or guidance.")
+    ] = None,
+) -> None:
+    """List the settings of a run: what each means, takes, and is by default."""
+    from raysuite.config import described
+
+    found = {  # an inherited field of objectives once
+        setting: None
+        for group in (*described.sections(), *described.objectives())
+        for setting in group.settings
+        if word is None or word.lower() in f"{setting.path} {setting.meaning}".lower()
+    }
+    if not found:
+        raise UserError(
+            f"expected a word that a setting's path or meaning has in it, got {word!r}: leave it out to see all"
+        )
+    for setting in found:
+        default = "" if setting.default is None else f", {setting.default} by default"
+        said = f"{setting.values}{default}".replace("`", "")
+        console.print(f"[bold]{setting.path}[/bold]  {escape(said)}", soft_wrap=True, highlight=False)
+        console.print(f"    {escape(setting.meaning)}", soft_wrap=True, highlight=False)
 
 
 def recipes() -> None:

@@ -439,7 +439,7 @@ class Guards(Section):
     kl: Reaction = "warn"
     """The KL from the model as it came is beyond `kl_limit`."""
     kl_limit: PositiveFloat = 500.0
-    """Nats a trajectory. Runs of the bundled model ended at 30 to 720, those that broke it above 800."""
+    """Nats a trajectory. Runs of the bundled model ended at 30 to 720; of those above 800 some had collapsed, others had gained."""
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01

@@ -110,6 +110,12 @@ def check_replay(config: RunConfig) -> None:
             f"expected rollouts of this configuration at {run}, they were drawn with another {', '.join(differing)}: "
             "set the same here"
         )
+    kept = sum(1 for update in range(config.updates) if _file(run, update, config.rollouts.blocks - 1).exists())
+    if kept < config.updates:
+        raise UserError(
+            f"expected kept rollouts of {config.updates} updates at {run}, found those of {kept}: --set updates={kept}, or name a run "
+            "that had as many"
+        )
     read(run, config.updates - 1, config.rollouts.blocks - 1)
 
 

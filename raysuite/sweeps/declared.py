@@ -130,7 +130,8 @@ class Sweep(Section):
     """`asha` stops the runs of an objective whose held-out reward is not among the best third at a ninth and at a third of
     the budget; null lets all of them end."""
     searcher: Literal["random", "optuna"] = "random"
-    """`optuna` (TPE) draws the settings of an objective in the light of its trials that are done."""
+    """`optuna` (TPE) draws the settings of an objective in the light of its trials that have ended; before these are ten it draws at
+    random."""
     concurrent: PositiveInt | None = None
     """Runs at a time; by default as many as the cluster holds."""
     seed: NonNegativeInt = 0

@@ -29,6 +29,7 @@ from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
 from raysuite.study.declared import declare
+from raysuite.sweeps.declared import load as load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,10 +80,14 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "title", "text"), list(blocks("yaml")), ids=str)
-def test_yaml_on_a_page_is_a_run(page: Path, title: str, text: str, tmp_path: Path) -> None:
+def test_yaml_on_a_page_is_a_run_or_a_sweep(page: Path, title: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / (title or "run.yaml")
     file.write_text(text)
-    assert isinstance(load(str(file)), RunConfig)
+    if re.search("^objectives:", text, re.MULTILINE):
+        sweep = load_sweep(str(file), {})
+        assert all(isinstance(sweep.config(run, sweep.drawn(run.objective, 0)), RunConfig) for run in sweep.runs)
+    else:
+        assert isinstance(load(str(file)), RunConfig)
 
 
 def commands() -> Iterator[Any]:
