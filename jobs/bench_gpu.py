@@ -298,6 +298,15 @@ class Bench:
                 hook.remove()
 
 
+def opened_and_measured(
+    config: RunConfig, device: torch.device, planned: Plan, operations: tuple[int, int] | None, peak: float | None
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The numbers of a row, and operations if they were not known. What was opened goes when this ends, out of memory or not."""
+    bench = Bench(config, device)
+    operations = operations or bench.operations()
+    return measure(bench, planned, operations, peak), operations
+
+
 def measure(bench: Bench, planned: Plan, operations: tuple[int, int], peak: float | None) -> dict[str, Any]:
     """Warm up with one update, and time the next: the numbers of a row."""
     config = bench.config
@@ -370,7 +379,8 @@ def rows_of(names: Collection[str], device: torch.device, *, dry: bool, seconds:
             write(model, directory, tiny=dry)
             small, gpu = DRY if dry else {}, device.type == "cuda"
             checkpointing = run_of(model, directory, small, gpu=gpu).parameters.checkpointing
-            operations, longest = None, 0.0
+            operations: tuple[int, int] | None = None
+            longest = 0.0
             for way in ways(model, checkpointing=checkpointing):
                 started, what = time.monotonic(), f"{name}, {way.name}"
                 if started + longest > share_ends:
@@ -382,10 +392,8 @@ def rows_of(names: Collection[str], device: torch.device, *, dry: bool, seconds:
                     yield f"{what}: not run, planned {planned.fullest / GB:.0f} GB are more than there is"
                     continue
                 try:
-                    ready = Bench(config, device)
-                    operations = operations or ready.operations()
-                    yield Row(model=name, way=way.name, **measure(ready, planned, operations, peak))
-                    del ready
+                    numbers, operations = opened_and_measured(config, device, planned, operations, peak)
+                    yield Row(model=name, way=way.name, **numbers)
                 except torch.cuda.OutOfMemoryError:
                     yield f"{what}: out of memory, though {planned.fullest / GB:.0f} GB were planned"
                 torch._dynamo.reset()

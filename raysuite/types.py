@@ -18,12 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU on its way there, so that who sends it need not wait for what is under way."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+from raysuite.devices import sent
 
 
 @dataclass(frozen=True, kw_only=True)

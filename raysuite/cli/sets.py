@@ -53,6 +53,9 @@ def encode(
     out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
     model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
     size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Of its weights, as model.variant of the run: fp16, if that is what it names.")
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks]."),
@@ -83,7 +86,7 @@ def encode(
         summary = encoding.encode(
             opened,
             directory,
-            model=configuration.Model(path=model, size=size),
+            model=configuration.Model(path=model, size=size, variant=variant),
             pairs=pairs,
             rows_per_block=rows_per_block,
             actors=actors,

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from raysuite import rewards
 from raysuite.cluster.lives import answer
 from raysuite.config import Cluster, Judge, Reward, RunConfig
+from raysuite.devices import thread_pool
 from raysuite.errors import RewardHung, UserError
 from raysuite.stages.rollout import ask_here
 from raysuite.types import Block
@@ -66,11 +68,16 @@ class Judges:
         self._names = {reward: list(of) for reward, of in names.items()}
         self._lives: dict[str, str] = {}
         self._known, self._here = threading.Lock(), threading.Lock()
-        self._thread = ThreadPool(1)
+
+    @cached_property
+    def _thread(self) -> ThreadPool:
+        """Made by who asks first: it computes on the same GPU."""
+        return thread_pool(1)
 
     def close(self) -> None:
         """Nothing is asked any more."""
-        self._thread.terminate()
+        if "_thread" in vars(self):
+            self._thread.terminate()
 
     def ask(self, reward: Reward, images_N: np.ndarray, block: Block, told: Callable[[UserError], None]) -> np.ndarray:
         """A block's scores. All its pictures go to one judge: a network's answer depends on its batch, in the last digits.

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "300",
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process that was given no GPU sees none
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a configuration mean the same in the learner as at the command line
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default makes every report and the end of a run wait 2 seconds
 }

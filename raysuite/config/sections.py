@@ -438,8 +438,9 @@ class Guards(Section):
     """Of the diversity at the beginning, below which it has collapsed."""
     kl: Reaction = "warn"
     """The KL from the model as it came is beyond `kl_limit`."""
-    kl_limit: PositiveFloat = 500.0
-    """Nats a trajectory. Runs of the bundled model ended at 30 to 720; of those above 800 some had collapsed, others had gained."""
+    kl_limit: PositiveFloat | None = None
+    """Nats a trajectory; null for 2 for each number of a latent. The bundled model's latents have 256: its runs ended at 30 to 720
+    nats, and of those above 800 some had collapsed, others had gained."""
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01

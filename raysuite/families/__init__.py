@@ -40,7 +40,7 @@ def open_policy(
         device: where to.
         texts: a directory for text states: what is there is read, and what is missing is encoded and written.
         encoders: whether to load text encoders; without them all text states must be there.
-        weights: whether to load the network; without it the policy can encode prompts, and nothing else.
+        weights: whether to load the network; without it the policy can encode prompts and pictures, and nothing else.
         compiled: whether the network may be compiled, where `model.compile` says so; who never calls it needs no compiler.
 
     Raises:
@@ -51,12 +51,12 @@ def open_policy(
 
 
 def open_model(model: Model, device: torch.device) -> Policy:
-    """A model that is not to be trained: to encode pictures and prompts with.
+    """A model that encodes pictures and prompts, and has no weights to predict with.
 
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    return _open(model, Sampler(), Parameters(), 0, device)
+    return _open(model, Sampler(), Parameters(), 0, device, weights=False)
 
 
 def _open(

@@ -89,8 +89,8 @@ def prepared(network: Any, part: str, model: Model) -> Any:
         network.to(memory_format=torch.channels_last)
     if model.compile:
         warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # of diffusers
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-        options: dict[str, Any] = {"backend": BACKEND}
+        # not torch._dynamo.config, which is each thread's own: rollout actors draw in another
+        options: dict[str, Any] = {"backend": BACKEND, "recompile_limit": GRAPHS}
         if BACKEND == "inductor":
             # what bfloat16 rounds, fused operations round too: with gradients other ones are fused than without
             options["options"] = {"emulate_precision_casts": True}

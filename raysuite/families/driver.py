@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from raysuite.config import one_of
+from raysuite.devices import sent
 from raysuite.errors import UserError
 from raysuite.families.facts import BY_STEP, Facts
 from raysuite.families.text import Answer, TextMemory, TextStates, form, joined, moved
-from raysuite.types import sent
 
 if TYPE_CHECKING:
     from raysuite.families.soft_prompts import SoftPrompts
@@ -166,6 +166,8 @@ class Driver:
         self.pipeline = copy.copy(pipeline)
         self.pipeline.set_progress_bar_config(disable=True)
         self.part = next(part for part in PARTS if getattr(pipeline, part, None) is not None)
+        # Wan 2.2 5B gives every token the time of its call
+        self.one_time = facts.one_time or bool(pipeline.config.get("expand_timesteps"))
         self._run = inspect.unwrap(type(pipeline).__call__)
         self._known = inspect.signature(self._run).parameters
         self._encode, self._prepare, self.scheduler = (
@@ -182,6 +184,8 @@ class Driver:
         self.guidance = facts.guidance if facts.guidance in self._known else None
         self.negative = self._negative(negative)
         self._put(encode_prompt=self._remembered, prepare_latents=self._given)
+        self.one_call: str | None = None
+        """The setting for which rows may not go through the network in groups, where one forbids it."""
         self._answering: WeakSet[Any] = WeakSet()
         self._x: Tensor | None = None
         self._beside: dict[int, tuple[Any, ...]] = {}
@@ -295,12 +299,17 @@ class Driver:
         """
         groups: dict[object, list[int]] = {}
         forms = {prompt: self._questions(prompt, guidance > 1)[1] for prompt in dict.fromkeys(prompts_N)}
-        if len(set(forms.values())) == 1 and not self.facts.one_time:
+        if len(set(forms.values())) == 1 and not self.one_time:
             return self._together(network, x_N, t_N, prompts_N, guidance)
         for row, (prompt, t) in enumerate(zip(prompts_N, t_N.tolist(), strict=True)):
-            groups.setdefault((forms[prompt], t if self.facts.one_time else None), []).append(row)
+            groups.setdefault((forms[prompt], t if self.one_time else None), []).append(row)
         if len(groups) == 1:
             return self._together(network, x_N, t_N, prompts_N, guidance)
+        if self.one_call:
+            raise UserError(
+                f"expected rows that go through {self.name} in one call with {self.one_call}, whose learners call the network equally "
+                f"often, got {len(groups)} groups by length of text or time: leave {self.one_call} out"
+            )
         outputs = [
             self._together(
                 network, x_N[sent(torch.tensor(rows), x_N.device)], t_N[rows], _of_rows(prompts_N, rows), guidance

@@ -49,7 +49,7 @@ def digests(path: str, variant: str | None) -> dict[str, str]:
                 _tokenizer(folder / name, kind) if name.startswith("tokenizer") else _network(folder / name, variant)
             )
             found[name] = _digest(parts)[:16]
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(
                 f"expected a complete {name} with safetensors weights at model.path={path}, could not read it: "
                 f"{' '.join(str(error).split())[:300]}"
@@ -94,6 +94,7 @@ def _tokenizer(folder: Path, kind: str) -> Iterator[bytes]:
     if not has_vocabulary(folder):
         raise OSError(f"no vocabulary in {folder}")  # transformers would make an empty one
     tokenizer = getattr(transformers, kind).from_pretrained(folder)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # FLUX.2-dev has it inside a processor
     used = [tokenizer.model_max_length, tokenizer.pad_token_id, *(tokenizer(word).input_ids for word in PROBE)]
     yield json.dumps([sorted(tokenizer.get_vocab().items()), used]).encode()
 

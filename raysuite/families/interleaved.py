@@ -84,7 +84,8 @@ class InterleavedPipeline:
     def pipeline(self) -> Any:
         """Opened."""
         opened: Any = load_pipeline(self._model, network=getattr(torch, self._model.precision))
-        opened.to("cuda" if torch.cuda.is_available() else "cpu")
+        # the VAE, too: these pipelines hand it what the network makes, in the network's type
+        opened.to("cuda" if torch.cuda.is_available() else "cpu", getattr(torch, self._model.precision))
         opened.set_progress_bar_config(disable=True)
         return opened
 

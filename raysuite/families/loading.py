@@ -69,7 +69,7 @@ def _index(model: Model) -> Mapping[str, Any]:
     except (OSError, KeyError, json.JSONDecodeError) as error:
         raise UserError(
             f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at model.path={path}, found "
-            f"none: check the path ({str(error).splitlines()[0]})"
+            f"none: check the path, and accept the model's licence and log in if it has one (hf auth login): {_said(error)}"
         ) from error
     return index
 
@@ -110,14 +110,20 @@ def load_pipeline(
         if hollow:
             options |= _hollow(model, network)
         pipeline = cls.from_pretrained(model.path, variant=model.variant, use_safetensors=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: {_said(error)}"
         ) from error
-    for module in modules_of(pipeline).values():
-        module.eval().requires_grad_(False)
+    for component in modules_of(pipeline).values():
+        component.eval().requires_grad_(False)
+        for module in component.modules():
+            # HiDream's experts pass no gradient on in evaluation mode; the numbers are the same
+            module.training = hasattr(module, "moe_infer")
     return pipeline
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _quieten() -> None:
@@ -171,10 +177,10 @@ def outlined(model: Model, *, network: torch.dtype) -> Any:
                     made = _shaped(cls, model.path, part).eval().requires_grad_(False)
                     parts[part] = torch.nn.Module.to(made, types.get(part, getattr(torch, model.precision)))
         return getattr(diffusers, name).from_pretrained(model.path, **parts)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(
             f"expected the configuration of every part, and vocabularies, at model.path={model.path}, could not read them: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{_said(error)}"
         ) from error
 
 

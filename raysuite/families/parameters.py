@@ -194,7 +194,7 @@ class AllWeights(Trained):
     def _frozen(self) -> ModelMixin:
         network = self._reload().requires_grad_(False)
         if self._sharded:
-            shard(network)
+            shard(network, frozen=True)
         return network
 
 

@@ -24,7 +24,7 @@ from raysuite.families.facts import facts_of
 from raysuite.families.loading import ENCODER, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
-from raysuite.families.sharding import share_of
+from raysuite.families.sharding import is_share, share_of
 from raysuite.families.soft_prompts import SoftPrompts
 from raysuite.families.text import TextMemory, TextStates
 from raysuite.kernel.schedule import Schedule
@@ -62,7 +62,7 @@ class PipelinePolicy(Policy):
             device: where everything is to be.
             texts: a directory for text states: what is there is read, and what is missing is encoded and written.
             encoders: whether to load text encoders; without them all text states must be there.
-            weights: whether to load the network; without it the policy can encode prompts, and nothing else.
+            weights: whether to load the network; without it the policy can encode prompts and pictures, and nothing else.
 
         Raises:
             UserError: it cannot be opened, or does not do what the settings say.
@@ -129,7 +129,7 @@ class PipelinePolicy(Policy):
             raise UserError(f"expected parameters.kind=all with {self.name}, for which diffusers reads no LoRA: set it")
         if parameters.start is not None:
             self._start(parameters.start)
-            return Lora.started(network)
+            return Lora.started(network.to(self.device))  # its values are copied where they will be used
         return Lora.fresh(network, parameters, targets=parameters.targets or self.facts.targets, seed=seed)
 
     def _start(self, file: str) -> None:
@@ -254,7 +254,11 @@ class PipelinePolicy(Policy):
         return told
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        # weights that are gathered as they are used would stay, cast, until a prediction's end
+        kept = not is_share(next(self.trained.network.parameters()))
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16, cache_enabled=kept
+        )
 
     # text
 
@@ -334,6 +338,7 @@ class PipelinePolicy(Policy):
             super().shard()  # refuses
         else:
             self.trained.shard()
+            self.driver.one_call = "cluster.shard"
 
     def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
         """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`. Prompts: a distribution, and

@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def shard(network: nn.Module) -> None:
+def shard(network: nn.Module, *, frozen: bool = False) -> None:
     """Leave each process of the default group its share of every parameter; layers are gathered as they are used, by blocks.
 
     Gradients are summed over processes, not averaged: a term is divided by the units of the whole minibatch beforehand.
 
     Args:
         network: a diffusers model, whole and equal in every process; its `_no_split_modules` say what a block is.
+        frozen: whether nothing is sent back through it, which is what lets go of the outermost layers otherwise.
     """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
@@ -27,7 +28,7 @@ def shard(network: nn.Module) -> None:
     blocks = set(getattr(network, "_no_split_modules", None) or ())
     for module in reversed(list(network.modules())):  # children before their parents
         if module is network or type(module).__name__ in blocks:
-            sharded: Any = fully_shard(module, mesh=mesh)
+            sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True if frozen else None)
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from raysuite.config import Sampler
+from raysuite.devices import sent
 from raysuite.families import tables
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.text import TextStates
 from raysuite.kernel.schedule import Schedule
-from raysuite.types import sent
 
 
 class StableDiffusionPolicy(PipelinePolicy):

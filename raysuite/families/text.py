@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from raysuite.devices import sent
 from raysuite.errors import UserError
 from raysuite.places import replacing
-from raysuite.types import sent
 
 Answer = Any
 """A tensor, None, or a list or tuple of answers."""

@@ -24,6 +24,7 @@ PredictionType = Literal["epsilon", "v_prediction", "velocity"]
 Spacing = Literal["leading", "trailing", "linspace"]
 NoiseKind = Literal["ddim", "cps", "flow_sde", "dance"]
 
+ALMOST_ONE = 0.999
 FLOW_FLOOR = 0.03
 """On flow tables no step adds noise that ends at this sigma or below (see `noisy_schedule`)."""
 
@@ -254,7 +255,8 @@ def noisy_schedule(
     elif kind == "cps":
         variance_K = (after * math.sin(level * math.pi / 2)) ** 2
     elif kind == "flow_sde":
-        below_one = torch.where(sigma < 1, sigma, after)
+        # solvers' schedulers begin just below 1 (0.9997, 1 - 1e-6), where the step would blow up as it would at 1
+        below_one = torch.where(sigma < ALMOST_ONE, sigma, after)
         variance_K = level**2 * sigma / (1 - below_one) * (sigma - after)
     else:
         variance_K = level**2 * (sigma - after)

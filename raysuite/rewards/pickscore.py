@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from raysuite.rewards.clip import ClipReward
@@ -18,6 +21,10 @@ class PickScore(ClipReward):
 
     MODEL = "yuvalkirstain/PickScore_v1"
 
+    def _ready(self, network: torch.nn.Module) -> Any:
+        self._scale = math.exp(float(network.logit_scale.detach()))  # type: ignore[operator]  # before bfloat16 rounds it by 1 %
+        return super()._ready(network)
+
     def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
         """The cosine times the learned scale."""
-        return self.clip.logit_scale.exp().float() * self.cosines(pixels_NCHW, prompts_N)
+        return self._scale * self.cosines(pixels_NCHW, prompts_N)

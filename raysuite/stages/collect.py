@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.pool import AsyncResult, ThreadPool
+from multiprocessing.pool import AsyncResult
 from typing import final
 
 import numpy as np
 
 from raysuite.config import RunConfig
+from raysuite.devices import thread_pool
 from raysuite.families.policy import Policy
 from raysuite.stages.rollout import Ask, ask_here, sample, score
 from raysuite.stages.warm import warm_drawing
@@ -75,7 +76,7 @@ class LocalCollector(Collector):
         found = self._policy.weights()
         own = None if np.array_equal(found, weights) else found
         scored: deque[AsyncResult[Rollouts]] = deque()
-        with ThreadPool(self._ahead) as scoring:
+        with thread_pool(self._ahead) as scoring:
             for block in blocks:
                 with self._lent(block, weights, own):
                     drawn = sample(self._policy, block, self._config, version=version, check=self._check)

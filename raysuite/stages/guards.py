@@ -15,12 +15,16 @@ from raysuite.kernel.stats import Interval, by_prompt, paired_difference
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory
 
+NATS_A_NUMBER = 2.0
+"""The KL is a sum over the numbers of a latent, of which models have 256 or 65,536."""
+
 
 class Watch:
     """Looks at a run's numbers after every update and evaluation. Nothing that is drawn or learned depends on it."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, *, latent_numbers: int) -> None:
         self._config, self._run, self._guards = config, run, config.guards
+        self._kl_limit = config.guards.kl_limit or NATS_A_NUMBER * latent_numbers
         self._base: dict[str, float | None] = {}
         self.warnings: dict[str, str] = {}
         """The first sentence of every guard that warned, by its name."""
@@ -54,7 +58,7 @@ class Watch:
         of_splits = (self._diversity(metrics, f"evaluation/diversity/{split}") for split in ("held_out", "training"))
         found = {"finite": guards.finite(metrics), "diversity": next(filter(None, of_splits), None)}
         if "evaluation/kl" in metrics:
-            found["kl"] = guards.kl(nats=metrics["evaluation/kl"], limit=self._guards.kl_limit)
+            found["kl"] = guards.kl(nats=metrics["evaluation/kl"], limit=self._kl_limit)
         changes = self._changes(updates) if self._guards.held_out != "ignore" else {}
         if len(changes) == 2:
             found["held_out"] = guards.held_out(training=changes["training"], held_out=changes["held_out"])

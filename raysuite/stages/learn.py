@@ -209,8 +209,10 @@ def _keep_company(objective: Objective[Any], policy: Policy, *, pieces: int) -> 
     x = torch.zeros(1, *policy.latent_shape, device=policy.device)
     t = policy.table.timesteps_K[:1]
 
+    guided = objective.process == "reverse"  # with guidance some pipelines call their network twice
+
     def predict(*, reference: bool = False, base: bool = False) -> Tensor:
-        return policy.predict(x, t, [""], reference=reference, base=base)
+        return policy.predict(x, t, [""], reference=reference, base=base, guided=guided)
 
     with torch.set_grad_enabled(pieces == 1):
         predictions = [predict() for _ in range(pieces)]

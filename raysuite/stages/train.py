@@ -10,6 +10,7 @@ Every learner worker runs this same function on its share of the blocks; only th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ class Training:
         """
         self.config, self.policy, self.collector, self.accelerator = config, policy, collector, accelerator
         self.run, self.check = RunDirectory(directory), check
-        self.watch = Watch(config, self.run)
+        self.watch = Watch(config, self.run, latent_numbers=math.prod(policy.latent_shape))
         replay, offline = config.rollouts.replay, config.preferences.source
         self.source = ReplayCollector(Path(replay)) if replay else collector
         self.set = PreferenceSet(Path(offline)) if offline else None

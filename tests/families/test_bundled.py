@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysuite.config import Model
-from raysuite.families import open_model
+from raysuite.config import Model, load
+from raysuite.families import open_model, open_policy
 from raysuite.families.policy import Policy
 from raysuite.worlds.scenes.bundled import BUNDLED, Flow
 
@@ -15,13 +15,14 @@ PROMPTS = ["two red circles", "a blue square above a black circle"]
 
 @pytest.fixture(scope="module")
 def flow() -> Policy:
-    return open_model(Model(path="scenes-flow"), torch.device("cpu"))
+    return open_policy(load("scenes-flow-grpo"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_model_opens_by_its_name(name: str) -> None:
     policy = open_model(Model(path=name), torch.device("cpu"))
     assert policy.latent_shape == (4, 8, 8)
+    assert not hasattr(policy, "trained")  # what only encodes reads no weights of the network
     assert policy.image_size == (32, 32)
 
 
@@ -43,6 +44,7 @@ def test_the_flow_model_is_called_with_the_text_length_that_it_was_trained_with(
 
     assert flow.schedule.prediction == "velocity"
     torch.testing.assert_close(predicted(flow), velocity(1), rtol=0, atol=1e-5)
-    longer = open_model(Model(path="scenes-flow", arguments={"max_sequence_length": 3}), torch.device("cpu"))
+    told = load("scenes-flow-grpo", {"model.arguments": "{max_sequence_length: 3}"})
+    longer = open_policy(told, torch.device("cpu"))
     torch.testing.assert_close(predicted(longer), velocity(3), rtol=0, atol=1e-5)
     assert (velocity(3) - velocity(1)).abs().max() > 1e-3

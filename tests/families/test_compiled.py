@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,24 @@ def small(path: str, **model: Any) -> RunConfig:
             "evaluation": {"prompts": 2, "final_samples": 1},
         }
     )
+
+
+def test_as_many_shapes_are_compiled_in_other_threads(graphs: list[Any]) -> None:
+    """Rollout actors draw in another thread than the one in which they open the network."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    network = compiled.prepared(Network(), "unet", Model(path="toy", compile=True))
+
+    def called() -> None:
+        for rows in range(1, 13):
+            network(torch.zeros(rows, 2))
+
+    with ThreadPool(1) as pool:
+        pool.apply(called)
+    assert len(graphs) == 12
 
 
 @pytest.mark.parametrize(

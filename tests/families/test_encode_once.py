@@ -5,6 +5,7 @@ Encoders are spoiled as soon as that is done: what anybody draws with them later
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import ray
 import safetensors.torch
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from raysuite.cluster import directions, pairs, session, writer
 from raysuite.cluster.texts import encode_once
@@ -75,6 +77,21 @@ def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (directions, session):
         monkeypatch.setattr(module, "encode_once", encode_and_spoil)
+
+
+def test_encoders_that_have_encoded_are_gone_when_the_network_is_loaded(
+    configured: Callable[[bool], RunConfig], tmp_path: Path
+) -> None:
+    """A pipeline that is driven refers to itself, so that only a collection lets go of what it holds on a GPU."""
+    gc.collect()
+    before = {id(held) for held in gc.get_objects() if isinstance(held, PreTrainedModel)}
+    gc.disable()
+    try:
+        encode_once(configured(True), tmp_path, threads=1, here=True)
+        left = [h for h in gc.get_objects() if isinstance(h, PreTrainedModel) and id(h) not in before]
+    finally:
+        gc.enable()
+    assert not left
 
 
 Work = Callable[[RunConfig, Path], object]

@@ -18,6 +18,7 @@ from raysuite.errors import UserError
 from raysuite.families import check_model
 from raysuite.families.driver import missing_seam
 from raysuite.families.facts import FACTS
+from raysuite.families.loading import load_pipeline
 from raysuite.families.parameters import linear_layers
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.text import TextMemory
@@ -110,6 +111,32 @@ def test_a_class_without_a_seam(tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "unet": ["diffusers", "X"]}))
         with pytest.raises(UserError, match=sentence):
             check_model(Model(path=str(tmp_path)))
+
+
+def test_a_licence_that_was_not_accepted_is_no_wrong_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub says of it comes in two lines, of which the second has the remedy."""
+
+    def refused(path: str) -> None:
+        raise OSError(
+            f"{path} is not a local folder and is not a valid model identifier\nIf this is a private repository, log in"
+        )
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refused)
+    with pytest.raises(
+        UserError, match=r"accept the model's licence and log in .*hf auth login.*: .*private repository, log in"
+    ):
+        check_model(Model(path="somebody/gated"))
+
+
+def test_a_package_that_a_model_wants_is_named(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.2-dev's processor wants torchvision."""
+
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("PixtralProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(diffusers.Flux2Pipeline, "from_pretrained", lacking)
+    with pytest.raises(UserError, match="could not load it: PixtralProcessor requires the Torchvision library"):
+        load_pipeline(Model(path=str(tiny("flux2"))))
 
 
 def test_two_networks(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -62,6 +62,16 @@ def test_without_noise_every_kind_is_the_scheduler_s_euler_step() -> None:
         assert (noise == 0).all()
 
 
+@pytest.mark.parametrize("first", [1 - 1e-6, 0.99967])  # of UniPC's tables, and of DPM-Solver's
+def test_a_table_that_begins_next_to_1_has_the_noise_of_one_that_begins_there(first: float) -> None:
+    """1 - sigma of such a step, taken as it is, made its noise 131 times what it is for Wan."""
+    sigma = sd3_sigmas()
+    beside = torch.cat([torch.tensor([first], dtype=sigma.dtype), sigma[1:]])
+    exact, found = (flow(s, kind="flow_sde", level=0.7) for s in (sigma, beside))
+    torch.testing.assert_close(found.noise_K, exact.noise_K, rtol=5e-3, atol=0)
+    torch.testing.assert_close(found.direction_K, exact.direction_K, rtol=5e-3, atol=0)
+
+
 def test_flow_sde_is_flow_grpo_s_step() -> None:
     """Its equation 9 with dt = sigma' - sigma < 0 and sigma_t = a sqrt(t / (1 - t)); at t = 1 the code's 1 - t takes the next t."""
     sigma, a = sd3_sigmas(), 0.7

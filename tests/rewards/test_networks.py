@@ -88,6 +88,17 @@ def test_clip_rewards_are_cosines_of_pictures_that_pil_framed(
     assert scored(made["aesthetic"], images) == pytest.approx(x[:, 0].numpy(), abs=1e-5)
 
 
+def test_the_scale_of_pickscore_is_not_rounded(made: dict[str, NetworkReward]) -> None:
+    """In bfloat16 its exponential would be 1 % off: 99 in place of 100."""
+    pick = made["pickscore"]
+    assert isinstance(pick, PickScore)
+    images, narrow = pictures(*SIZES[0]), PickScore(pick.model, precision="bfloat16")
+    with torch.no_grad():
+        cosines = narrow.cosines(narrow.pixels(images), PROMPTS).numpy()
+    scale = float(load_file(Path(pick.model) / "model.safetensors")["logit_scale"].exp())
+    assert scored(narrow, images) == pytest.approx(scale * cosines, rel=1e-6)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_hps_is_what_open_clip_computes(size: tuple[int, int], made: dict[str, NetworkReward]) -> None:
     images = pictures(*size)

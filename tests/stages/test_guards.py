@@ -11,6 +11,7 @@ import pytest
 from raysuite.errors import UserError
 from raysuite.results.report import summary, write_report
 from raysuite.stages import checkpoint
+from raysuite.stages.guards import Watch
 from tests.stages.test_train import begin, numbers, toy
 
 SOON = {"updates": "3", "evaluation__every": "1"}
@@ -40,6 +41,14 @@ def test_a_guard_warns_in_metrics_progress_and_report_and_changes_nothing_else(t
     )
     assert "Guard kl" in write_report(tmp_path / "loud").read_text()
     assert "Guard" not in summary(tmp_path / "quiet")
+
+
+@pytest.mark.parametrize(("nats", "warns"), [(7.9, False), (8.1, True)])
+def test_by_default_the_kl_may_be_2_nats_for_each_number_of_a_latent(nats: float, warns: bool, tmp_path: Path) -> None:
+    config = toy(guards__held_out="ignore")
+    run = begin(config, tmp_path).run
+    Watch(config, run, latent_numbers=4).after_evaluation(1, {"evaluation/kl": nats})
+    assert ("guard/kl" in run.metrics()) == warns
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,34 @@ def test_any_microbatch_gives_the_same_gradient(name: str, toy: str, policy_of: 
     same_in((1, 2, 3, 5, 8), MADE[name], policy, toy)
 
 
+@each
+@pytest.mark.parametrize("microbatch", [3, 1000])
+def test_who_has_nothing_to_learn_calls_the_network_as_the_others_do(
+    name: str, microbatch: int, policy_of: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often, in the same order, guided or not: each call gathers what learners share (`cluster.shard`)."""
+    policy, _ = policy_of("toy")
+    batch, predict = batch_for(MADE[name], policy, "toy"), policy.predict
+    calls: list[tuple[bool, bool, bool]] = []
+
+    def counted(*args: Any, reference: bool = False, base: bool = False, guided: bool = True, **others: Any) -> Any:
+        calls.append((reference, base, guided))
+        return predict(*args, reference=reference, base=base, guided=guided, **others)
+
+    monkeypatch.setattr(policy, "predict", counted)
+    largest: list[int] = []
+
+    def noted(rounds: int) -> int:
+        largest.append(rounds)
+        return rounds
+
+    gradient(MADE[name], policy, [(batch, torch.Generator())], microbatch=microbatch, most=noted)
+    found, calls = calls, []
+    told = iter(largest)
+    gradient(MADE[name], policy, [], microbatch=microbatch, total=lambda _: 1, most=lambda _: next(told))
+    assert found == calls and found
+
+
 def test_the_base_model_is_asked_beside_the_old_policy(policy_of: Opener) -> None:
     """One pass more, and the same gradient in any microbatches; towards the base model, once the old policy has left it."""
     policy, _ = policy_of("epsilon-lora-3", seed=13)
