@@ -132,6 +132,23 @@ def test_the_policy_gradient_is_the_slope_of_the_density(directory: Callable[[st
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
+def test_a_lora_that_began_from_a_file_has_its_reference_where_it_learns(
+    directory: Callable[[str], Path], pipeline: str, tmp_path: Path
+) -> None:
+    trained(run_of(directory(pipeline)), tmp_path / "run")
+    file = str(completed(tmp_path / "run" / "checkpoints")[-1] / "model")
+    policy = open_policy(run_of(directory(pipeline), parameters={"start": file}), DEVICE)
+    x = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    t = policy.schedule.timesteps_K[1].expand(2)
+    with torch.no_grad():
+        own, reference, base = (
+            policy.predict(x, t, PROMPTS, **who) for who in ({}, {"reference": True}, {"base": True})
+        )
+    torch.testing.assert_close(reference, own, rtol=0, atol=1e-5)
+    torch.testing.assert_close(base, own, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
 def test_a_lora_file_draws_the_same_in_plain_diffusers(
     directory: Callable[[str], Path], pipeline: str, tmp_path: Path
 ) -> None:
