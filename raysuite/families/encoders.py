@@ -40,7 +40,10 @@ def digests(path: str, variant: str | None) -> dict[str, str]:
     """
     folder = Path(path)
     if not folder.is_dir():
-        folder = Path(DiffusionPipeline.download(path, variant=variant, use_safetensors=True))
+        entries = DiffusionPipeline.load_config(path).items()
+        # the network's gigabytes are not read here
+        unread = {name: None for name, entry in entries if isinstance(entry, list) and not name.startswith(KINDS)}
+        folder = Path(DiffusionPipeline.download(path, variant=variant, use_safetensors=True, **unread))
     index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
     found = {}
     for name, (_, kind) in sorted((n, v) for n, v in index.items() if n.startswith(KINDS) and v and v[0]):
