@@ -238,13 +238,14 @@ def test_a_plan_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[
 
 def test_settings_are_listed_by_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for word in (None, "Guidance", "learn.learning_rate"):
+    for word in (None, "Guidance", "learn.learning_rate", "objective.clip"):
         with pytest.raises(SystemExit, match="0"):
             main(["settings", *([word] if word else [])])
         shown[word] = capsys.readouterr().out
     assert {"sampler.guidance", "objective.clip", "cluster.workers"} <= set(shown[None].split())
     assert "sampler.guidance  number, at least 1, 1.0 by default\n    Classifier-free guidance" in shown["Guidance"]
     assert "learn." not in shown["Guidance"] and shown["learn.learning_rate"].count("\n") == 2
+    assert "objective.clip  number or null (of ddpo)" in shown["objective.clip"]
     assert "expected a word that a setting's path or meaning has in it, got 'nowhere'" in fails(
         ["settings", "nowhere"], capsys
     )

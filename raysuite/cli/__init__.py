@@ -34,7 +34,7 @@ for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 for name, group in {"prompts": prompts, "writer": writer, "rewards": rewards}.items():
-    app.add_typer(group.app, name=name, rich_help_panel="Beyond weights")
+    app.add_typer(group.app, name=name, rich_help_panel="Rewards, and what else can be trained")
 
 
 def _version(wanted: bool) -> None:

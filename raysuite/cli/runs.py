@@ -197,7 +197,9 @@ def show_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The file.")],
-    form: Annotated[str, typer.Option("--format", help="kohya: what ComfyUI and kohya's tools read.")] = "kohya",
+    form: Annotated[
+        str, typer.Option("--format", help="kohya: what ComfyUI reads, and for SD 1.x and 2.x kohya's tools.")
+    ] = "kohya",
     checkpoint: Annotated[
         int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
     ] = None,
@@ -237,19 +239,21 @@ def settings(
     """List the settings of a run: what each means, takes, and is by default."""
     from raysuite.config import described
 
-    found = {  # an inherited field of objectives once
-        setting: None
-        for group in (*described.sections(), *described.objectives())
-        for setting in group.settings
-        if word is None or word.lower() in f"{setting.path} {setting.meaning}".lower()
-    }
-    if not found:
+    found: dict[described.Setting, list[str]] = {}  # with the objectives that have it
+    for group in described.sections():
+        found |= {setting: [] for setting in group.settings}
+    for group in described.objectives():
+        for setting in group.settings:
+            found.setdefault(setting, []).append(group.name)
+    shown = {s: of for s, of in found.items() if word is None or word.lower() in f"{s.path} {s.meaning}".lower()}
+    if not shown:
         raise UserError(
-            f"expected a word that a setting's path or meaning has in it, got {word!r}: leave it out to see all"
+            f"expected a word that a setting's path or meaning has in it, got {word!r}: leave it out to see all settings"
         )
-    for setting in found:
+    for setting, objectives in shown.items():
         default = "" if setting.default is None else f", {setting.default} by default"
-        said = f"{setting.values}{default}".replace("`", "")
+        of = f" (of {', '.join(objectives)})" if objectives else ""
+        said = f"{setting.values}{default}{of}".replace("`", "")
         console.print(f"[bold]{setting.path}[/bold]  {escape(said)}", soft_wrap=True, highlight=False)
         console.print(f"    {escape(setting.meaning)}", soft_wrap=True, highlight=False)
 

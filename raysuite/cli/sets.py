@@ -67,7 +67,7 @@ def encode(
     ] = "all",
     rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
     actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
-    actor_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each.")] = 0.0,
+    actor_gpus: Annotated[float, typer.Option(min=0, max=1, help="GPUs of each.")] = 0.0,
 ) -> None:
     """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
     directory = place(out)

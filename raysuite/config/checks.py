@@ -385,10 +385,3 @@ def _check_cluster(run: Run) -> None:
             "expected parameters.kind=lora with cluster.encode_once, got all: checkpoints are then whole pipelines, with the text "
             "encoders that learners do not have; leave it out"
         )
-    for name, more in (("worker_gpus", "workers"), ("actor_gpus", "actors")):
-        gpus = getattr(cluster, name)
-        if gpus > 1:
-            raise UserError(
-                f"expected cluster.{name} of at most 1, got {gpus:g}: a process computes on one GPU; raise cluster.{more}, and for a "
-                "network that does not fit one see `raysuite plan`"
-            )

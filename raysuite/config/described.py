@@ -55,8 +55,7 @@ def sections(section: type[Section] = Run, prefix: str = "") -> Iterator[Group]:
         if name == "objective":
             continue
         annotation: Any = field.annotation
-        listed = _listed(annotation)
-        if listed:
+        if listed := _listed(annotation):
             inner.append((prefix + name, listed))
         if isinstance(annotation, type) and issubclass(annotation, Section):
             inner.append((prefix + name, annotation))
@@ -86,7 +85,7 @@ def fields(section: type[Section]) -> list[Setting]:
 
 
 def _listed(annotation: Any) -> type[Section] | None:
-    """The section that a list of sections has in it."""
+    """The section that a list or a mapping has for each of its entries."""
     inside = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
     return inside[0] if inside else None
 

@@ -439,8 +439,8 @@ class Guards(Section):
     kl: Reaction = "warn"
     """The KL from the model as it came is beyond `kl_limit`."""
     kl_limit: PositiveFloat | None = None
-    """Nats a trajectory; null for 2 for each number of a latent. The bundled model's latents have 256: its runs ended at 30 to 720
-    nats, and of those above 800 some had collapsed, others had gained."""
+    """Nats a trajectory; null for 2 for each number of a latent. The bundled model's latents have 256: its methods ended at 42 to 538
+    nats, tuned at 72 to 719; of runs above 800 some had collapsed, others had gained."""
     ratio: Reaction = "warn"
     """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01
@@ -460,8 +460,8 @@ class Judge(Section):
     """How many. Each scores whole blocks."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """Of each; what Ray sets aside, and how many threads torch has there (one at least)."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Of each; a share such as 0.2 lets others have the rest of a GPU."""
+    gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of each, which computes on CPUs without one; a share such as 0.2 lets others have the rest of a GPU."""
     pip: tuple[str, ...] = ()
     """Packages that the reward needs there besides or in place of those that are installed: Ray makes an environment of them."""
     conda: str | dict[str, Any] | None = None
@@ -493,16 +493,16 @@ class Cluster(Section):
     """Learner processes (Ray Train workers)."""
     worker_cpus: PositiveFloat = 1.0
     """Of each learner; what Ray sets aside."""
-    worker_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """Of each learner. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest."""
+    worker_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of each learner, which computes on one GPU. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest."""
     actor_cpus: PositiveFloat = 1.0
     """Of each actor."""
-    actor_gpus: Annotated[float, Field(ge=0)] = 0.0
+    actor_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Of each actor; whole ones set actors apart from learners."""
     actors: NonNegativeInt = Field(default_factory=_actors, json_schema_extra={"default": 1})
     """Rollout processes. With 0, which is the default where learners have GPUs and actors none, learners draw for themselves, in turn
     with learning, and hold the network once; one learner then needs no other process."""
-    judges: dict[str, Judge] = Field(default_factory=dict)
+    judges: dict[str, Judge] = Field(default_factory=dict, json_schema_extra={"default": {}})
     """Rewards that run in processes of their own, by name, such as `{pickscore: {actors: 2, gpus: 0.5}}`. Others run where pictures
     are drawn."""
     shard: bool = False

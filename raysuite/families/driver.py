@@ -308,7 +308,8 @@ class Driver:
         if self.one_call:
             raise UserError(
                 f"expected rows that go through {self.name} in one call with {self.one_call}, whose learners call the network equally "
-                f"often, got {len(groups)} groups by length of text or time: leave {self.one_call} out"
+                f"often, got {len(groups)} groups by length of text or time: set learn.microbatch=1, or where only lengths differ "
+                "rollouts.prompts_per_block=1"
             )
         outputs = [
             self._together(

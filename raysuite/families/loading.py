@@ -67,9 +67,11 @@ def _index(model: Model) -> Mapping[str, Any]:
         if not isinstance(index, dict) or "_class_name" not in index:
             raise KeyError("model_index.json names no _class_name")
     except (OSError, KeyError, json.JSONDecodeError) as error:
+        licence = "check the id, or accept the model's licence on its page and log in with `hf auth login`"
+        remedy = "check the path" if Path(path).is_dir() else licence
         raise UserError(
             f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at model.path={path}, found "
-            f"none: check the path, and accept the model's licence and log in if it has one (hf auth login): {_said(error)}"
+            f"none: {remedy} ({_said(error)})"
         ) from error
     return index
 
@@ -117,7 +119,7 @@ def load_pipeline(
     for component in modules_of(pipeline).values():
         component.eval().requires_grad_(False)
         for module in component.modules():
-            # HiDream's experts pass no gradient on in evaluation mode; the numbers are the same
+            # HiDream's experts pass no gradient on in evaluation mode; the numbers are the same but for rounding
             module.training = hasattr(module, "moe_infer")
     return pipeline
 

@@ -22,6 +22,8 @@ class Trained(ABC):
     """The trained parameters of one network."""
 
     network: ModelMixin
+    shared = False
+    """Whether other processes have the rest of the network."""
 
     @abstractmethod
     def named(self) -> dict[str, nn.Parameter]:
@@ -153,7 +155,6 @@ class AllWeights(Trained):
         self._base: ModelMixin | None = None
         """A second copy, once the first has moved and is asked for as it came."""
         self._moved = False
-        self._sharded = False
 
     def named(self) -> dict[str, nn.Parameter]:
         """All parameters."""
@@ -184,7 +185,7 @@ class AllWeights(Trained):
     def shard(self) -> None:
         """Spread the network over the learners, and its frozen copy when there is one."""
         shard(self.network)
-        self._sharded = True
+        self.shared = True
 
     def _copy(self) -> ModelMixin:
         if self._reference is None:
@@ -193,7 +194,7 @@ class AllWeights(Trained):
 
     def _frozen(self) -> ModelMixin:
         network = self._reload().requires_grad_(False)
-        if self._sharded:
+        if self.shared:
             shard(network, frozen=True)
         return network
 

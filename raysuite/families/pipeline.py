@@ -24,7 +24,7 @@ from raysuite.families.facts import facts_of
 from raysuite.families.loading import ENCODER, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
-from raysuite.families.sharding import is_share, share_of
+from raysuite.families.sharding import share_of
 from raysuite.families.soft_prompts import SoftPrompts
 from raysuite.families.text import TextMemory, TextStates
 from raysuite.kernel.schedule import Schedule
@@ -165,7 +165,7 @@ class PipelinePolicy(Policy):
                 self.pipeline = own
             fresh.fuse_lora()
             fresh.unload_lora_weights()
-        return prepared(_stored(network, self.dtype).to(self.device).eval(), self.part, model)
+        return prepared(_stored(network, self.dtype).to(self.device), self.part, model)
 
     def _check(self, sampler: Sampler) -> None:
         """Refuse guidance that the pipeline would leave out without a word."""
@@ -255,7 +255,7 @@ class PipelinePolicy(Policy):
 
     def _autocast(self) -> torch.autocast:
         # weights that are gathered as they are used would stay, cast, until a prediction's end
-        kept = not is_share(next(self.trained.network.parameters()))
+        kept = not self.trained.shared
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16, cache_enabled=kept
         )

@@ -161,6 +161,7 @@ def evaluate(
                 for number in missing:
                     _write(files[number], _drawn(plan, drawer, blocks[number]))
                     counting.advance()
+                del drawer  # before the next model is opened
     _write(directory / "judgements.parquet", _judgements(plan, directory, answers, len(drawers)))
 
 

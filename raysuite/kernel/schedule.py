@@ -25,6 +25,7 @@ Spacing = Literal["leading", "trailing", "linspace"]
 NoiseKind = Literal["ddim", "cps", "flow_sde", "dance"]
 
 ALMOST_ONE = 0.999
+"""Where solvers' schedulers begin (UniPC at 1 - 1e-6, DPM-Solver at 0.9997), flow_sde's first step would blow up as it does at 1."""
 FLOW_FLOOR = 0.03
 """On flow tables no step adds noise that ends at this sigma or below (see `noisy_schedule`)."""
 
@@ -218,7 +219,8 @@ def noisy_schedule(
 
     Source: ddim: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 16, which is this for alpha^2 + sigma^2 = 1.
     cps: Wang and Yu, "Coefficients-Preserving Sampling for Reinforcement Learning with Flow Matching", 2025. flow_sde: Liu et al.,
-    "Flow-GRPO", 2025, with the released code's rule that at sigma = 1 the denominator takes the next sigma. dance: Xue et al.,
+    "Flow-GRPO", 2025, with the released code's rule that at sigma = 1, or next to it, the first step's
+    denominator takes the next sigma. dance: Xue et al.,
     "DanceGRPO", 2025.
 
     Args:
@@ -255,8 +257,9 @@ def noisy_schedule(
     elif kind == "cps":
         variance_K = (after * math.sin(level * math.pi / 2)) ** 2
     elif kind == "flow_sde":
-        # solvers' schedulers begin just below 1 (0.9997, 1 - 1e-6), where the step would blow up as it would at 1
-        below_one = torch.where(sigma < ALMOST_ONE, sigma, after)
+        below_one = sigma.clone()
+        if sigma[0] > ALMOST_ONE:
+            below_one[0] = after[0]
         variance_K = level**2 * sigma / (1 - below_one) * (sigma - after)
     else:
         variance_K = level**2 * (sigma - after)

@@ -111,10 +111,10 @@ def check_replay(config: RunConfig) -> None:
             "set the same here"
         )
     kept = sum(1 for update in range(config.updates) if _file(run, update, config.rollouts.blocks - 1).exists())
-    if kept < config.updates:
+    if 0 < kept < config.updates:
         raise UserError(
-            f"expected kept rollouts of {config.updates} updates at {run}, found those of {kept}: --set updates={kept}, or name a run "
-            "that had as many"
+            f"expected kept rollouts of {config.updates} updates at {run}, found those of {kept}: ask for as many (updates={kept}; in "
+            "a study, fewer --units), or name a run that had more"
         )
     read(run, config.updates - 1, config.rollouts.blocks - 1)
 

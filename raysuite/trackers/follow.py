@@ -107,13 +107,13 @@ def open_tracker(name: str, run: TrackedRun) -> Tracker:
 
 
 @contextmanager
-def following(config: RunConfig, directory: Path, *, completes: bool = True) -> Iterator[None]:
+def following(config: RunConfig, directory: Path, *, completed: bool = True) -> Iterator[None]:
     """Tell a run's trackers what it writes, until the block ends; they never hold it up.
 
     Args:
         config: of the run.
         directory: of the run.
-        completes: whether the run has come to its end when the block ends well.
+        completed: whether the run has come to its end when the block ends well.
 
     Raises:
         UserError: a tracker does not take the run.
@@ -123,7 +123,7 @@ def following(config: RunConfig, directory: Path, *, completes: bool = True) -> 
         if wanted(config.trackers):
             stack.enter_context(locked(run.place))
         for name in wanted(config.trackers):
-            stack.enter_context(_told(name, run, completes=completes))
+            stack.enter_context(_told(name, run, completed=completed))
         yield
 
 
@@ -144,21 +144,21 @@ def tell(config: RunConfig, directory: Path, *, completed: bool) -> None:
             "trackers.mlflow.experiment=<name>"
         )
     preflight(config.trackers)
-    with following(config, directory, completes=completed):
+    with following(config, directory, completed=completed):
         pass
 
 
 @contextmanager
-def _told(name: str, run: TrackedRun, *, completes: bool) -> Iterator[None]:
+def _told(name: str, run: TrackedRun, *, completed: bool) -> Iterator[None]:
     """One tracker hears of the run until the block ends."""
-    told, completed = _Told(name, run), False
+    told, well = _Told(name, run), False
     try:
         with meanwhile(told.follow):
             yield
         # a learner that could not go on ends without a word of its own: the sentence is on disk
-        completed = completes and not (run.directory / "failure.json").exists()
+        well = completed and not (run.directory / "failure.json").exists()
     finally:
-        told.end(completed=completed)
+        told.end(completed=well)
 
 
 class _Told:

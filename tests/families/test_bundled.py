@@ -7,6 +7,7 @@ import torch
 
 from raysuite.config import Model, load
 from raysuite.families import open_model, open_policy
+from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.policy import Policy
 from raysuite.worlds.scenes.bundled import BUNDLED, Flow
 
@@ -22,7 +23,11 @@ def flow() -> Policy:
 def test_a_bundled_model_opens_by_its_name(name: str) -> None:
     policy = open_model(Model(path=name), torch.device("cpu"))
     assert policy.latent_shape == (4, 8, 8)
-    assert not hasattr(policy, "trained")  # what only encodes reads no weights of the network
+    assert isinstance(policy, PipelinePolicy)
+    network = getattr(policy.pipeline, policy.part)
+    assert {p.data_ptr() for p in network.parameters()} != set() and all(
+        not any(p.stride()) for p in network.parameters()
+    )
     assert policy.image_size == (32, 32)
 
 

@@ -123,7 +123,7 @@ def test_a_licence_that_was_not_accepted_is_no_wrong_path(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", refused)
     with pytest.raises(
-        UserError, match=r"accept the model's licence and log in .*hf auth login.*: .*private repository, log in"
+        UserError, match=r"accept the model's licence .* `hf auth login` \(.*private repository, log in\)"
     ):
         check_model(Model(path="somebody/gated"))
 

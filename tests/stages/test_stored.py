@@ -83,7 +83,7 @@ def test_another_objective_learns_from_the_same_rollouts(tmp_path: Path, objecti
         ({"sampler__steps": "9"}, "drawn with another sampler"),
         ({"rollouts__samples": "8"}, "drawn with another rollouts"),
         ({"credit__kind": "previews", "credit__previews": "[5]"}, "drawn with another credit"),
-        ({"updates": "6"}, "of 6 updates at .*, found those of 5: --set updates=5"),
+        ({"updates": "6"}, "of 6 updates at .*, found those of 5: ask for as many \\(updates=5;"),
     ],
 )
 def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], mentions: str) -> None:
