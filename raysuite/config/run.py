@@ -31,7 +31,7 @@ class RunConfig(Run):
         how long it waits.
         """
         tree = self.canonical()
-        del tree["checkpoints"]["keep"]
+        del tree["checkpoints"]["keep"], tree["checkpoints"]["best"]
         watched = tree["evaluation"]["rewards"] = [entry.model_dump() for entry in self.watched]
         for reward in (*tree["rewards"], *watched):
             del reward["seconds"], reward["retries"]

@@ -547,6 +547,8 @@ class Checkpoints(Section):
     """Updates from one checkpoint to the next; there is one at every evaluation, too."""
     keep: PositiveInt = 2
     """Most recent checkpoints that stay on disk."""
+    best: bool = False
+    """The one with the highest trained reward on held-out prompts stays, too (on training prompts where none are held out)."""
 
 
 class Wandb(Section):

@@ -215,7 +215,7 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             found.append(
                 f"On {SPLITS[split]} prompts the trained reward was best after {count(best, 'update')} and has changed "
                 f"by {_change(since)} since. The best of {len(run.evaluations)} evaluations is partly luck; even so, "
-                f"that checkpoint may be the better one{'; it was not kept (checkpoints.keep)' if gone else ''}."
+                f"that checkpoint may be the better one{'; it was not kept (checkpoints.best keeps it)' if gone else ''}."
             )
     if run.splits == ["training"]:
         found.append(

@@ -111,14 +111,15 @@ class State:
         self.redone = Cost(**before) + (spent - self.training - self.evaluation)
 
 
-def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
-    """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep`.
+def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int | None = None) -> Path:
+    """Write `directory/<updates>`, complete or not at all, and drop all but the last `keep` and the one of the best policy.
 
     Args:
         directory: of a run's checkpoints.
         policy: whose weights `state.behaviour` has.
         state: of the run.
         keep: at least 1.
+        best: updates of the policy whose checkpoint stays in any case.
 
     Raises:
         UserError: it could not be written (the disk is full, say); what was there before still is.
@@ -142,7 +143,7 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int) -> Path:
         ) from error
     shutil.rmtree(final, ignore_errors=True)
     temporary.replace(final)
-    for old in completed(directory)[:-keep]:
+    for old in [path for path in completed(directory)[:-keep] if int(path.name) != best]:
         shutil.rmtree(old)
     return final
 

@@ -142,7 +142,7 @@ class Training:
         directory = self.run.path / "checkpoints"
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
             self.snapshot.wait()
-            checkpoint.save(directory, self.policy, self.state, keep=self.config.checkpoints.keep)
+            checkpoint.save(directory, self.policy, self.state, keep=self.config.checkpoints.keep, best=self.best())
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
             "last: the same command goes on from there"
@@ -372,8 +372,19 @@ class Training:
         with self.timed("checkpoint"):
             if self.first:
                 self.snapshot.wait()
-                checkpoint.save(directory, self.policy, self.state, keep=keep)
+                checkpoint.save(directory, self.policy, self.state, keep=keep, best=self.best())
             self.accelerator.wait_for_everyone()
+
+    def best(self) -> int | None:
+        """Updates of the policy with the highest trained reward on held-out prompts, if its checkpoint is to be kept."""
+        if not self.config.checkpoints.best:
+            return None
+        split, metrics = "held_out" if self.prompts.held_out else "training", self.run.metrics()
+        terms = [
+            (metrics.get(f"evaluation/{split}/{reward.name}", {}), reward.weight) for reward in self.config.rewards
+        ]
+        evaluated = sorted(set.intersection(*(set(values) for values, _ in terms)) - {0})  # 0 is the model as it came
+        return max(evaluated, key=lambda update: sum(weight * values[update] for values, weight in terms), default=None)
 
     def write_ledger(self) -> None:
         """Write what the run has cost so far."""

@@ -110,7 +110,7 @@ def test_hacking_stands_at_the_top(tmp_path: Path, value: fabricate.Value, words
 def test_a_reward_past_its_peak_is_noticed(tmp_path: Path):
     run = fabricate.whole(tmp_path, peaking)
     assert "was best after 5 updates and has changed by -0.300" in summary(run)
-    assert "the better one; it was not kept (checkpoints.keep)." in summary(run)
+    assert "the better one; it was not kept (checkpoints.best keeps it)." in summary(run)
     (run / "checkpoints" / "000005").mkdir(parents=True)
     assert "the better one." in summary(run)
 

@@ -43,6 +43,26 @@ def test_a_guard_warns_in_metrics_progress_and_report_and_changes_nothing_else(t
     assert "Guard" not in summary(tmp_path / "quiet")
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_the_best_checkpoint_on_held_out_prompts_is_kept(best: bool, tmp_path: Path) -> None:
+    """The held-out reward falls from the first update on; a stop and a second part change nothing of it."""
+    config = toy(
+        updates="5",
+        evaluation__every="1",
+        rewards=RIGHT,
+        learn__learning_rate="0.05",
+        checkpoints="{keep: 1, best: true}" if best else "{keep: 1}",
+    )
+    begin(config.model_copy(update={"updates": 3}), tmp_path).train()
+    run = begin(config, tmp_path)
+    run.train()
+    rewards = run.run.metrics()["evaluation/held_out/tests.stages.rewards:red_on_training_prompts"]
+    highest = max((update for update in rewards if update), key=lambda update: rewards[update])
+    assert highest < 4
+    kept = [path.name for path in checkpoint.completed(tmp_path / "checkpoints")]
+    assert kept == ([f"{highest:06d}"] if best else []) + ["000005"]
+
+
 @pytest.mark.parametrize(("nats", "warns"), [(7.9, False), (8.1, True)])
 def test_by_default_the_kl_may_be_2_nats_for_each_number_of_a_latent(nats: float, warns: bool, tmp_path: Path) -> None:
     config = toy(guards__held_out="ignore")
