@@ -28,3 +28,8 @@ class Stopped(UserError):
         """Whether a thread was left that still waits for Ray: ending the interpreter in order would end it with that."""
         self.status = 128 + signum
         """The exit status that shells know: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+def in_a_line(error: Exception, most: int | None = None) -> str:
+    """What another library's error says, without its line breaks; of many words the first."""
+    return " ".join(str(error).split())[:most]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -40,16 +41,19 @@ def begin(command: str, directory: Path) -> None:
     console.print(f"{command}: {directory}", soft_wrap=True, highlight=False, markup=False)
 
 
-def split(setting: str, option: str = "--set") -> tuple[str, str]:
-    """Path and value of `path=value`.
+def by_path(given: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """Values by path, of an option that is given as `path=value`.
 
     Raises:
-        UserError: it has no equals sign.
+        UserError: one of them has no equals sign.
     """
-    path, equals, value = setting.partition("=")
-    if not equals:
-        raise UserError(f"expected {option} path=value, got {setting!r}: put an equals sign between them")
-    return path, value
+    found = {}
+    for setting in given:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"expected {option} path=value, got {setting!r}: put an equals sign between them")
+        found[path] = value
+    return found
 
 
 def numbers(option: str, given: str) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysuite.cli.common import Settings, begin, console, place, split, terminal_width
+from raysuite.cli.common import Settings, begin, by_path, console, place, terminal_width
 
 
 def directions(
@@ -48,8 +48,8 @@ def directions(
         source,
         objectives=[name.strip() for name in objectives.split(",")],
         checkpoint=checkpoint,
-        settings=dict(split(setting) for setting in settings),
-        along=dict(split(setting, "--along") for setting in along),
+        settings=by_path(settings),
+        along=by_path(along, "--along"),
         units=units,
         bins=bins,
         width=width,

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import begin, console, place, split, terminal_width
+from raysuite.cli.common import begin, by_path, console, place, terminal_width
 from raysuite.errors import UserError
 
 
@@ -72,7 +72,7 @@ def evaluate(
             [places.existing(run) for run in runs],
             file=directory / evaluation.PROMPTS,
             rewards=reward,
-            settings=dict(split(setting) for setting in settings),
+            settings=by_path(settings),
             updates=checkpoint,
             ema=ema,
             samples=samples,

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import console, split
+from raysuite.cli.common import by_path, console
 
 app = typer.Typer(help="List rewards, and convert published ones.", invoke_without_command=True)
 
@@ -71,7 +71,7 @@ def serve(
     from raysuite.config import parse
     from raysuite.rewards.serve import Served, serve
 
-    chosen = {option: parse(f"--option {option}", value) for option, value in (split(o, "--option") for o in options)}
+    chosen = {option: parse(f"--option {option}", value) for option, value in by_path(options, "--option").items()}
     rewards.check(name, model=model, options=chosen)
     serve(
         Served(name, model, chosen),

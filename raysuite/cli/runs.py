@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import Run, Settings, begin, console, place, split, terminal_width
+from raysuite.cli.common import Run, Settings, begin, by_path, console, place, terminal_width
 from raysuite.errors import UserError
 
 
@@ -28,7 +28,7 @@ def train(
     begin("train", directory)
     from raysuite import config as configuration  # torch and ray take seconds to import: not for --help
 
-    overrides = dict(split(setting) for setting in settings)
+    overrides = by_path(settings)
     if keep_rollouts:
         overrides["rollouts.keep"] = "true"
     config = configuration.load(run, overrides)
@@ -61,7 +61,7 @@ def plan(
     if gpu is not None and memory is not None:
         raise UserError("expected --gpu or --memory, got both: leave one out")
     size = planning.memory_of(gpu) if gpu is not None else memory
-    config = configuration.load(run, dict(split(setting) for setting in settings))
+    config = configuration.load(run, by_path(settings))
     planned = planning.plan(config)
     console.print(planning.told(planned), soft_wrap=True, highlight=False, markup=False)
     for line in planning.verdict(config, planned, size):
@@ -83,7 +83,7 @@ def sweep(
     begin("sweep", directory)
     from raysuite.sweeps import declared as sweeps
 
-    declared = sweeps.load(sweep, dict(split(setting) for setting in settings))
+    declared = sweeps.load(sweep, by_path(settings))
     from raysuite.cluster import sweep as sweeping
     from raysuite.progress import watch_sweep
     from raysuite.results.side_by_side.members import choose
@@ -159,7 +159,7 @@ def track(
 
     directory = places.existing(place(run))
     tree = RunDirectory(directory).config().canonical()
-    for path, value in map(split, settings):
+    for path, value in by_path(settings).items():
         if not path.startswith("trackers."):
             raise UserError(f"expected a setting under trackers, got {path}: a run that exists keeps all others")
         configuration.put(tree, path, configuration.parse(path, value))

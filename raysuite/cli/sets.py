@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from raysuite import places
-from raysuite.cli.common import Settings, begin, console, place, split
+from raysuite.cli.common import Settings, begin, by_path, console, place
 
 
 def pairs(
@@ -28,7 +28,7 @@ def pairs(
     begin("pairs", directory)
     from raysuite import config as configuration
 
-    config = configuration.load(run, dict(split(setting) for setting in settings))
+    config = configuration.load(run, by_path(settings))
     from raysuite.cluster import launch
     from raysuite.cluster.pairs import make_pairs
     from raysuite.progress import Counting

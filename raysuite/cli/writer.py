@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from raysuite import places
-from raysuite.cli.common import Settings, begin, console, place, split, terminal_width
+from raysuite.cli.common import Settings, begin, by_path, console, place, terminal_width
 from raysuite.errors import UserError
 
 app = typer.Typer(
@@ -226,4 +226,4 @@ def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
         raise UserError(f"expected no --set with {model}, which has its settings: leave it out, or name a recipe")
     from raysuite import config as configuration
 
-    return type(found)(found.label, configuration.load(model, dict(split(setting) for setting in settings)), None)
+    return type(found)(found.label, configuration.load(model, by_path(settings)), None)

@@ -19,7 +19,7 @@ from raysuite import rewards
 from raysuite.cluster.lives import answer
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.devices import thread_pool
-from raysuite.errors import RewardHung, UserError
+from raysuite.errors import RewardHung, UserError, in_a_line
 from raysuite.stages.rollout import ask_here
 from raysuite.types import Block
 
@@ -150,7 +150,7 @@ def running_judges(config: RunConfig) -> Iterator[Names]:
                 raise error.cause if isinstance(error.cause, UserError) else error from None
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
-                    f"expected the environment of cluster.judges.{name}, Ray could not make it: {' '.join(str(error).split())[:500]}"
+                    f"expected the environment of cluster.judges.{name}, Ray could not make it: {in_a_line(error, 500)}"
                 ) from error
             except ray.exceptions.RayActorError as error:
                 raise _lost(name) from error

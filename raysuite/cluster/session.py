@@ -20,7 +20,7 @@ from raysuite.cluster.placement import check_room, room_for_learners
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig
 from raysuite.cpus import usable_cpus
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.families import Policy, open_policy
 from raysuite.in_context.draw import Named
 from raysuite.signals import postponed
@@ -55,7 +55,7 @@ def _connect() -> None:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": ENVIRONMENT})
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"expected to join the Ray cluster at RAY_ADDRESS={address}, could not: {' '.join(str(error).split())[:300]}; check "
+                f"expected to join the Ray cluster at RAY_ADDRESS={address}, could not: {in_a_line(error, 300)}; check "
                 "its address and token, or unset RAY_ADDRESS to start one on this machine"
             ) from error
     else:  # processes of this machine inherit the environment, and start sooner than with one of their own

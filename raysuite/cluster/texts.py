@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -69,7 +68,6 @@ def encode_once(
         return texts
     if here:
         TextEncoder(config, texts, threads=threads).encode(wanted)
-        gc.collect()  # a pipeline that is driven refers to itself: its encoders would stay beside the network that is loaded next
     else:
         _by_actors(config.with_actors(), texts, wanted, threads=threads)
     write_json(done, of)

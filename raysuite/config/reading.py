@@ -16,7 +16,7 @@ from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import paths, spelled_out, texts
 from raysuite.config.words import one_of, sentence
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 
 MOST_BYTES = 200_000
 """Of a YAML file of settings: a second's reading. (libyaml is faster, and ends the process where brackets lie deep.)"""
@@ -146,7 +146,7 @@ def document(text: bytes, where: str) -> dict[str, Any]:
     except yaml.constructor.ConstructorError as error:
         raise UserError(f"expected YAML with settings in {where}, but {_problem(error)}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"expected YAML in {where}, got something else: {' '.join(str(error).split())}") from error
+        raise UserError(f"expected YAML in {where}, got something else: {in_a_line(error)}") from error
     if not isinstance(tree, dict):
         raise UserError(f"expected sections such as `model:` in {where}, got {type(tree).__name__}: see a recipe")
     if nameless := [key for key in tree if not isinstance(key, str)]:

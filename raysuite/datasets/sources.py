@@ -23,7 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class PickAPic(Source):
                 builder = datasets.load_dataset_builder(path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"expected parquet files or a hub dataset at {path}, could not find them: {' '.join(str(error).split())}"
+                f"expected parquet files or a hub dataset at {path}, could not find them: {in_a_line(error)}"
             ) from error
         found = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
         if self.split not in found:
@@ -207,7 +207,7 @@ class PickAPic(Source):
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"expected rows {part.start} to {part.stop - 1} in {part.file}, could not read them: "
-                f"{' '.join(str(error).split())}: repeat the command, or fetch the file again"
+                f"{in_a_line(error)}: repeat the command, or fetch the file again"
             ) from error
 
     def _group(self, file: pq.ParquetFile, name: str, group: int) -> pa.Table:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from raysuite.config import one_of
 from raysuite.devices import sent
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.families.facts import BY_STEP, Facts
 from raysuite.families.text import Answer, TextMemory, TextStates, form, joined, moved
 
@@ -183,7 +183,8 @@ class Driver:
             self.arguments["height"], self.arguments["width"] = size
         self.guidance = facts.guidance if facts.guidance in self._known else None
         self.negative = self._negative(negative)
-        self._put(encode_prompt=self._remembered, prepare_latents=self._given)
+        # the copy must not keep who has it, or its networks would stay on a GPU until a collection
+        self._put(encode_prompt=_weakly(self._remembered), prepare_latents=_weakly(self._given))
         self.one_call: str | None = None
         """The setting for which rows may not go through the network in groups, where one forbids it."""
         self._answering: WeakSet[Any] = WeakSet()
@@ -251,7 +252,7 @@ class Driver:
                 self._go([""], steps=2)  # one would leave some schedulers without a table
         except ValueError as error:
             raise UserError(
-                f"expected settings that {self.name} accepts, got {self.arguments}: {' '.join(str(error).split())}"
+                f"expected settings that {self.name} accepts, got {self.arguments}: {in_a_line(error)}"
             ) from error
         assert self._x is not None
         latents, self._x = self._x, None
@@ -265,7 +266,7 @@ class Driver:
                 self._go([""], steps=steps)
         except ValueError as error:
             raise UserError(
-                f"expected a number of sampler.steps that {self.name} accepts, got {steps}: {' '.join(str(error).split())}"
+                f"expected a number of sampler.steps that {self.name} accepts, got {steps}: {in_a_line(error)}"
             ) from error
         return self.pipeline.scheduler
 
@@ -467,6 +468,18 @@ class Driver:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             self.memory.put(question, self._encode(**own))
         return self.memory.get(question)
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that does not keep its object alive."""
+    held = WeakMethod(method)
+
+    def called(*args: Any, **options: Any) -> Any:
+        found = held()
+        assert found is not None
+        return found(*args, **options)
+
+    return called
 
 
 def _of_rows(prompts_N: Sequence[str], rows: Sequence[int]) -> Sequence[str]:

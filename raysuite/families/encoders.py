@@ -13,7 +13,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 
 KINDS = ("vae", "text_encoder", "tokenizer")
 """What names of components begin with (`text_encoder_2` is one)."""
@@ -55,7 +55,7 @@ def digests(path: str, variant: str | None) -> dict[str, str]:
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise UserError(
                 f"expected a complete {name} with safetensors weights at model.path={path}, could not read it: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"{in_a_line(error, 300)}"
             ) from error
     return found
 

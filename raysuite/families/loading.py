@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from raysuite.config import Model
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.families.driver import NETWORKS_OF_THEIR_OWN, PARTS, missing_seam
 from raysuite.families.facts import facts_of
 
@@ -71,7 +71,7 @@ def _index(model: Model) -> Mapping[str, Any]:
         remedy = "check the path" if Path(path).is_dir() else licence
         raise UserError(
             f"expected a diffusers pipeline (a directory with a model_index.json, or a hub id) at model.path={path}, found "
-            f"none: {remedy} ({_said(error)})"
+            f"none: {remedy} ({in_a_line(error, 300)})"
         ) from error
     return index
 
@@ -114,7 +114,8 @@ def load_pipeline(
         pipeline = cls.from_pretrained(model.path, variant=model.variant, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: {_said(error)}"
+            f"expected a complete pipeline with safetensors weights at model.path={model.path}, could not load it: "
+            f"{in_a_line(error, 300)}"
         ) from error
     for component in modules_of(pipeline).values():
         component.eval().requires_grad_(False)
@@ -122,10 +123,6 @@ def load_pipeline(
             # HiDream's experts pass no gradient on in evaluation mode; the numbers are the same but for rounding
             module.training = hasattr(module, "moe_infer")
     return pipeline
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _quieten() -> None:
@@ -182,7 +179,7 @@ def outlined(model: Model, *, network: torch.dtype) -> Any:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(
             f"expected the configuration of every part, and vocabularies, at model.path={model.path}, could not read them: "
-            f"{_said(error)}"
+            f"{in_a_line(error, 300)}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from raysuite.config import Model, Parameters, Sampler
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.families import tables
 from raysuite.families.compiled import check_compiler, prepared
 from raysuite.families.driver import PARTS, Drawn, Driver
@@ -143,8 +143,7 @@ class PipelinePolicy(Policy):
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(
-                f"expected a LoRA of this model at parameters.start={file}, could not load it: "
-                f"{' '.join(str(error).split())[:300]}"
+                f"expected a LoRA of this model at parameters.start={file}, could not load it: {in_a_line(error, 300)}"
             ) from error
         found = set(self.pipeline.get_list_adapters())
         if found != {self.part}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Sequence
@@ -187,7 +186,6 @@ class PolicyDrawer:
         if not self._config.cluster.encode_once:
             return open_policy(self._config, device)
         open_policy(self._config, device, texts=kept, weights=False).text_states(dict.fromkeys(["", *texts]))
-        gc.collect()  # or the encoders would stay beside the network (`cluster.texts`)
         return open_policy(self._config, device, texts=kept, encoders=False)
 
     def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:

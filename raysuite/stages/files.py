@@ -137,6 +137,19 @@ def inputs(config: RunConfig) -> dict[str, str]:
     return digests
 
 
+def trained_rewards(metrics: Mapping[str, Mapping[int, float]], config: RunConfig, split: str) -> dict[int, float]:
+    """The trained reward on a split's prompts at every evaluation, by the updates before it, ascending.
+
+    Args:
+        metrics: of the run, by name and update.
+        config: of the run.
+        split: `training`, `held_out` or `test`.
+    """
+    terms = [(metrics.get(f"evaluation/{split}/{reward.name}", {}), reward.weight) for reward in config.rewards]
+    updates = sorted(set.intersection(*(set(values) for values, _ in terms)))
+    return {update: sum(weight * values[update] for values, weight in terms) for update in updates}
+
+
 class RunDirectory:
     """The files of one run. Opening it checks that it belongs to the configuration."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 
 Row = tuple[str, Mapping[str, Any]]
 """A prompt, and the other columns of its row."""
@@ -171,7 +171,7 @@ def _data_set(source: str, names: Sequence[str]) -> list[Row]:
         found = datasets.load_dataset(name)
     except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
-            f"expected prompts in the data set {name}, could not load it ({' '.join(str(error).split())[:200]}): name a file "
+            f"expected prompts in the data set {name}, could not load it ({in_a_line(error, 200)}): name a file "
             f"({FORMS}), or check name and connection"
         ) from error
     split = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))

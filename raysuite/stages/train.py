@@ -28,7 +28,7 @@ from raysuite.stages import checkpoint, stored
 from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import Collector
 from raysuite.stages.evaluate import record
-from raysuite.stages.files import RunDirectory, write_json
+from raysuite.stages.files import RunDirectory, trained_rewards, write_json
 from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
 from raysuite.stages.optimizer import optimizer_of, set_rate
@@ -141,8 +141,7 @@ class Training:
             return f"stopped by {who} before the first update was done: the same command begins the run again"
         directory = self.run.path / "checkpoints"
         if directory / f"{updates:06d}" not in checkpoint.completed(directory):
-            self.snapshot.wait()
-            checkpoint.save(directory, self.policy, self.state, keep=self.config.checkpoints.keep, best=self.best())
+            self.write_checkpoint()
         return (
             f"stopped by {who} after {updates} update{'' if updates == 1 else 's'}, of which checkpoints/{updates:06d} is the "
             "last: the same command goes on from there"
@@ -367,24 +366,22 @@ class Training:
         return metrics, cost, redone
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        directory, keep = self.run.path / "checkpoints", self.config.checkpoints.keep
+        """Write a checkpoint, all workers together."""
         with self.timed("checkpoint"):
             if self.first:
-                self.snapshot.wait()
-                checkpoint.save(directory, self.policy, self.state, keep=keep, best=self.best())
+                self.write_checkpoint()
             self.accelerator.wait_for_everyone()
 
-    def best(self) -> int | None:
-        """Updates of the policy with the highest trained reward on held-out prompts, if its checkpoint is to be kept."""
-        if not self.config.checkpoints.best:
-            return None
-        split, metrics = "held_out" if self.prompts.held_out else "training", self.run.metrics()
-        terms = [
-            (metrics.get(f"evaluation/{split}/{reward.name}", {}), reward.weight) for reward in self.config.rewards
-        ]
-        evaluated = sorted(set.intersection(*(set(values) for values, _ in terms)) - {0})  # 0 is the model as it came
-        return max(evaluated, key=lambda update: sum(weight * values[update] for values, weight in terms), default=None)
+    def write_checkpoint(self) -> None:
+        """Write a checkpoint, and drop those that are not to be kept."""
+        self.snapshot.wait()
+        best, kept = None, self.config.checkpoints
+        if kept.best:
+            split = "held_out" if self.prompts.held_out else "training"
+            rewards = trained_rewards(self.run.metrics(), self.config, split)
+            rewards.pop(0, None)  # of the model as it came, which has no checkpoint
+            best = max(rewards, key=rewards.__getitem__, default=None)
+        checkpoint.save(self.run.path / "checkpoints", self.policy, self.state, keep=kept.keep, best=best)
 
     def write_ledger(self) -> None:
         """Write what the run has cost so far."""

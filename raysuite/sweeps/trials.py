@@ -12,7 +12,7 @@ from typing import Any, Literal
 from raysuite.config import RunConfig, validate
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
+from raysuite.stages.files import RunDirectory, is_held, provenance, trained_rewards, write_json
 from raysuite.sweeps.declared import Dimension, Planned, Sweep
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
@@ -177,15 +177,9 @@ class Book:
 def outcomes(directory: Path, config: RunConfig) -> list[Outcome]:
     """A run's evaluations so far: what training had cost, and the trained reward on held-out prompts."""
     found = RunDirectory(directory).metrics()
-    terms = {f"evaluation/held_out/{reward.name}": reward.weight for reward in config.rewards}
     spent = found.get("budget/network_evaluations", {})
-    updates = sorted(set.intersection(*(set(found.get(name, ())) for name in terms)))
-    return [
-        Outcome(
-            spent[update - 1] if update else 0.0, sum(weight * found[name][update] for name, weight in terms.items())
-        )
-        for update in updates
-    ]
+    rewards = trained_rewards(found, config, "held_out")
+    return [Outcome(spent[update - 1] if update else 0.0, reward) for update, reward in rewards.items()]
 
 
 def suggestion(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raysuite.background import meanwhile
 from raysuite.config import RunConfig, Trackers
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.lock import locked
 from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
@@ -188,7 +188,7 @@ class _Told:
                 "WARNING: the tracker %s could not be told everything: %s. The run is not harmed: `raysuite track %s` with the "
                 "same settings tells it the rest.",
                 self._name,
-                " ".join(str(self._trouble).split()),
+                in_a_line(self._trouble),
                 self._run.directory,
             )
 

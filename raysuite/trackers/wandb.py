@@ -8,7 +8,7 @@ from typing import Any
 
 import wandb
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.trackers.tracker import Picture, TrackedRun, Tracker
 
 
@@ -36,7 +36,7 @@ class WeightsAndBiases(Tracker):
             )
         except wandb.errors.Error as error:
             raise UserError(
-                f"expected Weights & Biases to take the run, got: {' '.join(str(error).split()).rstrip('.')}: log in with "
+                f"expected Weights & Biases to take the run, got: {in_a_line(error).rstrip('.')}: log in with "
                 "`wandb login`, or set trackers.wandb.mode=offline"
             ) from error
         where = "offline" if self._run.offline else self._run.settings.base_url

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.rng import Stage, torch_generator
 from raysuite.stages.rewrites import BUNDLED, place_of
 
@@ -220,7 +220,7 @@ def open_writer(name: str) -> Writer:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     except (OSError, ValueError) as error:
         gone = Path(name).is_absolute() and not Path(name).exists()  # what a hub says of it would mislead
-        reason = "there is nothing at this path" if gone else " ".join(str(error).split())[:200]
+        reason = "there is nothing at this path" if gone else in_a_line(error, 200)
         raise UserError(
             f"expected a writer ({BUNDLED}, the --out of raysuite writer train, a causal language model's directory or hub id), "
             f"got {name}: {reason}; name another"

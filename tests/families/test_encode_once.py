@@ -82,7 +82,7 @@ def _spoiled_when_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_encoders_that_have_encoded_are_gone_when_the_network_is_loaded(
     configured: Callable[[bool], RunConfig], tmp_path: Path
 ) -> None:
-    """A pipeline that is driven refers to itself, so that only a collection lets go of what it holds on a GPU."""
+    """No collection is waited for: what was driven refers to nobody who has it."""
     gc.collect()
     before = {id(held) for held in gc.get_objects() if issubclass(type(held), PreTrainedModel)}
     gc.disable()
