@@ -65,6 +65,9 @@ def serve(
     options: Annotated[
         list[str], typer.Option("--option", metavar="NAME=VALUE", help="Another argument of it; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    waiting: Annotated[
+        int, typer.Option(min=1, help="Requests held at once, one for each process that draws; more are turned away.")
+    ] = 64,
 ) -> None:
     """Serve a reward over HTTP, for the reward `http` of runs elsewhere, until it is stopped."""
     from raysuite import rewards
@@ -78,4 +81,5 @@ def serve(
         host,
         port,
         lambda url: console.print(f"serving {name} at {url}", soft_wrap=True, highlight=False, markup=False),
+        waiting=waiting,
     )

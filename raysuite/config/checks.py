@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
+from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Reward, Run, SoftPrompts
 from raysuite.errors import UserError
 
 ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -77,6 +77,11 @@ def _check_objective(run: Run) -> None:
             f"expected reference.refresh of at least 1 with {name}, which compares with the policy that drew the pictures, got 0: set "
             "reference.refresh=1 (reference.decay makes the old policy a running mean). Against the model as it came it is another "
             "algorithm; objective.base_weight holds the policy near that"
+        )
+    if objective.reference_is_sampler and run.rollouts.staleness:
+        raise UserError(
+            f"expected rollouts.staleness=0 with {name}, which compares with the policy that drew the pictures, got "
+            f"{run.rollouts.staleness}: leave staleness out"
         )
     if run.reference.decay > 0 and not run.reference.refresh:
         raise UserError(
@@ -171,6 +176,11 @@ def _check_credit(run: Run) -> None:
         raise UserError(
             f"expected rollouts.samples of at least 2 with credit.normalise={credit.normalise}, got 1: a group of one has no spread"
         )
+    if credit.kind == "previews" and run.built_objective.process == "forward":
+        raise UserError(
+            f"expected credit.kind=terminal with {name}, got previews: it learns from finished pictures alone, and a mean over "
+            "steps of what previews credit them with would punish those that looked good early"
+        )
     if credit.kind == "previews":
         if not credit.previews or any(k >= run.sampler.steps for k in credit.previews):
             raise UserError(
@@ -242,10 +252,26 @@ def _check_idle(run: Run) -> None:
                 )
 
 
+_ANOTHER = "scores are kept by name, so give the second one of its own (mine.rewards:Second, a class that extends the reward's)"
+
+
 def _check_rewards(run: Run) -> None:
     names = [reward.name for reward in run.rewards]
     if len(set(names)) < len(names):
         raise UserError(f"expected every reward once, got {names}: add the weights up")
+    besides = [Reward(name=entry) if isinstance(entry, str) else entry for entry in run.evaluation.rewards]
+    if len({entry.name for entry in besides}) < len(besides):
+        raise UserError(
+            f"expected every reward of evaluation.rewards once, got {[entry.name for entry in besides]}: {_ANOTHER}"
+        )
+    for entry in besides:
+        for reward in run.rewards:
+            same = (entry.model, entry.options) in ((None, {}), (reward.model, reward.options))
+            if entry.name == reward.name and not same:
+                raise UserError(
+                    f"expected evaluation.rewards to leave out {entry.name}, which is trained and so is evaluated, got it with "
+                    f"another model or other options: {_ANOTHER}"
+                )
     if not any(reward.weight for reward in run.rewards):
         raise UserError(
             f"expected a reward to learn from, got weight 0 for {', '.join(names)}: give one another weight, and name what is only "

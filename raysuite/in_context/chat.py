@@ -12,7 +12,7 @@ from PIL import Image
 from raysuite.errors import UserError
 from raysuite.rewards import endpoints
 from raysuite.rewards.endpoints import Part, Refused
-from raysuite.rewards.network import load
+from raysuite.rewards.network import load, network_of
 
 KEY = "OPENAI_API_KEY"
 """The environment variable with a server's key, which is sent where it is set, and never written down."""
@@ -137,13 +137,12 @@ class TransformersChat:
     def _network(self) -> Any:
         from transformers import AutoModelForImageTextToText
 
-        network: Any = load(
-            lambda: AutoModelForImageTextToText.from_pretrained(
-                self.model, dtype=getattr(torch, self.precision), use_safetensors=True
-            ),
-            "a model that reads pictures",
+        network = network_of(
+            AutoModelForImageTextToText,
             self.model,
+            "a model that reads pictures",
             OTHERWISE,
+            dtype=getattr(torch, self.precision),
         )
         return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

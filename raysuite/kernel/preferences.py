@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from raysuite.errors import UserError
+from raysuite.kernel.credit import ROUNDING
 
 Choice = Literal["best_worst", "random", "spread", "all"]
 Label = Literal["argmax", "bradley_terry"]
@@ -52,8 +53,9 @@ def rank(
 ) -> np.ndarray:
     """The order of preference in every row, as positions (R', M), the preferred first; rows that say nothing are left out.
 
-    The rule for ties: with `argmax` a row in which two rewards are equal states no order, and is dropped; so R' <= R and
-    the rows that stay are the first column of the result. With `bradley_terry` equal rewards are a fair coin.
+    The rule for ties: with `argmax` a row in which two rewards are equal, or differ by no more than rounding, states no order, and
+    is dropped; so R' <= R and the rows that stay are the first column of the result. With `bradley_terry` equal rewards are a fair
+    coin.
 
     Args:
         reward_RM: rewards of the compared members.
@@ -75,7 +77,8 @@ def rank(
     gumbel_RM, turn_R = rng.gumbel(size=reward_RM.shape), rng.random(len(reward_RM))
     value_RM = reward_RM / temperature + gumbel_RM if label == "bradley_terry" else reward_RM
     order_RM = np.argsort(-value_RM, axis=1, kind="stable")
-    tied_R = (np.diff(np.sort(value_RM, axis=1), axis=1) == 0).any(1)
+    rounding_R = ROUNDING * np.abs(reward_RM).max(1) if label == "argmax" else np.zeros(len(reward_RM))
+    tied_R = (np.diff(np.sort(value_RM, axis=1), axis=1) <= rounding_R[:, None]).any(1)
     order_RM = np.where((turn_R < noise)[:, None], order_RM[:, ::-1], order_RM)
     rows = np.flatnonzero(~tied_R)
     return np.concatenate([rows[:, None], order_RM[rows]], axis=1)

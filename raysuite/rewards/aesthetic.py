@@ -36,7 +36,7 @@ class Aesthetic(ClipReward):
     )
 
     def __init__(self, model: str | None = None, *, clip: str = MODEL, **options: Any) -> None:
-        self.check(model)
+        self.check(model, clip=clip)
         super().__init__(clip, **options)
         file = Path(str(model)).expanduser() / HEAD
         weights = load(lambda: load_file(file), "weights of the head", str(file), self.HEAD_OTHERWISE)
@@ -51,9 +51,10 @@ class Aesthetic(ClipReward):
         self._head = self._head.to(self.device).requires_grad_(False).eval()
 
     @classmethod
-    def check(cls, model: str | None, **options: Any) -> None:
-        """Refuse a directory without a head."""
+    def check(cls, model: str | None, *, clip: str = MODEL, **options: Any) -> None:
+        """Refuse a directory without a head, and a CLIP that lacks something."""
         check_converted("aesthetic", model, (HEAD,), cls.HEAD_OTHERWISE)
+        super().check(clip, **options)
 
     def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
         """Of the pictures alone."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel
 
-from raysuite.rewards.network import Frame, NetworkReward, check_directory, load, tokenizer_of
+from raysuite.rewards.network import Frame, NetworkReward, check_directory, check_network, network_of, tokenizer_of
 
 NEEDS = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -26,20 +26,14 @@ class ClipReward(NetworkReward):
         super().__init__(model or self.MODEL, **options)
         check_directory(self.model, NEEDS, self.OTHERWISE)
         self._tokenizer = tokenizer_of(self.model, self.OTHERWISE)
-        self.clip = self._ready(
-            load(
-                lambda: CLIPModel.from_pretrained(self.model, use_safetensors=True),
-                "a CLIP model",
-                self.model,
-                self.OTHERWISE,
-            )
-        )
+        self.clip = self._ready(network_of(CLIPModel, self.model, "a CLIP model", self.OTHERWISE))
         self._frame = self._framed()
 
     @classmethod
-    def check(cls, model: str | None, **options: Any) -> None:
-        """Refuse a directory that lacks something."""
+    def check(cls, model: str | None, *, precision: str = "float32", batch: int = 32, **options: Any) -> None:
+        """Refuse a directory that lacks something, and options that make no sense."""
         check_directory(model or cls.MODEL, NEEDS, cls.OTHERWISE)
+        check_network(model or cls.MODEL, precision, batch)
 
     def _framed(self) -> Any:
         return Frame(self.model, self.OTHERWISE)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 from raysuite.errors import UserError
 from raysuite.kernel.diversity import thumbnails
 from raysuite.rewards import resolve
-from raysuite.rewards.network import check_directory, load
+from raysuite.rewards.network import check_directory, network_of, processed, processor_of
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Pictures, uint8 (N, H, W, 3), as numbers (N, D)."""
@@ -45,9 +45,8 @@ def features(name: str, *, device: torch.device) -> Features:
     if ":" in name:
         return partial(_asked, name, resolve(name))
     check_directory(name, NEEDS, OTHERWISE)
-    processor = load(lambda: AutoImageProcessor.from_pretrained(name), "an image processor", name, OTHERWISE)
-    network = load(lambda: AutoModel.from_pretrained(name, use_safetensors=True), "a vision model", name, OTHERWISE)
-    return partial(_seen, network.to(device).eval(), processor)
+    network = network_of(AutoModel, name, "a vision model", OTHERWISE)
+    return partial(_seen, network.to(device).eval(), processor_of(name, OTHERWISE))
 
 
 def pixels(images_N: np.ndarray) -> np.ndarray:
@@ -60,7 +59,7 @@ def _seen(network: Any, processor: Any, images_N: np.ndarray) -> np.ndarray:
     """A network's pooled state, or, where it has learned to compare pictures with texts, what it compares."""
     found = []
     for first in range(0, len(images_N), BATCH):
-        given = processor(images=list(images_N[first : first + BATCH]), return_tensors="pt").to(network.device)
+        given = processed(processor, images_N[first : first + BATCH]).to(network.device)
         own = getattr(network, "get_image_features", None)
         answer = network(**given) if own is None else own(**given)
         found.append((answer if isinstance(answer, torch.Tensor) else answer.pooler_output).float().cpu().numpy())

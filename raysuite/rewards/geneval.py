@@ -20,14 +20,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForObjectDetection,
     Mask2FormerForUniversalSegmentation,
 )
 
 from raysuite.errors import UserError
 from raysuite.rewards.clip import NEEDS as CLIP_NEEDS, ClipScore
-from raysuite.rewards.network import check_directory, load
+from raysuite.rewards.network import check_directory, load, network_of, processed, processor_of
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
 NEEDS = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -35,7 +34,10 @@ OTHERWISE = "name the hub id of a Mask2Former or DETR that was trained on COCO, 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 WORDS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 """What CLIP compares a crop with, for every colour."""
+SIZE, DIVISOR = {"shortest_edge": 800, "longest_edge": 1333}, 32
+"""Of the pictures that a Mask2Former sees, and what their sides are padded to a multiple of: mmdetection's when it is tested."""
 RELATIONS = ("left of", "right of", "above", "below")
+THRESHOLDS = ("threshold", "counting_threshold", "position_threshold", "max_overlap")
 GREY = (153, 153, 153)
 """Behind an object of which the mask is known."""
 NAMES = {
@@ -68,10 +70,11 @@ class GenEval:
     """Strict: 1 where everything is as the row says, otherwise 0; its mean is GenEval's score of a tag. Graded: partial credit.
 
     Source: Ghosh et al., "GenEval", 2023, and its evaluation script: its rules and thresholds. There the detector is mmdetection's
-    Mask2Former (Swin-S, COCO); the default here is the same architecture as its authors trained it, so that scores may differ by a
-    little. The graded score is that of Liu et al. (Flow-GRPO), 2025: the mean, over the objects that a row names, of
-    1 - |found - wanted| / wanted, and of a term for the colour or relation, 0 where the number is wrong. It falls below 0 where more
-    than twice as many are found as wanted. Checked on tiny random detectors and a tiny CLIP; not run on published weights.
+    Mask2Former (Swin-S, COCO); the default here is the same architecture as its authors trained it, on pictures of the same size, so
+    that scores may differ by a little. The graded score follows Liu et al. (Flow-GRPO), 2025: the mean, over the objects that a row
+    names, of 1 - |found - wanted| / wanted, and of a term for the colour or relation, 0 where the number is wrong. It falls below 0
+    where more than twice as many are found as wanted. A wrong relation is 0 here; their server counts it as 0 and then as 1, too.
+    Checked on tiny random detectors and a tiny CLIP; not run on published weights.
 
     Args:
         model: hub id or directory of a Mask2Former for instances, or of a detector of DETR's kind, without masks.
@@ -108,14 +111,14 @@ class GenEval:
             position_threshold,
         )
         self.max_objects, self.max_overlap = max_objects, max_overlap
-        self._processor = load(
-            lambda: AutoImageProcessor.from_pretrained(model), "an image processor", model, OTHERWISE
-        )
+        self._processor = processor_of(model, OTHERWISE)
         config = load(lambda: AutoConfig.from_pretrained(model), "a configuration", model, OTHERWISE)
         self._masks = config.model_type == "mask2former"
         kind = Mask2FormerForUniversalSegmentation if self._masks else AutoModelForObjectDetection
-        network = load(lambda: kind.from_pretrained(model, use_safetensors=True), "a detector", model, OTHERWISE)
+        network = network_of(kind, model, "a detector", OTHERWISE)
         self._network = network.to(self.device).requires_grad_(False).eval()
+        # the hub's processors of Mask2Former squash pictures to 384 x 384, in which small objects are lost
+        self._size = {"size": SIZE, "size_divisor": DIVISOR} if self._masks else {}
         self._names = {index: NAMES.get(name, name) for index, name in config.id2label.items()}
         self._clip = ClipScore(clip, device=device)
         self._colours: dict[str, Tensor] = {}
@@ -134,8 +137,11 @@ class GenEval:
         check_directory(model or MODEL, NEEDS, OTHERWISE)
         check_directory(clip, CLIP_NEEDS, ClipScore.OTHERWISE)
         for name, value in (("max_objects", max_objects), ("batch", batch)):
-            if value < 1:
-                raise UserError(f"expected {name} of at least 1 for the reward geneval, got {value}")
+            if type(value) is not int or value < 1:
+                raise UserError(f"expected {name} of at least 1 for the reward geneval, got {value!r}")
+        for name, value in options.items():
+            if name in THRESHOLDS and (type(value) not in (int, float) or not 0 <= value <= 1):
+                raise UserError(f"expected {name} of 0 to 1 for the reward geneval, got {value!r}")
 
     @classmethod
     def check_prompts(cls, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
@@ -178,7 +184,7 @@ class GenEval:
     def detect(self, images: np.ndarray, thresholds: Sequence[float]) -> list[dict[str, list[Thing]]]:
         """Objects by class, the most confident first, of pictures uint8 (N, H, W, 3), each above its own threshold."""
         height, width = images.shape[1:3]
-        pixels = self._processor(images=list(images), return_tensors="pt").to(self.device)
+        pixels = processed(self._processor, images, **self._size).to(self.device)
         outputs = self._network(**pixels)
         if self._masks:
             side = pixels["pixel_values"].shape[2:]

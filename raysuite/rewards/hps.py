@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ftfy
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -43,15 +45,17 @@ class HpsV2(ClipReward):
 
     @classmethod
     def check(cls, model: str | None, **options: Any) -> None:
-        """Refuse a directory that lacks something."""
+        """Refuse a directory that lacks something, and options that make no sense."""
         check_converted("hps_v2", model, NEEDS, cls.OTHERWISE)
+        super().check(model, **options)
 
     def _framed(self) -> Padded:
         return Padded(self.clip.config.vision_config.image_size)
 
     def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
-        """Cosines."""
-        return self.cosines(pixels_NCHW, prompts_N)
+        """Cosines, with prompts that are mended as open_clip's tokenizer mends them: quotes straight, entities as characters."""
+        mended = [html.unescape(html.unescape(ftfy.fix_text(prompt))).strip() for prompt in prompts_N]
+        return self.cosines(pixels_NCHW, mended)
 
 
 class Padded:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
 from raysuite.errors import UserError
-from raysuite.rewards.network import check_converted, load, tokenizer_of
+from raysuite.rewards.network import check_converted, check_network, load, network_of, processor_of, tokenizer_of
 from raysuite.rewards.qwen import Reader
 
 MODEL, HEAD, TEMPLATE = "model.safetensors", "head.safetensors", "template.txt"
@@ -66,13 +66,13 @@ class HpsV3:
         self._read = Reader(str(directory), "qwen2_vl", side="right", otherwise=self.OTHERWISE)
         self._marker = self._read.tokenizer.convert_tokens_to_ids(REWARD)
         self._template = (directory / TEMPLATE).read_bytes().decode("utf-8")  # ends of lines as they are
-        whole = load(
-            lambda: Qwen2VLForConditionalGeneration.from_pretrained(
-                directory, dtype=getattr(torch, precision), use_safetensors=True
-            ),
+        whole = network_of(
+            Qwen2VLForConditionalGeneration,
+            str(directory),
             "a Qwen2-VL",
-            self.model,
             self.OTHERWISE,
+            needless=("lm_head.weight",),  # no words are asked for
+            dtype=getattr(torch, precision),
         )
         self._network = whole.model.to(self.device).requires_grad_(False).eval()
         head = load(lambda: load_file(directory / HEAD), "weights of the head", self.model, self.OTHERWISE)
@@ -84,10 +84,7 @@ class HpsV3:
     def check(cls, model: str | None, *, precision: str = "bfloat16", batch: int = 8, **options: Any) -> None:
         """Refuse a directory that lacks something, and options that make no sense."""
         check_converted("hps_v3", model, NEEDS, cls.OTHERWISE)
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"expected precision of float32, bfloat16 or float16 for {model}, got {precision!r}")
-        if batch < 1:
-            raise UserError(f"expected batch of at least 1 for {model}, got {batch}")
+        check_network(str(model), precision, batch)
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Means (N,) of pictures, uint8 (N, H, W, 3), for their prompts."""
@@ -168,8 +165,7 @@ def write(state: Mapping[str, Any], text: str, directory: Path, base: str) -> No
     config.text_config.vocab_size = rows
     config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    processor = load(lambda: AutoImageProcessor.from_pretrained(base), "an image processor", base, otherwise)
-    processor.save_pretrained(directory)
+    processor_of(base, otherwise).save_pretrained(directory)
     (directory / TEMPLATE).write_bytes(text.encode())
     save_file(head, directory / HEAD)
     save_file(weights, directory / MODEL, metadata={"format": "pt"})

@@ -17,7 +17,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from raysuite.errors import UserError
-from raysuite.rewards.network import Frame, NetworkReward, check_converted, load, tokenizer_of
+from raysuite.rewards.network import Frame, NetworkReward, check_converted, check_network, load, tokenizer_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the network's answers on its training pictures: published scores are standardised by them."""
@@ -61,9 +61,10 @@ class ImageReward(NetworkReward):
         self._frame = Frame(self.model, self.OTHERWISE)
 
     @classmethod
-    def check(cls, model: str | None, **options: Any) -> None:
-        """Refuse a directory that lacks something."""
+    def check(cls, model: str | None, *, precision: str = "float32", batch: int = 32, **options: Any) -> None:
+        """Refuse a directory that lacks something, and options that make no sense."""
         check_converted("image_reward", model, NEEDS, cls.OTHERWISE)
+        check_network(str(model), precision, batch)
 
     def pixels(self, images_N: np.ndarray) -> Tensor:
         """Shortest side to 224, bicubic, centre cropped."""

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from raysuite.errors import UserError
 
 Loaded = TypeVar("Loaded")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class NetworkReward(ABC):
@@ -29,10 +30,7 @@ class NetworkReward(ABC):
     """
 
     def __init__(self, model: str, *, device: str = "cpu", precision: str = "float32", batch: int = 32) -> None:
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"expected precision of float32, bfloat16 or float16 for {model}, got {precision!r}")
-        if batch < 1:
-            raise UserError(f"expected batch of at least 1 for {model}, got {batch}")
+        check_network(model, precision, batch)
         self.model, self.device, self.batch = model, torch.device(device), batch
         self.dtype: torch.dtype = getattr(torch, precision)
 
@@ -82,7 +80,56 @@ def load(make: Callable[[], Loaded], what: str, model: str, otherwise: str) -> L
 
 def tokenizer_of(model: str, otherwise: str) -> Any:
     """The tokenizer of a hub id or a directory."""
-    return load(lambda: AutoTokenizer.from_pretrained(model), "a tokenizer", model, otherwise)
+    return load(lambda: AutoTokenizer.from_pretrained(_place(model)), "a tokenizer", model, otherwise)
+
+
+def processor_of(model: str, otherwise: str) -> Any:
+    """The image processor of a hub id or a directory, as it computes on PIL's pictures.
+
+    Where torchvision is installed transformers would take another, whose pixels differ: scores would depend on the machine.
+    """
+    return load(
+        lambda: AutoImageProcessor.from_pretrained(_place(model), backend="pil"), "an image processor", model, otherwise
+    )
+
+
+def network_of(
+    kind: Any, model: str, what: str, otherwise: str, *, needless: Sequence[str] = (), **options: Any
+) -> Any:
+    """A network of transformers from a hub id or a directory with safetensors, which need not have the `needless` parameters.
+
+    Raises:
+        UserError: it is not there, is something else, or lacks weights, which transformers would draw at random.
+    """
+    network, found = load(
+        lambda: kind.from_pretrained(_place(model), use_safetensors=True, output_loading_info=True, **options),
+        what,
+        model,
+        otherwise,
+    )
+    parameters = {name for name, _ in network.named_parameters()} - set(needless)
+    if lacking := sorted(parameters & set(found["missing_keys"])):
+        raise UserError(
+            f"expected all weights of {what} at {model}, found none for {len(lacking)} of its parameters, such as {lacking[0]}: "
+            f"{otherwise}"
+        )
+    return network
+
+
+def check_network(model: str, precision: str, batch: int) -> None:
+    """Refuse options that make no sense.
+
+    Raises:
+        UserError: one does not.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"expected precision of float32, bfloat16 or float16 for {model}, got {precision!r}")
+    if type(batch) is not int or batch < 1:
+        raise UserError(f"expected batch of at least 1 for {model}, got {batch!r}")
+
+
+def _place(model: str) -> str:
+    return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
 def check_directory(model: str, needs: Sequence[str], otherwise: str) -> None:
@@ -108,7 +155,16 @@ def check_converted(reward: str, model: str | None, needs: Sequence[str], otherw
     """
     if model is None:
         raise UserError(f"expected a model for the reward {reward}, which is published as a pickled file: {otherwise}")
+    if not Path(model).expanduser().is_dir():
+        raise UserError(f"expected a directory at {model} for the reward {reward}, found none: {otherwise}")
     check_directory(model, needs, otherwise)
+
+
+def processed(processor: Any, images_N: np.ndarray, **options: Any) -> Any:
+    """What an image processor makes of pictures, uint8 (N, H, W, 3). Told of no channels it would guess, and take a picture three
+    pixels high for one whose channels come first.
+    """
+    return processor(images=list(images_N), return_tensors="pt", input_data_format="channels_last", **options)
 
 
 class Frame:
@@ -119,9 +175,7 @@ class Frame:
     """
 
     def __init__(self, model: str, otherwise: str) -> None:
-        self._processor = load(
-            lambda: AutoImageProcessor.from_pretrained(model), "an image processor", model, otherwise
-        )
+        self._processor = processor_of(model, otherwise)
         crop = self._processor.crop_size
         self.side, self.crop = int(self._processor.size["shortest_edge"]), (int(crop["height"]), int(crop["width"]))
         self._mean = torch.tensor(self._processor.image_mean).view(3, 1, 1)
@@ -129,7 +183,7 @@ class Frame:
 
     def pixels(self, images_N: np.ndarray) -> Tensor:
         """As published: pictures uint8 (N, H, W, 3) through the processor itself."""
-        return self._processor(images=list(images_N), return_tensors="pt")["pixel_values"]
+        return processed(self._processor, images_N)["pixel_values"]
 
     def resized(self, images_NCHW: Tensor) -> Tensor:
         """The same of pictures in [0, 1], with gradients."""

@@ -32,9 +32,7 @@ class Ocr:
     """
 
     def __init__(self, *, threads: int = 1) -> None:
-        if type(threads) is not int or threads < 1:
-            raise UserError(f"expected threads of at least 1 for the reward ocr, got {threads!r}")
-        self.check(None)
+        self.check(None, threads=threads)
         from rapidocr import RapidOCR
 
         self._reader: Any = RapidOCR(
@@ -46,8 +44,10 @@ class Ocr:
         )
 
     @classmethod
-    def check(cls, model: str | None, **options: Any) -> None:
-        """Refuse to go on without the packages that read."""
+    def check(cls, model: str | None, *, threads: int = 1) -> None:
+        """Refuse to go on without the packages that read, and options that make no sense."""
+        if type(threads) is not int or threads < 1:
+            raise UserError(f"expected threads of at least 1 for the reward ocr, got {threads!r}")
         for package in ("rapidocr", "onnxruntime"):
             if importlib.util.find_spec(package) is None:
                 raise UserError(

@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from raysuite.errors import UserError
-from raysuite.rewards.network import check_directory, load, tokenizer_of
+from raysuite.rewards.network import (
+    check_directory,
+    check_network,
+    load,
+    network_of,
+    processed,
+    processor_of,
+    tokenizer_of,
+)
 
 NEEDS = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Large weights come in several files."""
@@ -47,12 +55,12 @@ class Reader:
         self.kind = kind
         self.tokenizer = tokenizer_of(model, otherwise)
         self.tokenizer.padding_side = side
-        self.processor = load(lambda: AutoImageProcessor.from_pretrained(model), "an image processor", model, otherwise)
+        self.processor = processor_of(model, otherwise)
         self.place = self.tokenizer.convert_tokens_to_ids(PLACE)
 
     def __call__(self, images_N: np.ndarray, questions_N: Sequence[str], **size: Any) -> dict[str, Tensor]:
         """Pictures, uint8 (N, H, W, 3), and a question of each; `size` is told to the image processor."""
-        seen = self.processor(images=list(images_N), return_tensors="pt", **size)
+        seen = processed(self.processor, images_N, **size)
         counts = (seen["image_grid_thw"].prod(-1) // self.processor.merge_size**2).tolist()
         texts = [
             conversation(self.kind, question).replace(PLACE, PLACE * count, 1)
@@ -74,32 +82,24 @@ class QwenVL:
     Args:
         model: hub id, or a directory with weights in safetensors, tokenizer and image processor.
         device: where it is.
-        precision: what it runs in, `float32`, `bfloat16` or `float16`.
+        precision: what it runs in, `float32`, `bfloat16` (as published) or `float16`.
         batch: pairs of picture and question that go through it at once.
     """
 
-    def __init__(self, model: str, *, device: str = "cpu", precision: str = "float32", batch: int = 8) -> None:
+    def __init__(self, model: str, *, device: str = "cpu", precision: str = "bfloat16", batch: int = 8) -> None:
         self.check(model, precision=precision, batch=batch)
         self.model, self.device, self.batch = model, torch.device(device), batch
         self.read = Reader(model, kind_of(model))
-        network = load(
-            lambda: AutoModelForImageTextToText.from_pretrained(
-                model, dtype=getattr(torch, precision), use_safetensors=True
-            ),
-            "a vision-language model",
-            model,
-            OTHERWISE,
+        network = network_of(
+            AutoModelForImageTextToText, model, "a vision-language model", OTHERWISE, dtype=getattr(torch, precision)
         )
         self.network = network.to(self.device).requires_grad_(False).eval()
 
     @staticmethod
-    def check(model: str, *, precision: str = "float32", batch: int = 8) -> None:
+    def check(model: str, *, precision: str = "bfloat16", batch: int = 8) -> None:
         """Refuse a directory that lacks something, and options that make no sense."""
         check_directory(model, NEEDS, OTHERWISE)
-        if precision not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"expected precision of float32, bfloat16 or float16 for {model}, got {precision!r}")
-        if batch < 1:
-            raise UserError(f"expected batch of at least 1 for {model}, got {batch}")
+        check_network(model, precision, batch)
 
     def next_words(self, images_N: np.ndarray, questions_N: Sequence[str]) -> Tensor:
         """Probabilities (N, vocabulary), float32, of the first token of an answer."""

@@ -32,8 +32,8 @@ BODY_BYTES = 2**28
 """Of a request."""
 PIXELS = 2**26
 """Of all pictures of a request: 64 of 1024 x 1024."""
-WAITING = 8
-"""Requests that are held at once, the one that is being scored included; others are told to come again."""
+WAITING = 64
+"""Requests that are held at once, the one that is being scored included; the others come again. A process that draws has one."""
 SILENCE_SECONDS = 60
 """How long a client may say nothing in the middle of a request."""
 
@@ -84,13 +84,13 @@ def answered(served: Served, body: bytes) -> bytes:
     return json.dumps({"scores": scores.tolist()}).encode()
 
 
-def server(served: Served, host: str, port: int) -> ThreadingHTTPServer:
-    """A server that listens; `serve_forever` answers. Port 0 is any that is free.
+def server(served: Served, host: str, port: int, waiting: int = WAITING) -> ThreadingHTTPServer:
+    """A server that listens; `serve_forever` answers. Port 0 is any that is free. It holds so many requests that are `waiting`.
 
     Raises:
         UserError: it cannot listen there.
     """
-    scoring, places = threading.Lock(), threading.BoundedSemaphore(WAITING)
+    scoring, places = threading.Lock(), threading.BoundedSemaphore(waiting)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -102,7 +102,7 @@ def server(served: Served, host: str, port: int) -> ThreadingHTTPServer:
             length = self.headers.get("Content-Length", "")
             self._rest = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
             if not places.acquire(blocking=False):
-                self._refuse(Refusal(503, f"{WAITING} requests wait already: come again"))
+                self._refuse(Refusal(503, f"{waiting} requests wait already: come again"))
                 return
             try:
                 body = self._body()
@@ -166,7 +166,7 @@ class _Quiet(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def serve(served: Served, host: str, port: int, told: Callable[[str], None]) -> None:
+def serve(served: Served, host: str, port: int, told: Callable[[str], None], *, waiting: int = WAITING) -> None:
     """Serve until the process is ended.
 
     Args:
@@ -174,11 +174,12 @@ def serve(served: Served, host: str, port: int, told: Callable[[str], None]) -> 
         host: an address of this machine.
         port: 0 for any that is free.
         told: the URL, once it answers.
+        waiting: requests that are held at once.
 
     Raises:
         UserError: the reward cannot be made, or the address not be had.
     """
-    with server(served, host, port) as listening:
+    with server(served, host, port, waiting) as listening:
         made(served.name, model=served.model, options=served.options)
         told(f"http://{host}:{listening.server_address[1]}")
         listening.serve_forever()

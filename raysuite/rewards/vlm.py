@@ -69,7 +69,7 @@ class Vlm:
         retries: int = 3,
         at_once: int = 8,
         device: str = "cpu",
-        precision: str = "float32",
+        precision: str = "bfloat16",
         batch: int = 8,
     ) -> None:
         if "{prompt}" not in question:
@@ -134,15 +134,15 @@ class Vlm:
         questions = [self.question.replace("{prompt}", prompt) for prompt in prompts]
         said = self._here(images, questions) if self._chat is None else self._there(self._chat, images, questions)
         values = [self.value(answer) for answer in said]
-        self.asked += len(values)
-        self.refused += values.count(None)
-        if self.refused > self.invalid * max(self.asked, FEW):
+        asked, refused = self.asked + len(values), self.refused + values.count(None)
+        if refused > self.invalid * max(asked, FEW):
             example = next(answer for answer, value in zip(said, values, strict=True) if value is None)
             raise UserError(
-                f"expected {self._wanted()} from {self.model} for the reward vlm, got {start(example.encode())}: {self.refused} "
-                f"of {self.asked} answers were invalid, and a share of {self.invalid:g} may be (of {FEW} at least). Mend the "
+                f"expected {self._wanted()} from {self.model} for the reward vlm, got {start(example.encode())}: {refused} "
+                f"of {asked} answers were invalid, and a share of {self.invalid:g} may be (of {FEW} at least). Mend the "
                 "question, give the answer more tokens, or say where it is (find)"
             )
+        self.asked, self.refused = asked, refused  # of calls that were answered: who asks again is not counted twice
         scores = np.array([self.lowest if value is None else value for value in values], dtype=np.float64)
         return scores, {"answers": said, "invalid": values.count(None)}
 

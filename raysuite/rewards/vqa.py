@@ -91,7 +91,7 @@ class VqaScore(Questions):
         question: str = QUESTION,
         answer: str = "Yes",
         device: str = "cpu",
-        precision: str = "float32",
+        precision: str = "bfloat16",
         batch: int = 8,
     ) -> None:
         self.check(model, question=question, answer=answer)
@@ -136,7 +136,7 @@ class SoftTifa(Questions):
         *,
         mean: str = "geometric",
         device: str = "cpu",
-        precision: str = "float32",
+        precision: str = "bfloat16",
         batch: int = 8,
     ) -> None:
         self.check(model, mean=mean)

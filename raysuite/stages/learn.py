@@ -72,11 +72,18 @@ def transitions(rollouts: Rollouts, advantage_NK: np.ndarray) -> Transitions:
     )
 
 
-def minibatches(config: RunConfig, update: int) -> list[list[int]]:
-    """The numbers of the blocks in each minibatch of an update. The same for any number of workers."""
+def minibatches(config: RunConfig, update: int, epoch: int = 0) -> list[list[int]]:
+    """The numbers of the blocks in each minibatch of an update, the same for any number of workers.
+
+    Every epoch has the same minibatches, since a worker keeps its blocks, in an order of its own: whose are last has moved furthest
+    from the policy that drew.
+    """
     rng = numpy_generator(seed=config.seed, stage=Stage.MINIBATCHES, update=update)
-    order = rng.permutation(config.rollouts.blocks)
-    return [share.tolist() for share in np.split(order, config.learn.minibatches)]
+    shares = np.split(rng.permutation(config.rollouts.blocks), config.learn.minibatches)
+    if epoch:
+        rng = numpy_generator(seed=config.seed, stage=Stage.MINIBATCHES, update=update, sample=epoch)
+        shares = [shares[i] for i in rng.permutation(len(shares))]
+    return [share.tolist() for share in shares]
 
 
 def ask(objective: Objective[Any], policy: Policy, batch: Batch, generator: torch.Generator) -> Queries:
@@ -248,7 +255,7 @@ def learn(
     history: list[Metrics] = []
     cost = Cost()
     for epoch in range(config.learn.epochs):
-        for number, members in enumerate(minibatches(config, update)):
+        for number, members in enumerate(minibatches(config, update, epoch)):
             mine = members[rank::workers]
             batches = [(blocks[b], generator_of(config, update, b, epoch)) for b in mine]
             optimizer.zero_grad(set_to_none=True)

@@ -311,7 +311,10 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 evaluation=True,
                 first_sample=sample,
                 window=config.sampler.evaluated_window,
-                measure_kl=evaluation.kl and split == "training" and sample == 0 and start == 0,
+                # between samplers without noise there is no finite KL
+                measure_kl=evaluation.kl
+                and config.sampler.noise.level > 0
+                and (split, sample, start) == ("training", 0, 0),
                 pictures=evaluation.pictures if sample == 0 and start == 0 else 0,
             )
             for sample in range(samples)

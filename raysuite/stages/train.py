@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -41,6 +42,10 @@ from raysuite.stages.stored import ReplayCollector
 from raysuite.stages.summaries import rescale, reward_metrics, summary
 from raysuite.stages.warm import blank, shapes, warm_learning
 from raysuite.types import Block, Cost, Rollouts
+
+AVERAGE, OLD = -2, -3
+"""By `AVERAGE - 2 u` and `OLD - 2 u` those who draw know weights that are no version of the policy: after u updates the average of its
+weights, and the old policy."""
 
 
 class Training:
@@ -289,13 +294,14 @@ class Training:
                 mine = blocks_of_worker(
                     self.config, blocks, update, self.accelerator.process_index, self.accelerator.num_processes
                 )
-                self.pending[update] = self.source.start(mine, self.state.behaviour[version], version)
+                weights, known_as = self.sampler(version)
+                self.pending[update] = self.source.start(mine, weights, known_as)
         rollouts = []
         total = self.config.rollouts.prompts * self.config.rollouts.samples // self.accelerator.num_processes
         if self.first:
             self.say("rollout", images=0, images_total=total)
         for done in self.pending.pop(number):
-            expected = max(0, number - self.config.rollouts.staleness)
+            _, expected = self.sampler(max(0, number - self.config.rollouts.staleness))
             if done.version != expected and self.source is self.collector:
                 raise RuntimeError(f"asked for rollouts of policy version {expected}, got {done.version}")
             rollouts.append(done)
@@ -305,6 +311,16 @@ class Training:
                 self.say("rollout", images=sum(r.block.size for r in rollouts), images_total=total, scoring=scoring)
             self.check()
         return rollouts
+
+    def sampler(self, version: int) -> tuple[np.ndarray, int]:
+        """The weights that draw pictures to learn from, and the number by which those who draw know them: the policy's, or those of
+        the old policy with an objective that compares with who drew.
+        """
+        spec = self.config.reference
+        if not self.config.built_objective.reference_is_sampler or (spec.refresh == 1 and not spec.decay):
+            return self.state.behaviour[version], version
+        assert self.state.reference is not None
+        return self.state.reference, OLD - 2 * version
 
     def arrived(self, done: Rollouts) -> None:
         """Put what a block cost into the ledger at once: should the run be killed, it was for nothing."""
@@ -347,10 +363,7 @@ class Training:
         weights, version = self.state.behaviour[number], number
         if self.config.evaluation.ema:
             assert self.state.ema is not None
-            weights, version = (
-                self.state.ema,
-                -number - 2,
-            )  # those who draw know weights by it: the average is no version of the policy
+            weights, version = self.state.ema, AVERAGE - 2 * number
         for split, done in self.collector.by_split(mine, weights, version):
             results.append((split, done))
             arrived(done)

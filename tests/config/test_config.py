@@ -28,6 +28,8 @@ SMALL: dict[str, Any] = {
     "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
 }
 
+FORWARD_RL = {"name": "forward_rl", "contrast": 1.0, "advantage_limit": 2.0, "draws": 1, "noise_range": [0.0, 1.0]}
+
 
 def small(changes: Mapping[str, Any]) -> dict[str, Any]:
     """`SMALL` with values at dotted paths; None removes."""
@@ -367,6 +369,19 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         ),
         ({"credit.previews": [10]}, "expected no credit.previews with credit.kind=terminal"),
         ({"rewards": [{"name": "redness"}, {"name": "redness"}]}, "expected every reward once"),
+        (
+            {"objective": FORWARD_RL, "reference.refresh": 1, "credit": {"kind": "previews", "previews": [2]}},
+            "expected credit.kind=terminal with forward_rl, got previews",
+        ),
+        (
+            {"objective": FORWARD_RL, "reference.refresh": 1, "rollouts.staleness": 1},
+            "expected rollouts.staleness=0 with forward_rl",
+        ),
+        ({"evaluation.rewards": ["ocr", {"name": "ocr"}]}, "expected every reward of evaluation.rewards once"),
+        (
+            {"evaluation.rewards": [{"name": "redness", "options": {"a": 1}}]},
+            "expected evaluation.rewards to leave out redness, which is trained",
+        ),
         ({"prompts.training": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes-users"}, "with model.path=toy: it knows three prompts"),

@@ -111,6 +111,8 @@ def test_argmax_orders_and_leaves_ties_out() -> None:
     assert found.tolist() == [[0, 1, 0], [2, 0, 1]]
     assert ranked([[1, 3, 2], [3, 1, 1]]).tolist() == [[0, 1, 2, 0]]
     assert ranked(np.zeros((4, 2))).shape == (0, 3)
+    assert ranked([[0.1 + 0.2, 0.3], [-300.0, -300.00001]]).shape == (0, 3)  # but for rounding
+    assert ranked([[0.99999988, 0.99999], [-300.0, -300.01]])[:, 1:].tolist() == [[0, 1], [0, 1]]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])

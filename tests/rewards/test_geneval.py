@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from raysuite import rewards
 from raysuite.errors import UserError
+from raysuite.rewards import geneval
 from raysuite.rewards.geneval import COLOURS, GenEval, Thing, check_row, crop, graded, kept, relations, shared, strict
 from tests.rewards import networks
 from tests.rewards.test_networks import pictures
@@ -81,9 +82,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def seen(image: np.ndarray) -> torch.Tensor:
-    """A picture as both detectors take it: 64 x 64, bilinear; normalised as ImageNet. (1, 3, 64, 64)."""
-    resized = Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks for small pictures see small ones: shortest side 48, longest 80, both to the next 32."""
+    monkeypatch.setattr(geneval, "SIZE", {"shortest_edge": 48, "longest_edge": 80})
+
+
+def seen(image: np.ndarray, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
+    """A picture as a detector takes it: bilinear; normalised as ImageNet. (1, 3, *size)."""
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
     x = np.asarray(resized, dtype=np.float32) / 255
     x = (x - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
     return torch.from_numpy(x).permute(2, 0, 1)[None]
@@ -92,9 +99,10 @@ def seen(image: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def expected_masks(reward: GenEval, image: np.ndarray, threshold: float) -> list[tuple[int, float, list[float]]]:
     """All pairs of query and class, the 6 most probable ones, a pixel at a time."""
-    outputs = reward._network(pixel_values=seen(image))
+    side = {(64, 64): (64, 64), (40, 56): (64, 96)}[image.shape[:2]]  # 48 x 48, and 48 x 67, in steps of 32
+    outputs = reward._network(pixel_values=seen(image, side))
     classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[:, :]
-    masks = F.interpolate(masks, (64, 64), mode="bilinear")
+    masks = F.interpolate(masks, side, mode="bilinear")
     masks = F.interpolate(masks, image.shape[:2], mode="bilinear")[0].double().numpy()
     pairs = []
     for query, logits in enumerate(classes.double()):
@@ -160,6 +168,7 @@ def test_colours_are_what_clip_says_of_crops_that_pil_made(masked: bool, root: P
     mask = np.zeros((48, 64), bool)
     mask[5:30, 8:40] = True
     boxes = [(8.0, 5.0, 40.0, 30.0), (10.4, 2.6, 30.5, 47.5), (0.0, 0.0, 64.0, 48.0), (40.0, 2.0, 60.0, 20.0)]
+    boxes += [(4.0, 10.0, 44.0, 10.0 + height) for height in (1, 3, 4)]  # as few pixels as there could be channels
     things = [Thing(box, 0.9, mask if masked else None) for box in boxes]
     tokenizer = AutoTokenizer.from_pretrained(networks.TOKENIZER)
     clip = reward._clip.clip

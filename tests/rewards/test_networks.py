@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from raysuite.errors import UserError
@@ -120,6 +120,13 @@ def test_hps_is_what_open_clip_computes(size: tuple[int, int], made: dict[str, N
     assert scored(made["hps_v2"], images) == pytest.approx(expected, abs=1e-5)
 
 
+def test_hps_reads_prompts_as_open_clip_mends_them(made: dict[str, NetworkReward]) -> None:
+    images = pictures(*SIZES[0])[:1]
+    curly, straight = "the cat\u2019s \u201ctwo\u201d hats &amp;amp; a dog", 'the cat\'s "two" hats & a dog'
+    assert scored(made["hps_v2"], images, (curly,)) == scored(made["hps_v2"], images, (straight,))
+    assert scored(made["clip_score"], images, (curly,)) != scored(made["clip_score"], images, (straight,))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_image_reward_is_what_its_package_computes(size: tuple[int, int], made: dict[str, NetworkReward]) -> None:
     images, tokenizer = pictures(*size), AutoTokenizer.from_pretrained(networks.TOKENIZER)
@@ -180,6 +187,14 @@ def test_a_prompt_that_is_too_long_is_cut_off(made: dict[str, NetworkReward]) ->
 # what is said of wrong directories and files
 
 
+def without_eyes(directory: Path) -> Path:
+    """A CLIP of which the tower of pictures goes by another library's names, as in a half converted one."""
+    file = networks.save_clip(directory) / "model.safetensors"
+    renamed = {name.replace("vision_model.", "visual.trunk."): value for name, value in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    return directory
+
+
 @pytest.mark.parametrize(
     ("make", "mentions"),
     [
@@ -190,6 +205,10 @@ def test_a_prompt_that_is_too_long_is_cut_off(made: dict[str, NetworkReward]) ->
         (lambda root: ImageReward(str(root)), "raysuite rewards convert image_reward"),
         (lambda root: ClipScore(str(networks.save_clip(root / "c")), precision="int8"), "precision of float32"),
         (lambda root: ClipScore(str(networks.save_clip(root / "c")), batch=0), "batch of at least 1"),
+        (
+            lambda root: ClipScore(str(without_eyes(root / "c"))),
+            r"none for \d+ of its parameters, such as vision_model",
+        ),
     ],
 )
 def test_a_model_that_is_not_there_is_told(make: Callable[[Path], Any], mentions: str, tmp_path: Path) -> None:

@@ -333,6 +333,11 @@ def test_a_class_is_made_once_for_each_of_its_settings() -> None:
         ("pickscore", {"model": "/nothing/here"}, "expected a directory at /nothing/here"),
         ("aesthetic", {}, "raysuite rewards convert aesthetic"),
         ("hps_v2", {}, "raysuite rewards convert hps_v2"),
+        ("hps_v2", {"model": "models/hps"}, "expected a directory at models/hps for the reward hps_v2"),
+        ("pickscore", {"options": {"precision": "fp16"}}, "precision of float32, bfloat16 or float16 .*got 'fp16'"),
+        ("clip_score", {"options": {"precison": "float32"}}, "takes .did you mean precision.., got precison"),
+        ("clip_score", {"options": {"batch": 0}}, "batch of at least 1"),
+        ("geneval", {"options": {"threshold": "high"}}, "threshold of 0 to 1 for the reward geneval, got 'high'"),
     ],
 )
 def test_a_reward_is_checked_before_it_is_made(name: str, settings: dict[str, Any], mentions: str) -> None:

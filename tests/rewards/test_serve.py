@@ -72,9 +72,9 @@ class Scaled:
 
 
 @contextmanager
-def listening(served: Served) -> Iterator[str]:
+def listening(served: Served, waiting: int = serving.WAITING) -> Iterator[str]:
     """The URL of a server in a thread."""
-    with server(served, "127.0.0.1", 0) as found:
+    with server(served, "127.0.0.1", 0, waiting) as found:
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -218,9 +218,11 @@ def test_a_request_that_is_too_long_is_refused_unread_and_the_sentence_arrives(m
         Http(url, retries=0)(images, ["a"], [{}])
 
 
-def test_more_requests_than_may_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "WAITING", 1)
-    with listening(REDNESS) as url, socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as first:
+def test_more_requests_than_may_wait_are_told_to_come_again() -> None:
+    with (
+        listening(REDNESS, waiting=1) as url,
+        socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as first,
+    ):
         first.sendall(
             b"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
         )

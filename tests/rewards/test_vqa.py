@@ -38,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(root: Path) -> Mapping[str, QwenVL]:
-    return {kind: QwenVL(str(root / kind)) for kind in KINDS}
+    return {kind: QwenVL(str(root / kind), precision="float32") for kind in KINDS}
 
 
 @torch.no_grad()
@@ -86,13 +86,17 @@ def test_what_comes_next_is_what_is_computed_anew(
 def test_yes_is_summed_over_its_spellings(root: Path, models: Mapping[str, QwenVL]) -> None:
     """Their first tokens are the bytes Y, y and the space."""
     images = pictures(56, 56)
-    scores = rewards.score("vqa", images, PROMPTS, [{}] * 3, model=str(root / "qwen2_vl"))
+    scores = rewards.score(
+        "vqa", images, PROMPTS, [{}] * 3, model=str(root / "qwen2_vl"), options={"precision": "float32"}
+    )
     begin = [networks.qwen_tokens(letter, "", 0)[0] for letter in "Yy "]
     for image, prompt, score in zip(images, PROMPTS, scores, strict=True):
         question = f'Does this image show "{prompt}"? Answer the question with Yes or No.'
         words = expected(models["qwen2_vl"], "qwen2_vl", image, question)
         assert score == pytest.approx(words[begin].sum(), abs=1e-5)
-    other = VqaScore(str(root / "qwen2_vl"), question="{prompt}? yes or no: {prompt}", answer="no", batch=1)
+    other = VqaScore(
+        str(root / "qwen2_vl"), question="{prompt}? yes or no: {prompt}", answer="no", batch=1, precision="float32"
+    )
     words = expected(models["qwen2_vl"], "qwen2_vl", images[0], "a? yes or no: a")
     begin = [networks.qwen_tokens(letter, "", 0)[0] for letter in "Nn "]
     assert other(images[:1], ["a"], [{}])[0] == pytest.approx(words[begin].sum(), abs=1e-5)
@@ -109,10 +113,10 @@ def test_soft_tifa_is_a_mean_over_the_questions_of_a_row(root: Path, models: Map
             begin = "tT2 " if answer == "two" else "yY "
             shares.append(sum(words[networks.qwen_tokens(letter, "", 0)[0]] for letter in begin))
         expected_N.append(shares)
-    model = str(root / "qwen3_vl")
-    together = rewards.score("soft_tifa", images, ["a", "b"], rows, model=model)
+    model, exact = str(root / "qwen3_vl"), {"precision": "float32"}
+    together = rewards.score("soft_tifa", images, ["a", "b"], rows, model=model, options=exact)
     assert together == pytest.approx([math.prod(s) ** (1 / len(s)) for s in expected_N], abs=1e-5)
-    average = rewards.score("soft_tifa", images, ["a", "b"], rows, model=model, options={"mean": "arithmetic"})
+    average = rewards.score("soft_tifa", images, ["a", "b"], rows, model=model, options={**exact, "mean": "arithmetic"})
     assert average == pytest.approx([sum(s) / len(s) for s in expected_N], abs=1e-5)
 
 

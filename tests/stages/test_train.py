@@ -6,7 +6,7 @@ import errno
 import json
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,14 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.learn import minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
-from raysuite.types import Cost
-from tests.stages.worker import begin
+from raysuite.types import Block, Cost, Rollouts
+from tests.stages.worker import begin, train_alone
 
+FORWARD_RL = {"name": "forward_rl", "contrast": 1.0, "advantage_limit": 2.0, "draws": 4, "noise_range": [0.0, 1.0]}
+"""Without noise in the sampler, which it does not need."""
 SMALL = {"evaluation.samples": "2", "evaluation.final_samples": "2", "checkpoints.every": "1"}
 
 
@@ -239,6 +242,53 @@ def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
         training.state.updates += 1
         training.state.behaviour[update + 1] = training.policy.weights()
     assert versions == [{0}, {0}, {1}]
+
+
+def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path) -> None:
+    """As in DiffusionNFT, where it follows the trained one."""
+    settings = {"reference.refresh": "1", "reference.decay": "0.75", "updates": "3", "sampler.eta": "0"}
+    run = begin(load("toy-ddpo", {**settings, "objective": json.dumps(FORWARD_RL), "evaluation.every": "1"}), tmp_path)
+    drew: list[np.ndarray] = []
+    start = run.collector.start
+
+    def started(blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
+        if not blocks[0].evaluation:
+            drew.append(weights)
+        return start(blocks, weights, version)
+
+    run.collector.start = started  # type: ignore[method-assign]
+    old, policy = [], [run.policy.weights()]
+    after = run.refresh_reference
+
+    def refreshed() -> None:
+        after()
+        old.append(run.state.reference)
+        policy.append(run.policy.weights())
+
+    run.refresh_reference = refreshed  # type: ignore[method-assign]
+    run.train()
+    assert np.array_equal(drew[0], policy[0]) and len(drew) == 3
+    for update in (1, 2):
+        assert np.array_equal(drew[update], old[update - 1]) and not np.array_equal(drew[update], policy[update])
+        follows = 0.75 * drew[update - 1] + 0.25 * policy[update]
+        np.testing.assert_allclose(drew[update], follows, rtol=1e-6)
+
+
+def test_passes_over_the_same_pictures_have_the_same_minibatches_in_an_order_of_their_own() -> None:
+    config = toy(rollouts__prompts="16", rollouts__prompts_per_block="2", learn__minibatches="4", learn__epochs="3")
+    first, *later = (minibatches(config, 5, epoch) for epoch in range(3))
+    assert first == minibatches(config, 5)
+    for epoch in later:
+        assert epoch != first and sorted(epoch) == sorted(first)
+
+
+def test_without_noise_no_kl_is_told(tmp_path: Path) -> None:
+    settings = {"reference.refresh": "1", "updates": "1", "sampler.eta": "0", "objective": json.dumps(FORWARD_RL)}
+    run = train_alone(load("toy-ddpo", settings), tmp_path)
+    assert (
+        "evaluation/kl" not in run.run.metrics()
+        and "evaluation/kl" in train_alone(toy(updates="1"), tmp_path / "b").run.metrics()
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ class Ddpo(Objective[Transitions]):
     DDPO-IS in section 4.3. The paper writes joint densities; the released code takes the mean over the latent's
     D dimensions, and its clip of 1e-4 belongs to that mean. `per_dimension` says which of the two; True is the code.
     The KL is the exact one between Gaussian steps, in nats summed over dimensions (divided by D with `per_dimension`),
-    where DPOK's released code penalises the unweighted distance of noise predictions instead.
+    where DPOK's released code penalises the unweighted distance of noise predictions instead, and Flow-GRPO's leaves the step's length
+    d (of sigma) out of the variance: its beta is `kl_weight` times 1/d, so that 0.04 there is 0.002 to 0.007 here with ten steps of
+    Stable Diffusion 3.
     """
 
     clip: float | None

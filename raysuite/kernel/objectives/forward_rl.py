@@ -25,11 +25,13 @@ class ForwardRl(ForwardObjective[Transitions]):
     and w is the mean absolute error of each, a constant. No likelihood, no noise in the sampler, no guidance: any solver may draw
     the rollouts. Where theta = old the gradient is A / advantage_limit times that of supervised fine-tuning (up to w).
 
-    The old policy is the reference: refresh it (`reference.refresh: 1`, or with `reference.decay`), as the source does. Left where
-    the model began it would contrast pictures with a policy that did not draw them: a configuration is refused that does.
+    The old policy is the reference, and draws the pictures: refresh it (`reference.refresh: 1`, or with `reference.decay`), as the
+    source does. Left where the model began, or behind by staleness, it would be contrasted with pictures that others drew:
+    configurations are refused that say so. Pictures drawn with guidance, which the source does without, or replayed from another run
+    are others' too: that is off-policy, and up to you.
     `old_distance` among the metrics is the mean of |x0_theta - x0_old|: 0 at the first step after a refresh, where the gradient is
     not, and above it at later ones. Where it stays 0 with several steps a refresh, nothing is learned.
-    A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, cancels.
+    A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, cancels. Credit by previews is refused.
 
     Source: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025, equations for the
     policy loss and the adaptive weight; their velocity form and this one agree, since all quantities are affine in x0.
