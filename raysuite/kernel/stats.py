@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 RESAMPLES = 2_000
 ENOUGH_POWER = 0.8
@@ -173,10 +174,13 @@ def mean_over_runs(
     """The mean over a method's runs and their pictures, with an interval over runs and prompts.
 
     Every run has the same pictures, so runs and prompts are crossed: a resample draws R runs and, apart from them, G prompts, with
-    replacement. One run is `bootstrap_mean`: its interval is about other prompts, not about other seeds.
+    replacement. One run is `bootstrap_mean`: its interval is about other prompts, not about other seeds. Limits stay within the
+    values that were seen.
 
-    Source: the two-way ("pigeonhole") bootstrap, Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007. It
-    is on the safe side for the part of runs and prompts together; with few runs the part of runs is too narrow.
+    Source: the two-way ("pigeonhole") bootstrap, Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007. Of few
+    runs it knows too little: a resample of R has (R - 1)/R of their variance and normal tails. So each run counts 1 + c (w - 1)
+    times, w how often it was drawn, c = sqrt(R/(R - 1)) t/z with the quantiles t and z of the upper limit, of Student's distribution
+    with R - 1 degrees of freedom and of the normal one: where runs alone differ, that is Student's interval.
 
     Args:
         values_RN: finite numbers, a row a run, columns in the same order in every run.
@@ -192,9 +196,11 @@ def mean_over_runs(
     if len(values_RN) == 1:
         return bootstrap_mean(values_RN[0], groups_N, rng, **options)
     sums_RG, counts_G = _by_run(values_RN, groups_N)
-    runs_BR, prompts_BG = (_drawn(rng, n, resamples) for n in sums_RG.shape)
+    runs_BR = _drawn_runs(rng, len(sums_RG), resamples, confidence)
+    prompts_BG = _drawn(rng, len(counts_G), resamples)
     means_B = _weighted(runs_BR, sums_RG, prompts_BG) / (prompts_BG @ counts_G)
-    return _interval(float(sums_RG.mean(0).sum() / counts_G.sum()), means_B, confidence)
+    estimate = float(sums_RG.mean(0).sum() / counts_G.sum())
+    return _interval(estimate, means_B.clip(np.min(values_RN), np.max(values_RN)), confidence)
 
 
 def difference_of_methods(
@@ -280,11 +286,14 @@ def differences_of_methods(
             return _interval(estimate, sums_G[drawn_BG].sum(1) / number_B, confidence)
         prompts_BG, number_B, rng.bit_generator.state = counted()
         higher_B, lower_B = (
-            _weighted(_drawn(rng, len(sums_MRG[method]), resamples), sums_MRG[method], prompts_BG)
+            _weighted(_drawn_runs(rng, len(sums_MRG[method]), resamples, confidence), sums_MRG[method], prompts_BG)
             for method in (higher, lower)
         )
         estimate = float((sums_MRG[higher].mean(0) - sums_MRG[lower].mean(0)).sum() / counts_G.sum())
-        return _interval(estimate, (higher_B - lower_B) / number_B, confidence)
+        reach = max(np.max(values_MRN[m]) for m in (higher, lower)) - min(
+            np.min(values_MRN[m]) for m in (higher, lower)
+        )
+        return _interval(estimate, ((higher_B - lower_B) / number_B).clip(-reach, reach), confidence)
 
     return [one(higher, lower) for higher, lower in pairs]
 
@@ -331,11 +340,11 @@ def improvement(
     if won_SRG.size == 1:
         return Interval(float(won_SRG.mean()), float("nan"), float("nan"))
     drawn_BG = _drawn(rng, prompts, resamples)
-    drawn_BS, drawn_BR = _drawn(rng, runs_S, resamples), _drawn(rng, runs_R, resamples)
+    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, resamples, confidence) for runs in (runs_S, runs_R))
     wins_B = sum(
         drawn_BS[:, s] * drawn_BR[:, r] * (drawn_BG @ won_SRG[s, r]) for s in range(runs_S) for r in range(runs_R)
     )
-    return _interval(float(won_SRG.mean()), np.asarray(wins_B) / won_SRG.size, confidence)
+    return _interval(float(won_SRG.mean()), (np.asarray(wins_B) / won_SRG.size).clip(0, 1), confidence)
 
 
 def rank_correlation(x_M: np.ndarray, y_M: np.ndarray, *, confidence: float = 0.95) -> Interval:
@@ -394,6 +403,16 @@ def _by_run(values_RN: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np
 def _drawn(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
     """How often each of n is drawn in each resample, (B, n)."""
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def _drawn_runs(rng: np.random.Generator, n: int, resamples: int, confidence: float) -> np.ndarray:
+    """The same of runs, of which there are few: further from 1 than they were drawn, as `mean_over_runs` says, (B, n)."""
+    drawn_BR = _drawn(rng, n, resamples)
+    if n == 1:
+        return drawn_BR
+    upper = (1 + confidence) / 2
+    wider = np.sqrt(n / (n - 1)) * stdtrit(n - 1, upper) / NormalDist().inv_cdf(upper)
+    return 1 + wider * (drawn_BR - 1)
 
 
 def _weighted(runs_BR: np.ndarray, sums_RG: np.ndarray, prompts_BG: np.ndarray) -> np.ndarray:

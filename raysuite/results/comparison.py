@@ -102,8 +102,12 @@ def curve(run: Run, reward: str, split: str) -> Curve:
 
 
 def by_update(run: Run, reward: str, split: str) -> dict[int, Interval]:
-    """A reward's mean at each evaluation that has it."""
+    """A reward's mean at each evaluation that has it, over the pictures that all of these have: the first and the last have more, and
+    the noise of one picture of a prompt may be kinder than that of the next.
+    """
     scores = run.scores.where(reward=reward, split=split)
+    if len(scores):
+        scores = scores.keep(scores.sample <= min(scores.sample[scores.update == u].max() for u in set(scores.update)))
     return {update: mean(scores.where(update=update)) for update in np.unique(scores.update).tolist()}
 
 

@@ -288,6 +288,15 @@ class RunDirectory:
         """Whether the policy after so many updates was evaluated to the end: its metrics are written last."""
         return any(update in values for name, values in self.metrics().items() if name.startswith("evaluation/"))
 
+    def first_pictures(self, split: str, samples: int) -> dict[str, dict[int, float]]:
+        """Evaluation metrics of a split over the first `samples` pictures of each prompt: those that all evaluations have."""
+        found: dict[str, dict[int, float]] = {}
+        for file in sorted(self.path.glob("scores/[0-9]*.parquet")):
+            rows = pq.read_table(file, filters=[("split", "=", split), ("sample", "<", samples)])
+            for row in rows.group_by("reward").aggregate([("value", "mean")]).to_pylist():
+                found.setdefault(f"evaluation/{split}/{row['reward']}", {})[int(file.stem)] = row["value_mean"]
+        return found
+
     def samples(self, update: int) -> int:
         """Pictures a prompt that are scored after so many updates."""
         file = self.path / "scores" / f"{update:06d}.parquet"

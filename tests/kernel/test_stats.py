@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from raysuite.kernel.stats import (
     bootstrap_mean,
     difference_of_methods,
     differences_of_methods,
+    mean_over_runs,
     mean_over_strata,
     paired_difference,
     rank_correlation,
@@ -126,6 +128,36 @@ def test_pairs_of_methods_share_what_is_drawn_and_have_the_intervals_of_each_alo
     alone = [difference_of_methods(values[lower], values[higher], groups, rng(1)) for higher, lower in pairs]
     assert differences_of_methods(values, pairs, groups, rng(1)) == alone
     assert alone[0] == paired_difference(values[0][0], values[1][0], groups, rng(1))
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_intervals_over_a_few_runs_cover_where_runs_are_what_differs(runs: int):
+    """Runs differ ten times as much as the mean over 24 prompts does."""
+    rng, groups, covered = np.random.default_rng(3), np.arange(24), []
+    for _ in range(300):
+        values = rng.normal(0, 0.5, (runs, 1)) + rng.normal(0, 0.25, (runs, 24))
+        found = mean_over_runs(values, groups, np.random.default_rng(0), resamples=500)
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) > 0.92  # 0.59, 0.80 and 0.84 from resampling alone
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_methods_that_do_not_differ_are_rarely_told_apart_by_a_few_runs(runs: int):
+    """Five methods, all pairs at once: with 95 % none is told from another."""
+    rng, groups, told = np.random.default_rng(4), np.arange(24), []
+    pairs = list(combinations(range(5), 2))
+    options = {"confidence": 1 - 0.05 / len(pairs), "resamples": 4000}
+    for _ in range(100):
+        values = [rng.normal(0, 0.15, (runs, 1)) + rng.normal(0, 0.25, (runs, 24)) for _ in range(5)]
+        found = differences_of_methods(values, pairs, groups, np.random.default_rng(0), **options)
+        told.append(any(i.low > 0 or i.high < 0 for i in found))
+    assert np.mean(told) < 0.12
+
+
+def test_limits_stay_within_what_was_seen():
+    passed = np.array([[1.0, 0, 1, 1], [0, 0, 1, 1]])
+    found = mean_over_runs(passed, np.arange(4), np.random.default_rng(0))
+    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_strata_count_alike_whatever_their_size():

@@ -131,10 +131,10 @@ def test_runs_with_other_seeds_are_one_method(tmp_path: Path):
     assert (found.higher, found.lower) == (0, 1)
     assert found.difference.estimate == pytest.approx((0.75 + 0.5) / 2 - 0.25)
     _, between, seeds = verdict(together)
-    assert between.startswith("first + again ended above other (")
+    assert between.startswith("first + again and other cannot be told apart (")  # two seeds say little of others
     assert seeds.startswith("first and again differ in their seed only and ended at 0.750 and 0.500. The widest gap")
     assert "is 0.250: between methods, a difference of that size may be the seed's." in seeds
-    assert seeds.endswith("other is one seed of its settings.")
+    assert seeds.endswith("other is one seed of its settings: what is said of them says nothing about another seed.")
     html = write_comparison([first, other, again]).read_text(encoding="utf-8")
     assert set(re.findall(r'var\(--(run\d)\)">(.)</i> (\w+)', html)) == {
         ("run1", GLYPHS[0], "first"),
@@ -158,6 +158,16 @@ def test_numbers_are_of_the_pictures_that_all_runs_have(tmp_path: Path):
     together = read_runs([whole, short])
     assert {(gain.prompts, gain.pictures) for gain in together.gains} == {(12, 12)}
     assert contrasts(together)[0].difference.estimate == 0
+
+
+def test_a_split_that_a_run_has_not_scored_is_left_out_by_name(tmp_path: Path):
+    whole = run(tmp_path / "whole", 9)
+    short = fabricate.begin(tmp_path / "short", json.loads((whole / "config.json").read_text()))
+    fabricate.evaluate(short, 0, passing(3))
+    fabricate.learn(short, range(5))
+    fabricate.evaluate(short, 5, passing(3), splits=("held_out",))
+    said = sentences.cautions(read_runs([whole, short]))
+    assert "The training prompts were not scored at last in short and are left out." in said
 
 
 def test_a_split_with_other_prompts_is_left_out(tmp_path: Path):

@@ -64,9 +64,9 @@ def test_the_runs_of_a_sweep_are_methods_with_intervals_over_seeds_and_prompts(r
     assert found.improvement.estimate == pytest.approx(0.5 + (0 + 3 + 6) / 3 / 12 / 2)
     assert found.improvement.low < found.improvement.estimate < found.improvement.high
     lead, _, seeds = verdict(together)
-    assert lead.endswith("rose with ddpo and cannot be told from no change with dspo.")
+    assert lead.endswith("cannot be told from no change with ddpo and dspo.")  # three seeds so far apart say little
     assert "ddpo, 3 seeds, ended at 0.500, 0.750 and 1.000." in seeds
-    assert seeds.endswith("with a few seeds they are still too narrow.")
+    assert seeds.endswith("The intervals are over prompts and seeds.")
 
 
 def test_the_best_so_far_never_falls(tmp_path: Path):
@@ -77,6 +77,21 @@ def test_the_best_so_far_never_falls(tmp_path: Path):
     assert np.array_equal(spent, [0, 5 * COST, 10 * COST])
     for track in (mean, low, high):
         assert track == pytest.approx([0.25, 0.75, 0.75])
+
+
+def test_evaluations_are_compared_by_the_pictures_that_all_of_them_have(tmp_path: Path):
+    """The second picture of a prompt never passes, and evaluations along the way do not draw it."""
+    for name in ("a", "b"):
+        fabricate.begin(tmp_path / name)
+        for update, samples in ((0, 2), (5, 1), (10, 2)):
+            fabricate.evaluate(
+                tmp_path / name, update, lambda _, __, ___, sample, ____: float(sample == 0), samples=samples
+            )
+            fabricate.learn(tmp_path / name, range(update, min(update + 5, 10)))
+    together = read_runs([tmp_path / "a", tmp_path / "b"])
+    samples = {u: set(together.runs[0].scores.where(update=u).sample.tolist()) for u in (0, 5, 10)}
+    assert samples == {0: {0, 1}, 5: {0}, 10: {0, 1}}
+    assert best_so_far(together, 0)[1] == pytest.approx([1.0, 1.0, 1.0])
 
 
 def test_every_objective_is_shown_with_its_best_settings_and_unequal_tuning_is_said(tmp_path: Path):

@@ -106,7 +106,10 @@ def best_curve(together: SideBySide) -> Chart:
         spent, *best = best_so_far(together, number)
         lines[together.method_name(number)] = _line(look, spent, best)
     title = f"Best {together.headline} on {SPLITS[together.along]} prompts within a budget"
-    return Chart("best", title, f"{title}, a line for each method", lines, {"xlabel": SPENT})
+    describe = (
+        f"{title}, a line for each method: a highest of noisy evaluations, so that more of them reach further by chance"
+    )
+    return Chart("best", title, describe, lines, {"xlabel": SPENT})
 
 
 def kl_curves(together: SideBySide) -> Chart | None:

@@ -49,8 +49,8 @@ class SideBySide:
     names: tuple[str, ...]
     splits: tuple[str, ...]
     """Splits with the same prompts in every run, the one that matters most first."""
-    left_out: tuple[str, ...]
-    """Splits whose prompts are not the same in every run."""
+    left_out: Mapping[str, Sequence[str]]
+    """Splits whose prompts are not the same in every run, with the names of the runs that were not evaluated on them at last."""
     rewards: tuple[str, ...]
     """Rewards that every run has, the one that the verdict is about first."""
     origins: tuple[Origin | None, ...]
@@ -183,7 +183,11 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
             "prompts.held_out and evaluation.prompts"
         )
     trimmed = [replace(run, scores=run.scores.keep(_is_among(run.scores, pictures))) for run in runs]
-    left_out = tuple(split for split in SPLITS if split not in splits and any(split in run.splits for run in runs))
+    left_out = {
+        split: [name for name, run in zip(names, runs, strict=True) if split not in run.splits]
+        for split in SPLITS
+        if split not in splits and any(split in run.splits for run in runs)
+    }
     origins = tuple(member.origin for member in chosen.members)
     found = SideBySide(
         runs=tuple(trimmed),

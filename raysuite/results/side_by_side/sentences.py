@@ -18,8 +18,6 @@ SAME_BUDGET = 1.1
 MOST_PAIRS = 3
 """Pairs that are named in the verdict; the others are in the table."""
 NUMBER = re.compile(r"[+−]?[0-9][0-9.,]*")
-FEW_SEEDS = 5
-"""Below this many a bootstrap over seeds knows too little of their spread."""
 
 
 def verdict(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast]) -> list[str]:
@@ -78,14 +76,10 @@ def _seeds(together: SideBySide) -> str:
         "seed's."
     )
     if len(repeated) == len(together.methods) > 1:
-        sentences.append(
-            "The intervals are over prompts and seeds; with a few seeds they are still too narrow."
-            if min(map(len, repeated)) < FEW_SEEDS
-            else "The intervals are over prompts and seeds."
-        )
+        sentences.append("The intervals are over prompts and seeds.")
     if single := [together.names[places[0]] for places in together.methods if len(places) == 1]:
         each = "is one seed of its" if len(single) == 1 else "are one seed each of their"
-        sentences.append(f"{listed(single)} {each} settings.")
+        sentences.append(f"{listed(single)} {each} settings: what is said of them says nothing about another seed.")
     return " ".join(sentences)
 
 
@@ -226,9 +220,11 @@ def _trained_rewards(together: SideBySide) -> list[str]:
 
 
 def _left_out(together: SideBySide) -> list[str]:
-    return [
-        f"The {SPLITS[split]} prompts are not the same in every run and are left out." for split in together.left_out
-    ]
+    found = []
+    for split, without in together.left_out.items():
+        why = f"were not scored at last in {listed(without)}" if without else "are not the same in every run"
+        found.append(f"The {SPLITS[split]} prompts {why} and are left out.")
+    return found
 
 
 def _unfinished(together: SideBySide) -> list[str]:
