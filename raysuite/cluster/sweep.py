@@ -37,8 +37,6 @@ from raysuite.sweeps.trials import ENDED, Book, Outcome, outcomes
 REDUCTION, RUNGS = 3, 2
 """ASHA lets a third of an objective's runs past each of two rungs, at a ninth and a third of the budget."""
 POLL_SECONDS = 1.0
-ORPHAN_SECONDS = 60.0
-"""How long a run waits for one in its place of a sweep that was killed, whose processes end a little later."""
 SILENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as that of a run
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -304,7 +302,8 @@ def _run(options: dict[str, Any]) -> None:
     """One run, in a process of its own: what Ray Tune calls a trial."""
     config, directory = validate(options["config"]), Path(options["directory"])
     try:
-        with locked(directory, patience=ORPHAN_SECONDS), _reported(config, directory):
+        # whoever was in its place may end a little later than a sweep that was killed, or have been lost with its machine
+        with locked(directory, wait=True), _reported(config, directory):
             launch.train(config, directory, placed=True)
     except UserError as error:
         write_json(directory / "failure.json", {"message": str(error)})
