@@ -187,7 +187,7 @@ def _how(trial: dict[str, Any]) -> str:
     words = {
         "running": f"began{f' with {settings}' if settings else ''}",
         "done": f"done{reached}",
-        "waiting": "stopped, goes on with the sweep",
+        "waiting": f"{trial['message'] or 'stopped'}, goes on with the sweep",
     }
     return words.get(trial["status"]) or f"{trial['status']}: {trial['message']}"
 

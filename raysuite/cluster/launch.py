@@ -18,7 +18,7 @@ import ray
 import torch
 from accelerate import Accelerator
 from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector
@@ -198,6 +198,9 @@ def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], ob
         trainer = TorchTrainer(
             _learner,
             train_loop_config=_options(config, directory, threads=threads, texts=texts, actors=actors, judges=judges),
+            # learners wait for one whose actors wait for a machine, which takes longer than the half an hour that is Ray's
+            # default; that one of them was lost Ray Train sees without it
+            torch_config=TorchConfig(timeout_s=24 * 3600),
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.worker_gpus > 0,

@@ -78,4 +78,4 @@ def _evaluate(
                     evaluation.write(protocol, directory, member, done)
                     counting.advance()
     if texts is not None:
-        shutil.rmtree(texts)
+        shutil.rmtree(texts, ignore_errors=True)  # on NFS what is still open stays: the next evaluation makes it whole

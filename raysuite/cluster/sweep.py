@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -37,8 +38,6 @@ from raysuite.sweeps.trials import ENDED, Book, Outcome, outcomes
 REDUCTION, RUNGS = 3, 2
 """ASHA lets a third of an objective's runs past each of two rungs, at a ninth and a third of the budget."""
 POLL_SECONDS = 1.0
-ORPHAN_SECONDS = 60.0
-"""How long a run waits for one in its place of a sweep that was killed, whose processes end a little later."""
 SILENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, as that of a run
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -170,6 +169,7 @@ class Queue(Searcher):
         self._book, self._command, self._cluster = book, command, cluster
         self.going: dict[str, tuple[Planned, RunConfig]] = {}
         """Runs that were begun and have not ended, by what Ray Tune calls them."""
+        self._deaths: Counter[str] = Counter()
         self._stopping = False
 
     @cached_property
@@ -197,24 +197,36 @@ class Queue(Searcher):
                 directory = self._book.run_directory(waiting[0])
                 named = {"name": waiting[0].name, "objective": waiting[0].objective}
                 return {**named, "directory": str(directory), "config": config.canonical()}
-        return Searcher.FINISHED
+        # nobody would ask again, and one of those that go on may be lost
+        return None if self.going and not self._stopping else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Note how a run ended."""
+        """Note how a run ended. One whose process died is tried again, as its learners would be: what confirms has to wait for it, or
+        it would settle for the best of the others.
+        """
         run, config = self.going.pop(trial_id)
         directory = self._book.run_directory(run)
         sentence = launch.failed(directory)
         if self._book.trials[run.name].status == "stopped":
             return
         if sentence is None and not launch.finished(config, directory):
-            log = self._book.directory / "ray" / "tune" / run.name / "error.txt"
-            lines = log.read_text().strip().splitlines() if log.exists() else []
+            lines = self._last_words(run)
             sentence = f"its process died: {lines[-1] if lines else 'nothing more is known'}"
+            self._deaths[run.name] += 1
+            if not self._stopping and self._deaths[run.name] <= config.cluster.max_failures:
+                self._book.note(run, status="waiting", message=sentence)
+                return
         if sentence is not None and self._stopping:  # it goes on with the sweep
             self._book.note(run, status="waiting")
             return
         status = "done" if sentence is None else "failed"
         self._book.note(run, status=status, message=sentence, **self._book.outcome(run, config))
+
+    def _last_words(self, run: Planned) -> list[str]:
+        notes = self._book.directory / "ray" / "tune"
+        # where a run is tried again, Ray Tune adds four characters to its name
+        logs = [*notes.glob(f"{run.name}/error.txt"), *notes.glob(f"{run.name}_????/error.txt")]
+        return max(logs, key=lambda log: log.stat().st_mtime).read_text().strip().splitlines() if logs else []
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: trials.json has it."""
@@ -235,7 +247,7 @@ class Queue(Searcher):
             return None
         for told in ("progress.json", "failure.json"):  # of an earlier attempt
             (directory / told).unlink(missing_ok=True)
-        self._book.note(run, status="running")
+        self._book.note(run, status="running", message=None)
         return config
 
 
@@ -275,7 +287,7 @@ class Halving(FIFOScheduler):
                 self._replay(run)
 
     def _replay(self, run: Planned) -> None:
-        past: Any = SimpleNamespace(trial_id=run.name)
+        past = _by_name(run.name)
         self._of[run.objective].on_trial_add(None, past)  # type: ignore[arg-type]
         config = self._book.sweep.config(run, self._book.settings(run))
         for outcome in outcomes(self._book.run_directory(run), config):
@@ -283,14 +295,14 @@ class Halving(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Tell the objective's own ASHA."""
-        self._of[trial.config["objective"]].on_trial_add(tune_controller, trial)
+        self._of[trial.config["objective"]].on_trial_add(tune_controller, _by_name(trial.config["name"]))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether the run goes on; if not, why."""
         run = next(run for run in self._book.sweep.runs if run.name == trial.config["name"])
         if run.trial is None:  # it confirms
             return self.CONTINUE
-        decision = self._of[trial.config["objective"]].on_trial_result(tune_controller, trial, result)
+        decision = self._of[run.objective].on_trial_result(tune_controller, _by_name(run.name), result)
         spent, reward = result["network_evaluations"], result["held_out"]
         if spent >= self._book.sweep.budget:  # ASHA's last rung: such a run ends by itself, with its checkpoint
             return self.CONTINUE
@@ -300,11 +312,17 @@ class Halving(FIFOScheduler):
         return decision
 
 
+def _by_name(name: str) -> Any:
+    """A run as ASHA is told of it: the same one when it is tried again, which Ray Tune calls by another name."""
+    return SimpleNamespace(trial_id=name)
+
+
 def _run(options: dict[str, Any]) -> None:
     """One run, in a process of its own: what Ray Tune calls a trial."""
     config, directory = validate(options["config"]), Path(options["directory"])
     try:
-        with locked(directory, patience=ORPHAN_SECONDS), _reported(config, directory):
+        # whoever was in its place may end a little later than a sweep that was killed, or have been lost with its machine
+        with locked(directory, wait=True), _reported(config, directory):
             launch.train(config, directory, placed=True)
     except UserError as error:
         write_json(directory / "failure.json", {"message": str(error)})

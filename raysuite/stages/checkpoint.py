@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import shutil
+import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, share_of, whole
+from raysuite.places import replacing
 from raysuite.stages.files import digest
 from raysuite.stages.optimizer import in_parts, put_together
 from raysuite.types import Cost
@@ -126,13 +128,19 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int 
     """
     final = directory / f"{state.updates:06d}"
     temporary = directory / f".{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in directory.glob(".[0-9]*"):  # by a process that was killed, or by `_drop`
+        shutil.rmtree(left, ignore_errors=True)
     try:
-        _write(temporary, policy, state)
-        for earlier in completed(directory)[-1:]:
-            _share(temporary / "model", earlier / "model")
-        if state.ema is not None:
-            _share(temporary / EMA, temporary / "model")
+        if final in completed(directory):
+            # a run goes on that was stopped as this policy was evaluated: what it paid for that is all that is new
+            _describe(final, state, _opened((final / "state.json").read_bytes())["sha256"])
+        else:
+            _write(temporary, policy, state)
+            for earlier in completed(directory)[-1:]:
+                _share(temporary / "model", earlier / "model")
+            if state.ema is not None:
+                _share(temporary / EMA, temporary / "model")
+            temporary.replace(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
@@ -141,11 +149,20 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int 
             f"expected to write the checkpoint {final}, could not ({error}): {stands}; make room there, and give the same "
             "command again"
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
     for old in [path for path in completed(directory)[:-keep] if int(path.name) != best]:
-        shutil.rmtree(old)
+        _drop(old)
     return final
+
+
+def _drop(old: Path) -> None:
+    """Remove a checkpoint, which is none from the first moment on; what cannot be removed yet is left to the next `save`.
+
+    On NFS a file that a process of this machine still has open gets another name in place of going, and its directory stays.
+    """
+    gone = old.with_name(f".{old.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        old.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _write(temporary: Path, policy: Policy, state: State) -> None:
@@ -166,14 +183,20 @@ def _write(temporary: Path, policy: Policy, state: State) -> None:
     if state.reference is not None:
         safetensors.numpy.save_file({"reference": state.reference}, temporary / "reference.safetensors")
     files = sorted(path.relative_to(temporary).as_posix() for path in temporary.rglob("*") if path.is_file())
+    _describe(temporary, state, {name: digest(temporary / name) for name in files})
+
+
+def _describe(checkpoint: Path, state: State, digests: Mapping[str, str]) -> None:
+    """Write state.json, of files with these digests, over the one that is there: a reader finds either whole."""
     document = {
         "updates": state.updates,
         "ledger": state.ledger(),
         "tracker": state.tracker,
         "scale": state.scale,
-        "sha256": {name: digest(temporary / name) for name in files},
+        "sha256": digests,
     }
-    (temporary / "state.json").write_bytes(_sealed(document))
+    with replacing(checkpoint / "state.json") as temporary:
+        temporary.write_bytes(_sealed(document))
 
 
 def _share(model: Path, before: Path) -> None:
@@ -268,20 +291,23 @@ class Snapshot:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, remembered: Moments) -> None:
-    """Give an optimiser what another remembered; each is laid out in memory as its parameter is, which fused steps need."""
+    """Give an optimiser a copy of what another remembered, laid out in memory as its parameters are, which fused steps need.
+
+    No part of it is a view of what was given: of a mapped file that would stay open as long as the optimiser lives.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         if value.shape != parameter.shape or type(value) is not torch.Tensor:
             return value
         if is_share(parameter):
-            return share_of(value, parameter)
+            return share_of(value, parameter).clone()
         return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
-    shares = {
-        index: {key: placed(value, parameters[index]) for key, value in put_together(entry).items()}
-        for index, entry in remembered.items()
-    }
+    shares = {}
+    for index, entry in remembered.items():
+        own = put_together({key: part.clone() for key, part in entry.items()})
+        shares[index] = {key: placed(value, parameters[index]) for key, value in own.items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": shares})
 
 
@@ -328,7 +354,10 @@ def _load(checkpoint: Path, policy: Policy, optimizer: torch.optim.Optimizer | N
 
 
 def moments_by_name(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """What the optimiser remembers at a checkpoint, by the parameter's name; those without any have no entry."""
+    """What the optimiser remembers at a checkpoint, by the parameter's name; those without any have no entry.
+
+    The tensors are views of the file, which is mapped as long as one of them lives.
+    """
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in safetensors.torch.load_file(checkpoint / "optimizer.safetensors").items():
         name, _, of = key.rpartition("/")

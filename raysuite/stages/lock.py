@@ -11,6 +11,7 @@ import datetime
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -33,20 +34,22 @@ FORGOTTEN_SECONDS = 180.0
 
 
 @contextmanager
-def locked(directory: Path, *, patience: float = 0.0) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool | None = None) -> Iterator[None]:
     """Hold a directory, which is made if need be, for the length of a `with`.
 
     Args:
         directory: which.
-        patience: seconds to wait for whoever holds it.
+        wait: for whoever holds it, until it would be free if that one were gone. By default a submitted job waits: it may be
+            what comes after one whose machine was lost a moment ago, and has nobody who would give the command again.
 
     Raises:
         UserError: somebody else holds it, or it cannot be made.
     """
     made = _make(directory)
     file, own = directory / FILE, _card()
+    patient = bool(os.environ.get("RAY_ADDRESS")) if wait is None else wait
     try:
-        _take(file, own, time.monotonic() + patience)
+        _take(file, own, FORGOTTEN_SECONDS + TOUCH_SECONDS if patient else 0.0)
         try:
             with meanwhile(lambda ended: _touch(file, ended)):
                 yield
@@ -69,7 +72,8 @@ def _make(directory: Path) -> list[Path]:
     return new
 
 
-def _take(file: Path, own: bytes, deadline: float) -> None:
+def _take(file: Path, own: bytes, patience: float) -> None:
+    deadline, said = time.monotonic() + patience, False
     while not _placed(file, own):
         found = _read(file)
         if found is None:
@@ -77,6 +81,11 @@ def _take(file: Path, own: bytes, deadline: float) -> None:
         if not _forgotten(file, found):
             if time.monotonic() >= deadline:
                 raise UserError(_sentence(file, found))
+            if not said:
+                logging.getLogger("raysuite").warning(
+                    "NOTE: %s is not free, %s: waiting up to %g seconds.", file.parent, _holder(found), patience
+                )
+                said = True
             time.sleep(AGAIN_SECONDS)
             continue
         _clear(file, found)
@@ -197,13 +206,14 @@ def _parsed(found: bytes) -> dict[str, Any]:
         return {}
 
 
-def _sentence(file: Path, found: bytes) -> str:
+def _holder(found: bytes) -> str:
     card = _parsed(found)
-    who = (
+    return (
         f"process {card['pid']} on {card['host']} works there since {card['since']}" if card else "somebody works there"
     )
-    here = card.get("machine") == _machine()
+
+
+def _sentence(file: Path, found: bytes) -> str:
+    here = _parsed(found).get("machine") == _machine()
     gone = "" if here else f" (if it is gone, remove {file}, or wait {FORGOTTEN_SECONDS / 60:g} minutes)"
-    return (
-        f"expected {file.parent} to be free, {who}{gone}: wait until it has ended or stop it, or name another directory"
-    )
+    return f"expected {file.parent} to be free, {_holder(found)}{gone}: wait until it has ended or stop it, or name another directory"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from accelerate import Accelerator
@@ -46,6 +47,7 @@ from raysuite.types import Block, Cost, Rollouts
 AVERAGE, OLD = -2, -3
 """By `AVERAGE - 2 u` and `OLD - 2 u` those who draw know weights that are no version of the policy: after u updates the average of its
 weights, and the old policy."""
+T = TypeVar("T")
 
 
 class Training:
@@ -110,7 +112,7 @@ class Training:
         try:
             self.resume()
             self.warm()
-            if self.evaluates and not self.run.evaluated(self.state.updates):
+            if self.evaluates and not self.of_first(self.run.evaluated(self.state.updates)):
                 self.evaluate()
                 if self.state.updates:  # the run was stopped as this policy was evaluated
                     self.save()
@@ -154,7 +156,7 @@ class Training:
 
     def resume(self) -> None:
         """Load the last checkpoint, if there is one, and drop what was written after it."""
-        found = checkpoint.completed(self.run.path / "checkpoints")
+        found = self.of_first(checkpoint.completed(self.run.path / "checkpoints"))
         if found:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
             self.state.moments = self.snapshot.take()
@@ -405,6 +407,15 @@ class Training:
     def gather(self, items: list) -> list:
         """All workers' items, in the order of workers, on every worker."""
         return gather_object(items) if self.accelerator.num_processes > 1 else items
+
+    def of_first(self, seen: T) -> T:
+        """What the first worker sees in the run's directory, on every worker.
+
+        A machine may remember for a minute how shared storage was: workers that each look for themselves could go on from
+        different updates, and nothing would say so.
+        """
+        seen_by_first: T = self.gather([seen])[0]
+        return seen_by_first
 
     def say(self, phase: str, **values: object) -> None:
         """Tell how far the run is and how long it will still take."""

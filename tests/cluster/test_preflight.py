@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -56,3 +59,15 @@ def test_a_writer_at_a_path_where_there_is_none_is_found_missing(tmp_path: Path)
     config = load("scenes-users-ddpo", {"prompts.writer": str(tmp_path / "nobody")})
     with pytest.raises(UserError, match=r"expected a writer \(scenes-writer, .* got .*nobody"):
         launch.preflight(config)
+
+
+def test_learners_wait_for_each_other_as_long_as_a_machine_may_take_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(launch, "TorchTrainer", lambda *_, **told: made.update(told) or SimpleNamespace(fit=None))
+    monkeypatch.setattr(launch, "running_actors", lambda *_, **__: nullcontext(([], {})))
+    for name in ("connect", "check_resources"):
+        monkeypatch.setattr(launch, name, lambda *_, **__: None)
+    with launch._through_ray(load("toy-ddpo", {"cluster.threads": "1"}), tmp_path):
+        assert made["torch_config"].timeout_s >= 12 * 3600

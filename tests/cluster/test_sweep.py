@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 import yaml
 
-from raysuite.cluster.sweep import Halving, Places
+from raysuite.cluster.sweep import Halving, Places, Queue
 from raysuite.config import Cluster
 from raysuite.sweeps.declared import Sweep, load
 from raysuite.sweeps.trials import Book
@@ -100,6 +100,47 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
     assert decide("sft-00-seed0", "sft", 110, 0.1) == Halving.CONTINUE  # others are no measure for it
     for name, reward in (("sft-00-seed0", 0.9), ("sft-01-seed0", 0.1)):  # the second is the worse at the last rung
         assert decide(name, "sft", 900, reward) == Halving.CONTINUE  # it ends by itself
+    # one that is tried again says what it said before, and is no second run
+    assert decide(fourth, "toy-ddpo", 110, 0.95) == Halving.CONTINUE
+    assert [len(recorded) for _, recorded in halving._of["toy-ddpo"]._brackets[0]._rungs][-1] == 4
+
+
+def test_a_run_whose_process_died_is_tried_again_before_anything_is_confirmed(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(
+        {
+            "recipe": "toy-ddpo",
+            "objectives": ["toy-ddpo"],
+            "space": {"learn.learning_rate": {"grid": [0.001, 0.01]}},
+            "confirm": {"seeds": [7]},
+            "settings": {"cluster.max_failures": 1, "cluster.threads": 1},
+            "budget": 900,
+        }
+    )
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])
+    first, second = sweep.searched
+    book.note(first, status="done", settings=book.settings(first), held_out=1.0)
+    queue = Queue(book, ["test"], Cluster())
+    vars(queue)["_places"] = Places(sure=2, most=2)
+
+    def end(told: dict[str, str] | None = None) -> str:
+        """How the sweep takes it that the second run's process is gone; `told` is what it left behind."""
+        assert queue.suggest("once")["name"] == second.name
+        assert queue.suggest("another") is None  # not that there are no more
+        if told:
+            (book.run_directory(second) / "failure.json").write_text(json.dumps(told))
+        queue.on_trial_complete("once", error=True)
+        return book.trials[second.name].status
+
+    assert end() == "waiting" and book.waiting() == [second]
+    assert book.trials[second.name].message == "its process died: nothing more is known"
+    assert end() == "failed"  # as often as learners may be lost
+    book.note(second, status="waiting")
+    assert end({"message": "expected paint, got none"}) == "failed"  # what only the user can mend
+    assert book.trials[second.name].message == "expected paint, got none"
+    (confirms,) = book.waiting()
+    assert confirms.trial is None
+    book.note(confirms, status="done")
+    assert queue.suggest("last") == Queue.FINISHED
 
 
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:

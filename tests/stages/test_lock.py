@@ -75,6 +75,22 @@ def test_a_lock_of_another_machine_is_taken_over_when_it_was_not_touched_for_lon
         assert json.loads(file.read_text())["host"] == card["host"]
 
 
+def test_a_job_waits_until_the_lock_of_a_lost_machine_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    for name, seconds in {"FORGOTTEN_SECONDS": 0.3, "TOUCH_SECONDS": 0.3, "AGAIN_SECONDS": 0.05}.items():
+        monkeypatch.setattr(lock, name, seconds)
+    card = json.loads(lock._card())
+    (tmp_path / "lock").write_text(json.dumps({**card, "host": "elsewhere", "machine": "elsewhere"}))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["host"] == card["host"]
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert "is not free, process" in said and "on elsewhere works there since" in said
+        with pytest.raises(UserError, match="to be free"), locked(tmp_path):
+            pass  # whoever lives is not waited for without end
+
+
 def test_whoever_holds_a_lock_touches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.01)
     with locked(tmp_path):

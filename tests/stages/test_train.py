@@ -499,6 +499,16 @@ def test_a_checkpoint_that_was_cut_short_is_named(tmp_path: Path, file: str) -> 
         begin(toy(), tmp_path).resume()
 
 
+def test_every_worker_goes_on_from_where_the_first_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two machines with one storage, one may see a checkpoint that the other does not see yet."""
+    begin(toy(updates="2"), tmp_path).train()
+    seen_by_first = [[tmp_path / "checkpoints" / "000001"]]
+    training = begin(toy(updates="3"), tmp_path)
+    monkeypatch.setattr(training, "gather", lambda items: [*seen_by_first, *items])
+    training.resume()
+    assert training.state.updates == 1
+
+
 def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     begin(toy(checkpoints__keep="2"), tmp_path).train()
     assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000004", "000005"]
