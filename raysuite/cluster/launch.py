@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector
+from raysuite.cluster.fitting import fit
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
 from raysuite.cluster.placement import worker_resources
@@ -209,7 +210,12 @@ def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], ob
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
-        yield trainer.fit
+        yield lambda: fit(
+            trainer,
+            directory / "ray",
+            limit=f"cluster.max_failures={cluster.max_failures}",
+            known=(directory / "failure.json").exists,
+        )
 
 
 def _options(
