@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from ray.train import TrainingFailedError, WorkerGroupError
 
+from raysuite.cluster import launch
 from raysuite.cluster.fitting import fit
+from raysuite.config import load
 from raysuite.errors import UserError
 
 
@@ -44,3 +46,12 @@ def test_what_the_user_is_told_otherwise_is_not_told_twice(tmp_path: Path) -> No
     trainer: Any = Failing({0: UserError("expected a cat")})
     fit(trainer, tmp_path, limit="2", known=lambda: True)
     assert issubclass(WorkerGroupError, TrainingFailedError)
+
+
+def test_a_learner_that_does_not_see_the_runs_directory_computes_nothing(tmp_path: Path) -> None:
+    """On its own disk nobody would find what it writes."""
+    unseen = tmp_path / "run"
+    options = launch._options(load("toy-ddpo", {}), unseen, threads=1, texts=None)
+    with pytest.raises(UserError, match=r"expected a directory that all machines share, got .*run, which a learner on"):
+        launch._learner(options)
+    assert not unseen.exists()
