@@ -16,7 +16,7 @@ import ray
 import torch
 
 from raysuite import rewards
-from raysuite.cluster.lives import answer
+from raysuite.cluster.lives import answer, as_written
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.devices import thread_pool
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -145,9 +145,8 @@ def running_judges(config: RunConfig) -> Iterator[Names]:
     try:
         for name, of in started.items():
             try:
-                ray.get([judge.make.remote() for judge in of.values()])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
+                with as_written():
+                    ray.get([judge.make.remote() for judge in of.values()])
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
                     f"expected the environment of cluster.judges.{name}, Ray could not make it: {in_a_line(error, 500)}"

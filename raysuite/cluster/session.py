@@ -16,6 +16,7 @@ import torch
 
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Names, running_judges
+from raysuite.cluster.lives import as_written
 from raysuite.cluster.placement import check_room, room_for_learners
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig
@@ -136,7 +137,8 @@ def running_actors(
             options = {"threads": threads, "texts": texts, "judges": judges}
             actors = stack.enter_context(killed_at_the_end(start_actors(cluster, RolloutActor, config, **options)))
             if shared:
-                ray.get([actor.life.remote() for actor in actors])
+                with as_written():
+                    ray.get([actor.life.remote() for actor in actors])
         yield actors, judges
 
 

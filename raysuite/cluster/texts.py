@@ -11,7 +11,7 @@ from typing import Any
 import ray
 import torch
 
-from raysuite.cluster.actors import dealt
+from raysuite.cluster.actors import PolicyActor, dealt
 from raysuite.cluster.placement import drawing_device
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
@@ -22,12 +22,13 @@ PROMPTS_AT_ONCE = 32
 """That an actor is given: what is lost when one dies."""
 
 
-class TextEncoder:
+class TextEncoder(PolicyActor):
     """One actor: opens a pipeline without its denoising network, and writes what its encoders make of prompts."""
 
     def __init__(self, config: RunConfig, directory: Path, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._policy = open_policy(config, drawing_device(config.cluster), texts=directory, weights=False)
+        device = drawing_device(config.cluster)
+        super().__init__(lambda: open_policy(config, device, texts=directory, weights=False))
 
     def encode(self, prompts: Sequence[str]) -> int:
         """Write the text states of prompts that are not there yet; returns how many prompts these were."""
