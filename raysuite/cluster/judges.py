@@ -17,6 +17,7 @@ import torch
 
 from raysuite import rewards
 from raysuite.cluster.lives import answer, as_written
+from raysuite.cluster.placement import wait_for
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.devices import thread_pool
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -135,18 +136,22 @@ def _lost(name: str) -> UserError:
 
 
 @contextmanager
-def running_judges(config: RunConfig) -> Iterator[Names]:
+def running_judges(config: RunConfig, *, patience: float | None = None) -> Iterator[Names]:
     """The judges that `cluster.judges` asks for, all of them there, for the length of a `with`.
 
+    Args:
+        config: of the run.
+        patience: seconds that they may take to be there.
+
     Raises:
-        UserError: a reward cannot be made, or its environment cannot.
+        UserError: a reward cannot be made, its environment cannot, or it took too long.
     """
     started = {name: _start(config.reward(name), judge) for name, judge in config.cluster.judges.items()}
     try:
         for name, of in started.items():
             try:
                 with as_written():
-                    ray.get([judge.make.remote() for judge in of.values()])
+                    wait_for([judge.make.remote() for judge in of.values()], f"judges of {name}", patience)
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
                     f"expected the environment of cluster.judges.{name}, Ray could not make it: {in_a_line(error, 500)}"
