@@ -18,7 +18,7 @@ import torch
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
 from raysuite.cluster.lives import answer, as_written, life_of
-from raysuite.cluster.placement import drawing_device
+from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError, in_a_line
 from raysuite.families import Policy, open_policy
@@ -108,8 +108,7 @@ def start_actors(
         max_concurrency=blocks_at_once(cluster),
         max_restarts=-1,
         max_task_retries=2,
-        # a run of a sweep has reserved room for its actors
-        scheduling_strategy=None if ray.util.get_current_placement_group() else "SPREAD",
+        scheduling_strategy=strategy_of_actors(cluster),
     )
     return [remote.remote(*arguments, **options) for _ in range(cluster.actors)]
 

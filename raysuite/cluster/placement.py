@@ -211,6 +211,16 @@ def _impatient(what: str, patience: float) -> UserError:
     )
 
 
+def strategy_of_actors(cluster: Cluster) -> str | None:
+    """What Ray is told of where a command's actors go: None is the places that a run of a sweep has reserved for them.
+
+    It has none where learners draw for themselves, and actors do something in their places before they begin.
+    """
+    group = ray.util.get_current_placement_group()
+    reserved = cluster.actors + sum(judge.actors for judge in cluster.judges.values())
+    return None if group is not None and group.bundle_count >= reserved else "SPREAD"
+
+
 def worker_resources(cluster: Cluster) -> dict[str, float]:
     """What each learner asks Ray for."""
     return {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if cluster.worker_gpus else {})

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from raysuite.cluster.actors import PolicyActor, dealt
-from raysuite.cluster.placement import drawing_device
+from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
@@ -77,7 +77,11 @@ def encode_once(
 
 def _by_actors(config: RunConfig, texts: Path, prompts: Sequence[str], *, threads: int) -> None:
     remote: Any = ray.remote(TextEncoder).options(
-        num_cpus=config.cluster.actor_cpus, num_gpus=config.cluster.actor_gpus, max_restarts=2, max_task_retries=2
+        num_cpus=config.cluster.actor_cpus,
+        num_gpus=config.cluster.actor_gpus,
+        max_restarts=2,
+        max_task_retries=2,
+        scheduling_strategy=strategy_of_actors(config.cluster),
     )
     actors = [remote.remote(config, texts, threads=threads) for _ in range(config.cluster.actors)]
     pieces = [prompts[first : first + PROMPTS_AT_ONCE] for first in range(0, len(prompts), PROMPTS_AT_ONCE)]

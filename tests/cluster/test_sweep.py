@@ -17,6 +17,8 @@ import pytest
 import safetensors.numpy
 import yaml
 
+from raysuite.cluster import sweep as sweeping
+from raysuite.cluster.placement import strategy_of_actors
 from raysuite.cluster.sweep import Halving, Places
 from raysuite.config import Cluster
 from raysuite.sweeps.declared import Sweep, load
@@ -100,6 +102,25 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
     assert decide("sft-00-seed0", "sft", 110, 0.1) == Halving.CONTINUE  # others are no measure for it
     for name, reward in (("sft-00-seed0", 0.9), ("sft-01-seed0", 0.1)):  # the second is the worse at the last rung
         assert decide(name, "sft", 900, reward) == Halving.CONTINUE  # it ends by itself
+
+
+@pytest.mark.parametrize(
+    ("cluster", "reserved"),
+    [
+        ({"actors": 2}, True),
+        ({"workers": 2, "actors": 0}, False),
+        ({"actors": 0, "judges": {"redness": {}}}, False),
+        ({"actors": 1, "judges": {"redness": {}}}, True),
+    ],
+)
+def test_actors_go_where_a_run_has_reserved_places_for_them(
+    cluster: dict, reserved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that encode or draw in the learners' places before these begin have none."""
+    bundles = [b for b in sweeping._reserved(Cluster(**cluster)).bundles if b]
+    group = SimpleNamespace(bundle_count=len(bundles))
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: group)
+    assert strategy_of_actors(Cluster(**cluster).with_actors()) == (None if reserved else "SPREAD")
 
 
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:
