@@ -196,7 +196,8 @@ class Queue(Searcher):
                 self.going[trial_id] = waiting[0], config
                 directory = self._book.run_directory(waiting[0])
                 named = {"name": waiting[0].name, "objective": waiting[0].objective}
-                return {**named, "directory": str(directory), "config": config.canonical()}
+                joined = os.environ.get("RAY_ADDRESS")
+                return {**named, "directory": str(directory), "config": config.canonical(), "joined": joined}
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -303,6 +304,8 @@ class Halving(FIFOScheduler):
 def _run(options: dict[str, Any]) -> None:
     """One run, in a process of its own: what Ray Tune calls a trial."""
     config, directory = validate(options["config"]), Path(options["directory"])
+    if options["joined"]:  # a job has it in its driver only; a run waits for a cluster, as one that is alone does
+        os.environ["RAY_ADDRESS"] = options["joined"]
     try:
         with locked(directory, patience=ORPHAN_SECONDS), _reported(config, directory):
             launch.train(config, directory, placed=True)

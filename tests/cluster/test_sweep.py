@@ -19,7 +19,7 @@ import yaml
 
 from raysuite.cluster import sweep as sweeping
 from raysuite.cluster.placement import strategy_of_actors
-from raysuite.cluster.sweep import Halving, Places
+from raysuite.cluster.sweep import Halving, Places, Queue
 from raysuite.config import Cluster
 from raysuite.sweeps.declared import Sweep, load
 from raysuite.sweeps.trials import Book
@@ -102,6 +102,27 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
     assert decide("sft-00-seed0", "sft", 110, 0.1) == Halving.CONTINUE  # others are no measure for it
     for name, reward in (("sft-00-seed0", 0.9), ("sft-01-seed0", 0.1)):  # the second is the worse at the last rung
         assert decide(name, "sft", 900, reward) == Halving.CONTINUE  # it ends by itself
+
+
+def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's environment is its driver's; a run, which another process begins, waits for a cluster to grow as well."""
+    declared = Sweep.model_validate(
+        {
+            "recipe": "toy-ddpo",
+            "objectives": ["toy-ddpo"],
+            "space": {"learn.learning_rate": {"grid": [0.001, 0.01]}},
+            "budget": 900,
+        }
+    )
+    queue = Queue(Book.open(declared, tmp_path / "sweep", ["test"]), ["test"], Cluster())
+    queue._places = Places(sure=1, most=1)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    options = queue.suggest("first")
+    monkeypatch.delenv("RAY_ADDRESS")
+    seen: list[str | None] = []
+    monkeypatch.setattr(sweeping.launch, "train", lambda *run, placed: seen.append(os.environ.get("RAY_ADDRESS")))
+    sweeping._run(options)
+    assert seen == ["head:6379"]
 
 
 @pytest.mark.parametrize(
