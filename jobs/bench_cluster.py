@@ -82,8 +82,11 @@ class DoubleActor(RolloutActor):
     """A rollout actor with a double in place of its model."""
 
     def __init__(self, config: RunConfig, megabytes: int, judges: Names | None = None) -> None:
+        self._megabytes = megabytes
         super().__init__(config, threads=1, judges=judges)
-        self._policy = Double(config, megabytes)
+
+    def _open(self, texts: Path | None) -> Double:
+        return Double(self._config, self._megabytes)
 
 
 def slow(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -8,27 +8,55 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.util import ActorPool
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.cluster.lives import life_of
-from raysuite.cluster.placement import drawing_device
+from raysuite.cluster.lives import answer, as_written, life_of
+from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
-from raysuite.errors import RewardHung, UserError
-from raysuite.families import open_policy
+from raysuite.errors import RewardHung, UserError, in_a_line
+from raysuite.families import Policy, open_policy
 from raysuite.stages.collect import IDLE_SECONDS, Collector
 from raysuite.stages.rollout import sample, score
 from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
 
 
-class RolloutActor:
+class PolicyActor:
+    """An actor with a policy. What keeps it from being opened is kept for everybody who asks the actor for something: where a
+    constructor raises, Ray tells them only that the process ended.
+    """
+
+    def __init__(self, opening: Callable[[], Policy]) -> None:
+        self._life = uuid.uuid4().hex
+        try:
+            self._opened: Policy | UserError = opening()
+        except UserError as error:
+            self._opened = error
+
+    @property
+    def _policy(self) -> Policy:
+        if isinstance(self._opened, UserError):
+            raise self._opened
+        return self._opened
+
+    def life(self) -> str:
+        """Which of the actor's lives this is: another one after a restart.
+
+        Raises:
+            UserError: the policy could not be opened.
+        """
+        _ = self._policy
+        return self._life
+
+
+class RolloutActor(PolicyActor):
     """Draws and scores blocks. Made remote by `start_actors`; runs `blocks_at_once` calls in threads."""
 
     def __init__(
@@ -44,14 +72,12 @@ class RolloutActor:
         """
         torch.set_num_threads(threads)
         self._config = config
-        self._policy = open_policy(config, drawing_device(config.cluster), texts=texts, encoders=texts is None)
         self._version = -1
         self._drawing, self._judges = threading.Lock(), Judges(judges or {})
-        self._life = uuid.uuid4().hex
+        super().__init__(lambda: self._open(texts))
 
-    def life(self) -> str:
-        """Which of the actor's lives this is: another one after a restart. An error of the constructor arrives here."""
-        return self._life
+    def _open(self, texts: Path | None) -> Policy:
+        return open_policy(self._config, drawing_device(self._config.cluster), texts=texts, encoders=texts is None)
 
     def warm(self, blocks: Sequence[Block]) -> None:
         """Compile for blocks like these."""
@@ -82,8 +108,7 @@ def start_actors(
         max_concurrency=blocks_at_once(cluster),
         max_restarts=-1,
         max_task_retries=2,
-        # a run of a sweep has reserved room for its actors
-        scheduling_strategy=None if ray.util.get_current_placement_group() else "SPREAD",
+        scheduling_strategy=strategy_of_actors(cluster),
     )
     return [remote.remote(*arguments, **options) for _ in range(cluster.actors)]
 
@@ -94,15 +119,26 @@ def dealt(
     """What actors answer to pieces of work, each given to whoever is free, in the order in which they are done.
 
     Raises:
-        UserError: one of them raised it; a sentence for the user crosses processes as it was written.
+        UserError: one of them raised it, or could not be kept alive.
     """
-    pool: Any = ActorPool(list(actors))
-    try:
-        yield from pool.map_unordered(ask, list(work))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+    left, free = list(work), list(actors)
+    flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, Any]] = {}
+    while left or flying:
+        while left and free:
+            actor, piece = free.pop(), left.pop(0)
+            flying[ask(actor, piece)] = actor, piece
+        (done,), _ = ray.wait(list(flying), num_returns=1)
+        actor, piece = flying.pop(done)
+        try:
+            with as_written():
+                result = answer(actor, partial(ask, actor, piece), done)
+        except ray.exceptions.RayActorError as error:
+            raise UserError(
+                "expected an actor to go on, its process ended again and again: what it computes may need more memory than there is "
+                f"({in_a_line(error, 300)}); the same command goes on with what is left"
+            ) from error
+        free.append(actor)
+        yield result
 
 
 class RayCollector(Collector):
@@ -139,10 +175,8 @@ class RayCollector(Collector):
             while left:
                 _, left = ray.wait(left, num_returns=len(left), timeout=IDLE_SECONDS)
                 self._idle()
-            try:
+            with as_written():
                 ray.get(compiling)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
 
         return wait
 

@@ -64,12 +64,16 @@ class StudyActor(RolloutActor):
             steps: evaluate steps from the checkpoint: it is what their KL is measured from.
             judges: of rewards that have processes of their own.
         """
-        super().__init__(held.rung.config, threads=threads, texts=texts, judges=judges)
-        held.load(self._policy)
-        if steps:
-            self._policy.set_reference(self._policy.weights())
-        self._held = held
+        self._held, self._steps = held, steps
         self._measurement: Measurement | None = None
+        super().__init__(held.rung.config, threads=threads, texts=texts, judges=judges)
+
+    def _open(self, texts: Path | None) -> Policy:
+        policy = super()._open(texts)
+        self._held.load(policy)
+        if self._steps:
+            policy.set_reference(policy.weights())
+        return policy
 
     def measure(self, block: Block, advantage: Advantages | None) -> int:
         """Measure a block whose rollouts lie on disk; returns its number."""

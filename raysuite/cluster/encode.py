@@ -15,7 +15,7 @@ import ray.data
 import torch
 
 from raysuite.cluster import session
-from raysuite.cluster.placement import check_room
+from raysuite.cluster.placement import Piece, check_room
 from raysuite.config import Model
 from raysuite.datasets.encode import Pairs, changed, encode_block
 from raysuite.datasets.pictures import DECODER
@@ -97,7 +97,7 @@ def encode(
     if missing:
         with _core_is_quiet():
             session.connect()
-        check_room(cpus=actors, gpus=actors * actor_gpus, remedy="lower --actors or --actor-gpus")
+        check_room([Piece("an actor", 1, actor_gpus)] * actors, remedy="lower --actors or --actor-gpus")
         for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()
     return preference_set.summarise(directory)

@@ -16,7 +16,8 @@ import ray
 import torch
 
 from raysuite import rewards
-from raysuite.cluster.lives import answer
+from raysuite.cluster.lives import answer, as_written
+from raysuite.cluster.placement import wait_for
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.devices import thread_pool
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -135,19 +136,22 @@ def _lost(name: str) -> UserError:
 
 
 @contextmanager
-def running_judges(config: RunConfig) -> Iterator[Names]:
+def running_judges(config: RunConfig, *, patience: float | None = None) -> Iterator[Names]:
     """The judges that `cluster.judges` asks for, all of them there, for the length of a `with`.
 
+    Args:
+        config: of the run.
+        patience: seconds that they may take to be there.
+
     Raises:
-        UserError: a reward cannot be made, or its environment cannot.
+        UserError: a reward cannot be made, its environment cannot, or it took too long.
     """
     started = {name: _start(config.reward(name), judge) for name, judge in config.cluster.judges.items()}
     try:
         for name, of in started.items():
             try:
-                ray.get([judge.make.remote() for judge in of.values()])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, UserError) else error from None
+                with as_written():
+                    wait_for([judge.make.remote() for judge in of.values()], f"judges of {name}", patience)
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
                     f"expected the environment of cluster.judges.{name}, Ray could not make it: {in_a_line(error, 500)}"

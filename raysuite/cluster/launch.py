@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysuite import rewards
 from raysuite.cluster.actors import RayCollector
+from raysuite.cluster.fitting import fit
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
 from raysuite.cluster.placement import worker_resources
@@ -212,7 +214,12 @@ def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], ob
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
-        yield trainer.fit
+        yield lambda: fit(
+            trainer,
+            directory / "ray",
+            limit=f"cluster.max_failures={cluster.max_failures}",
+            known=(directory / "failure.json").exists,
+        )
 
 
 def _options(
@@ -242,9 +249,19 @@ def failed(directory: Path) -> str | None:
 
 
 def _learner(options: dict[str, Any]) -> None:
-    """What each learner runs: a worker of Ray Train, or the command itself."""
+    """What each learner runs: a worker of Ray Train, or the command itself.
+
+    Raises:
+        UserError: the run's directory is not to be seen from here, where nobody would find what is written into it; or one of
+            several learners found something that the user can mend.
+    """
     torch.set_num_threads(options["threads"])
     config, directory = validate(options["config"]), Path(options["directory"])
+    if not (directory / "config.json").exists():
+        raise UserError(
+            f"expected a directory that all machines share, got {directory}, which a learner on {socket.gethostname()} does not "
+            "see: set --out to one on a file system that every machine of the cluster mounts"
+        )
     failure = directory / "failure.json"
     if failure.exists():  # another worker found something that only the user can mend: do not try again
         return

@@ -8,10 +8,13 @@ when the actor answers again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+
+from raysuite.errors import UserError
 
 REACHED_SECONDS = 300.0
 """How long an actor may be out of reach. By default Ray gives up a silent node after less than a minute."""
@@ -34,14 +37,27 @@ def life_of(actor: Any) -> str:
             time.sleep(PAUSE_SECONDS)
 
 
-def answer(actor: Any, ask: Callable[[], ray.ObjectRef]) -> Any:
-    """What an actor answers; where it could not be reached it is asked once more.
+def answer(actor: Any, ask: Callable[[], ray.ObjectRef], asked: ray.ObjectRef | None = None) -> Any:
+    """What an actor answers, or has when it was `asked` before; where it could not be reached it is asked once more.
 
     Raises:
         RayActorError: it could not be reached, or not be kept alive.
     """
     try:
-        return ray.get(ask())
+        return ray.get(ask() if asked is None else asked)
     except ray.exceptions.ActorUnavailableError:
         life_of(actor)
         return ray.get(ask())
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """For the length of a `with`, a sentence for the user crosses processes as it was written, without Ray's own words around it.
+
+    Raises:
+        UserError: an actor did.
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None

@@ -6,8 +6,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
+from typing import NamedTuple
 
 import ray
 import torch
@@ -19,22 +22,43 @@ from raysuite.errors import UserError
 
 LOOKS_EVERY = 1.0
 """Seconds from one look at a cluster that is to grow to the next."""
+ROUNDING = 1e-6
+"""Shares are sums of decimals."""
 
 
-def check_room(*, cpus: float, gpus: float, remedy: str, patience: float = Cluster().patience) -> None:
+class Piece(NamedTuple):
+    """What one process takes, of one machine."""
+
+    who: str
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.who} ({self.cpus:g} CPUs" + (f", {self.gpus:g} GPUs)" if self.gpus else ")")
+
+
+def pieces_of(cluster: Cluster, *, workers: int) -> list[Piece]:
+    """Of so many learners, the actors and the judges."""
+    return [
+        *[Piece("a learner", cluster.worker_cpus, cluster.worker_gpus)] * workers,
+        *[Piece("an actor", cluster.actor_cpus, cluster.actor_gpus)] * cluster.actors,
+        *(Piece(f"a judge of {name}", j.cpus, j.gpus) for name, j in cluster.judges.items() for _ in range(j.actors)),
+    ]
+
+
+def check_room(pieces: Sequence[Piece], *, remedy: str, patience: float = Cluster().patience) -> None:
     """Refuse what would wait forever. A cluster that was joined is asked to grow, and given so many seconds for it.
 
     Args:
-        cpus: of all processes together.
-        gpus: the same.
+        pieces: of all processes together.
         remedy: how to want less.
         patience: seconds.
 
     Raises:
-        UserError: there is too little.
+        UserError: there is too little, or it lies in pieces too small.
     """
     joined, until = os.environ.get("RAY_ADDRESS"), time.monotonic() + patience
-    lacks = _lacking(cpus, gpus)
+    lacks = _lacking(pieces)
     if lacks and not joined:
         raise UserError(f"expected no more than this machine has, the run wants {lacks}: {remedy}, or join a cluster")
     if not lacks:
@@ -45,56 +69,156 @@ def check_room(*, cpus: float, gpus: float, remedy: str, patience: float = Clust
         joined,
         patience,
     )
-    with _asked_for(cpus, gpus, str(joined)):
-        while lacks := _lacking(cpus, gpus):
+    try:
+        while lacks := _lacking(pieces):
             if time.monotonic() > until:
                 raise UserError(
                     f"expected the cluster at {joined} to grow within {patience:g} seconds (cluster.patience), the run wants {lacks}: "
                     f"add machines, or {remedy}"
                 )
+            _ask_for(pieces, str(joined))  # again and again: what another job asks for takes its place
             time.sleep(LOOKS_EVERY)
-
-
-def _lacking(cpus: float, gpus: float) -> str:
-    """What the cluster has too little of, in words."""
-    total = ray.cluster_resources()
-    wanted = {"CPU": cpus, "GPU": gpus}
-    return " and ".join(
-        f"{n:g} {kind}s where there are {total.get(kind, 0):g}" for kind, n in wanted.items() if n > total.get(kind, 0)
-    )
-
-
-@contextmanager
-def _asked_for(cpus: float, gpus: float, address: str) -> Iterator[None]:
-    """For the length of a `with`, a cluster that can grow knows what is wanted: nothing that waits in Ray tells it yet."""
-    if address.startswith("ray://"):  # a client has no way to ask
-        yield
-        return
-    request_resources(num_cpus=math.ceil(cpus), bundles=[{"GPU": 1.0}] * math.ceil(gpus))
-    try:
-        yield
     finally:
+        _ask_for([], str(joined))
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _lacking(pieces: Sequence[Piece]) -> str:
+    """What the cluster has too little of, in words."""
+    nodes = _nodes()
+    wanted = {"CPU": sum(piece.cpus for piece in pieces), "GPU": sum(piece.gpus for piece in pieces)}
+    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in wanted}
+    lacks = [f"{n:g} {k}s where there are {total[k]:g}" for k, n in wanted.items() if n > total[k] + ROUNDING]
+    if lacks:
+        return " and ".join(lacks)
+    left = without_place(pieces, nodes)
+    if left is None:
+        return ""
+    there = Counter((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+    machines = ", ".join(f"{n} x ({cpus:g} CPUs, {gpus:g} GPUs)" for (cpus, gpus), n in sorted(there.items()))
+    return f"a place on one machine for {left} beside the others, where there are {machines}"
+
+
+def without_place(pieces: Sequence[Piece], nodes: Sequence[Mapping[str, float]]) -> Piece | None:
+    """A piece that finds no place, each being on one node and each share of a GPU on one GPU; None where all find one.
+
+    Largest first, each goes where it fits first: for what is large in CPUs and in GPUs, and from small nodes and from large ones,
+    so that little that could be placed is refused.
+    """
+    by_gpus = sorted(pieces, key=lambda piece: (piece.gpus, piece.cpus), reverse=True)
+    by_cpus = sorted(pieces, key=lambda piece: (piece.cpus, piece.gpus), reverse=True)
+    growing = sorted(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+    for one_after_another in (by_cpus, by_gpus):
+        for among in (growing, growing[::-1]):
+            left = _first_fit(one_after_another, among)
+            if left is None:
+                return None
+    return left
+
+
+def _first_fit(pieces: Sequence[Piece], nodes: Sequence[Mapping[str, float]]) -> Piece | None:
+    free = [_Free(node) for node in nodes]
+    return next((piece for piece in pieces if not any(node.takes(piece) for node in free)), None)
+
+
+class _Free:
+    """What a node has left."""
+
+    def __init__(self, node: Mapping[str, float]) -> None:
+        whole, share = divmod(node.get("GPU", 0.0), 1)
+        self._cpus, self._gpus = node.get("CPU", 0.0) + ROUNDING, [1.0] * int(whole) + [share]
+
+    def takes(self, piece: Piece) -> bool:
+        """Whether there is a place for it, which it then has."""
+        number, each = math.ceil(piece.gpus), min(piece.gpus, 1.0) - ROUNDING
+        fitting = sorted((n for n in range(len(self._gpus)) if self._gpus[n] >= each), key=self._gpus.__getitem__)
+        if piece.cpus > self._cpus or number > len(fitting):
+            return False
+        self._cpus -= piece.cpus
+        for gpu in fitting[:number]:
+            self._gpus[gpu] -= each
+        return True
+
+
+def _ask_for(pieces: Sequence[Piece], address: str) -> None:
+    """Tell a cluster that can grow what is wanted: nothing that waits in Ray tells it yet."""
+    if address.startswith("ray://"):  # a client has no way to ask
+        return
+    if not pieces:
         request_resources(num_cpus=0)
+        return
+    # what is asked to grow adds shares up; between those that do not fill a GPU there are gaps
+    shares = [piece for piece in pieces if 0 < piece.gpus < 1]
+    least = sum(piece.gpus for piece in shares)
+    fits = (
+        n for n in count(math.floor(least)) if not without_place([p._replace(cpus=0) for p in shares], [{"GPU": n}])
+    )
+    gap = next(fits) - least
+    gaps = [1.0] * int(gap + ROUNDING) + ([gap % 1] if ROUNDING < gap % 1 < 1 - ROUNDING else [])
+    bundles = [{kind: n for kind, n in (("CPU", p.cpus), ("GPU", p.gpus)) if n} for p in pieces]
+    request_resources(bundles=[bundle for bundle in bundles if bundle] + [{"GPU": gap} for gap in gaps])
 
 
 @contextmanager
 def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
-    """Where learners share GPUs with others, keep the learners' shares free until the others have theirs.
+    """Keep the learners' places free until the others have theirs, where those could take them.
 
-    Ray fills one GPU with shares before it begins the next: others that come first would leave the learners one GPU, or
-    pieces too small. Yields whether there is anything to share.
+    On several machines, others go where they find room first, and may leave pieces too small on each. On one, Ray fills a GPU with
+    shares before it begins the next: others that come first would leave the learners one GPU, or pieces too small. Yields whether
+    places are kept.
+
+    Raises:
+        UserError: there were none within `cluster.patience`.
     """
-    beside = cluster.actors * (cluster.actor_gpus > 0)
-    beside += sum(judge.actors for judge in cluster.judges.values() if judge.gpus)
-    if not (workers and 0 < cluster.worker_gpus < 1 and beside) or workers + beside == 2:
+    judges = cluster.judges.values()
+    beside = cluster.actors + sum(judge.actors for judge in judges)
+    sharing = cluster.actors * (cluster.actor_gpus > 0) + sum(judge.actors for judge in judges if judge.gpus)
+    shared = 0 < cluster.worker_gpus < 1 and sharing > 0 and workers + sharing > 2
+    # a run of a sweep has places for its actors already, and may wait for other runs to end
+    if not (workers and beside and (shared or len(_nodes()) > 1)) or ray.util.get_current_placement_group():
         yield False
         return
     places = placement_group([worker_resources(cluster)] * workers, strategy="PACK")
     try:
-        ray.get(places.ready())
+        if not places.wait(cluster.patience):
+            raise _impatient(f"places for {workers} learners", cluster.patience)
         yield True
     finally:
         remove_placement_group(places)
+
+
+def wait_for(asked: Sequence[ray.ObjectRef], who: str, patience: float | None) -> None:
+    """Wait for first answers: for processes that find their places.
+
+    Raises:
+        UserError: it took them more seconds than that.
+    """
+    try:
+        ray.get(list(asked), timeout=patience)
+    except ray.exceptions.GetTimeoutError as error:
+        assert patience is not None
+        raise _impatient(who, patience) from error
+
+
+def _impatient(what: str, patience: float) -> UserError:
+    return UserError(
+        f"expected {what} within {patience:g} seconds (cluster.patience), waited in vain: other work may hold the room, or their "
+        "models take longer to load; end what holds it, raise cluster.patience, or lower cluster.workers, actors, judges and their "
+        "cpus and gpus"
+    )
+
+
+def strategy_of_actors(cluster: Cluster) -> str | None:
+    """What Ray is told of where a command's actors go: None is the places that a run of a sweep has reserved for them.
+
+    It has none where learners draw for themselves, and actors do something in their places before they begin.
+    """
+    group = ray.util.get_current_placement_group()
+    reserved = cluster.actors + sum(judge.actors for judge in cluster.judges.values())
+    return None if group is not None and group.bundle_count >= reserved else "SPREAD"
 
 
 def worker_resources(cluster: Cluster) -> dict[str, float]:

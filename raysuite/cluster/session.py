@@ -16,7 +16,8 @@ import torch
 
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Names, running_judges
-from raysuite.cluster.placement import check_room, room_for_learners
+from raysuite.cluster.lives import as_written
+from raysuite.cluster.placement import check_room, pieces_of, room_for_learners, wait_for
 from raysuite.cluster.texts import encode_once
 from raysuite.config import Cluster, RunConfig
 from raysuite.cpus import usable_cpus
@@ -96,8 +97,7 @@ def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
         UserError: the cluster is too small.
     """
     check_room(
-        cpus=cluster.wanted("cpus", workers=workers),
-        gpus=cluster.wanted("gpus", workers=workers),
+        pieces_of(cluster, workers=workers),
         remedy="lower what cluster.workers, actors and judges and their cpus and gpus come to",
         patience=cluster.patience,
     )
@@ -132,11 +132,13 @@ def running_actors(
     threads = threads_of(config, max(1, cluster.actors), cluster.actor_cpus)
     with ExitStack() as stack:
         with room_for_learners(cluster, workers) as shared:
-            judges = stack.enter_context(running_judges(config))
+            patience = cluster.patience if shared else None
+            judges = stack.enter_context(running_judges(config, patience=patience))
             options = {"threads": threads, "texts": texts, "judges": judges}
             actors = stack.enter_context(killed_at_the_end(start_actors(cluster, RolloutActor, config, **options)))
             if shared:
-                ray.get([actor.life.remote() for actor in actors])
+                with as_written():
+                    wait_for([actor.life.remote() for actor in actors], f"{len(actors)} actors", patience)
         yield actors, judges
 
 

@@ -196,7 +196,8 @@ class Queue(Searcher):
                 self.going[trial_id] = waiting[0], config
                 directory = self._book.run_directory(waiting[0])
                 named = {"name": waiting[0].name, "objective": waiting[0].objective}
-                return {**named, "directory": str(directory), "config": config.canonical()}
+                joined = os.environ.get("RAY_ADDRESS")
+                return {**named, "directory": str(directory), "config": config.canonical(), "joined": joined}
         # nobody would ask again, and one of those that go on may be lost
         return None if self.going and not self._stopping else Searcher.FINISHED
 
@@ -320,6 +321,8 @@ def _by_name(name: str) -> Any:
 def _run(options: dict[str, Any]) -> None:
     """One run, in a process of its own: what Ray Tune calls a trial."""
     config, directory = validate(options["config"]), Path(options["directory"])
+    if options["joined"]:  # a job has it in its driver only; a run waits for a cluster, as one that is alone does
+        os.environ["RAY_ADDRESS"] = options["joined"]
     try:
         # whoever was in its place may end a little later than a sweep that was killed, or have been lost with its machine
         with locked(directory, wait=True), _reported(config, directory):

@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import torch
 
-from raysuite.cluster.actors import dealt
-from raysuite.cluster.placement import drawing_device
+from raysuite.cluster.actors import PolicyActor, dealt
+from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
@@ -22,12 +22,13 @@ PROMPTS_AT_ONCE = 32
 """That an actor is given: what is lost when one dies."""
 
 
-class TextEncoder:
+class TextEncoder(PolicyActor):
     """One actor: opens a pipeline without its denoising network, and writes what its encoders make of prompts."""
 
     def __init__(self, config: RunConfig, directory: Path, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._policy = open_policy(config, drawing_device(config.cluster), texts=directory, weights=False)
+        device = drawing_device(config.cluster)
+        super().__init__(lambda: open_policy(config, device, texts=directory, weights=False))
 
     def encode(self, prompts: Sequence[str]) -> int:
         """Write the text states of prompts that are not there yet; returns how many prompts these were."""
@@ -76,7 +77,11 @@ def encode_once(
 
 def _by_actors(config: RunConfig, texts: Path, prompts: Sequence[str], *, threads: int) -> None:
     remote: Any = ray.remote(TextEncoder).options(
-        num_cpus=config.cluster.actor_cpus, num_gpus=config.cluster.actor_gpus, max_restarts=2, max_task_retries=2
+        num_cpus=config.cluster.actor_cpus,
+        num_gpus=config.cluster.actor_gpus,
+        max_restarts=2,
+        max_task_retries=2,
+        scheduling_strategy=strategy_of_actors(config.cluster),
     )
     actors = [remote.remote(config, texts, threads=threads) for _ in range(config.cluster.actors)]
     pieces = [prompts[first : first + PROMPTS_AT_ONCE] for first in range(0, len(prompts), PROMPTS_AT_ONCE)]

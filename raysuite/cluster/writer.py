@@ -11,11 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raysuite.cluster import session
+from raysuite.cluster.fitting import fit
 from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
@@ -27,6 +29,9 @@ from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss, warnings
 from raysuite.writer.model import Writer, open_writer
 from raysuite.writer.train import Lesson, Pair, train
+
+LOSSES = 2
+"""Times that a writer's training may be lost and go on from its last epoch."""
 
 
 def make_pairs(
@@ -85,7 +90,7 @@ def train_writer(
         tell: is told what can be known of the loss beforehand.
 
     Raises:
-        UserError: the writer is not there.
+        UserError: the writer is not there, or the process in the cluster was lost too often.
     """
     opened = open_writer(writer)
     if lesson.loss.kind == "cal_dpo":  # the others have no targets
@@ -97,14 +102,16 @@ def train_writer(
     del opened  # a worker opens its own
     options = {"writer": writer, "rows": list(rows), "lesson": asdict(lesson), "directory": str(directory)}
     session.connect()
-    TorchTrainer(
+    trainer = TorchTrainer(
         _learner,
         train_loop_config=options,
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
+        # the cluster's GPUs, which the machine of this process may have none of
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=ray.cluster_resources().get("GPU", 0) >= 1),
         run_config=TrainRunConfig(
-            name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=2)
+            name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=LOSSES)
         ),
-    ).fit()
+    )
+    fit(trainer, directory / "ray", limit=f"{LOSSES} times")
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes
 
 

@@ -177,6 +177,7 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
 
     monkeypatch.setattr(RunDirectory, "log", full)
     config = load("toy-ddpo", SETTINGS)
+    launch.claim(config, tmp_path, ["test"])
     options = launch._options(config, tmp_path, threads=1, texts=None)
     expected = contextlib.nullcontext() if number != errno.EACCES else pytest.raises(PermissionError)
     with expected:

@@ -89,9 +89,11 @@ def test_a_run_with_actors_equals_one_without(settings: dict[str, str], tmp_path
     assert (tmp_path / "ray/metrics.jsonl").read_text() == (tmp_path / "one/metrics.jsonl").read_text()
 
 
+TWO = {"cluster__workers": "2", "cluster__worker_cpus": "0.5", "cluster__actor_cpus": "0.25"}
+
+
 def test_two_learner_workers_equal_one_and_need_no_actors(tmp_path: Path) -> None:
-    shares = {"cluster__workers": "2", "cluster__worker_cpus": "0.5", "cluster__actor_cpus": "0.25"}
-    two, without = (through_ray(toy(**shares, cluster__actors=actors), tmp_path / actors) for actors in ("2", "0"))
+    two, without = (through_ray(toy(**TWO, cluster__actors=actors), tmp_path / actors) for actors in ("2", "0"))
     np.testing.assert_allclose(two, in_one_process(toy(), tmp_path / "one"), rtol=1e-4, atol=1e-6)
     assert np.array_equal(two, without)
     assert (tmp_path / "2/metrics.jsonl").read_text() == (tmp_path / "0/metrics.jsonl").read_text()
@@ -167,8 +169,12 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     ray.kill(actors[0])
 
 
-def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]")
+@pytest.mark.parametrize("settings", [{}, {**TWO, "cluster__max_failures": "0"}], ids=["one learner", "two"])
+def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """One of several learners has to raise it, which is no loss that Ray Train may make good."""
+    config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]", **settings)
     launch.claim(config, tmp_path, ["test"])
     with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
         launch.train(config, tmp_path)

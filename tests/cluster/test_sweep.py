@@ -17,6 +17,8 @@ import pytest
 import safetensors.numpy
 import yaml
 
+from raysuite.cluster import sweep as sweeping
+from raysuite.cluster.placement import strategy_of_actors
 from raysuite.cluster.sweep import Halving, Places, Queue
 from raysuite.config import Cluster
 from raysuite.sweeps.declared import Sweep, load
@@ -141,6 +143,46 @@ def test_a_run_whose_process_died_is_tried_again_before_anything_is_confirmed(tm
     assert confirms.trial is None
     book.note(confirms, status="done")
     assert queue.suggest("last") == Queue.FINISHED
+
+
+def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's environment is its driver's; a run, which another process begins, waits for a cluster to grow as well."""
+    declared = Sweep.model_validate(
+        {
+            "recipe": "toy-ddpo",
+            "objectives": ["toy-ddpo"],
+            "space": {"learn.learning_rate": {"grid": [0.001, 0.01]}},
+            "budget": 900,
+        }
+    )
+    queue = Queue(Book.open(declared, tmp_path / "sweep", ["test"]), ["test"], Cluster())
+    queue._places = Places(sure=1, most=1)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    options = queue.suggest("first")
+    monkeypatch.delenv("RAY_ADDRESS")
+    seen: list[str | None] = []
+    monkeypatch.setattr(sweeping.launch, "train", lambda *run, placed: seen.append(os.environ.get("RAY_ADDRESS")))
+    sweeping._run(options)
+    assert seen == ["head:6379"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "reserved"),
+    [
+        ({"actors": 2}, True),
+        ({"workers": 2, "actors": 0}, False),
+        ({"actors": 0, "judges": {"redness": {}}}, False),
+        ({"actors": 1, "judges": {"redness": {}}}, True),
+    ],
+)
+def test_actors_go_where_a_run_has_reserved_places_for_them(
+    cluster: dict, reserved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that encode or draw in the learners' places before these begin have none."""
+    bundles = [b for b in sweeping._reserved(Cluster(**cluster)).bundles if b]
+    group = SimpleNamespace(bundle_count=len(bundles))
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: group)
+    assert strategy_of_actors(Cluster(**cluster).with_actors()) == (None if reserved else "SPREAD")
 
 
 def in_one_process(sweep: Sweep, name: str, directory: Path) -> np.ndarray:

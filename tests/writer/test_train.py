@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray.train import ScalingConfig, WorkerGroupError
 from rich.console import Console
 
 from raysuite.cli import main
@@ -171,6 +172,30 @@ def test_a_training_opens_its_writer_once(pairs: list[Pair], tmp_path: Path, mon
     monkeypatch.setattr(writing, "train", lambda writer, *rest: trained.append(writer))
     writing.train_writer(BUNDLED, pairs, Lesson(PairLoss("cal_dpo", 0.01)), tmp_path, told.append)
     assert opened == trained and len(opened) == 1 and "beta 0.01 pulls h of preferred rewrites" in told[0]
+
+
+@pytest.mark.parametrize("gpus", [0.0, 2.0])
+def test_a_training_in_a_cluster_uses_its_gpus_and_tells_what_ended_it(
+    gpus: float, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that starts it may have none."""
+    scaled = []
+
+    class Trainer:
+        def __init__(self, *work: object, scaling_config: ScalingConfig, **options: object) -> None:
+            scaled.append(scaling_config)
+
+        def fit(self) -> None:
+            raise WorkerGroupError("Traceback ...", {0: UserError("expected a writer")})
+
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(writing.session, "connect", lambda: None)
+    monkeypatch.setattr(writing, "TorchTrainer", Trainer)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": gpus})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: not gpus)
+    with pytest.raises(UserError, match="expected a writer"):
+        writing.train_writer(BUNDLED, pairs, Lesson(PairLoss("sigmoid", 0.1)), tmp_path, print)
+    assert [scaling.use_gpu for scaling in scaled] == [gpus > 0]
 
 
 def test_pairs_of_any_user_of_trl(tmp_path: Path) -> None:
