@@ -29,7 +29,7 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
 from raysuite.places import replacing
-from raysuite.rng import Stage, torch_generator
+from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages.checkpoint import moments_by_name
 from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.optimizer import in_float32, put_together
@@ -126,8 +126,7 @@ class Measurement:
         cost, counts = Cost(), {"rankings": 0}
         seen = self._seen(block, rollouts, advantage)
         for place in range(len(block.prompts)):
-            shares = {label: self._share(batch, block, place) for label, batch in seen.items()}
-            batches = {label: share for label, share in shares.items() if share is not None}
+            batches = {label: unit for label, units in seen.items() if (unit := units[place]) is not None}
             counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
             cost += self._gradients(block, place, batches, arrays, sums)
         number = block_number(self.rung.config, block)
@@ -140,65 +139,48 @@ class Measurement:
                 {name: torch.stack(units) for name, units in arrays.items()}, temporary, metadata=metadata
             )
 
-    def _seen(self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None) -> dict[str, Batch]:
-        """A block as each objective sees it."""
-        preferences, trained, reward = None, None, None
+    def _seen(
+        self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None
+    ) -> dict[str, Sequence[Batch | None]]:
+        """A block's units as each objective sees them; None where there is nothing to learn from."""
+        preferences: Sequence[Batch | None] = ()
+        trained: Sequence[Batch | None] = ()
+        reward: Sequence[Batch | None] = ()
         if self.comparing is not None:
             preferences = self._preferences(self.comparing, block, rollouts)
         if any(objective.consumes == "advantages" for objective in self.objectives.values()):
             assert rollouts is not None and advantage is not None
             steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
-            trained = transitions(rollouts, advantage["trained"])
+            trained = _by_prompt(transitions(rollouts, advantage["trained"]), block)
             # an objective's mean is over steps, where the policy gradient sums over them
-            reward = transitions(rollouts, steps * advantage["reward"])
-        seen: dict[str, Batch] = {}
-        for label, objective in self.objectives.items():
-            batch = preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
-            assert batch is not None
-            seen[label] = batch
-        return seen
+            reward = _by_prompt(transitions(rollouts, steps * advantage["reward"]), block)
+        return {
+            label: preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
+            for label, objective in self.objectives.items()
+        }
 
-    def _preferences(self, config: RunConfig, block: Block, rollouts: Rollouts | None) -> Preferences:
-        """Rankings of a block; those of a set have their prompts' text states with them."""
+    def _preferences(self, config: RunConfig, block: Block, rollouts: Rollouts | None) -> list[Preferences | None]:
+        """Rankings of every unit; those of a set have their prompts' text states with them."""
         if self.set is not None:
-            rows = self._rows_of_set(config, len(self.set), block)
-            self.policy.remember(self.set.texts(rows))
-            return self.set.rows(rows)
+            return [
+                self._unit_of_set(self.set, config, number) for number in self._units_of_set(self.set, config, block)
+            ]
         assert rollouts is not None
         indices_RM, _ = rankings(config, block, rollouts.reward_N)
-        return compared(rollouts, indices_RM)
+        place_R = indices_RM[:, 0] // block.samples_per_prompt
+        units = [indices_RM[place_R == place] for place in range(len(block.prompts))]
+        return [compared(rollouts, unit_RM) if len(unit_RM) else None for unit_RM in units]
 
-    def _rows_of_set(self, config: RunConfig, size: int, block: Block) -> list[int]:
-        """A block's rankings: one for each of its units, then another for each, and so on."""
-        per_unit = self.rung.rankings
-        first = (block.update - FIRST_UPDATE) * per_unit
-        updates = range(first, first + per_unit)
-        return [row for u in updates for row in rows_of_set(config, size, update=u, block=block.index)]
+    def _units_of_set(self, held: PreferenceSet, config: RunConfig, block: Block) -> list[int]:
+        """Which units of a set a block's are, in a random order in which none comes twice before all have."""
+        return rows_of_set(config, len(held.units), update=0, block=block_number(self.rung.config, block))
 
-    def _share(self, batch: Batch, block: Block, place: int) -> Batch | None:
-        """One prompt's share of a block; None where there is nothing to learn from."""
-        if isinstance(batch, Transitions):
-            samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
-            return replace(
-                batch,
-                latents_NK=batch.latents_NK[samples],
-                logp_NK=batch.logp_NK[samples],
-                advantage_NK=batch.advantage_NK[samples],
-                prompts_N=batch.prompts_N[samples],
-                draws_N=None if batch.draws_N is None else batch.draws_N[samples],
-            )
-        if self.set is not None:
-            rows = list(range(place, len(batch), len(block.prompts)))
-        else:
-            rows = [r for r, prompt in enumerate(batch.prompts_R) if prompt == block.prompts[place]]
-        if not rows:
-            return None
-        return replace(
-            batch,
-            latents_RMK=batch.latents_RMK[rows],
-            prompts_R=tuple(batch.prompts_R[r] for r in rows),
-            draws_RM=None if batch.draws_RM is None else batch.draws_RM[rows],
-        )
+    def _unit_of_set(self, held: PreferenceSet, config: RunConfig, number: int) -> Preferences:
+        """All rankings of a prompt, or as many as are wanted at most: rankings that share pictures share noise, too."""
+        rng = numpy_generator(seed=config.seed, stage=Stage.PREFERENCES, prompt=number)
+        rows = np.sort(rng.permutation(held.units[number])[: self.rung.rankings]).tolist()
+        self.policy.remember(held.texts(rows))
+        return held.rows(rows)
 
     def _gradients(
         self,
@@ -244,6 +226,22 @@ class Measurement:
 
     def _sizes(self) -> list[int]:
         return [p.numel() for p in self.policy.trainable().values()]
+
+
+def _by_prompt(batch: Transitions, block: Block) -> list[Transitions]:
+    """Each prompt's share of a block."""
+    size = block.samples_per_prompt
+    return [
+        replace(
+            batch,
+            latents_NK=batch.latents_NK[samples],
+            logp_NK=batch.logp_NK[samples],
+            advantage_NK=batch.advantage_NK[samples],
+            prompts_N=batch.prompts_N[samples],
+            draws_N=None if batch.draws_N is None else batch.draws_N[samples],
+        )
+        for samples in (slice(start, start + size) for start in range(0, block.size, size))
+    ]
 
 
 def study_sketch(study: Study, seed: int, policy: Policy) -> Sketch:

@@ -18,7 +18,7 @@ from raysuite.kernel import transition
 from raysuite.kernel.credit import PromptTracker
 from raysuite.kernel.directions import Gram
 from raysuite.rng import Stage, torch_generator
-from raysuite.stages import checkpoint
+from raysuite.stages import checkpoint, preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.preferences import compared, rankings
@@ -39,8 +39,10 @@ from raysuite.study.measure import (
     study_blocks,
 )
 from raysuite.study.rung import RungDirectory
-from raysuite.types import Block, Rollouts
+from raysuite.types import Block, Preferences, Rollouts
 
+MADE = {"model": "m", "encoders": {}, "latent_shape": [2], "members": 2, "steps": None, "sampler": None}
+"""What is said of a set, but for its source."""
 OBJECTIVES = ["ddpo", "dspo", "forward_rl"]
 
 
@@ -184,6 +186,35 @@ def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-5)
     sums = safetensors.torch.load_file(tmp_path / "sums" / f"{number:06d}.safetensors")
     torch.testing.assert_close(sums["ddpo"], stored["parameters/ddpo"].sum((0, 1)), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("limit", "of_each"), [("null", 10), ("4", 4)])
+def test_a_unit_of_a_set_is_one_prompt_with_all_its_rankings(tmp_path: Path, limit: str, of_each: int) -> None:
+    """Fewer where `preferences.limit` says so. No unit comes twice."""
+    source = {**MADE, "source": {"kind": "test"}}
+    preference_set.claim(tmp_path / "set", source, ["test"])
+    names = [f"{side} {n}" for n in range(10) for side in ("left", "right") for _ in range(5)]  # ten of every number
+    prompts = tuple(name.split()[1] for name in names)
+    latents = torch.arange(float(len(names)))[:, None, None, None].expand(-1, 2, 1, 2).contiguous()
+    preference_set.write_block(
+        tmp_path / "set",
+        0,
+        Preferences(latents_RMK=latents, prompts_R=prompts),
+        rows_R=range(len(names)),
+        texts={},
+        read=len(names),
+    )
+    preference_set.summarise(tmp_path / "set")
+    settings = {"preferences": f"{{source: {tmp_path / 'set'}, choose: all, limit: {limit}}}"}
+    study = declare("toy-ddpo", objectives=["sft"], units=8, probes=0, settings=settings)
+    (rung,) = study.rungs
+    measurement = Measurement(study, rung, open_policy(rung.config, torch.device("cpu")), None)
+    seen = [unit for block in study_blocks(study, rung) for unit in measurement._seen(block, None, None)["sft"]]
+    assert [len(unit) for unit in seen if unit] == [of_each] * 8
+    assert all(len(set(unit.prompts_R)) == 1 for unit in seen if isinstance(unit, Preferences))
+    assert len({unit.prompts_R[0] for unit in seen if isinstance(unit, Preferences)}) == 8
+    rows = [row for unit in seen if isinstance(unit, Preferences) for row in unit.latents_RMK[:, 0, 0, 0].tolist()]
+    assert len(set(rows)) == 8 * of_each and all(prompts[int(row)] for row in rows)
 
 
 def test_units_of_soft_prompts_have_their_own_draws(tmp_path: Path) -> None:
