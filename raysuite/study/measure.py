@@ -124,11 +124,11 @@ class Measurement:
         arrays: dict[str, list[Tensor]] = defaultdict(list)
         sums: dict[str, Tensor] = {}
         cost, counts = Cost(), {"rankings": 0}
-        seen = self._seen(block, rollouts, advantage)
+        seen, of_unit = self._seen(block, rollouts, advantage)
         for place in range(len(block.prompts)):
             batches = {label: unit for label, units in seen.items() if (unit := units[place]) is not None}
             counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
-            cost += self._gradients(block, place, batches, arrays, sums)
+            cost += self._gradients(block, place, batches, of_unit, arrays, sums)
         number = block_number(self.rung.config, block)
         metadata = {"cost": json.dumps(asdict(cost)), "counts": json.dumps(counts)}
         if sums:
@@ -141,13 +141,14 @@ class Measurement:
 
     def _seen(
         self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None
-    ) -> dict[str, Sequence[Batch | None]]:
-        """A block's units as each objective sees them; None where there is nothing to learn from."""
+    ) -> tuple[dict[str, Sequence[Batch | None]], float | None]:
+        """A block's units as each objective sees them, None where there is nothing to learn from; and how many rankings units have."""
         preferences: Sequence[Batch | None] = ()
         trained: Sequence[Batch | None] = ()
         reward: Sequence[Batch | None] = ()
+        of_unit = None
         if self.comparing is not None:
-            preferences = self._preferences(self.comparing, block, rollouts)
+            preferences, of_unit = self._preferences(self.comparing, block, rollouts)
         if any(objective.consumes == "advantages" for objective in self.objectives.values()):
             assert rollouts is not None and advantage is not None
             steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
@@ -157,23 +158,26 @@ class Measurement:
         return {
             label: preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
             for label, objective in self.objectives.items()
-        }
+        }, of_unit
 
-    def _preferences(self, config: RunConfig, block: Block, rollouts: Rollouts | None) -> list[Preferences | None]:
-        """Rankings of every unit; those of a set have their prompts' text states with them."""
+    def _preferences(
+        self, config: RunConfig, block: Block, rollouts: Rollouts | None
+    ) -> tuple[list[Preferences | None], float]:
+        """Rankings of every unit, and how many it would have without ties, or in a set has on average.
+
+        Rankings of a set have their prompts' text states with them.
+        """
         if self.set is not None:
-            return [
-                self._unit_of_set(self.set, config, number) for number in self._units_of_set(self.set, config, block)
-            ]
+            # in a random order, in which none comes twice before all have
+            numbers = rows_of_set(config, len(self.set.units), update=0, block=block_number(self.rung.config, block))
+            of_unit = float(np.mean([len(rows[: self.rung.rankings]) for rows in self.set.units]))
+            return [self._unit_of_set(self.set, config, number) for number in numbers], of_unit
         assert rollouts is not None
-        indices_RM, _ = rankings(config, block, rollouts.reward_N)
+        indices_RM, ties = rankings(config, block, rollouts.reward_N)
         place_R = indices_RM[:, 0] // block.samples_per_prompt
         units = [indices_RM[place_R == place] for place in range(len(block.prompts))]
-        return [compared(rollouts, unit_RM) if len(unit_RM) else None for unit_RM in units]
-
-    def _units_of_set(self, held: PreferenceSet, config: RunConfig, block: Block) -> list[int]:
-        """Which units of a set a block's are, in a random order in which none comes twice before all have."""
-        return rows_of_set(config, len(held.units), update=0, block=block_number(self.rung.config, block))
+        of_unit = (len(indices_RM) + ties) / len(units)
+        return [compared(rollouts, unit_RM) if len(unit_RM) else None for unit_RM in units], of_unit
 
     def _unit_of_set(self, held: PreferenceSet, config: RunConfig, number: int) -> Preferences:
         """All rankings of a prompt, or as many as are wanted at most: rankings that share pictures share noise, too."""
@@ -187,6 +191,7 @@ class Measurement:
         block: Block,
         place: int,
         batches: Mapping[str, Batch],
+        of_unit: float | None,
         arrays: dict[str, list[Tensor]],
         sums: dict[str, Tensor],
     ) -> Cost:
@@ -211,6 +216,7 @@ class Measurement:
             generator=lambda: torch_generator(seed=seed, stage=Stage.OBJECTIVE, update=block.update, prompt=prompt),
             bins=study.bins,
             microbatch=self.rung.config.learn.microbatch,
+            rankings=of_unit,
         )
         for label in self.objectives:
             arrays[f"parameters/{label}"].append(kept[label])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,27 @@ def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(sums["ddpo"], stored["parameters/ddpo"].sum((0, 1)), rtol=1e-4, atol=1e-7)
 
 
+def test_units_with_ties_count_as_they_do_in_training(tmp_path: Path) -> None:
+    """Of six pairs three or five are left: the sum of both units is the gradient on all eight, but for a constant."""
+    settings = {"rollouts.prompts_per_block": "2", "rollouts.samples": "4", "learn.minibatches": "1"}
+    settings |= {"sampler.steps": "3", "preferences": "{choose: all, limit: 6}"}
+    study = declare("toy-ddpo", objectives=["trajectory_dpo"], units=8, probes=0, settings=settings)
+    (rung,) = study.rungs
+    policy, block = open_policy(rung.config, torch.device("cpu")), study_blocks(study, rung)[0]
+    drawn_for = score(sample(policy, block, rung.config, version=0), rung.config)
+    tied = replace(drawn_for, reward_N=np.array([0, 0, 0, 1, 0, 1, 2, 2], dtype=drawn_for.reward_N.dtype))
+    Measurement(study, rung, policy, None).block(block, tied, None, tmp_path)
+    units = safetensors.numpy.load_file(tmp_path / "units" / "000000.safetensors")["parameters/trajectory_dpo"]
+    indices_RM, ties = rankings(rung.config, block, tied.reward_N)
+    assert [(indices_RM[:, 0] // 4 == place).sum() for place in (0, 1)] == [3, 5] and ties == 4
+    whole = [(compared(tied, indices_RM), torch.Generator())]
+    gradient(rung.config.built_objective, policy, whole, microbatch=100)
+    wanted = policy.trainable()["perturbation"].grad
+    assert wanted is not None
+    found = units.sum((0, 1)) * 6 / 8
+    np.testing.assert_allclose(found, wanted.flatten().numpy(), rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize(("limit", "of_each"), [("null", 10), ("4", 4)])
 def test_a_unit_of_a_set_is_one_prompt_with_all_its_rankings(tmp_path: Path, limit: str, of_each: int) -> None:
     """Fewer where `preferences.limit` says so. No unit comes twice."""
@@ -209,7 +231,7 @@ def test_a_unit_of_a_set_is_one_prompt_with_all_its_rankings(tmp_path: Path, lim
     study = declare("toy-ddpo", objectives=["sft"], units=8, probes=0, settings=settings)
     (rung,) = study.rungs
     measurement = Measurement(study, rung, open_policy(rung.config, torch.device("cpu")), None)
-    seen = [unit for block in study_blocks(study, rung) for unit in measurement._seen(block, None, None)["sft"]]
+    seen = [unit for block in study_blocks(study, rung) for unit in measurement._seen(block, None, None)[0]["sft"]]
     assert [len(unit) for unit in seen if unit] == [of_each] * 8
     assert all(len(set(unit.prompts_R)) == 1 for unit in seen if isinstance(unit, Preferences))
     assert len({unit.prompts_R[0] for unit in seen if isinstance(unit, Preferences)}) == 8
