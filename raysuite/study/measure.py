@@ -60,7 +60,9 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
         blocks = [read_block(source, update, index) for update in rounds for index in indices]
     else:
         prompts = load_prompts(config.prompts)
-        blocks = [block for r in rounds for block in training_blocks(config, prompts, FIRST_UPDATE + r)]
+        # independent, as inner products of different units take them to be
+        updates = [FIRST_UPDATE + r for r in rounds]
+        blocks = [block for u in updates for block in training_blocks(config, prompts, u, independent=True)]
     # a unit is for objectives that compare and for those that do not
     return [replace(block, one_draw=True) for block in blocks]
 
