@@ -245,7 +245,9 @@ def matched_cosine(aa: Gram, bb: Gram, ab: Gram) -> Matched | None:
 def principal_directions(cosines_AA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How few directions a set of objectives has: shares of the eigenvalues of their cosines, and the eigenvectors.
 
-    Estimated cosines need not form a positive matrix; negative eigenvalues are noise and count as 0.
+    Estimated cosines need not form a positive matrix; negative eigenvalues are noise and count as 0. Noise makes the largest share too
+    large: of six orthogonal directions, each 1/6 of all, it is 0.22 on average with clear directions and 0.27 with weak ones.
+    There is no interval, since where eigenvalues are equal a jackknife's holds the truth in a third to three fifths of cases.
 
     Args:
         cosines_AA: symmetric, ones on the diagonal.
