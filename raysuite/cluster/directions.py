@@ -139,10 +139,11 @@ def _preflight(declared: Study) -> None:
             try:
                 if config.preferences.source is not None:
                     found = open_set(config)
-                    if len(found) < declared.sizes[-1] * rung.rankings:
+                    if len(found.units) < declared.sizes[-1]:
                         raise UserError(
-                            f"expected at least {declared.sizes[-1]} units x {rung.rankings} rankings (preferences.limit) in "
-                            f"{config.preferences.source}, got {len(found)}: make a larger set, or lower one of them"
+                            f"expected at least {declared.sizes[-1]} units in {config.preferences.source}, got {len(found.units)}: "
+                            "rankings of one prompt are one unit, since they may share pictures; lower --units, or make a set of more"
+                            " prompts"
                         )
                 elif config.rollouts.replay is not None:
                     check_replay(config.model_copy(update={"updates": rung.rounds(declared.sizes[-1])}))

@@ -86,8 +86,12 @@ class Gram:
 def off_diagonal_means(gram: Gram) -> np.ndarray:
     """U(K), the mean of K[i, j] over i != j: of all units, and then without each of them in turn, (1 + n, ...).
 
-    U is an unbiased estimate of <E g_a, E g_b>. Units share their rollouts between objectives, so K[i, i] holds correlated
-    noise: with it, a true cosine of 0 looks like a positive one, and one of 0.9 like a smaller one.
+    U is an unbiased estimate of <E g_a, E g_b> where units are independent. Where they are drawn in rounds of m, without
+    replacement from P prompts between which expected gradients have the covariance S_ab, it is too small by
+    (m - 1) / (P - 1) tr S_ab / (n - 1): two units of one round are less alike than two of different ones.
+
+    Units share their rollouts between objectives, so K[i, i] holds correlated noise: with it, a true cosine of 0 looks like
+    a positive one, and one of 0.9 like a smaller one.
     """
     n = gram.units
     off = gram.total - gram.diagonal_n.sum(0)
@@ -241,7 +245,9 @@ def matched_cosine(aa: Gram, bb: Gram, ab: Gram) -> Matched | None:
 def principal_directions(cosines_AA: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How few directions a set of objectives has: shares of the eigenvalues of their cosines, and the eigenvectors.
 
-    Estimated cosines need not form a positive matrix; negative eigenvalues are noise and count as 0.
+    Estimated cosines need not form a positive matrix; negative eigenvalues are noise and count as 0. Noise makes the largest share too
+    large: of six orthogonal directions, each 1/6 of all, it is 0.22 on average with clear directions and 0.27 with weak ones.
+    There is no interval, since where eigenvalues are equal a jackknife's holds the truth in a third to three fifths of cases.
 
     Args:
         cosines_AA: symmetric, ones on the diagonal.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,19 @@ class PreferenceSet:
                 latents.append(stored.get_slice("latents")[row : row + 1])
             prompts.append(self._tables[block]["prompt"][row].as_py())
         return Preferences(latents_RMK=torch.cat(latents), prompts_R=tuple(prompts))
+
+    @cached_property
+    def units(self) -> list[list[int]]:
+        """Numbers of the rankings of one prompt, together: they may share pictures, and no two units do.
+
+        Pictures of `raysuite pairs` are of one block, where a prompt that comes again has others. In other sets they may come
+        again wherever their prompt does.
+        """
+        drawn, found = self.manifest["source"].get("kind") == "rollouts", defaultdict(list)
+        prompts = ((block, prompt) for block, table in self._tables.items() for prompt in table["prompt"].to_pylist())
+        for number, (block, prompt) in enumerate(prompts):
+            found[block if drawn else None, prompt].append(number)
+        return list(found.values())
 
     def texts(self, numbers: Sequence[int]) -> TextStates:
         """What the text encoders made of the prompts of these rankings; empty without them."""

@@ -234,17 +234,28 @@ def _of_split(source: str, split: str, known: Mapping[str, T]) -> T:
     return known[split]
 
 
-def training_blocks(config: RunConfig, prompts: PromptSet, update: int) -> list[Block]:
-    """The blocks of an update: prompts drawn without replacement, alike from every stratum."""
+AGAIN = 1 << 32
+"""Beyond all numbers of prompts."""
+
+
+def training_blocks(config: RunConfig, prompts: PromptSet, update: int, *, independent: bool = False) -> list[Block]:
+    """The blocks of an update: prompts drawn without replacement, alike from every stratum.
+
+    Args:
+        config: says how many.
+        prompts: to draw from.
+        update: coordinate of the draw.
+        independent: draw every prompt by itself, with the chances that it has in an update. One that comes again in the update
+            has another number, and so noise of its own.
+    """
     rollouts = config.rollouts
     if rollouts.prompts > len(prompts.training):
         raise UserError(
             f"expected rollouts.prompts of at most the {len(prompts.training)} training prompts, got {rollouts.prompts}: lower "
             "it (rollouts.samples can rise instead) or add prompts"
         )
-    chosen = dealt(
-        prompts.training, rollouts.prompts, numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
-    )
+    rng = numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
+    chosen = (_independent if independent else dealt)(prompts.training, rollouts.prompts, rng)
     size, window = rollouts.prompts_per_block, noisy_steps(config, update)
     compared = config.built_objective.consumes == "preferences" and not config.preferences.across_draws
     return [
@@ -288,6 +299,13 @@ def dealt(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) ->
             if deck and len(chosen) < number:
                 chosen.append(stratum[deck.pop()])
     return [chosen[i] for i in rng.permutation(number)]
+
+
+def _independent(prompts: tuple[Prompt, ...], number: int, rng: np.random.Generator) -> list[Prompt]:
+    """One prompt of each of so many deals."""
+    chosen = [dealt(prompts, number, rng)[0] for _ in range(number)]
+    before = [chosen[:i].count(prompt) for i, prompt in enumerate(chosen)]
+    return [replace(prompt, number=prompt.number + AGAIN * n) for prompt, n in zip(chosen, before, strict=True)]
 
 
 def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, final: bool) -> dict[str, list[Block]]:

@@ -54,8 +54,8 @@ class Rung:
     """Updates that the policy has had."""
     configs: Mapping[str, RunConfig]
     """A run for each objective, by its label: what it learns from, and how."""
-    rankings: int
-    """Rankings of a set that make a unit: `preferences.limit`, or 1."""
+    rankings: int | None
+    """The most of a prompt's rankings in a set that make a unit, `preferences.limit`; None for all of them."""
 
     @cached_property
     def config(self) -> RunConfig:
@@ -101,7 +101,7 @@ class Study(Section):
     along: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """The ladder: values of a setting, by its path. Each value is a rung; two paths are two ladders, not a grid."""
     units: PositiveInt = 64
-    """Prompts' groups of samples, or of a set as many rankings as `preferences.limit` says."""
+    """Prompts' groups of samples, or of a set the rankings of one prompt, at most `preferences.limit` of them."""
     bins: PositiveInt = 4
     """Equal ranges of the training timesteps."""
     width: PositiveInt = 4096
@@ -146,8 +146,8 @@ class Study(Section):
                     "weights that suit their own scales"
                 )
             compared = tree.get("preferences") or {}
-            rankings = int(compared.get("limit") or 1) if compared.get("source") is not None else 1
-            yield Rung(number, path, value, checkpoint, configs, rankings)
+            limit = compared.get("limit") if compared.get("source") is not None else None
+            yield Rung(number, path, value, checkpoint, configs, None if limit is None else int(limit))
 
     def canonical(self) -> dict[str, Any]:
         """Plain JSON values: what study.json holds. The order of mappings counts, and JSON does not promise to keep it."""

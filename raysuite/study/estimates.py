@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,11 @@ def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) 
             yield {"part": part, "where": where, **row}
     for a, b in _pairs(labels) if bins > 1 else ():
         matched = matched_cosine(products[a, a][0], products[b, b][0], products[a, b][0])
-        note = f"bins {', '.join(map(str, matched.bins))}" if matched else "no bin where both show a direction"
+        note = "no bin where both show a direction"
+        if matched:
+            # bins were chosen for showing a direction: the least likely of them to do so says how much luck may be in it
+            least = {x: _least(power(products[x, x][0][t, t]) for t in matched.bins) for x in (a, b)}
+            note = "; ".join(filter(None, [_weak(least), f"bins {', '.join(map(str, matched.bins))}"]))
         yield {"part": "whole", "where": "", **_row("matched_cosine", a, b, matched.cosine if matched else None, note)}
     yield from _principal(whole, labels)
 
@@ -69,12 +73,21 @@ def _of_part(grams: Mapping[tuple[str, str], Gram], labels: Sequence[str]) -> It
         yield _row("power", label, label, found[label])
     for a, b in _pairs(labels):
         without = [label for label in (a, b) if label in silent]
-        weak = [f"{label} {found[label].estimate:.0%}" for label in (a, b) if found[label].estimate < ENOUGH_POWER]
-        note = f"no direction: {', '.join(without)}" if without else f"low power: {', '.join(weak)}" if weak else ""
+        note = f"no direction: {', '.join(without)}" if without else _weak({label: found[label] for label in (a, b)})
         yield _row("expected_cosine", a, b, expected_cosine(grams[a, a], grams[b, b], grams[a, b]), note)
         if grams[a, a].total > 0 and grams[b, b].total > 0:
             naive = batch_cosine(grams[a, a], grams[b, b], grams[a, b])
             yield _row("batch_cosine", a, b, Interval(naive, float("nan"), float("nan")))
+
+
+def _least(powers: Iterable[Interval]) -> Interval:
+    return min(powers, key=lambda interval: interval.estimate)
+
+
+def _weak(powers: Mapping[str, Interval]) -> str:
+    """Which objectives may have been found by luck; nothing where none may."""
+    weak = [f"{label} {chance.estimate:.0%}" for label, chance in powers.items() if chance.estimate < ENOUGH_POWER]
+    return f"low power: {', '.join(weak)}" if weak else ""
 
 
 def _principal(grams: Mapping[tuple[str, str], Gram], labels: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from raysuite.families.policy import Policy
 from raysuite.kernel.objectives import Objective
 from raysuite.stages.learn import Batch, ask
-from raysuite.types import Cost, Queries
+from raysuite.types import Cost, Preferences, Queries
 
 Add = Callable[[str, int, dict[str, Tensor]], None]
 """Takes a part of an objective's gradient in a timestep bin, by parameter: parts add up."""
@@ -31,8 +31,12 @@ def unit_gradients(
     generator: Callable[[], torch.Generator],
     bins: int,
     microbatch: int,
+    rankings: float | None = None,
 ) -> Cost:
     """Hand the gradient of every objective's mean over one unit's queries to `add`, and return what that cost.
+
+    Where `rankings` says how many a unit has, one with fewer, since pictures tie, counts for as much less. So it does in
+    training, which divides by the rankings of the whole minibatch: the direction is E[sum] / E[number], and not E[mean].
 
     Args:
         objectives: by name.
@@ -43,13 +47,18 @@ def unit_gradients(
             pictures noise them alike.
         bins: T, equal ranges of the training timesteps.
         microbatch: points through the network at once, at most.
+        rankings: by which the sum over a unit's rankings is divided, the same for all units; None for their own number.
     """
+    share = {
+        name: len(batch) / rankings if rankings and isinstance(batch, Preferences) else 1.0
+        for name, batch in batches.items()
+    }
     asked = {name: ask(objectives[name], policy, batch, generator()) for name, batch in batches.items()}
     cost = Cost()
     for names in sharing(asked):
         at_one_level = bool((asked[names[0]].t_UM == asked[names[0]].t_UM[:, :1]).all())
         take = _by_unit if at_one_level else _by_point
-        cost += take({name: objectives[name] for name in names}, policy, asked, add, bins, microbatch)
+        cost += take({name: objectives[name] for name in names}, policy, asked, share, add, bins, microbatch)
     return cost
 
 
@@ -94,6 +103,7 @@ def _by_unit(
     objectives: Mapping[str, Objective[Any]],
     policy: Policy,
     asked: Mapping[str, Queries],
+    share: Mapping[str, float],
     add: Add,
     bins: int,
     microbatch: int,
@@ -111,7 +121,8 @@ def _by_unit(
             base = {"base": _predict(policy, chunk, microbatch, base=True)} if held else {}
             for place, (name, objective) in enumerate(objectives.items()):
                 compared, known = _compared(objective, prediction, reference), chunks[name].knowing(**base)
-                loss = objective.loss(known, policy.schedule, prediction, compared).terms_U.sum() / len(first)
+                terms_U = objective.loss(known, policy.schedule, prediction, compared).terms_U
+                loss = share[name] * terms_U.sum() / len(first)
                 add(name, number, _gradients(policy, loss, None, retain=place < len(objectives) - 1))
             cost += _cost(policy, chunk, forward=1 + needed + held, backward=len(objectives))
     return cost
@@ -121,6 +132,7 @@ def _by_point(
     objectives: Mapping[str, Objective[Any]],
     policy: Policy,
     asked: Mapping[str, Queries],
+    share: Mapping[str, float],
     add: Add,
     bins: int,
     microbatch: int,
@@ -139,7 +151,7 @@ def _by_point(
     for name, objective in objectives.items():
         compared = _compared(objective, prediction, reference)
         queries = asked[name].to(policy.device)
-        loss = objective.loss(queries, policy.schedule, prediction, compared).terms_U.sum() / len(first)
+        loss = share[name] * objective.loss(queries, policy.schedule, prediction, compared).terms_U.sum() / len(first)
         (said[name],) = torch.autograd.grad(loss, prediction)
     cost = _cost(policy, first, forward=1 + needed, backward=0)
     x, t = whole.x_UM.flatten(0, 1), whole.t_UM.flatten()

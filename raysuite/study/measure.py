@@ -29,7 +29,7 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.kernel.sketch import Sketch, parameter_blocks
 from raysuite.places import replacing
-from raysuite.rng import Stage, torch_generator
+from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages.checkpoint import moments_by_name
 from raysuite.stages.learn import Batch, advantages, transitions
 from raysuite.stages.optimizer import in_float32, put_together
@@ -60,7 +60,9 @@ def study_blocks(study: Study, rung: Rung) -> list[Block]:
         blocks = [read_block(source, update, index) for update in rounds for index in indices]
     else:
         prompts = load_prompts(config.prompts)
-        blocks = [block for r in rounds for block in training_blocks(config, prompts, FIRST_UPDATE + r)]
+        # independent, as inner products of different units take them to be
+        updates = [FIRST_UPDATE + r for r in rounds]
+        blocks = [block for u in updates for block in training_blocks(config, prompts, u, independent=True)]
     # a unit is for objectives that compare and for those that do not
     return [replace(block, one_draw=True) for block in blocks]
 
@@ -124,12 +126,11 @@ class Measurement:
         arrays: dict[str, list[Tensor]] = defaultdict(list)
         sums: dict[str, Tensor] = {}
         cost, counts = Cost(), {"rankings": 0}
-        seen = self._seen(block, rollouts, advantage)
+        seen, of_unit = self._seen(block, rollouts, advantage)
         for place in range(len(block.prompts)):
-            shares = {label: self._share(batch, block, place) for label, batch in seen.items()}
-            batches = {label: share for label, share in shares.items() if share is not None}
+            batches = {label: unit for label, units in seen.items() if (unit := units[place]) is not None}
             counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
-            cost += self._gradients(block, place, batches, arrays, sums)
+            cost += self._gradients(block, place, batches, of_unit, arrays, sums)
         number = block_number(self.rung.config, block)
         metadata = {"cost": json.dumps(asdict(cost)), "counts": json.dumps(counts)}
         if sums:
@@ -140,71 +141,59 @@ class Measurement:
                 {name: torch.stack(units) for name, units in arrays.items()}, temporary, metadata=metadata
             )
 
-    def _seen(self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None) -> dict[str, Batch]:
-        """A block as each objective sees it."""
-        preferences, trained, reward = None, None, None
+    def _seen(
+        self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None
+    ) -> tuple[dict[str, Sequence[Batch | None]], float | None]:
+        """A block's units as each objective sees them, None where there is nothing to learn from; and how many rankings units have."""
+        preferences: Sequence[Batch | None] = ()
+        trained: Sequence[Batch | None] = ()
+        reward: Sequence[Batch | None] = ()
+        of_unit = None
         if self.comparing is not None:
-            preferences = self._preferences(self.comparing, block, rollouts)
+            preferences, of_unit = self._preferences(self.comparing, block, rollouts)
         if any(objective.consumes == "advantages" for objective in self.objectives.values()):
             assert rollouts is not None and advantage is not None
             steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
-            trained = transitions(rollouts, advantage["trained"])
+            trained = _by_prompt(transitions(rollouts, advantage["trained"]), block)
             # an objective's mean is over steps, where the policy gradient sums over them
-            reward = transitions(rollouts, steps * advantage["reward"])
-        seen: dict[str, Batch] = {}
-        for label, objective in self.objectives.items():
-            batch = preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
-            assert batch is not None
-            seen[label] = batch
-        return seen
+            reward = _by_prompt(transitions(rollouts, steps * advantage["reward"]), block)
+        return {
+            label: preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
+            for label, objective in self.objectives.items()
+        }, of_unit
 
-    def _preferences(self, config: RunConfig, block: Block, rollouts: Rollouts | None) -> Preferences:
-        """Rankings of a block; those of a set have their prompts' text states with them."""
+    def _preferences(
+        self, config: RunConfig, block: Block, rollouts: Rollouts | None
+    ) -> tuple[list[Preferences | None], float]:
+        """Rankings of every unit, and how many it would have without ties, or in a set has on average.
+
+        Rankings of a set have their prompts' text states with them.
+        """
         if self.set is not None:
-            rows = self._rows_of_set(config, len(self.set), block)
-            self.policy.remember(self.set.texts(rows))
-            return self.set.rows(rows)
+            # in a random order, in which none comes twice before all have
+            numbers = rows_of_set(config, len(self.set.units), update=0, block=block_number(self.rung.config, block))
+            of_unit = float(np.mean([len(rows[: self.rung.rankings]) for rows in self.set.units]))
+            return [self._unit_of_set(self.set, config, number) for number in numbers], of_unit
         assert rollouts is not None
-        indices_RM, _ = rankings(config, block, rollouts.reward_N)
-        return compared(rollouts, indices_RM)
+        indices_RM, ties = rankings(config, block, rollouts.reward_N)
+        place_R = indices_RM[:, 0] // block.samples_per_prompt
+        units = [indices_RM[place_R == place] for place in range(len(block.prompts))]
+        of_unit = (len(indices_RM) + ties) / len(units)
+        return [compared(rollouts, unit_RM) if len(unit_RM) else None for unit_RM in units], of_unit
 
-    def _rows_of_set(self, config: RunConfig, size: int, block: Block) -> list[int]:
-        """A block's rankings: one for each of its units, then another for each, and so on."""
-        per_unit = self.rung.rankings
-        first = (block.update - FIRST_UPDATE) * per_unit
-        updates = range(first, first + per_unit)
-        return [row for u in updates for row in rows_of_set(config, size, update=u, block=block.index)]
-
-    def _share(self, batch: Batch, block: Block, place: int) -> Batch | None:
-        """One prompt's share of a block; None where there is nothing to learn from."""
-        if isinstance(batch, Transitions):
-            samples = slice(place * block.samples_per_prompt, (place + 1) * block.samples_per_prompt)
-            return replace(
-                batch,
-                latents_NK=batch.latents_NK[samples],
-                logp_NK=batch.logp_NK[samples],
-                advantage_NK=batch.advantage_NK[samples],
-                prompts_N=batch.prompts_N[samples],
-                draws_N=None if batch.draws_N is None else batch.draws_N[samples],
-            )
-        if self.set is not None:
-            rows = list(range(place, len(batch), len(block.prompts)))
-        else:
-            rows = [r for r, prompt in enumerate(batch.prompts_R) if prompt == block.prompts[place]]
-        if not rows:
-            return None
-        return replace(
-            batch,
-            latents_RMK=batch.latents_RMK[rows],
-            prompts_R=tuple(batch.prompts_R[r] for r in rows),
-            draws_RM=None if batch.draws_RM is None else batch.draws_RM[rows],
-        )
+    def _unit_of_set(self, held: PreferenceSet, config: RunConfig, number: int) -> Preferences:
+        """All rankings of a prompt, or as many as are wanted at most: rankings that share pictures share noise, too."""
+        rng = numpy_generator(seed=config.seed, stage=Stage.PREFERENCES, prompt=number)
+        rows = np.sort(rng.permutation(held.units[number])[: self.rung.rankings]).tolist()
+        self.policy.remember(held.texts(rows))
+        return held.rows(rows)
 
     def _gradients(
         self,
         block: Block,
         place: int,
         batches: Mapping[str, Batch],
+        of_unit: float | None,
         arrays: dict[str, list[Tensor]],
         sums: dict[str, Tensor],
     ) -> Cost:
@@ -229,6 +218,7 @@ class Measurement:
             generator=lambda: torch_generator(seed=seed, stage=Stage.OBJECTIVE, update=block.update, prompt=prompt),
             bins=study.bins,
             microbatch=self.rung.config.learn.microbatch,
+            rankings=of_unit,
         )
         for label in self.objectives:
             arrays[f"parameters/{label}"].append(kept[label])
@@ -244,6 +234,22 @@ class Measurement:
 
     def _sizes(self) -> list[int]:
         return [p.numel() for p in self.policy.trainable().values()]
+
+
+def _by_prompt(batch: Transitions, block: Block) -> list[Transitions]:
+    """Each prompt's share of a block."""
+    size = block.samples_per_prompt
+    return [
+        replace(
+            batch,
+            latents_NK=batch.latents_NK[samples],
+            logp_NK=batch.logp_NK[samples],
+            advantage_NK=batch.advantage_NK[samples],
+            prompts_N=batch.prompts_N[samples],
+            draws_N=None if batch.draws_N is None else batch.draws_N[samples],
+        )
+        for samples in (slice(start, start + size) for start in range(0, block.size, size))
+    ]
 
 
 def study_sketch(study: Study, seed: int, policy: Policy) -> Sketch:

@@ -124,9 +124,19 @@ class RungDirectory:
         write_json(self.path / "drawn.json", self.drawn)
 
     def rollouts(self, block: Block) -> Rollouts:
-        """Of a block that was drawn, here or by the run that is replayed."""
+        """Of a block that was drawn, here or by the run that is replayed.
+
+        Raises:
+            UserError: an older version drew it, with other prompts.
+        """
         replay = self.rung.config.rollouts.replay
-        return stored.read(Path(replay) if replay else self.path, block.update, block.index)
+        found = stored.read(Path(replay) if replay else self.path, block.update, block.index)
+        if found.block.prompt_ids != block.prompt_ids:
+            raise UserError(
+                f"expected rollouts of this version's prompts in {self.path}, an older version drew those that are there: give "
+                "another --out"
+            )
+        return found
 
     def advantages(self, blocks: Sequence[Block]) -> dict[int, Advantages]:
         """Of every block, round by round as training would have them; none where nothing is drawn or replayed."""

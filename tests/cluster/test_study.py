@@ -177,13 +177,13 @@ def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
         for n in range(2)
     ]
     assert all(np.isfinite(a).all() for p in products for a in p.values())
-    with pytest.raises(UserError, match=r"sft cannot learn from .* expected at least 8 units x 100 rankings"):
+    with pytest.raises(UserError, match=r"sft cannot learn from .* expected at least 32 units in .*, got 24"):
         study(
             declare(
                 "toy-ddpo",
                 objectives=["sft"],
-                units=8,
-                settings={"preferences": f"{{source: {tmp_path / 'set'}, limit: 100}}"},
+                units=32,
+                settings={"preferences.source": str(tmp_path / "set")},
             ),
             tmp_path / "wrong",
             [],

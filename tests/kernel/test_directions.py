@@ -252,6 +252,24 @@ def test_principal_directions() -> None:
     assert np.abs(vectors[1]) == pytest.approx([0, 0, 0, 1], abs=1e-12)
 
 
+def test_the_largest_share_of_uncertain_cosines_is_too_large() -> None:
+    """Six orthogonal directions hold a sixth each: so no share may be read without a word of caution."""
+    rng, found = np.random.default_rng(13), []
+    for noise in (0.05, 0.9):
+        common = rng.normal(size=(20, 48, 1, DIMENSIONS))
+        own = rng.normal(size=(20, 48, 6, DIMENSIONS))
+        studies = np.eye(DIMENSIONS)[:6] + noise * (0.7 * common + np.sqrt(0.51) * own)
+        shares = []
+        for study in studies:
+            products = np.array(
+                [[off_diagonal_means(Gram.of(a, b))[0] for b in study.swapaxes(0, 1)] for a in study.swapaxes(0, 1)]
+            )
+            norms = np.sqrt(np.diagonal(products))
+            shares.append(principal_directions(products / np.outer(norms, norms))[0][0])
+        found.append(np.mean(shares))
+    assert found[0] == pytest.approx(1 / 6, abs=0.01) and found[1] > 0.22
+
+
 def test_too_few_units_and_other_units_are_refused() -> None:
     small, large = summed(np.eye(7)), summed(np.eye(9))
     with pytest.raises(ValueError, match="expected at least 8 units, got 7"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from raysuite.config import Noise, Sampler
 from raysuite.errors import UserError
+from raysuite.kernel.directions import Gram, has_direction
 from raysuite.stages.files import write_json
 from raysuite.stages.preference_set import FORMAT, PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
 from raysuite.types import Preferences
@@ -32,8 +35,8 @@ def preferences(first: int, count: int) -> Preferences:
     return Preferences(latents_RMK=values, prompts_R=tuple(f"prompt {n % 2}" for n in range(first, first + count)))
 
 
-def fill(directory: Path, sizes: list[int], *, texts: bool = True) -> None:
-    claim(directory, IDENTITY, ["test"])
+def fill(directory: Path, sizes: list[int], *, texts: bool = True, **identity: object) -> None:
+    claim(directory, {**IDENTITY, **identity}, ["test"])
     states = {f"prompt {n}": {f"question {n}": (torch.full((3, 4), float(n)), None)} for n in range(2)} if texts else {}
     first = 0
     for number, size in enumerate(sizes):
@@ -59,6 +62,36 @@ def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
         "question 1": 1,
     }
     assert all(nothing is None for _, nothing in texts.values())
+
+
+def test_rankings_that_may_share_pictures_are_one_unit(tmp_path: Path) -> None:
+    fill(tmp_path / "found", [3, 0, 2, 1])
+    summarise(tmp_path / "found")
+    assert PreferenceSet(tmp_path / "found").units == [[0, 2, 4], [1, 3, 5]]
+    fill(tmp_path / "drawn", [3, 0, 2, 1], source={"kind": "rollouts"})  # every block has its own pictures
+    summarise(tmp_path / "drawn")
+    assert PreferenceSet(tmp_path / "drawn").units == [[0, 2], [1], [3], [4], [5]]
+
+
+def test_where_pictures_are_shared_no_direction_is_found_by_their_noise(tmp_path: Path) -> None:
+    """Five pictures of each of 24 prompts in all pairs, no reward: the direction is 0. Rankings as units found one in most studies."""
+    prompts, pictures, studies = 24, 5, 60
+    pairs = [(p, a, b) for p in range(prompts) for a, b in combinations(range(pictures), 2)]
+    claim(tmp_path, IDENTITY, ["test"])
+    latents = torch.zeros(len(pairs), 2, 1, 2)
+    named = Preferences(latents_RMK=latents, prompts_R=tuple(f"prompt {p}" for p, _, _ in pairs))
+    write_block(tmp_path, 0, named, rows_R=range(len(pairs)), texts={}, read=len(pairs))
+    summarise(tmp_path)
+    units, rng, found, alone = PreferenceSet(tmp_path).units, np.random.default_rng(0), 0, 0
+    for _ in range(studies):
+        noise = rng.normal(size=(prompts, pictures, 200))
+        by_pair = np.stack([noise[p, a] - noise[p, b] for p, a, b in pairs])
+        by_unit = np.stack([by_pair[rows].sum(0) for rows in units])
+        some = by_pair[rng.permutation(len(pairs))[:128]]
+        found += has_direction(Gram.of(by_unit, by_unit))
+        alone += has_direction(Gram.of(some, some))
+    assert len(units) == prompts
+    assert found <= 0.05 * studies and alone > 0.5 * studies
 
 
 def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:

@@ -19,7 +19,15 @@ from raysuite.config import Prompts, RunConfig
 from raysuite.errors import UserError
 from raysuite.families.toy import PROMPTS as TOY_PROMPTS
 from raysuite.stages import prompt_files
-from raysuite.stages.prompts import Prompt, evaluation_blocks, load_prompts, noisy_steps, training_blocks
+from raysuite.stages.prompts import (
+    AGAIN,
+    Prompt,
+    PromptSet,
+    evaluation_blocks,
+    load_prompts,
+    noisy_steps,
+    training_blocks,
+)
 from raysuite.types import Block
 from raysuite.worlds.scenes import grammar
 
@@ -345,6 +353,22 @@ def test_training_blocks(run_config: Maker) -> None:
         assert block.metadata == tuple(training[i].metadata for i in block.prompt_ids)
         assert block.prompt_of_N[:2] == (block.prompts[0],) * 2
     assert Counter(m["kind"] for b in blocks for m in b.metadata) == {"count": 4, "relation": 4}  # alike from both
+
+
+def test_independent_draws_have_the_chances_of_an_update_and_noise_of_their_own(run_config: Maker) -> None:
+    """Two strata, of one and of five prompts: the small one has a quarter of an update of four, and not half."""
+    config = run_config("epsilon-lora-1", rollouts={"prompts": 4, "samples": 2, "prompts_per_block": 2})
+    known = PromptSet(tuple(Prompt(f"prompt {n}", n, {}, stratum="small" if n == 0 else "large") for n in range(6)), ())
+    counts = []
+    for independent in (False, True):
+        updates = [training_blocks(config, known, u, independent=independent) for u in range(500)]
+        ids = [[n for block in blocks for n in block.prompt_ids] for blocks in updates]
+        assert all(len(set(of_update)) == 4 for of_update in ids)
+        counts.append(Counter(prompt for blocks in updates for block in blocks for prompt in block.prompts))
+        again = [n for of_update in ids for n in of_update if n >= AGAIN]
+        assert bool(again) == independent
+    for prompt, count in counts[0].items():
+        assert abs(counts[1][prompt] - count) < 5 * count**0.5
 
 
 def test_draws_depend_on_seed_and_update(run_config: Maker) -> None:

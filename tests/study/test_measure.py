@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from raysuite.families import open_policy
 from raysuite.families.policy import Policy
 from raysuite.kernel import transition
 from raysuite.kernel.credit import PromptTracker
-from raysuite.kernel.directions import Gram
+from raysuite.kernel.directions import Gram, squared_norm
+from raysuite.kernel.stats import Interval
 from raysuite.rng import Stage, torch_generator
-from raysuite.stages import checkpoint
+from raysuite.stages import checkpoint, preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.preferences import compared, rankings
@@ -39,8 +42,10 @@ from raysuite.study.measure import (
     study_blocks,
 )
 from raysuite.study.rung import RungDirectory
-from raysuite.types import Block, Rollouts
+from raysuite.types import Block, Preferences, Rollouts
 
+MADE = {"model": "m", "encoders": {}, "latent_shape": [2], "members": 2, "steps": None, "sampler": None}
+"""What is said of a set, but for its source."""
 OBJECTIVES = ["ddpo", "dspo", "forward_rl"]
 
 
@@ -79,7 +84,7 @@ def test_prompts_that_are_encoded_beforehand_are_those_that_are_drawn() -> None:
 
     study = declared()
     units = {prompt for block in study_blocks(study, study.rungs[0]) for prompt in block.prompts}
-    assert asked(probes=0) == units and len(units) == 16
+    assert asked(probes=0) == units and 8 < len(units) <= 16
     assert asked(probes=2) > units
     assert asked(probes=0, until=0.1, most=32) > units
     assert {prompt.text for prompt in load_prompts(Prompts()).held_out} & asked(probes=0, gain={"kl": 0.1})
@@ -90,6 +95,43 @@ def test_every_rung_has_as_many_units_however_many_prompts_make_its_updates(prom
     study = toy(along={"rollouts.prompts": prompts})
     found = [sum(len(block.prompts) for block in study_blocks(study, rung)) for rung in study.rungs]
     assert found == [8, 8]
+
+
+def test_units_are_drawn_independently() -> None:
+    """Two prompts with gradients of their own, two a round: without replacement a study of 64 units found norms too small by 23 %."""
+    study = declare("toy-ddpo", objectives=["ddpo"], units=64)
+    (rung,) = study.rungs
+    prompts, rng, share, variance = load_prompts(rung.config.prompts), np.random.default_rng(0), 0.9, 16.0
+    found: dict[bool, list[Interval]] = {True: [], False: []}
+    for seed, independent in product(range(100), (True, False)):
+        config = rung.config.model_copy(update={"seed": seed})
+        names = (
+            [p for update in range(32) for block in training_blocks(config, prompts, update) for p in block.prompts]
+            if not independent
+            else [p for b in study_blocks(study, replace(rung, configs={"ddpo": config})) for p in b.prompts]
+        )
+        units = rng.normal(size=(64, 40)) * ((1 - share) * variance / 40) ** 0.5
+        units[:, 0] += 1.0
+        units[:, 1] += (share * variance) ** 0.5 * np.where(np.array(names) == "left", 1, -1)
+        found[independent].append(squared_norm(Gram.of(units, units)))
+    mean = {independent: np.mean([norm.estimate for norm in norms]) for independent, norms in found.items()}
+    held = {
+        independent: np.mean([norm.low <= 1 <= norm.high for norm in norms]) for independent, norms in found.items()
+    }
+    assert abs(mean[True] - 1) < 0.1 and held[True] > 0.8
+    assert abs(mean[False] - (1 - share * variance / 63)) < 0.02 and held[False] < 0.2
+
+
+def test_rollouts_drawn_by_an_older_version_are_refused(tmp_path: Path) -> None:
+    """It drew rounds without replacement: its pictures are of other prompts."""
+    study = toy()
+    (rung,) = study.rungs
+    policy, block = open_policy(rung.config, torch.device("cpu")), study_blocks(study, rung)[0]
+    keep(tmp_path, score(sample(policy, block, rung.config, version=0), rung.config))
+    held = RungDirectory(study, rung, tmp_path)
+    assert held.rollouts(block).block.prompt_ids == block.prompt_ids
+    with pytest.raises(UserError, match="an older version drew those that are there: give another --out"):
+        held.rollouts(replace(block, prompt_ids=(7,)))
 
 
 def test_rollouts_are_measured_with_the_prompts_that_they_were_drawn_with(tmp_path: Path) -> None:
@@ -184,6 +226,56 @@ def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-5)
     sums = safetensors.torch.load_file(tmp_path / "sums" / f"{number:06d}.safetensors")
     torch.testing.assert_close(sums["ddpo"], stored["parameters/ddpo"].sum((0, 1)), rtol=1e-4, atol=1e-7)
+
+
+def test_units_with_ties_count_as_they_do_in_training(tmp_path: Path) -> None:
+    """Of six pairs three or five are left: the sum of both units is the gradient on all eight, but for a constant."""
+    settings = {"rollouts.prompts_per_block": "2", "rollouts.samples": "4", "learn.minibatches": "1"}
+    settings |= {"sampler.steps": "3", "preferences": "{choose: all, limit: 6}"}
+    study = declare("toy-ddpo", objectives=["trajectory_dpo"], units=8, probes=0, settings=settings)
+    (rung,) = study.rungs
+    policy, block = open_policy(rung.config, torch.device("cpu")), study_blocks(study, rung)[0]
+    drawn_for = score(sample(policy, block, rung.config, version=0), rung.config)
+    tied = replace(drawn_for, reward_N=np.array([0, 0, 0, 1, 0, 1, 2, 2], dtype=drawn_for.reward_N.dtype))
+    Measurement(study, rung, policy, None).block(block, tied, None, tmp_path)
+    units = safetensors.numpy.load_file(tmp_path / "units" / "000000.safetensors")["parameters/trajectory_dpo"]
+    indices_RM, ties = rankings(rung.config, block, tied.reward_N)
+    assert [(indices_RM[:, 0] // 4 == place).sum() for place in (0, 1)] == [3, 5] and ties == 4
+    whole = [(compared(tied, indices_RM), torch.Generator())]
+    gradient(rung.config.built_objective, policy, whole, microbatch=100)
+    wanted = policy.trainable()["perturbation"].grad
+    assert wanted is not None
+    found = units.sum((0, 1)) * 6 / 8
+    np.testing.assert_allclose(found, wanted.flatten().numpy(), rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(("limit", "of_each"), [("null", 10), ("4", 4)])
+def test_a_unit_of_a_set_is_one_prompt_with_all_its_rankings(tmp_path: Path, limit: str, of_each: int) -> None:
+    """Fewer where `preferences.limit` says so. No unit comes twice."""
+    source = {**MADE, "source": {"kind": "test"}}
+    preference_set.claim(tmp_path / "set", source, ["test"])
+    names = [f"{side} {n}" for n in range(10) for side in ("left", "right") for _ in range(5)]  # ten of every number
+    prompts = tuple(name.split()[1] for name in names)
+    latents = torch.arange(float(len(names)))[:, None, None, None].expand(-1, 2, 1, 2).contiguous()
+    preference_set.write_block(
+        tmp_path / "set",
+        0,
+        Preferences(latents_RMK=latents, prompts_R=prompts),
+        rows_R=range(len(names)),
+        texts={},
+        read=len(names),
+    )
+    preference_set.summarise(tmp_path / "set")
+    settings = {"preferences": f"{{source: {tmp_path / 'set'}, choose: all, limit: {limit}}}"}
+    study = declare("toy-ddpo", objectives=["sft"], units=8, probes=0, settings=settings)
+    (rung,) = study.rungs
+    measurement = Measurement(study, rung, open_policy(rung.config, torch.device("cpu")), None)
+    seen = [unit for block in study_blocks(study, rung) for unit in measurement._seen(block, None, None)[0]["sft"]]
+    assert [len(unit) for unit in seen if unit] == [of_each] * 8
+    assert all(len(set(unit.prompts_R)) == 1 for unit in seen if isinstance(unit, Preferences))
+    assert len({unit.prompts_R[0] for unit in seen if isinstance(unit, Preferences)}) == 8
+    rows = [row for unit in seen if isinstance(unit, Preferences) for row in unit.latents_RMK[:, 0, 0, 0].tolist()]
+    assert len(set(rows)) == 8 * of_each and all(prompts[int(row)] for row in rows)
 
 
 def test_units_of_soft_prompts_have_their_own_draws(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def _content(study: Study) -> dict[str, Any]:
             (names[space], *said) for space in first if (said := _principal(study, space, first[space].number))
         ],
         "error": study.facts["projection_error"],
+        "probed": "prediction" in study.spaces,
         "costs": [
             (rung.title, short(rung.facts["network_evaluations"]), duration(sum(rung.facts["seconds"].values())))
             for rung in study.rungs

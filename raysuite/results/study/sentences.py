@@ -143,11 +143,14 @@ def gained(gains: Sequence[Gain]) -> str:
 
 
 def principal(shares: Sequence[float], objectives: int) -> str:
-    """How few directions the objectives have between them."""
+    """How few directions the objectives have between them. Noise in cosines makes the first one larger, whatever it is."""
     first = f"{100 * shares[0]:.0f} %"
     enough = next(n for n in range(1, len(shares) + 1) if sum(shares[:n]) > SAME or n == len(shares))
     more = "which is nearly all" if enough == 1 else f"{enough} hold {100 * sum(shares[:enough]):.0f} %"
-    return f"Of what {objectives} objectives want, one direction holds {first}, {more}."
+    return (
+        f"Of what {objectives} objectives want, one direction holds {first}, {more}. There are no limits to this, and noise makes "
+        f"it too large: of objectives with nothing in common each holds {100 / objectives:.0f} %, and one seems to hold more."
+    )
 
 
 def chance(power: Interval) -> str:
