@@ -183,14 +183,14 @@ def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
         return
     places = placement_group([worker_resources(cluster)] * workers, strategy="PACK")
     try:
-        if not places.wait(cluster.patience):
-            raise _impatient(f"places for {workers} learners", cluster.patience)
+        # not places.wait, which hears no signal and counts whole seconds
+        wait_for([places.ready()], f"places for {workers} learners", cluster.patience)
         yield True
     finally:
         remove_placement_group(places)
 
 
-def wait_for(asked: Sequence[ray.ObjectRef], who: str, patience: float | None) -> None:
+def wait_for(asked: Sequence[ray.ObjectRef], what: str, patience: float | None) -> None:
     """Wait for first answers: for processes that find their places.
 
     Raises:
@@ -199,16 +199,11 @@ def wait_for(asked: Sequence[ray.ObjectRef], who: str, patience: float | None) -
     try:
         ray.get(list(asked), timeout=patience)
     except ray.exceptions.GetTimeoutError as error:
-        assert patience is not None
-        raise _impatient(who, patience) from error
-
-
-def _impatient(what: str, patience: float) -> UserError:
-    return UserError(
-        f"expected {what} within {patience:g} seconds (cluster.patience), waited in vain: other work may hold the room, or their "
-        "models take longer to load; end what holds it, raise cluster.patience, or lower cluster.workers, actors, judges and their "
-        "cpus and gpus"
-    )
+        raise UserError(
+            f"expected {what} within {patience:g} seconds (cluster.patience), waited in vain: other work may hold the room, or their "
+            "models take longer to load; end what holds it, raise cluster.patience, or lower cluster.workers, actors, judges and "
+            "their cpus and gpus"
+        ) from error
 
 
 def strategy_of_actors(cluster: Cluster) -> str | None:
