@@ -79,6 +79,26 @@ def bootstrap_mean(
     return _interval(estimate, means_B, confidence)
 
 
+def bootstrap_share(values: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> Interval:
+    """`bootstrap_mean` of scores in [0, 1], with 95 %. Where all are 0, or all 1, nothing that is drawn from them differs, and the
+    limit on the other side is the exact one for G groups of which none has another: 1 - 0.025^(1 / G) from there.
+
+    Source: Clopper and Pearson, "The use of confidence or fiducial limits", Biometrika 26, 1934.
+
+    Example:
+        >>> found = bootstrap_share(np.zeros(96), np.repeat(np.arange(48), 2), np.random.default_rng(0))
+        >>> found.low, round(found.high, 3)
+        (0.0, 0.074)
+    """
+    found = bootstrap_mean(values, groups, rng)
+    beyond = 1 - 0.025 ** (1 / len(np.unique(groups)))
+    if np.all(np.asarray(values) == 0):
+        return Interval(0.0, 0.0, beyond)
+    if np.all(np.asarray(values) == 1):
+        return Interval(1.0, 1 - beyond, 1.0)
+    return found
+
+
 def mean_over_strata(
     values: np.ndarray,
     groups: np.ndarray,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
 from raysuite.kernel.diversity import pairwise_distance
-from raysuite.kernel.stats import bootstrap_mean, paired_difference
+from raysuite.kernel.stats import bootstrap_share, paired_difference
 from raysuite.results.comparison import generator, with_interval
 from raysuite.results.page import table
 
@@ -126,7 +126,7 @@ def writers_summary(directory: Path, width: int | None = None) -> str:
 
 
 def _mean(found: Writers, name: str, rows: np.ndarray) -> str:
-    return with_interval(bootstrap_mean(found.score[name][rows], found.prompt_N[rows], generator()))
+    return with_interval(bootstrap_share(found.score[name][rows], found.prompt_N[rows], generator()))
 
 
 def _difference(found: Writers, name: str, rows: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysuite.kernel.stats import Interval, bootstrap_mean, difference_of_methods, mean_over_runs, paired_difference
+from raysuite.kernel.stats import Interval, bootstrap_share, difference_of_methods, mean_over_runs, paired_difference
 from raysuite.results.comparison import generator
 from raysuite.results.in_context.read import ALONE, NOBODY, InContext, Method, Source
 
@@ -39,7 +39,7 @@ def share(found: InContext, column: str, rows: np.ndarray) -> Interval:
     """The mean of a column over these rows of judgements; NaN where there are none."""
     if not rows.any():
         return NONE
-    return bootstrap_mean(found.judgements[column][rows].astype(float), found.groups(rows), generator())
+    return bootstrap_share(found.judgements[column][rows].astype(float), found.groups(rows), generator())
 
 
 def difference(found: InContext, row: Row, drawer: int, **wanted: object) -> Interval:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
-from raysuite.kernel.stats import Interval, bootstrap_mean, by_prompt, mean_over_strata
+from raysuite.kernel.stats import Interval, bootstrap_share, by_prompt, mean_over_strata
 from raysuite.places import replacing
 from raysuite.results.comparison import generator
 from raysuite.results.suites.read import SuiteResults
@@ -87,7 +87,7 @@ def _line(found: SuiteResults, member: str, reference: str, reward: str, categor
         if found.by_category and not category:
             strata = np.repeat(found.categories_P, values_PS.shape[1])
             return mean_over_strata(values_PS.ravel(), groups, strata, generator())
-        return bootstrap_mean(values_PS.ravel(), by_prompt(groups), generator())
+        return bootstrap_share(values_PS.ravel(), by_prompt(groups), generator())
 
     alone = member == reference
     return Line(
