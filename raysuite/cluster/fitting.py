@@ -20,7 +20,7 @@ def fit(trainer: TorchTrainer, notes: Path, *, limit: str, known: Callable[[], b
     Args:
         trainer: of Ray Train.
         notes: directory that Ray Train writes into; what it says of a failure is kept there, with tracebacks.
-        limit: how often learners may be lost, and the setting's name.
+        limit: how often learners may be lost, in words that begin with "than".
         known: whether the user is told otherwise why learners ended. One of several that finds what only the user can mend has to
             raise it, for the others wait for it, and Ray Train counts that as a loss.
 
@@ -40,6 +40,6 @@ def fit(trainer: TorchTrainer, notes: Path, *, limit: str, known: Callable[[], b
         (notes / "error.txt").write_text(str(error))
         cause = failures[0] if failures else error
         raise UserError(
-            f"expected learners to be lost no more often than {limit} allows, the last one with {type(cause).__name__}: "
+            f"expected learners to be lost no more often {limit}, the last one with {type(cause).__name__}: "
             f"{in_a_line(cause, CAUSE)}; {notes / 'error.txt'} has all of it; the same command goes on from the last checkpoint"
         ) from error

@@ -136,12 +136,12 @@ def _lost(name: str) -> UserError:
 
 
 @contextmanager
-def running_judges(config: RunConfig, *, patience: float | None = None) -> Iterator[Names]:
+def running_judges(config: RunConfig, *, holding: bool = False) -> Iterator[Names]:
     """The judges that `cluster.judges` asks for, all of them there, for the length of a `with`.
 
     Args:
         config: of the run.
-        patience: seconds that they may take to be there.
+        holding: whether learners' places are kept meanwhile.
 
     Raises:
         UserError: a reward cannot be made, its environment cannot, or it took too long.
@@ -151,7 +151,7 @@ def running_judges(config: RunConfig, *, patience: float | None = None) -> Itera
         for name, of in started.items():
             try:
                 with as_written():
-                    wait_for([judge.make.remote() for judge in of.values()], f"judges of {name}", patience)
+                    wait_for([judge.make.remote() for judge in of.values()], f"judges of {name}", holding=holding)
             except ray.exceptions.RuntimeEnvSetupError as error:
                 raise UserError(
                     f"expected the environment of cluster.judges.{name}, Ray could not make it: {in_a_line(error, 500)}"

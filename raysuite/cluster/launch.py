@@ -217,7 +217,7 @@ def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], ob
         yield lambda: fit(
             trainer,
             directory / "ray",
-            limit=f"cluster.max_failures={cluster.max_failures}",
+            limit=f"than cluster.max_failures={cluster.max_failures} allows",
             known=(directory / "failure.json").exists,
         )
 

@@ -22,6 +22,8 @@ from raysuite.errors import UserError
 
 LOOKS_EVERY = 1.0
 """Seconds from one look at a cluster that is to grow to the next."""
+HELD_SECONDS = 3600.0
+"""How long places may be kept for learners while others look for theirs and open their models."""
 ROUNDING = 1e-6
 """Shares are sums of decimals."""
 
@@ -166,43 +168,45 @@ def _ask_for(pieces: Sequence[Piece], address: str) -> None:
 def room_for_learners(cluster: Cluster, workers: int) -> Iterator[bool]:
     """Keep the learners' places free until the others have theirs, where those could take them.
 
-    On several machines, others go where they find room first, and may leave pieces too small on each. On one, Ray fills a GPU with
-    shares before it begins the next: others that come first would leave the learners one GPU, or pieces too small. Yields whether
-    places are kept.
-
-    Raises:
-        UserError: there were none within `cluster.patience`.
+    On several machines, others that are no larger go where they find room first, and may leave pieces too small on each. On one, Ray
+    fills a GPU with shares before it begins the next: others that come first would leave the learners one GPU, or pieces too small.
+    Yields whether places are kept.
     """
-    judges = cluster.judges.values()
-    beside = cluster.actors + sum(judge.actors for judge in judges)
-    sharing = cluster.actors * (cluster.actor_gpus > 0) + sum(judge.actors for judge in judges if judge.gpus)
+    beside = pieces_of(cluster, workers=0)
+    sharing = sum(piece.gpus > 0 for piece in beside)
     shared = 0 < cluster.worker_gpus < 1 and sharing > 0 and workers + sharing > 2
+    smaller = all(piece.cpus <= cluster.worker_cpus and piece.gpus <= cluster.worker_gpus for piece in beside)
+    apart = len(_nodes()) > 1 and smaller  # larger ones would find the learners where alone there was room for them
     # a run of a sweep has places for its actors already, and may wait for other runs to end
-    if not (workers and beside and (shared or len(_nodes()) > 1)) or ray.util.get_current_placement_group():
+    if not (workers and beside and (shared or apart)) or ray.util.get_current_placement_group():
         yield False
         return
     places = placement_group([worker_resources(cluster)] * workers, strategy="PACK")
     try:
-        # not places.wait, which hears no signal and counts whole seconds
-        wait_for([places.ready()], f"places for {workers} learners", cluster.patience)
+        ray.get(places.ready())  # as long as other work takes: nothing is held
         yield True
     finally:
         remove_placement_group(places)
 
 
-def wait_for(asked: Sequence[ray.ObjectRef], what: str, patience: float | None) -> None:
-    """Wait for first answers: for processes that find their places.
+def wait_for(asked: Sequence[ray.ObjectRef], what: str, *, holding: bool) -> None:
+    """Wait for first answers: for processes that find their places and open their models.
+
+    Args:
+        asked: of each.
+        what: they are.
+        holding: whether learners' places are kept meanwhile; two runs that keep what the other waits for would wait for ever.
 
     Raises:
-        UserError: it took them more seconds than that.
+        UserError: places were kept for `HELD_SECONDS`.
     """
     try:
-        ray.get(list(asked), timeout=patience)
+        ray.get(list(asked), timeout=HELD_SECONDS if holding else None)
     except ray.exceptions.GetTimeoutError as error:
         raise UserError(
-            f"expected {what} within {patience:g} seconds (cluster.patience), waited in vain: other work may hold the room, or their "
-            "models take longer to load; end what holds it, raise cluster.patience, or lower cluster.workers, actors, judges and "
-            "their cpus and gpus"
+            f"expected {what} within {HELD_SECONDS / 60:g} minutes beside places that are kept for learners, waited in vain: other "
+            "work may hold the room, or their models take longer to download; end what holds it, download the models first, or lower "
+            "cluster.workers, actors, judges and their cpus and gpus"
         ) from error
 
 

@@ -132,13 +132,12 @@ def running_actors(
     threads = threads_of(config, max(1, cluster.actors), cluster.actor_cpus)
     with ExitStack() as stack:
         with room_for_learners(cluster, workers) as shared:
-            patience = cluster.patience if shared else None
-            judges = stack.enter_context(running_judges(config, patience=patience))
+            judges = stack.enter_context(running_judges(config, holding=shared))
             options = {"threads": threads, "texts": texts, "judges": judges}
             actors = stack.enter_context(killed_at_the_end(start_actors(cluster, RolloutActor, config, **options)))
             if shared:
                 with as_written():
-                    wait_for([actor.life.remote() for actor in actors], f"{len(actors)} actors", patience)
+                    wait_for([actor.life.remote() for actor in actors], f"{len(actors)} actors", holding=True)
         yield actors, judges
 
 

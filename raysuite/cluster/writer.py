@@ -111,7 +111,7 @@ def train_writer(
             name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=LOSSES)
         ),
     )
-    fit(trainer, directory / "ray", limit=f"{LOSSES} times")
+    fit(trainer, directory / "ray", limit=f"than {LOSSES} times")
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes
 
 

@@ -516,8 +516,7 @@ class Cluster(Section):
     max_failures: NonNegativeInt = 2
     """Times a learner may be lost and restarted from its last checkpoint; one that does everything is the command itself."""
     patience: PositiveFloat = 900.0
-    """Seconds that a cluster which was joined may take to grow to what the run wants, and learners, actors and judges on several
-    machines to find their places and open their models."""
+    """Seconds that a cluster which was joined may take to grow to what the run wants."""
 
     @property
     def alone(self) -> bool:

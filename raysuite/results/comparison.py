@@ -212,7 +212,8 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             f"({_change(held_out)}) cannot be told from none."
         )
     for split in [split for split in run.splits if split != "test"][:1]:
-        best = max(run.evaluations, key=lambda update: _estimate(run, split, update))
+        means = {update: found.estimate for update, found in by_update(run, run.trained, split).items()}
+        best = max(run.evaluations, key=lambda update: means.get(update, -math.inf))
         since = compare_one(run, run.trained, split, best, run.evaluations[-1])
         if since and best > run.evaluations[0] and since.direction < 0:
             gone = not (run.directory / "checkpoints" / f"{best:06d}").is_dir()
@@ -253,11 +254,6 @@ def _learner_cautions(run: Run) -> list[str]:
             f"reference's ({error.mean():+.2g}): the preferred pictures became less likely than under the reference."
         )
     return found
-
-
-def _estimate(run: Run, split: str, update: int) -> float:
-    values = run.scores.where(reward=run.trained, split=split, update=update).value
-    return float(values.mean()) if len(values) else -math.inf
 
 
 def _change(comparison: Comparison) -> str:

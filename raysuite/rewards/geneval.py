@@ -35,7 +35,8 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 WORDS = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 """What CLIP compares a crop with, for every colour."""
 SIZE, DIVISOR = {"shortest_edge": 800, "longest_edge": 1333}, 32
-"""Of the pictures that a Mask2Former sees, and what their sides are padded to a multiple of: mmdetection's when it is tested."""
+"""Of the pictures that a Mask2Former sees, as mmdetection tests it, and what their sides are stretched to a multiple of, where
+mmdetection pads them."""
 RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLDS = ("threshold", "counting_threshold", "position_threshold", "max_overlap")
 GREY = (153, 153, 153)

@@ -393,9 +393,8 @@ class Training:
         best, kept = None, self.config.checkpoints
         if kept.best:
             split = "held_out" if self.prompts.held_out else "training"
-            rewards = trained_rewards(
-                self.run.first_pictures(split, self.config.evaluation.samples), self.config, split
-            )
+            alike = min(self.config.evaluation.samples, self.config.evaluation.final_samples)
+            rewards = trained_rewards(self.run.first_pictures(split, alike), self.config, split)
             rewards.pop(0, None)  # of the model as it came, which has no checkpoint
             best = max(rewards, key=rewards.__getitem__, default=None)
         checkpoint.save(self.run.path / "checkpoints", self.policy, self.state, keep=kept.keep, best=best)

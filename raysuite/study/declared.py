@@ -261,6 +261,8 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     compared = kept.get("preferences") or {}
     if compared.get("source") is not None:  # in a set it is settled who is compared
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
+    if cls is not None and cls.process == "forward" and "credit" in kept:  # it learns from finished pictures
+        kept["credit"] = {**(kept["credit"] or {}), "kind": "terminal"}
     for name in ("credit", "preferences"):  # a ladder goes from one kind to the other
         kept[name] = configuration.without_idle(name, kept.get(name) or {})
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}

@@ -40,6 +40,7 @@ from raysuite.study.gradients import bin_ranges
 from raysuite.study.measure import (
     REWARD,
     SPACES,
+    UNITS,
     Advantages,
     adam_scale,
     block_advantages,
@@ -159,7 +160,18 @@ class RungDirectory:
 
     @property
     def measured(self) -> set[int]:
-        """Numbers of the blocks whose units have been measured."""
+        """Numbers of the blocks whose units have been measured.
+
+        Raises:
+            UserError: an older version measured them, to which a unit was something else.
+        """
+        for file in self._units[:1]:
+            with safetensors.safe_open(file, framework="numpy") as held:
+                if held.metadata().get("units") != UNITS:
+                    raise UserError(
+                        f"expected units as this version measures them in {self.path}, an older one measured those that are "
+                        "there: give another --out"
+                    )
         return {int(file.stem) for file in self._units}
 
     def estimate(self, policy: Policy, seconds: Mapping[str, float], *, last: bool = True) -> bool:

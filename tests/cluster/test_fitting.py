@@ -27,7 +27,7 @@ class Failing:
 def told(failures: dict[int, Exception], notes: Path, **options: Any) -> str:
     trainer: Any = Failing(failures)
     with pytest.raises(UserError) as raised:
-        fit(trainer, notes, limit="cluster.max_failures=2", **options)
+        fit(trainer, notes, limit="than cluster.max_failures=2 allows", **options)
     return str(raised.value)
 
 

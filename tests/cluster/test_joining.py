@@ -61,9 +61,9 @@ def test_what_is_waited_for_is_said(small_cluster: dict[str, list], caplog: pyte
 
 
 def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list]) -> None:
-    wanted = Cluster(actors=8, actor_gpus=0.25, patience=0.05)
+    wanted = Cluster(actors=8, actor_gpus=0.25, patience=0.5)
     with pytest.raises(
-        UserError, match=r"to grow within 0\.05 seconds .* wants 9 CPUs where there are 6 and 2 GPUs where there are 0"
+        UserError, match=r"to grow within 0\.5 seconds .* wants 9 CPUs where there are 6 and 2 GPUs where there are 0"
     ):
         session.check_resources(wanted, workers=1)
     learner, actor = {"CPU": 1.0}, {"CPU": 1.0, "GPU": 0.25}
@@ -71,6 +71,21 @@ def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list]) -> None:
     # anew at every look: Ray keeps one request, and another job's takes its place
     assert len(asked) > 1 and all(wanted == {"bundles": [learner] + [actor] * 8} for wanted in asked)
     assert taken_back == {"num_cpus": 0}
+
+
+def test_places_that_are_kept_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+
+    def get(asked: list, timeout: float | None) -> None:
+        limits.append(timeout)
+        if timeout is not None:
+            raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray, "get", get)
+    placement.wait_for([], "2 actors", holding=False)
+    with pytest.raises(UserError, match="expected 2 actors within 60 minutes beside places that are kept for learners"):
+        placement.wait_for([], "2 actors", holding=True)
+    assert limits == [None, 3600.0]
 
 
 CPUS = {"worker_cpus": 2.0, "actor_cpus": 1.0, "actors": 2}

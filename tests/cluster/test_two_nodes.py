@@ -26,7 +26,6 @@ from raysuite.cluster import launch, session
 from raysuite.cluster.actors import start_actors
 from raysuite.cluster.placement import room_for_learners, worker_resources
 from raysuite.config import Cluster, RunConfig, load, validate
-from raysuite.errors import UserError
 from raysuite.stages.files import RunDirectory
 from tests.processes import called, end, until
 from tests.rewards.networks import save_clip
@@ -205,18 +204,10 @@ def test_learners_that_share_gpus_with_actors_have_one_each(nodes: Nodes, room: 
 def test_learners_beside_actors_keep_a_place_on_one_of_several_machines(nodes: Nodes) -> None:
     """Actors go where they find room first; one on the larger machine would leave no place for this learner."""
     cluster = Cluster(worker_cpus=2.0, actors=1)
-    impatient = cluster.model_copy(update={"patience": 0.5})
     session.check_resources(cluster, workers=1)
     with room_for_learners(cluster, 1) as kept:
         assert kept
         actors = start_actors(cluster, Resident)  # type: ignore[arg-type]
         assert ray.get([actor.ready.remote() for actor in actors]) == [True]
-        with (
-            pytest.raises(UserError, match=r"expected places for 1 learners within 0\.5 seconds"),
-            room_for_learners(impatient, 1),
-        ):
-            pass  # other work holds them
-    with room_for_learners(cluster, 1) as kept:  # what waited in vain holds nothing
-        assert kept
     for actor in actors:
         ray.kill(actor)
