@@ -13,6 +13,8 @@ from pathlib import Path
 
 from raysuite.errors import UserError
 
+_UMASK = os.umask(0o077)  # there is no other way to read it than to set it
+os.umask(_UMASK)
 JOBS_CODE = "working_dir_files"
 """Where Ray keeps the code that jobs are submitted with: a place of its own for each submission and machine."""
 
@@ -92,12 +94,20 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        for_others(temporary)
         temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def for_others(path: Path) -> None:
+    """Give a file, or all in a directory, the mode that files of this process have: safetensors writes for their owner alone."""
+    for at in path.rglob("*") if path.is_dir() else [path]:
+        if at.is_file():
+            at.chmod(0o666 & ~_UMASK)
 
 
 def _kind(at: Path, place: Path) -> int | None:

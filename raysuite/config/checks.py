@@ -272,6 +272,12 @@ def _check_rewards(run: Run) -> None:
                     f"expected evaluation.rewards to leave out {entry.name}, which is trained and so is evaluated, got it with "
                     f"another model or other options: {_ANOTHER}"
                 )
+    known = {entry.name for entry in (*run.rewards, *besides)}
+    if isinstance(run.checkpoints.best, str) and run.checkpoints.best not in known:
+        raise UserError(
+            f"expected checkpoints.best of true, false or the name of a reward of the run ({', '.join(sorted(known))}), got "
+            f"{run.checkpoints.best!r}: name it in evaluation.rewards, too"
+        )
     if not any(reward.weight for reward in run.rewards):
         raise UserError(
             f"expected a reward to learn from, got weight 0 for {', '.join(names)}: give one another weight, and name what is only "

@@ -433,6 +433,9 @@ class Guards(Section):
 
     held_out: Reaction = "warn"
     """The trained reward rose on training prompts since the beginning, and fell on held-out ones (95 % interval below 0)."""
+    watched: Reaction = "warn"
+    """The trained reward rose since the beginning, and one of `evaluation.rewards` fell, on the same held-out prompts (95 % intervals
+    above and below 0); on training prompts where none are held out."""
     diversity: Reaction = "warn"
     """Pictures of the same prompt have become alike."""
     diversity_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -548,8 +551,9 @@ class Checkpoints(Section):
     """Updates from one checkpoint to the next; there is one at every evaluation, too."""
     keep: PositiveInt = 2
     """Most recent checkpoints that stay on disk."""
-    best: bool = False
-    """The one with the highest trained reward on held-out prompts stays, too (on training prompts where none are held out)."""
+    best: bool | str = False
+    """The one with the highest trained reward on held-out prompts stays, too (on training prompts where none are held out), or the one
+    with the highest score of the reward of this name, such as one that is only watched, where the trained one may be gamed."""
 
 
 class Wandb(Section):

@@ -11,6 +11,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from raysuite.config import Model
@@ -67,6 +68,11 @@ def _index(model: Model) -> Mapping[str, Any]:
         if not isinstance(index, dict) or "_class_name" not in index:
             raise KeyError("model_index.json names no _class_name")
     except (OSError, KeyError, json.JSONDecodeError) as error:
+        if isinstance(error.__context__, LocalEntryNotFoundError):
+            raise UserError(
+                f"expected the hub, or a copy of model.path={path} in its cache, the hub was not reached and there is none: name "
+                "a directory, or download it where there is a network"
+            ) from error
         licence = "check the id, or accept the model's licence on its page and log in with `hf auth login`"
         remedy = "check the path" if Path(path).is_dir() else licence
         raise UserError(

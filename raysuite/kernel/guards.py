@@ -13,6 +13,8 @@ from raysuite.kernel.stats import Interval
 REMEDIES = {
     "held_out": "what was learned does not carry over. Prefer an earlier checkpoint, learn with a lower learning rate, or from "
     "more prompts.",
+    "watched": "the trained reward is being gamed. Prefer an earlier checkpoint (checkpoints.best may name the watched reward), train "
+    "on both, or hold the policy nearer to where it began.",
     "diversity": "the policy draws the same picture again and again. Prefer an earlier checkpoint, lower learn.learning_rate, or "
     "reward differences.",
     "kl": "the model has moved far from where it began, and pictures may break in ways that the reward does not see. Look at "
@@ -35,6 +37,18 @@ def held_out(*, training: Interval, held_out: Interval) -> str | None:
     return (
         f"the trained reward changed by {training.estimate:+.3g} on training prompts and by {held_out.estimate:+.3g} "
         f"[{held_out.low:.3g}, {held_out.high:.3g}] on held-out ones"
+    )
+
+
+def watched(*, trained: Interval, watched: Mapping[str, Interval]) -> str | None:
+    """Whether the trained reward rose while one fell that is only watched, both since the beginning on the same pictures."""
+    fell = [name for name, change in watched.items() if change.high < 0]
+    if not (trained.low > 0 and fell):
+        return None
+    change = watched[fell[0]]
+    return (
+        f"the trained reward rose by {trained.estimate:.3g} [{trained.low:.3g}, {trained.high:.3g}] and {fell[0]}, which is only "
+        f"watched, changed by {change.estimate:.3g} [{change.low:.3g}, {change.high:.3g}]"
     )
 
 

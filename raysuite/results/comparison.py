@@ -16,6 +16,7 @@ FEW_PROMPTS = 10
 """Below this many prompts an interval is too narrow to rely on."""
 WARNED = {
     "held_out": "the trained reward had risen on training prompts and fallen on held-out ones",
+    "watched": "the trained reward had risen, and one that is only watched had fallen",
     "diversity": "pictures of one prompt had become alike",
     "kl": "the KL was beyond its limit",
     "ratio": "the first importance ratio was off 1",
@@ -178,16 +179,19 @@ def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             f"The trained reward rose on training prompts ({_change(training)}) and fell on held-out prompts "
             f"({_change(held_out)}): what was learned does not carry over. Prefer an earlier checkpoint."
         )
+    gamed = False
     for split in run.splits:
         trained = by.get((run.trained, split))
         for name in run.watched:
             watched = by.get((name, split))
             if trained and watched and trained.direction > 0 > watched.direction:
+                gamed = True
                 found.append(
                     f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while "
                     f"{name}, which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
                 )
-    return [*found, *_guard_alarms(run, said=("held_out",) if memorised else ())]
+    said = [*(["held_out"] if memorised else []), *(["watched"] if gamed else [])]
+    return [*found, *_guard_alarms(run, said=said)]
 
 
 def _guard_alarms(run: Run, *, said: Sequence[str]) -> list[str]:

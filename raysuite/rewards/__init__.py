@@ -151,6 +151,12 @@ REWARDS = {
 }
 
 
+def weights_of(name: str) -> str | None:
+    """The published network that a reward of this package needs, with its size; None where it needs none."""
+    needs = REWARDS[name].needs if name in REWARDS else ""
+    return needs.partition(":")[0] if "GB" in needs else None
+
+
 def resolve(name: str) -> Any:
     """The reward of a registered name, or the user's function or class at `package.module:function`.
 

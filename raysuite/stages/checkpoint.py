@@ -24,7 +24,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, share_of, whole
-from raysuite.places import replacing
+from raysuite.places import for_others, replacing
 from raysuite.stages.files import digest
 from raysuite.stages.optimizer import in_parts, put_together
 from raysuite.types import Cost
@@ -140,6 +140,7 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int 
                 _share(temporary / "model", earlier / "model")
             if state.ema is not None:
                 _share(temporary / EMA, temporary / "model")
+            for_others(temporary)
             temporary.replace(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -59,9 +59,15 @@ class Watch:
         found = {"finite": guards.finite(metrics), "diversity": next(filter(None, of_splits), None)}
         if "evaluation/kl" in metrics:
             found["kl"] = guards.kl(nats=metrics["evaluation/kl"], limit=self._kl_limit)
-        changes = self._changes(updates) if self._guards.held_out != "ignore" else {}
-        if len(changes) == 2:
+        trained, besides = {term.name: term.weight for term in self._config.rewards}, self._config.watched
+        wanted = self._guards.held_out != "ignore" or (besides and self._guards.watched != "ignore")
+        changes = self._changes(updates, trained) if wanted else {}
+        if "training" in changes and "held_out" in changes:
             found["held_out"] = guards.held_out(training=changes["training"], held_out=changes["held_out"])
+        split = "held_out" if "held_out" in changes else "training"
+        if besides and split in changes:
+            watched = {reward.name: self._changes(updates, {reward.name: 1.0})[split] for reward in besides}
+            found["watched"] = guards.watched(trained=changes[split], watched=watched)
         self._react(updates, found)
 
     def _diversity(self, metrics: Mapping[str, float], name: str) -> str | None:
@@ -89,9 +95,9 @@ class Watch:
                 )
             self.warnings.setdefault(name, f"{text[0].upper()}{text[1:]}")
 
-    def _changes(self, updates: int) -> dict[str, Interval]:
-        """How the trained reward changed since the beginning, by split, on the pictures that both evaluations have."""
-        before, after = (self._rewards(self._run.path / "scores" / f"{u:06d}.parquet") for u in (0, updates))
+    def _changes(self, updates: int, weights: Mapping[str, float]) -> dict[str, Interval]:
+        """How a sum of rewards changed since the beginning, by split, on the pictures that both evaluations have."""
+        before, after = (_rewards(self._run.path / "scores" / f"{u:06d}.parquet", weights) for u in (0, updates))
         changes = {}
         for split in sorted({key[0] for key in after}):
             both = [key for key in after if key[0] == split and key in before]
@@ -102,11 +108,12 @@ class Watch:
                 changes[split] = paired_difference(old, new, by_prompt(prompts), rng)
         return changes
 
-    def _rewards(self, file: Path) -> dict[tuple[str, str, int], float]:
-        """The trained reward by split, prompt and sample."""
-        weights = {term.name: term.weight for term in self._config.rewards}
-        found: dict[tuple[str, str, int], float] = {}
-        for row in pq.read_table(file).to_pylist():
+
+def _rewards(file: Path, weights: Mapping[str, float]) -> dict[tuple[str, str, int], float]:
+    """A weighted sum of rewards by split, prompt and sample."""
+    found: dict[tuple[str, str, int], float] = {}
+    for row in pq.read_table(file).to_pylist():
+        if row["reward"] in weights:
             key = (row["split"], row["prompt"], row["sample"])
-            found[key] = found.get(key, 0.0) + weights.get(row["reward"], 0.0) * row["value"]
-        return found
+            found[key] = found.get(key, 0.0) + weights[row["reward"]] * row["value"]
+    return found

@@ -40,7 +40,8 @@ def locked(directory: Path, *, wait: bool | None = None) -> Iterator[None]:
     Args:
         directory: which.
         wait: for whoever holds it, until it would be free if that one were gone. By default who has RAY_ADDRESS set, as a submitted
-            job has, waits: it may be what comes after one whose machine was lost a moment ago, and has nobody who would give the command again.
+            job has, waits: it may come after one whose machine was lost a moment ago, and has nobody who would give the command
+            again.
 
     Raises:
         UserError: somebody else holds it, or it cannot be made.

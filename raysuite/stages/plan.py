@@ -15,6 +15,7 @@ from typing import Any
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler, put, validate
 from raysuite.errors import UserError
 from raysuite.families.outline import Outline
+from raysuite.rewards import weights_of
 from raysuite.stages.prompts import latents_kept, load_prompts
 
 GB = 10**9
@@ -122,9 +123,9 @@ def plan(config: RunConfig) -> Plan:
         notes.append(
             "counted without model.compile: what a compiler keeps for the way back, and works with, is its own choice"
         )
-    networks = [r.name for r in (*config.rewards, *config.watched) if r.model is not None]
-    if networks:
-        notes.append(f"networks of rewards are not counted: {', '.join(networks)}")
+    networks = {r.name: r.model or weights_of(r.name) for r in (*config.rewards, *config.watched)}
+    if told := [f"{name} ({what})" for name, what in networks.items() if what]:
+        notes.append(f"networks of rewards are not counted: {', '.join(told)}")
     height, width = learns.image_size
     trained = f"{'LoRA' if learns.lora else 'all weights'}, {learns.trained / 1e6:.1f} million numbers"
     return Plan(
@@ -248,6 +249,8 @@ def verdict(config: RunConfig, planned: Plan, memory: int | None) -> Iterator[st
     if not shared:
         total = sum(p.number * (p.total + sum(p.main.values())) for p in planned.processes)
         yield f"all on CPUs: {_gb(total)} GB of main memory, beside what Python and its libraries take in each process"
+        if memory is not None:
+            yield "no process of this run uses a GPU: plan it with --set cluster.worker_gpus=1"
         return
     who = " and ".join(f"{number} {name}{'s' if number > 1 else ''}" for name, number in shared.items())
     if memory is None:

@@ -394,7 +394,12 @@ class Training:
         if kept.best:
             split = "held_out" if self.prompts.held_out else "training"
             alike = min(self.config.evaluation.samples, self.config.evaluation.final_samples)
-            rewards = trained_rewards(self.run.first_pictures(split, alike), self.config, split)
+            scores = self.run.first_pictures(split, alike)
+            rewards = (
+                trained_rewards(scores, self.config, split)
+                if kept.best is True
+                else scores.get(f"evaluation/{split}/{kept.best}", {})
+            )
             rewards.pop(0, None)  # of the model as it came, which has no checkpoint
             best = max(rewards, key=rewards.__getitem__, default=None)
         checkpoint.save(self.run.path / "checkpoints", self.policy, self.state, keep=kept.keep, best=best)

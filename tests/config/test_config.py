@@ -377,6 +377,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"objective": FORWARD_RL, "reference.refresh": 1, "rollouts.staleness": 1},
             "expected rollouts.staleness=0 with forward_rl",
         ),
+        (
+            {"checkpoints.best": "ocr"},
+            "expected checkpoints.best of true, false or the name of a reward of the run (redness), got 'ocr'",
+        ),
         ({"evaluation.rewards": ["ocr", {"name": "ocr"}]}, "expected every reward of evaluation.rewards once"),
         (
             {"evaluation.rewards": [{"name": "redness", "options": {"a": 1}}]},

@@ -28,6 +28,11 @@ def brightness_per_thousand(images, prompts, metadata):
     return 1000 * brightness(images, prompts, metadata)
 
 
+def paleness(images, prompts, metadata):
+    """Green and blue, from 0 to 1: what falls as pictures become red."""
+    return images[..., 1:].astype(float).mean((1, 2, 3)) / 255
+
+
 def hundred(images, prompts, metadata):
     """100, whatever it is shown."""
     return [100.0] * len(images)

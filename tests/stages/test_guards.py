@@ -63,6 +63,38 @@ def test_the_best_checkpoint_on_held_out_prompts_is_kept(best: bool, tmp_path: P
     assert kept == ([f"{highest:06d}"] if best else []) + ["000005"]
 
 
+PALENESS = "tests.stages.rewards:paleness"
+
+
+def test_a_watched_reward_that_falls_as_the_trained_one_rises_ends_the_run(tmp_path: Path) -> None:
+    """On held-out prompts, where red, which is trained, costs green and blue, which are watched."""
+    settings = {"updates": "12", "evaluation__every": "2", "learn__learning_rate": "0.05", "evaluation__samples": "8"}
+    config = toy(
+        **settings, evaluation__final_samples="8", evaluation__rewards=f"['{PALENESS}']", guards__watched="stop"
+    )
+    with pytest.raises(
+        UserError,
+        match=r"guards\.watched=stop ended the run: .* the trained reward rose by .* and tests\.stages\.rewards:paleness",
+    ):
+        begin(config, tmp_path).train()
+
+
+def test_the_best_checkpoint_may_be_a_watched_rewards(tmp_path: Path) -> None:
+    config = toy(
+        updates="5",
+        evaluation__every="1",
+        learn__learning_rate="0.05",
+        evaluation__rewards=f"['{PALENESS}']",
+        checkpoints=f"{{keep: 1, best: '{PALENESS}'}}",
+    )
+    run = begin(config, tmp_path)
+    run.train()
+    scores = run.run.metrics()[f"evaluation/held_out/{PALENESS}"]
+    highest = max((update for update in scores if update), key=lambda update: scores[update])
+    assert highest < 4  # and the trained reward is highest at the end
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == [f"{highest:06d}", "000005"]
+
+
 @pytest.mark.parametrize(("nats", "warns"), [(7.9, False), (8.1, True)])
 def test_by_default_the_kl_may_be_2_nats_for_each_number_of_a_latent(nats: float, warns: bool, tmp_path: Path) -> None:
     config = toy(guards__held_out="ignore")
