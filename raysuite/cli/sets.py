@@ -82,6 +82,7 @@ def encode(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
+    console.print(f"with the VAE and text encoders of {model}", soft_wrap=True, highlight=False, markup=False)
     with locked(directory), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,

@@ -17,7 +17,7 @@ import torch
 from raysuite.cluster import session
 from raysuite.cluster.placement import Piece, check_room
 from raysuite.config import Model
-from raysuite.datasets.encode import Pairs, changed, encode_block
+from raysuite.datasets.encode import Pairs, changed, check_some, encode_block
 from raysuite.datasets.pictures import DECODER
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
@@ -78,6 +78,7 @@ def encode(
         UserError: the source or the model cannot be read, nothing in it is usable, or the directory holds something else.
     """
     parts = source.parts(rows_per_block)
+    check_some(source, parts)
     policy = open_model(model, torch.device("cpu"))
     identity = {
         "model": model.path,

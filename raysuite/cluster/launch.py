@@ -47,7 +47,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.optimizer import check_optimizer
-from raysuite.stages.preference_set import open_set
+from raysuite.stages.preference_set import PreferenceSet, open_set
 from raysuite.stages.prompts import Prompt, load_prompts, said_of_cut, training_blocks
 from raysuite.stages.rewrites import place_of
 from raysuite.stages.rollout import check_noise
@@ -68,8 +68,12 @@ def preflight(config: RunConfig) -> None:
         UserError: prompts, their writer, rewards or the model are not there, or the model is not complete or not for these
             settings (one whose weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
+    prompts = load_prompts(config.prompts)  # what takes no time first
+    for reward in (*config.rewards, *config.watched):
+        rewards.resolve(reward.name)
+    if config.preferences.source is not None:
+        PreferenceSet(Path(config.preferences.source))
     check_drawing(config)
-    prompts = load_prompts(config.prompts)
     if config.preferences.source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     check_scoring(config, prompts.all, prompts.repeated)

@@ -271,7 +271,7 @@ class Prompts(Section):
 
 
 class Reward(Section):
-    """One term of the reward."""
+    """One term of the reward; a name alone is the reward as it comes."""
 
     name: str
     """A registered reward, or a function or class as `package.module:name`."""
@@ -286,6 +286,11 @@ class Reward(Section):
     watched have these defaults too."""
     retries: NonNegativeInt = 1
     """Times that it is asked again for the same pictures after it raised or hung; then the run ends."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
 
 
 class RolloutSettings(Section):

@@ -10,6 +10,16 @@ from pydantic import ValidationError
 
 from raysuite.errors import UserError
 
+WORDS = {
+    "tuple_type": "a list, such as [a, b]",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "settings by name, such as {name: value}",
+    "model_type": "settings by name, such as {name: value}",
+    "model_attributes_type": "settings by name, such as {name: value}",
+    "mapping_type": "settings by name, such as {name: value}",
+}
+"""What was expected, where pydantic says it in words of Python."""
+
 
 def one_of(given: object, known: Iterable[str]) -> str:
     """`known` in words: the nearest if there is one, all of them otherwise."""
@@ -51,5 +61,5 @@ def sentence(error: ValidationError, known: Iterable[str] = (), prefix: str = ""
         return f"expected a value for {path}, found none: add it"
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"expected a setting's path ({one_of(path, known)}), got {path!r}"
-    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = WORDS.get(first["type"]) or first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"expected {path} to be {message}, got {first['input']!r}: correct it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from raysuite.datasets.pictures import decode
 from raysuite.datasets.sources import Part, Source, Unusable
+from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.stages import preference_set
 from raysuite.stages.files import digest
@@ -72,6 +73,30 @@ def encode_block(policy: Policy, source: Source, part: Part, directory: Path, *,
         ties=ties,
         rejects=rejects,
         content=content,
+    )
+
+
+def check_some(source: Source, parts: Sequence[Part]) -> None:
+    """Look at the first rows of a source, before anything slow begins.
+
+    Raises:
+        UserError: none of them can be used: it is another layout, or the pictures lie elsewhere.
+    """
+    part, reasons = parts[0], dict[str, int]()
+    for raw in source.raw(part):
+        try:
+            row = source.row(raw, part.file)
+            if all(isinstance(image, bytes) or image.is_file() for image in row.images):
+                return
+            reasons["missing image"] = reasons.get("missing image", 0) + 1
+        except Unusable as reason:
+            reasons[str(reason)] = reasons.get(str(reason), 0) + 1
+    shown = ", ".join(f"{reason}: {number}" for reason, number in reasons.items())
+    first = next(iter(source.raw(part)))
+    said = ", ".join(map(str, first)) if isinstance(first, Mapping) else repr(first)[:120]
+    raise UserError(
+        f"expected rows of the layout {source.layout} in {part.file}, of the first {part.stop - part.start} none is usable ({shown}); "
+        f"the first has {said}: mend them, or name another layout with --layout"
     )
 
 

@@ -187,8 +187,8 @@ class PickAPic(Source):
         missing = [column for column in self.columns if column not in names]
         if missing:
             raise UserError(
-                f"expected Pick-a-Pic's columns {', '.join(self.columns)} in {file}, {', '.join(missing)} is missing: "
-                "name the layout with --layout"
+                f"expected Pick-a-Pic's columns {', '.join(self.columns)} in {file}, found {', '.join(names)}: rename them, or "
+                f"write a file of another layout ({', '.join(LAYOUTS)})"
             )
         return length
 
@@ -348,7 +348,9 @@ class ImageReward(HpdV2):
 
 
 class JsonLines(Listed):
-    """A file of lines {"prompt": ..., "preferred": path, "rejected": path}, paths relative to the file."""
+    """A file of lines {"prompt": ..., "preferred": path, "rejected": path}, paths relative to the file; `caption` and `chosen` say the
+    same as `prompt` and `preferred`.
+    """
 
     layout = "jsonl"
 
@@ -373,8 +375,8 @@ class JsonLines(Listed):
             raise Unusable("not JSON") from error
         if not isinstance(row, dict):
             raise Unusable("row that is no object")
-        images = [self._beside(file, row.get(key)) for key in ("preferred", "rejected")]
-        return as_row(row.get("prompt"), images, [0, 1])
+        images = [self._beside(file, path) for path in (row.get("preferred", row.get("chosen")), row.get("rejected"))]
+        return as_row(row.get("prompt", row.get("caption")), images, [0, 1])
 
 
 class Folders(Listed):
@@ -490,7 +492,29 @@ def open_source(given: Sequence[str], *, layout: str | None, split: str) -> Sour
                 "one after the other, or name the layout with --layout"
             )
         (layout,) = looks
+        if layout == PickAPic.layout:
+            for path in map(Path, paths):
+                _check_looks(path)
     return LAYOUTS[layout](paths, split)
+
+
+def _check_looks(path: Path) -> None:
+    """Refuse what is here and is no parquet file, nor a folder of such: it has been recognised as nothing else.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        there = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+        what = f"{', '.join(there[:6])}{', ...' if len(there) > 6 else ''}" if there else "nothing"
+    elif path.is_file() and path.suffix != ".parquet":
+        what = f"a file {path.suffix or 'without a suffix'}"
+    else:
+        return
+    raise UserError(
+        f"expected preference data at {path}, found {what}: name a folder of {' and '.join(Folders.sides)}, a .jsonl of "
+        "prompt, preferred and rejected, Pick-a-Pic's .parquet, or another layout by its name (--layout)"
+    )
 
 
 def _found(pattern: str) -> list[str]:

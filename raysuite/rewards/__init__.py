@@ -17,8 +17,10 @@ import itertools
 import json
 import multiprocessing
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -324,7 +326,7 @@ def score(
             SystemExit,
         ) as error:  # whatever a user's function raises is reported with the prompts it was given
             times = f", {attempt + 1} times in a row" if attempt else ""
-            raised = str(error) if isinstance(error, _Left) else _told(error)
+            raised = str(error) if isinstance(error, _Left) else f"{_told(error)}{_where(error)}"
             failure = UserError(f"the reward {name} raised {raised}; the prompts were {prompts}{times}")
             if attempt == retries:
                 raise failure from error
@@ -380,6 +382,13 @@ def _answer(function: RewardFunction, arguments: tuple[Any, Any, Any]) -> Sequen
 def _told(error: BaseException) -> str:
     """An exception in words: its message may be empty, or say too little without its kind."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the user's own that it came through, in words; nothing where there is none."""
+    others = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _some(prompts_N: Sequence[str]) -> str:

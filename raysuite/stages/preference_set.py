@@ -196,7 +196,11 @@ class PreferenceSet:
         """
         self.directory = directory
         if not (directory / "manifest.json").is_file():
-            raise UserError(f"expected a preference set at {directory}, found none: {MAKE_ONE} --out {directory}")
+            found = f"a file: encode it (`raysuite encode {directory} --model MODEL --out DIR`), and name DIR"
+            nothing = f"none: {MAKE_ONE} --out {directory}"
+            raise UserError(
+                f"expected a preference set at {directory}, found {found if directory.is_file() else nothing}"
+            )
         if not (directory / "summary.json").is_file():
             raise UserError(
                 f"expected a finished preference set at {directory}, its summary.json is missing: repeat the command that "

@@ -69,12 +69,18 @@ def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
     return tuple(sorted(found, key=int) if all(category.isdecimal() for category in found) else found)
 
 
-def _table(source: str, *, category: str | None, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
-    """Rows of which one column says the category. A plain list of prompts has no categories."""
+def _table(source: str, *, category: str, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
+    """Rows of which one column says the category."""
     rows = prompt_files.read(source, prompt)
-    if category is None or not any(metadata for _, metadata in rows):
-        return [("", row) for row in rows]
     return [(_category(row, category, number, source), row) for number, row in enumerate(rows, start=1)]
+
+
+def _table_or_list(source: str, *, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
+    """The same by a column `category`; rows without one have no categories."""
+    rows = prompt_files.read(source, prompt)
+    if not any("category" in map(str.lower, metadata) for _, metadata in rows):
+        return [("", row) for row in rows]
+    return _table(source, category="category", prompt=prompt)
 
 
 def _category(row: Row, category: str, number: int, source: str) -> str:
@@ -84,7 +90,7 @@ def _category(row: Row, category: str, number: int, source: str) -> str:
     if not said:
         raise UserError(
             f"expected {category} of every prompt in {source}, found none in row {number} ({text[:60]!r}, which has "
-            f"{', '.join(metadata) or 'nothing else'}): take the file that the suite's authors publish"
+            f"{', '.join(metadata) or 'nothing else'}): take the file that the suite's authors publish, or --suite prompts for others"
         )
     return said
 
@@ -98,7 +104,7 @@ def _files(source: str, *, pattern: str, known: Sequence[str]) -> list[tuple[str
     """A file of each category, in the order of these that are known; or one such file; or a table with a column `category`."""
     path = Path(source)
     if not path.is_dir() and not fnmatch.fnmatch(path.name, pattern):
-        return _table(source, category="category")
+        return _table_or_list(source)
     ending = pattern.removeprefix("*")
     files = {file.name.removesuffix(ending): file for file in sorted(path.glob(pattern))} if path.is_dir() else {}
     if not path.is_dir():
@@ -151,6 +157,18 @@ SUITES: Mapping[str, Suite] = {
     suite.name: suite
     for suite in (
         Suite(
+            name="prompts",
+            asks="prompts of your own",
+            form="a file of prompts, as runs take it; a column category makes categories",
+            read=_table_or_list,
+            samples=4,
+            rewards=(),
+            scored="by the rewards that the runs were trained and watched with, unless --reward names others",
+            overall="prompts",
+            source="you",
+            licence="yours",
+        ),
+        Suite(
             name="pickapic",
             asks="prompts that people gave a web application",
             form="a table with a column caption: the 500 of the split validation_unique, or the test split",
@@ -190,7 +208,7 @@ SUITES: Mapping[str, Suite] = {
             name="drawbench",
             asks="200 prompts of 11 categories",
             form="a .csv with the columns Prompts and Category; or a list of prompts, which has no categories",
-            read=partial(_table, category="category", prompt=("prompts", "prompt")),
+            read=partial(_table_or_list, prompt=("prompts", "prompt")),
             samples=1,
             rewards=PREFERENCES,
             scored="by people at first, by preference rewards since; add yours by --reward",

@@ -218,7 +218,7 @@ def _config(
 ) -> RunConfig:
     """A run's configuration as it is for an evaluation."""
     own = RunDirectory(run).config()
-    entries = [_entry(own, text) for text in rewards] or [_own(own, name) for name in suite.rewards]
+    entries = [_entry(own, text) for text in rewards] or [_own(own, name) for name in suite.rewards or own.reward_names]
     tree = own.canonical()
     judges = tree["cluster"]["judges"]
     named = {entry.get("name") for entry in entries}

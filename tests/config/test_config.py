@@ -138,6 +138,18 @@ def test_values_are_set_by_path() -> None:
     assert config.checkpoints == plain.checkpoints and config.rollouts == plain.rollouts
 
 
+def test_a_reward_may_be_a_name_alone() -> None:
+    assert (
+        load("toy-ddpo", {"rewards": "[redness]"}).rewards == load("toy-ddpo", {"rewards": "[{name: redness}]"}).rewards
+    )
+    with pytest.raises(UserError, match=r"expected rewards to be a list, such as \[a, b\], got 'redness'"):
+        load("toy-ddpo", {"rewards": "redness"})
+    with pytest.raises(
+        UserError, match=r"expected trackers.wandb to be settings by name, such as {name: value}, got 'on'"
+    ):
+        load("toy-ddpo", {"trackers.wandb": "'on'"})
+
+
 @pytest.mark.parametrize(
     ("path", "text", "value"),
     [

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from raysuite.config import TOYS, RunConfig
-from raysuite.datasets.encode import Pairs, changed, compared, encode_block
+from raysuite.datasets.encode import Pairs, changed, check_some, compared, encode_block
 from raysuite.datasets.sources import open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
@@ -516,8 +516,34 @@ def test_sources_that_cannot_be_read(name: str, content: str | None, mentions: s
 
 def test_a_table_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match="jpg_0, jpg_1, label_0, label_1 is missing"):
+    with pytest.raises(UserError, match=r"Pick-a-Pic.s columns .* found caption: rename them"):
         open_source([str(tmp_path / "train.parquet")], layout=None, split="train").parts(4)
+
+
+@pytest.mark.parametrize(
+    ("make", "mentions"),
+    [
+        (lambda root: (root / "good").mkdir() or root, "found good/: name a folder of winners and losers"),
+        (lambda root: (root / "p.tar").write_bytes(b"1") and root / "p.tar", "found a file .tar: name a folder of"),
+    ],
+)
+def test_what_looks_like_nothing_is_told_by_what_is_there(
+    make: Callable[[Path], Path], mentions: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=mentions):
+        open_source([str(make(tmp_path))], layout=None, split="train")
+
+
+def test_rows_of_which_none_is_usable_are_told_before_anything_slow(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"caption": "a", "better": "b.png", "worse": "c.png"}\n' * 3)
+    source = open_source([str(file)], layout=None, split="train")
+    with pytest.raises(UserError, match=r"of the first 3 none is usable .missing image: 3.; the first has .*better"):
+        check_some(source, source.parts(64))
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    file.write_text('{"caption": "a", "chosen": "b.png", "rejected": "b.png"}\n' + '{"caption": ""}\n' * 3)
+    mended = open_source([str(file)], layout=None, split="train")
+    check_some(mended, mended.parts(64))  # a row is enough
 
 
 def test_another_split_or_layout(tmp_path: Path) -> None:

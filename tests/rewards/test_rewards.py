@@ -233,7 +233,8 @@ def test_a_reward_that_raised_is_asked_again_as_often_as_stated(
         assert len(calls) == failures + 1
     else:
         with pytest.raises(
-            UserError, match="raised TimeoutError: the network is down; the prompts were 'three"
+            UserError,
+            match=r"raised TimeoutError: the network is down .test_rewards.py, line [0-9]+.; the prompts were 'three",
         ) as error:
             score(*arguments, retries=retries, limit=limit, told=told.append)
         assert len(calls) == retries + 1

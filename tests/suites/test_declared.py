@@ -70,6 +70,10 @@ def parquet(**columns: list[Any]) -> Callable[[Path], Path]:
 
 
 PUBLISHED = {
+    "prompts": (
+        lines("mine.jsonl", [{"prompt": "a cat", "category": "pets"}, {"prompt": "a cup", "category": "things"}]),
+        [("a cat", "pets", {"category": "pets"}), ("a cup", "things", {"category": "things"})],
+    ),
     "pickapic": (
         parquet(caption=["a cat", "a dog", "a cat"], jpg_0=[b"1", b"2", b"3"], label_0=[1.0, 0.5, 0.0]),
         [("a cat", "", {}), ("a dog", "", {})],
@@ -156,6 +160,8 @@ def test_the_questions_of_a_prompt_are_one_row(tmp_path: Path) -> None:
         ("hpdv2", text("p.csv", "prompt,Category\na cat,photo\n"), [("a cat", "photo")]),
         ("t2i-compbench", text("shape_val.txt", "a round cup\n"), [("a round cup", "shape")]),
         ("drawbench", text("drawbench.json", '["a red car"]'), [("a red car", "")]),
+        ("prompts", text("mine.txt", "a red car\na cat\n"), [("a red car", ""), ("a cat", "")]),
+        ("prompts", lines("mine.jsonl", [{"prompt": "a cat", "meant": "a dog"}]), [("a cat", "")]),
         ("pickapic", lines("p.jsonl", [{"caption": "a cat"}]), [("a cat", "")]),
     ],
 )
@@ -187,6 +193,7 @@ def test_categories_come_in_the_order_of_the_file_and_numbers_by_size(tmp_path: 
             text("p.tsv", "Prompt\tCategory\na cat\tArts\na dog\t \n"),
             "none in row 2 .'a dog', which has",
         ),
+        ("partiprompts", text("p.txt", "a cat\n"), "row 1 .*which has nothing else.: .* or --suite prompts for others"),
         ("partiprompts", text("p.tsv", "Text\tCategory\na cat\tArts\n"), "one column called prompt"),
         ("drawbench", text("p.csv", "Text,Category\na cat,Colors\n"), "one column called prompts or prompt"),
         ("pickapic", text("p.csv", "text\na cat\n"), "one column called caption or prompt"),
