@@ -83,7 +83,12 @@ def preflight(config: RunConfig) -> None:
     if config.rollouts.replay is not None:
         check_replay(config)
     if config.preferences.source is not None:
-        open_set(config)
+        found, wanted = open_set(config), config.updates * config.rollouts.prompts
+        if config.budget is None and wanted > len(found):
+            _say_once(
+                f"NOTE: {config.updates} updates of {config.rollouts.prompts} go {wanted / len(found):.1f} times through the "
+                f"{len(found)} rankings of the set."
+            )
     preflight_of_trackers(config.trackers)
 
 

@@ -573,6 +573,14 @@ class Wandb(Section):
     mode: Literal["online", "offline"] | None = None
     """`offline` writes files, which `wandb sync` sends later; by default as WANDB_MODE says, or online."""
 
+    @model_validator(mode="after")
+    def _turned_on(self) -> Wandb:
+        if self.project is None and (self.entity or self.group or self.mode):
+            raise UserError(
+                "expected trackers.wandb.project, which turns the tracker on, with other settings of trackers.wandb, got none: name it"
+            )
+        return self
+
 
 class Mlflow(Section):
     """MLflow."""

@@ -134,7 +134,10 @@ def test_a_judge_that_always_hangs_raises_or_ends_is_named(chaos: Path) -> None:
         UserError, match=r"hangs_on_left to answer within 1 seconds, it did not; the prompts were 'left'"
     ):
         drawn(judged("hangs_on_left", seconds="1"))
-    with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
+    with pytest.raises(
+        UserError,
+        match=r"fails_on_right raised RuntimeError: out of paint \(rewards.py, line \d+\); the prompts were .*right",
+    ):
         drawn(judged("fails_on_right"))
     with pytest.raises(
         UserError, match=r"^the reward .*NoPaint could not be made, it raised RuntimeError: out of paint$"

@@ -176,7 +176,10 @@ def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_c
     """One of several learners has to raise it, which is no loss that Ray Train may make good."""
     config = toy(rewards="[{name: 'tests.cluster.rewards:fails_on_right'}]", **settings)
     launch.claim(config, tmp_path, ["test"])
-    with pytest.raises(UserError, match=r"fails_on_right raised RuntimeError: out of paint; the prompts were .*right"):
+    with pytest.raises(
+        UserError,
+        match=r"fails_on_right raised RuntimeError: out of paint \(rewards.py, line \d+\); the prompts were .*right",
+    ):
         launch.train(config, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*"))
 

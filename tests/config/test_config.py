@@ -389,6 +389,7 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"objective": FORWARD_RL, "reference.refresh": 1, "rollouts.staleness": 1},
             "expected rollouts.staleness=0 with forward_rl",
         ),
+        ({"trackers.wandb": {"mode": "offline"}}, "expected trackers.wandb.project, which turns the tracker on"),
         (
             {"checkpoints.best": "ocr"},
             "expected checkpoints.best of true, false or the name of a reward of the run (redness), got 'ocr'",

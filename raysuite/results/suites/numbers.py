@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
-from raysuite.kernel.stats import Interval, bootstrap_share, by_prompt, mean_over_strata
+from raysuite.kernel.stats import Interval, bootstrap_mean, bootstrap_share, by_prompt, mean_over_strata
 from raysuite.places import replacing
 from raysuite.results.comparison import generator
 from raysuite.results.suites.read import SuiteResults
@@ -82,23 +82,24 @@ def _line(found: SuiteResults, member: str, reference: str, reward: str, categor
     inside = found.categories_P == category if category else np.ones(len(found.prompts_P), dtype=bool)
     mine, other = (found.scores[label][reward][inside] for label in (member, reference))
 
-    def mean(values_PS: np.ndarray) -> Interval:
+    def mean(values_PS: np.ndarray, *, of: Callable[..., Interval] = bootstrap_mean) -> Interval:
         groups = np.repeat(found.groups_P[inside], values_PS.shape[1])
         if found.by_category and not category:
             strata = np.repeat(found.categories_P, values_PS.shape[1])
             return mean_over_strata(values_PS.ravel(), groups, strata, generator())
-        return bootstrap_share(values_PS.ravel(), by_prompt(groups), generator())
+        return of(values_PS.ravel(), by_prompt(groups), generator())
 
     alone = member == reference
+    passes = bool(np.isin(mine, (0, 1)).all())
     return Line(
         member,
         reference,
         reward,
         category,
         int(inside.sum()),
-        mean(mine),
+        mean(mine, of=bootstrap_share if passes else bootstrap_mean),
         None if alone else mean(mine - other),
-        None if alone else mean((mine > other) + 0.5 * (mine == other)),
+        None if alone else mean((mine > other) + 0.5 * (mine == other), of=bootstrap_share),
     )
 
 
