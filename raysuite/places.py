@@ -94,7 +94,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        for_others(temporary)
+        _for_others(temporary)
         temporary.replace(path)
     finally:
         if temporary.is_dir():
@@ -103,7 +103,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def for_others(path: Path) -> None:
+def _for_others(path: Path) -> None:
     """Give a file, or all in a directory, the mode that files of this process have: safetensors writes for their owner alone."""
     for at in path.rglob("*") if path.is_dir() else [path]:
         if at.is_file():

@@ -41,13 +41,13 @@ from raysuite.cluster.texts import encode_once
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Model, RunConfig, validate
 from raysuite.errors import Stopped, UserError
-from raysuite.families import Policy, check_model, cut_prompts, open_policy
+from raysuite.families import Policy, check_model, cut_prompts, encoder_digests, open_policy
 from raysuite.families.compiled import check_compiler
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.optimizer import check_optimizer
-from raysuite.stages.preference_set import PreferenceSet, open_set
+from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.prompts import Prompt, load_prompts, said_of_cut, training_blocks
 from raysuite.stages.rewrites import place_of
 from raysuite.stages.rollout import check_noise
@@ -71,10 +71,11 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)  # what takes no time first
     for reward in (*config.rewards, *config.watched):
         rewards.resolve(reward.name)
-    if config.preferences.source is not None:
-        PreferenceSet(Path(config.preferences.source))
+    found = None if config.preferences.source is None else PreferenceSet(Path(config.preferences.source))
+    if found is not None:
+        found.check(config)
     check_drawing(config)
-    if config.preferences.source is None:  # a set has prompts of its own
+    if found is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     check_scoring(config, prompts.all, prompts.repeated)
     writer = config.prompts.writer
@@ -82,8 +83,9 @@ def preflight(config: RunConfig) -> None:
         open_writer(writer)
     if config.rollouts.replay is not None:
         check_replay(config)
-    if config.preferences.source is not None:
-        found, wanted = open_set(config), config.updates * config.rollouts.prompts
+    if found is not None:
+        found.check_encoders(encoder_digests(config.model))
+        wanted = config.updates * config.rollouts.prompts
         if config.budget is None and wanted > len(found):
             _say_once(
                 f"NOTE: {config.updates} updates of {config.rollouts.prompts} go {wanted / len(found):.1f} times through the "

@@ -216,7 +216,7 @@ def strategy_of_actors(cluster: Cluster) -> str | None:
     It has none where learners draw for themselves, and actors do something in their places before they begin.
     """
     group = ray.util.get_current_placement_group()
-    reserved = cluster.actors + sum(judge.actors for judge in cluster.judges.values())
+    reserved = len(pieces_of(cluster, workers=0))
     return None if group is not None and group.bundle_count >= reserved else "SPREAD"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Reward, Run, SoftPrompts
+from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
 from raysuite.errors import UserError
 
 ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -259,7 +259,7 @@ def _check_rewards(run: Run) -> None:
     names = [reward.name for reward in run.rewards]
     if len(set(names)) < len(names):
         raise UserError(f"expected every reward once, got {names}: add the weights up")
-    besides = [Reward(name=entry) if isinstance(entry, str) else entry for entry in run.evaluation.rewards]
+    besides = run.evaluation.entries
     if len({entry.name for entry in besides}) < len(besides):
         raise UserError(
             f"expected every reward of evaluation.rewards once, got {[entry.name for entry in besides]}: {_ANOTHER}"

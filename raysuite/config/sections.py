@@ -427,6 +427,11 @@ class Evaluation(Section):
     ema: bool = False
     """Evaluate the average that `learn.ema` keeps, in place of the weights that learn."""
 
+    @property
+    def entries(self) -> tuple[Reward, ...]:
+        """`rewards`, names as entries."""
+        return tuple(map(Reward.model_validate, self.rewards))
+
 
 Reaction = Literal["warn", "stop", "ignore"]
 
@@ -635,9 +640,8 @@ class Run(Section):
     @property
     def watched(self) -> tuple[Reward, ...]:
         """Rewards that are evaluated besides the trained ones."""
-        entries = (Reward(name=e) if isinstance(e, str) else e for e in self.evaluation.rewards)
         trained = {reward.name for reward in self.rewards}
-        return tuple(entry for entry in entries if entry.name not in trained)
+        return tuple(entry for entry in self.evaluation.entries if entry.name not in trained)
 
     @cached_property
     def built_objective(self) -> Objective[Any]:

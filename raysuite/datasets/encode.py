@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -82,15 +83,16 @@ def check_some(source: Source, parts: Sequence[Part]) -> None:
     Raises:
         UserError: none of them can be used: it is another layout, or the pictures lie elsewhere.
     """
-    part, reasons = parts[0], dict[str, int]()
+    part, reasons = parts[0], Counter[str]()
     for raw in source.raw(part):
         try:
             row = source.row(raw, part.file)
-            if all(isinstance(image, bytes) or image.is_file() for image in row.images):
-                return
-            reasons["missing image"] = reasons.get("missing image", 0) + 1
         except Unusable as reason:
-            reasons[str(reason)] = reasons.get(str(reason), 0) + 1
+            reasons[str(reason)] += 1
+            continue
+        if all(isinstance(image, bytes) or image.is_file() for image in row.images):
+            return
+        reasons["missing image"] += 1
     shown = ", ".join(f"{reason}: {number}" for reason, number in reasons.items())
     first = next(iter(source.raw(part)))
     said = ", ".join(map(str, first)) if isinstance(first, Mapping) else repr(first)[:120]

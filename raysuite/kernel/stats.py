@@ -200,8 +200,8 @@ def mean_over_runs(
     Source: the two-way ("pigeonhole") bootstrap, Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007. Of few
     runs it knows too little: a resample of R has (R - 1)/R of their variance and normal tails. So each run counts 1 + c (w - 1)
     times, w how often it was drawn, c = sqrt(R/(R - 1)) t/z with the quantiles t and z of the upper limit, of Student's distribution
-    with R - 1 degrees of freedom and of the normal one: where runs alone differ, that is nearly
-    Student's interval, and with two runs, whose resamples have three values, 0.72 of it.
+    with R - 1 degrees of freedom and of the normal one: where runs alone differ, that is nearly Student's interval, and with two
+    runs, whose resamples have three values, 0.72 of it.
 
     Args:
         values_RN: finite numbers, a row a run, columns in the same order in every run.
@@ -311,9 +311,8 @@ def differences_of_methods(
             for method in (higher, lower)
         )
         estimate = float((sums_MRG[higher].mean(0) - sums_MRG[lower].mean(0)).sum() / counts_G.sum())
-        reach = max(np.max(values_MRN[m]) for m in (higher, lower)) - min(
-            np.min(values_MRN[m]) for m in (higher, lower)
-        )
+        both = (values_MRN[higher], values_MRN[lower])
+        reach = max(map(np.max, both)) - min(map(np.min, both))
         return _interval(estimate, ((higher_B - lower_B) / number_B).clip(-reach, reach), confidence)
 
     return [one(higher, lower) for higher, lower in pairs]

@@ -103,13 +103,18 @@ def curve(run: Run, reward: str, split: str) -> Curve:
 
 
 def by_update(run: Run, reward: str, split: str) -> dict[int, Interval]:
-    """A reward's mean at each evaluation that has it, over the pictures that all of these have: the first and the last have more, and
+    """A reward's mean at each evaluation that has it, over the pictures that all of these have."""
+    return {update: mean(scores) for update, scores in _alike(run, reward, split).items()}
+
+
+def _alike(run: Run, reward: str, split: str) -> dict[int, Scores]:
+    """A reward's scores at each evaluation that has it, of the pictures that all of these have: the first and the last have more, and
     the noise of one picture of a prompt may be kinder than that of the next.
     """
     scores = run.scores.where(reward=reward, split=split)
-    if len(scores):
-        scores = scores.keep(scores.sample <= min(scores.sample[scores.update == u].max() for u in set(scores.update)))
-    return {update: mean(scores.where(update=update)) for update in np.unique(scores.update).tolist()}
+    found = {update: scores.where(update=update) for update in np.unique(scores.update).tolist()}
+    last = min((of.sample.max() for of in found.values()), default=0)
+    return {update: of.keep(of.sample <= last) for update, of in found.items()}
 
 
 def mean(scores: Scores) -> Interval:
@@ -179,19 +184,18 @@ def alarms(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             f"The trained reward rose on training prompts ({_change(training)}) and fell on held-out prompts "
             f"({_change(held_out)}): what was learned does not carry over. Prefer an earlier checkpoint."
         )
-    gamed = False
+    gaming = []
     for split in run.splits:
         trained = by.get((run.trained, split))
         for name in run.watched:
             watched = by.get((name, split))
             if trained and watched and trained.direction > 0 > watched.direction:
-                gamed = True
-                found.append(
+                gaming.append(
                     f"On {SPLITS[split]} prompts the trained reward {run.trained} rose ({_change(trained)}) while "
                     f"{name}, which is only watched, fell ({_change(watched)}): the trained reward is being gamed."
                 )
-    said = [*(["held_out"] if memorised else []), *(["watched"] if gamed else [])]
-    return [*found, *_guard_alarms(run, said=said)]
+    said = [name for name, is_said in {"held_out": memorised, "watched": gaming}.items() if is_said]
+    return [*found, *gaming, *_guard_alarms(run, said=said)]
 
 
 def _guard_alarms(run: Run, *, said: Sequence[str]) -> list[str]:
@@ -216,7 +220,7 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
             f"({_change(held_out)}) cannot be told from none."
         )
     for split in [split for split in run.splits if split != "test"][:1]:
-        means = {update: found.estimate for update, found in by_update(run, run.trained, split).items()}
+        means = {update: scores.value.mean() for update, scores in _alike(run, run.trained, split).items()}
         best = max(run.evaluations, key=lambda update: means.get(update, -math.inf))
         since = compare_one(run, run.trained, split, best, run.evaluations[-1])
         if since and best > run.evaluations[0] and since.direction < 0:

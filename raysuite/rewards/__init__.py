@@ -206,11 +206,10 @@ def check(
         inspect.signature(found).bind(**_arguments(found, model, options or {}))
     except TypeError as error:
         raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
-    known = (
-        _names(found) if found.__module__.startswith(f"{__name__}.") else None
-    )  # users' own may do with theirs what they like
-    if known is not None and (others := sorted(set(options or {}) - known)):
-        raise UserError(f"expected options that the reward {name} takes ({one_of(others[0], known)}), got {others[0]}")
+    others = sorted(set(options or {}) - _names(found))
+    if others and found.__module__.startswith(f"{__name__}."):  # users' own may do with theirs what they like
+        known = one_of(others[0], _names(found))
+        raise UserError(f"expected options that the reward {name} takes ({known}), got {others[0]}")
     if hasattr(found, "check"):
         found.check(model, **(options or {}))
     if hasattr(found, "check_prompts"):
@@ -246,22 +245,22 @@ def _arguments(found: type, model: str | None, options: Mapping[str, Any]) -> di
     arguments = dict(options)
     if model is not None:
         arguments["model"] = model
-    if "device" in (_names(found) or ()) and "device" not in arguments:
+    if "device" in _names(found) and "device" not in arguments:
         import torch
 
         arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     return arguments
 
 
-def _names(found: type) -> set[str] | None:
-    """Of the arguments of a class, those that it hands on to the class that it extends included; None where it takes any."""
+def _names(found: type) -> set[str]:
+    """Of the arguments of a class, those that it hands on to the class that it extends included."""
     names: set[str] = set()
     for cls in found.__mro__[:-1]:
         parameters = inspect.signature(cls).parameters
         names |= {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            return names
-    return None
+            break
+    return names
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, share_of, whole
-from raysuite.places import for_others, replacing
+from raysuite.places import replacing
 from raysuite.stages.files import digest
 from raysuite.stages.optimizer import in_parts, put_together
 from raysuite.types import Cost
@@ -127,7 +127,6 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int 
         UserError: it could not be written (the disk is full, say); what was there before still is.
     """
     final = directory / f"{state.updates:06d}"
-    temporary = directory / f".{final.name}"
     for left in directory.glob(".[0-9]*"):  # by a process that was killed, or by `_drop`
         shutil.rmtree(left, ignore_errors=True)
     try:
@@ -135,15 +134,13 @@ def save(directory: Path, policy: Policy, state: State, *, keep: int, best: int 
             # a run goes on that was stopped as this policy was evaluated: what it paid for that is all that is new
             _describe(final, state, _opened((final / "state.json").read_bytes())["sha256"])
         else:
-            _write(temporary, policy, state)
-            for earlier in completed(directory)[-1:]:
-                _share(temporary / "model", earlier / "model")
-            if state.ema is not None:
-                _share(temporary / EMA, temporary / "model")
-            for_others(temporary)
-            temporary.replace(final)
+            with replacing(final) as temporary:
+                _write(temporary, policy, state)
+                for earlier in completed(directory)[-1:]:
+                    _share(temporary / "model", earlier / "model")
+                if state.ema is not None:
+                    _share(temporary / EMA, temporary / "model")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         before = completed(directory)
         stands = f"{before[-1]} stands" if before else "there is none before it"
         raise UserError(

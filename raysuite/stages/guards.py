@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +15,8 @@ from raysuite.kernel.stats import Interval, by_prompt, paired_difference
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory
 
+Rows = Sequence[Mapping[str, Any]]
+"""Of an evaluation's scores."""
 NATS_A_NUMBER = 2.0
 """The KL is a sum over the numbers of a latent, of which models have 256 or 65,536."""
 
@@ -59,15 +61,16 @@ class Watch:
         found = {"finite": guards.finite(metrics), "diversity": next(filter(None, of_splits), None)}
         if "evaluation/kl" in metrics:
             found["kl"] = guards.kl(nats=metrics["evaluation/kl"], limit=self._kl_limit)
-        trained, besides = {term.name: term.weight for term in self._config.rewards}, self._config.watched
-        wanted = self._guards.held_out != "ignore" or (besides and self._guards.watched != "ignore")
-        changes = self._changes(updates, trained) if wanted else {}
-        if "training" in changes and "held_out" in changes:
-            found["held_out"] = guards.held_out(training=changes["training"], held_out=changes["held_out"])
-        split = "held_out" if "held_out" in changes else "training"
-        if besides and split in changes:
-            watched = {reward.name: self._changes(updates, {reward.name: 1.0})[split] for reward in besides}
-            found["watched"] = guards.watched(trained=changes[split], watched=watched)
+        besides = [reward.name for reward in self._config.watched]
+        if self._guards.held_out != "ignore" or (besides and self._guards.watched != "ignore"):
+            scores = [pq.read_table(self._run.path / "scores" / f"{u:06d}.parquet").to_pylist() for u in (0, updates)]
+            changes = self._changes(updates, scores, {term.name: term.weight for term in self._config.rewards})
+            if "training" in changes and "held_out" in changes:
+                found["held_out"] = guards.held_out(training=changes["training"], held_out=changes["held_out"])
+            split = "held_out" if "held_out" in changes else "training"
+            if besides and split in changes:
+                watched = {name: self._changes(updates, scores, {name: 1.0})[split] for name in besides}
+                found["watched"] = guards.watched(trained=changes[split], watched=watched)
         self._react(updates, found)
 
     def _diversity(self, metrics: Mapping[str, float], name: str) -> str | None:
@@ -95,9 +98,9 @@ class Watch:
                 )
             self.warnings.setdefault(name, f"{text[0].upper()}{text[1:]}")
 
-    def _changes(self, updates: int, weights: Mapping[str, float]) -> dict[str, Interval]:
-        """How a sum of rewards changed since the beginning, by split, on the pictures that both evaluations have."""
-        before, after = (_rewards(self._run.path / "scores" / f"{u:06d}.parquet", weights) for u in (0, updates))
+    def _changes(self, updates: int, scores: Sequence[Rows], weights: Mapping[str, float]) -> dict[str, Interval]:
+        """How a sum of rewards changed from one evaluation to another, by split, on the pictures that both have."""
+        before, after = (_summed(rows, weights) for rows in scores)
         changes = {}
         for split in sorted({key[0] for key in after}):
             both = [key for key in after if key[0] == split and key in before]
@@ -109,10 +112,10 @@ class Watch:
         return changes
 
 
-def _rewards(file: Path, weights: Mapping[str, float]) -> dict[tuple[str, str, int], float]:
+def _summed(rows: Rows, weights: Mapping[str, float]) -> dict[tuple[str, str, int], float]:
     """A weighted sum of rewards by split, prompt and sample."""
     found: dict[tuple[str, str, int], float] = {}
-    for row in pq.read_table(file).to_pylist():
+    for row in rows:
         if row["reward"] in weights:
             key = (row["split"], row["prompt"], row["sample"])
             found[key] = found.get(key, 0.0) + weights[row["reward"]] * row["value"]

@@ -71,8 +71,7 @@ def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
 
 def _table(source: str, *, category: str, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
     """Rows of which one column says the category."""
-    rows = prompt_files.read(source, prompt)
-    return [(_category(row, category, number, source), row) for number, row in enumerate(rows, start=1)]
+    return _by_category(prompt_files.read(source, prompt), category, source)
 
 
 def _table_or_list(source: str, *, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
@@ -80,7 +79,11 @@ def _table_or_list(source: str, *, prompt: Sequence[str] = prompt_files.NAMES) -
     rows = prompt_files.read(source, prompt)
     if not any("category" in map(str.lower, metadata) for _, metadata in rows):
         return [("", row) for row in rows]
-    return _table(source, category="category", prompt=prompt)
+    return _by_category(rows, "category", source)
+
+
+def _by_category(rows: Sequence[Row], category: str, source: str) -> list[tuple[str, Row]]:
+    return [(_category(row, category, number, source), row) for number, row in enumerate(rows, start=1)]
 
 
 def _category(row: Row, category: str, number: int, source: str) -> str:

@@ -309,6 +309,25 @@ class Constant:
         return [self.value + len(self.model)] * len(images)
 
 
+class Open:
+    """Takes whatever else it is given, as users' classes may."""
+
+    def __init__(self, device: str = "unknown", **others: Any) -> None:
+        self.device, self.others = device, others
+
+    def __call__(
+        self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        assert self.device in ("cpu", "cuda")
+        return [float(self.others["anything"])] * len(images)
+
+
+def test_a_class_of_the_users_may_take_whatever_it_likes_and_is_told_its_device() -> None:
+    name, images = "tests.rewards.test_rewards:Open", np.stack([noise()])
+    rewards.check(name, options={"anything": 1})
+    assert score(name, images, PROMPTS[:1], [{}], options={"anything": 1}).tolist() == [1.0]
+
+
 def test_a_class_is_made_once_for_each_of_its_settings() -> None:
     name, images, before = "tests.rewards.test_rewards:Constant", np.stack([noise()]), Constant.made
     for options, model, expected in (

@@ -244,7 +244,7 @@ def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
     assert versions == [{0}, {0}, {1}]
 
 
-def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path) -> None:
+def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in DiffusionNFT, where it follows the trained one."""
     settings = {"reference.refresh": "1", "reference.decay": "0.75", "updates": "3", "sampler.eta": "0"}
     run = begin(load("toy-ddpo", {**settings, "objective": json.dumps(FORWARD_RL), "evaluation.every": "1"}), tmp_path)
@@ -256,7 +256,7 @@ def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path) -> None:
             drew.append(weights)
         return start(blocks, weights, version)
 
-    run.collector.start = started  # type: ignore[method-assign]
+    monkeypatch.setattr(run.collector, "start", started)
     old, policy = [], [run.policy.weights()]
     after = run.refresh_reference
 
@@ -265,7 +265,7 @@ def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path) -> None:
         old.append(run.state.reference)
         policy.append(run.policy.weights())
 
-    run.refresh_reference = refreshed  # type: ignore[method-assign]
+    monkeypatch.setattr(run, "refresh_reference", refreshed)
     run.train()
     assert np.array_equal(drew[0], policy[0]) and len(drew) == 3
     for update in (1, 2):
