@@ -3,6 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell python3.11 -c 'pass' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
 # The peer of `make bench-peer` and `make bench-goal` is a library that needs older neighbours than the suite does; what
 # both can share, they share at the same version.
@@ -11,10 +12,10 @@ PEER_SHARED := accelerate numpy pandas peft pillow pyarrow pyyaml safetensors sc
 
 OBJECTIVES := scenes-discounted-dpo scenes-diffusion-dpo scenes-dspo scenes-cal-dpo scenes-forward-rl
 
-.PHONY: help setup demo test test-all check fix docs bench bench-gpu bench-peer bench-goal clean
+.PHONY: help setup demo test test-change test-all check fix docs bench bench-gpu bench-peer bench-goal clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## environment in .venv with the package and its tools; installs nothing when up to date
 
@@ -28,11 +29,14 @@ demo: setup ## align the bundled model three ways at an equal budget, and see wh
 	$(BIN)/raysuite sweep scenes-demo --out runs/demo
 	@echo "The report is $(CURDIR)/runs/demo/comparison.html: open it in a browser."
 
-test: setup ## the tests on all cores, without the slow ones
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+test: setup ## the quick tests, on all cores
+	$(PYTEST) -m "not slow and not exhaustive"
 
-test-all: setup ## all tests on all cores
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test-change: setup ## the tests that a change must pass: the slow ones too
+	$(PYTEST) -m "not exhaustive"
+
+test-all: setup ## all tests
+	$(PYTEST)
 
 check: setup ## lint, format and types, changing nothing
 	$(BIN)/ruff check .

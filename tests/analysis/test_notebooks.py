@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
-QUICK = ("01", "03")
+MARKS = {"01": [pytest.mark.slow], "03": []}
 """One that trains and one that reads: the others take minutes more."""
 
 IN_PROCESS = """
@@ -37,10 +37,7 @@ with one actor: at this size a second one takes longer to start than it saves.
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own affairs
 @pytest.mark.parametrize(
     "notebook",
-    [
-        pytest.param(page, id=page.stem, marks=[] if page.stem.startswith(QUICK) else [pytest.mark.slow])
-        for page in NOTEBOOKS
-    ],
+    [pytest.param(page, id=page.stem, marks=MARKS.get(page.stem[:2], [pytest.mark.exhaustive])) for page in NOTEBOOKS],
 )
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "analysis"

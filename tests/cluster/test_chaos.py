@@ -127,6 +127,7 @@ def lost(run: Path) -> int:
     return forward(ledger, "training", "evaluation", "underway") - forward(kept, "training", "evaluation")
 
 
+@pytest.mark.slow
 def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
     cluster: None, chaos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_actor_killed_reward_raised_and_hung_ctrl_c_and_learner_killed(
     assert redone["seconds"] > before["seconds"]
 
 
+@pytest.mark.slow
 def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> None:
     config = load("toy-ddpo", {**SETTINGS, "rewards": "[{name: 'tests.cluster.rewards:hangs_on_left', seconds: 1}]"})
     policy = open_policy(config, torch.device("cpu"))
@@ -189,7 +191,7 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
 
 
 # of runs with actors, tests/families/test_ray.py kills a driver, tests/cluster/test_stopping.py terminates one
-@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 0])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.exhaustive), 0])
 def test_driver_killed_and_terminated_and_the_command_repeated(
     actors: int, chaos: Path, undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

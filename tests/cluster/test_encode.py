@@ -47,6 +47,7 @@ def made_source(directory: Path) -> Path:
     return directory / "pairs.jsonl"
 
 
+@pytest.mark.slow
 def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     source, out = made_source(tmp_path), tmp_path / "set"
     began = subprocess.Popen(command(source, out), stdout=subprocess.DEVNULL, start_new_session=True)

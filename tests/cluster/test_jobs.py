@@ -125,6 +125,7 @@ def toy(out: Path, **settings: object) -> list[str]:
     return ["toy-ddpo", "--out", str(out), *(f"--set={path}={value}" for path, value in {**fixed, **changed}.items())]
 
 
+@pytest.mark.slow
 def test_jobs_train_and_fail(head: tuple[Path, Submit], tmp_path: Path) -> None:
     folder, job = head
     assert job("list", token="another").returncode != 0
@@ -144,7 +145,7 @@ def test_jobs_train_and_fail(head: tuple[Path, Submit], tmp_path: Path) -> None:
     assert "expected the 2 blocks of an update" in failed.stdout and "Traceback" not in failed.stdout
 
 
-@pytest.mark.slow  # tests/cluster/test_stopping.py sends the signals that Ray sends
+@pytest.mark.exhaustive  # tests/cluster/test_stopping.py sends the signals that Ray sends
 def test_a_job_is_stopped(head: tuple[Path, Submit], tmp_path: Path) -> None:
     job, out = head[1], tmp_path / "long"
     words = ("--working-dir", ".", "--no-wait", "--submission-id", "long", "--", "python", "jobs/train.py")
@@ -159,7 +160,7 @@ def test_a_job_is_stopped(head: tuple[Path, Submit], tmp_path: Path) -> None:
     assert said.startswith("stopped by SIGTERM") and f"checkpoints/{checkpoint.name} is the last" in said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_writer_is_made_by_jobs(head: tuple[Path, Submit], tmp_path: Path) -> None:
     """Pairs by rollout actors of the cluster, and training in Ray Train there."""
     _, job = head

@@ -95,6 +95,7 @@ def drawn(config: RunConfig) -> dict[int, Rollouts]:
     return found
 
 
+@pytest.mark.slow
 def test_judges_that_are_killed_raise_and_hang_change_no_number_and_nor_does_a_stop(
     chaos: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_drawing_goes_on_while_judges_score(actors: str, chaos: Path) -> None:
     assert len(list(chaos.glob("asked-*"))) == 2 and len(together) == 2
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_hangs_raises_or_ends_is_named(chaos: Path) -> None:
     plan(chaos)
     with pytest.raises(
@@ -166,6 +168,7 @@ def test_a_reward_that_spoils_the_process_changes_no_picture(chaos: Path) -> Non
         assert np.array_equal(got.latents_NK, want.latents_NK) and np.array_equal(got.logp_NK, want.logp_NK)
 
 
+@pytest.mark.slow
 def test_a_judge_has_packages_that_nobody_else_has(chaos: Path, tmp_path: Path) -> None:
     plan(chaos)
     code = "import numpy as np\n\ndef red(images, prompts, metadata):\n    return images[..., 0].astype(float).mean((1, 2))\n"

@@ -82,7 +82,10 @@ OLDER = {
 """A learner without actors lends its policy for older weights, and for the KL from the model as it came."""
 
 
-@pytest.mark.parametrize("settings", [{}, OLDER], ids=["on policy", "older weights"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, id="on policy"), pytest.param(OLDER, id="older weights", marks=pytest.mark.slow)],
+)
 def test_a_run_with_actors_equals_one_without(settings: dict[str, str], tmp_path: Path) -> None:
     config, alone = toy(**settings), toy(**settings, cluster__actors="0")
     assert np.array_equal(through_ray(config, tmp_path / "ray"), through_ray(alone, tmp_path / "one"))
@@ -92,6 +95,7 @@ def test_a_run_with_actors_equals_one_without(settings: dict[str, str], tmp_path
 TWO = {"cluster__workers": "2", "cluster__worker_cpus": "0.5", "cluster__actor_cpus": "0.25"}
 
 
+@pytest.mark.slow
 def test_two_learner_workers_equal_one_and_need_no_actors(tmp_path: Path) -> None:
     two, without = (through_ray(toy(**TWO, cluster__actors=actors), tmp_path / actors) for actors in ("2", "0"))
     np.testing.assert_allclose(two, in_one_process(toy(), tmp_path / "one"), rtol=1e-4, atol=1e-6)
@@ -152,6 +156,7 @@ def test_pairs_are_those_of_the_same_stages_in_one_process(tmp_path: Path) -> No
         )
 
 
+@pytest.mark.slow
 def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for() -> None:
     config = toy()
     policy = open_policy(config, torch.device("cpu"))
@@ -169,7 +174,13 @@ def test_an_actor_that_was_restarted_answers_with_the_version_it_was_asked_for()
     ray.kill(actors[0])
 
 
-@pytest.mark.parametrize("settings", [{}, {**TWO, "cluster__max_failures": "0"}], ids=["one learner", "two"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="one learner"),
+        pytest.param({**TWO, "cluster__max_failures": "0"}, id="two", marks=pytest.mark.slow),
+    ],
+)
 def test_a_reward_that_fails_fails_the_run_with_its_prompt_and_leaves_the_last_checkpoint(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -223,6 +234,7 @@ def test_more_than_the_machine_has_is_refused() -> None:
         session.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_resumes_evaluates_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,12 +45,12 @@ MOMENTS: dict[str, tuple[signal.Signals, Callable[[psutil.Process, Path], bool],
     "at random, SIGTERM": (signal.SIGTERM, torch_is_loaded, 8.0),
 }
 """Which signal, after what, and how many seconds later at most."""
-QUICK = ("libraries are imported", "a rollout actor is there")
+MARKS = {"libraries are imported": [], "a rollout actor is there": [pytest.mark.slow]}
 """The earliest, and the latest of those before the learner: `tests/cluster/test_chaos.py` stops a learner at work."""
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(moment, marks=[] if moment in QUICK else pytest.mark.slow) for moment in MOMENTS]
+    "moment", [pytest.param(moment, marks=MARKS.get(moment, [pytest.mark.exhaustive])) for moment in MOMENTS]
 )
 def test_a_run_is_stopped_whenever_the_signal_comes(
     moment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

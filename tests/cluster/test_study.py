@@ -62,6 +62,7 @@ def tables(directory: Path) -> list[Any]:
     return [pq.read_table(directory / name) for name in ("estimates.parquet", "gains.parquet")]
 
 
+@pytest.mark.slow
 def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path: Path) -> None:
     """Bit for bit, with one thread each; and nothing that could be drawn again is left."""
     study(toy(), tmp_path / "one", ["test"], counting)
@@ -103,6 +104,7 @@ def gains_are_those_of_the_policy_gradient(directory: Path) -> None:
     assert all(abs(row["kl"] / 0.1 - 1) <= 0.1 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_until_it_knows_enough_or_has_the_most_units(tmp_path: Path) -> None:
     """Its 16 units are those of a study of 16, bit for bit, though it looked at 8 first and was interrupted after that."""
     own = {"sampler.steps": "6", "cluster.actor_cpus": "0.5", "cluster.threads": "1", "rollouts.samples": "8"}
@@ -143,6 +145,7 @@ def test_a_study_goes_on_until_it_knows_enough_or_has_the_most_units(tmp_path: P
     assert widest(rows) <= 2.0
 
 
+@pytest.mark.slow
 def test_a_ladder_with_replayed_rollouts_and_a_set(tmp_path: Path) -> None:
     """Off-line pairs beside on-policy ones; what a source cannot feed is said before anything is drawn."""
     from raysuite.cluster.pairs import make_pairs

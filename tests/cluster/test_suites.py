@@ -79,6 +79,7 @@ def command(words: list[str]) -> None:
     assert left.value.code == 0
 
 
+@pytest.mark.slow
 def test_geneval_killed_and_resumed_is_as_if_nothing_had_happened(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -236,6 +236,7 @@ def check_weights(sweep: Sweep, name: str, out: Path, directory: Path) -> None:
     assert np.array_equal(weights, in_one_process(sweep, name, directory / name))
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path: Path) -> None:
     out, file = tmp_path / "sweep", tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(DECLARED | {"confirm": {"seeds": [7]}}))
@@ -254,7 +255,7 @@ def test_a_sweep_that_is_killed_goes_on_without_repeating_what_was_done(tmp_path
     assert not (out / "ray").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_objectives_of_the_contest_at_a_tiny_budget_make_the_tables_that_were_published(tmp_path: Path) -> None:
     out, file = tmp_path / "contest", tmp_path / "contest.yaml"
     sizes = {"rollouts.prompts": 8, "rollouts.prompts_per_block": 2, "rollouts.samples": 2, "evaluation.prompts": 8}
@@ -313,7 +314,7 @@ def ends(run: Path, split: str, reward: str) -> tuple[float, float]:
     return float(first), float(last)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_is_killed_stopped_and_kept_from_one_of_its_runs(tmp_path: Path) -> None:
     """What the test before shows, and a stop in the middle of a run, and a directory that another has taken."""
     out, file = tmp_path / "sweep", tmp_path / "sweep.yaml"

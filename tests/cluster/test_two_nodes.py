@@ -84,7 +84,8 @@ def called_as(process: psutil.Process) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("lose", [shut, pytest.param(silence, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lose", [shut, pytest.param(silence, marks=pytest.mark.exhaustive)])
 def test_a_run_outlives_the_loss_of_a_node(lose: Callable[[Nodes, Any], None], nodes: Nodes, tmp_path: Path) -> None:
     settings = [f"--set={path}={value}" for path, value in SETTINGS.items()]
     command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", "--out", str(tmp_path / "run"), *settings]
@@ -116,7 +117,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("objective", ["ddpo", "diffusion_dpo"])
 def test_a_killed_run_with_pickscore_in_judges_goes_on(
     nodes: Nodes, objective: str, run_config: Callable[..., RunConfig], tmp_path: Path
@@ -178,6 +179,7 @@ class Resident:
         return int(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [False, True])
 def test_learners_that_share_gpus_with_actors_have_one_each(nodes: Nodes, room: bool) -> None:
     shares = Cluster(workers=2, actors=2, worker_cpus=0.1, actor_cpus=0.1, worker_gpus=0.6, actor_gpus=0.4)

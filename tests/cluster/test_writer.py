@@ -32,6 +32,7 @@ def run(*words: str) -> None:
     assert left.value.code == 0
 
 
+@pytest.mark.slow
 def test_a_writer_from_pairs_to_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,8 +117,8 @@ def test_as_many_shapes_are_compiled_in_other_threads(graphs: list[Any]) -> None
     ("pipeline", "code"),
     [
         ("sd3", False),
-        pytest.param("sd15", False, marks=pytest.mark.slow),
-        pytest.param("sd3", True, marks=pytest.mark.slow),
+        pytest.param("sd15", False, marks=pytest.mark.exhaustive),
+        pytest.param("sd3", True, marks=pytest.mark.exhaustive),
     ],
     ids=["blocks", "whole", "blocks-compiled"],
 )

@@ -109,6 +109,7 @@ def same(work: Work, configured: Callable[[bool], RunConfig], place: Path, patte
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_study(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
     def work(config: RunConfig, place: Path) -> None:
@@ -119,6 +120,7 @@ def test_a_study(configured: Callable[[bool], RunConfig], cluster: None, tmp_pat
     same(work, configured, tmp_path, "*.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_pairs(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
     """The set holds the text states of the encoders as they were."""
@@ -129,6 +131,7 @@ def test_pairs(configured: Callable[[bool], RunConfig], cluster: None, tmp_path:
     same(work, configured, tmp_path, "blocks/*")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_pictures_of_rewrites(configured: Callable[[bool], RunConfig], cluster: None, tmp_path: Path) -> None:
     """Texts that are among no prompts of the run."""

@@ -30,7 +30,7 @@ from tests.stages.worker import train_alone
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig], tmp_path: Path) -> None:
     """The same bits as of an undisturbed run in one process that has its encoders."""
     changes = {"updates": 3, "checkpoints": {"every": 1}, "evaluation": {"prompts": 1, "final_samples": 1, "every": 3}}
@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
         equal(run, alone, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pipeline", ["sdxl", "sd3"])
 def test_a_published_set_by_commands(
     pipeline: str, tiny: Callable[[str], Path], tiny_run: Callable[..., RunConfig], tmp_path: Path
@@ -114,7 +114,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["CHAOS"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_learner_is_killed_in_its_second_update(

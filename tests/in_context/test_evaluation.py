@@ -267,6 +267,7 @@ def test_published_means_are_those_of_the_published_figures() -> None:
 # the command
 
 
+@pytest.mark.slow
 def test_the_command_draws_with_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under two names, which are one model opened twice: the same bytes, and paired differences of exactly 0."""
     monkeypatch.setattr(evaluation, "PICTURES", 1)

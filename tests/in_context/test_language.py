@@ -63,6 +63,7 @@ def right(model: object, theme: str) -> float:
     )
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_taught_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one theme; untrained it is right at most one time in twenty."""
     monkeypatch.setattr(Lesson, "tasks", WORLD.tasks[:2])

@@ -55,6 +55,7 @@ def test_bare_calls_are_those_of_the_stage(small: RunConfig, monkeypatch: pytest
     assert made == [("gradient", 2)] * 8  # the same 16 points, 2 at a time
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own(
     small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_both_are_the_gradients_of_what_they_say() -> None:
     assert slope == pytest.approx(np.linalg.norm(found), rel=0.02) and slope > 1
 
 
+@pytest.mark.slow
 def test_it_says_which_of_them_needs_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ EIGHT = pytest.param(
     marks=[
         pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed"),
         pytest.mark.filterwarnings("ignore"),
-        pytest.mark.slow,  # its step is compiled
+        pytest.mark.exhaustive,  # its step is compiled
     ],
 )
 

@@ -88,6 +88,7 @@ def test_bytes_follow_from_shapes() -> None:
     assert "2 learners" in table and "1 actor" in table and table.splitlines()[1].startswith("MB each")
 
 
+@pytest.mark.slow
 def test_settings_are_named_with_which_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU as large as the run with checkpointing: that is the first setting that helps."""
     config = load("scenes-ddpo", {"cluster.worker_gpus": "1", "cluster.actor_gpus": "1"})

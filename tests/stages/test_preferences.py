@@ -285,6 +285,7 @@ def test_forward_objectives_ask_for_no_trajectories(tmp_path: Path) -> None:
     assert np.array_equal(whole.latents_NK[:, -1:], first.latents_NK)
 
 
+@pytest.mark.slow
 def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -> None:
     """Pairs learned from on one worker count for both: the same steps, divided by the same number."""
     config = toy(

@@ -76,6 +76,7 @@ def test_a_block_rolled_out_twice_is_the_same(policy_name: str, policy_of: Opene
     assert same(first, sample(policy, block, config, version=0))
 
 
+@pytest.mark.slow
 def test_a_block_rolled_out_elsewhere_is_the_same(run_config: Callable[..., RunConfig], policy_of: Opener) -> None:
     names = ("toy", "epsilon-lora-3", "v_prediction-all-1")
     digests = []

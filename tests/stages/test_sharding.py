@@ -54,6 +54,7 @@ def apart(one: np.ndarray, other: np.ndarray, came: np.ndarray) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other - came))
 
 
+@pytest.mark.slow
 def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     base = run_config("epsilon-all-3", **SMALL).canonical()
     configs = {name: validate({**base, **changes}) for name, changes in RUNS.items()}

@@ -167,6 +167,7 @@ def test_pictures_are_drawn_with_noise_where_evaluations_have_it(
     assert windows == [(1, 3)] * 5
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_weighted_sum_of_draws(trained: Training) -> None:
     drawn = open_distribution([trained.run.path, trained.run.path])
     policy = drawn.policy

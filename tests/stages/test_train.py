@@ -157,8 +157,14 @@ class Stop:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"reward_scale": "running", "rewards": "[{name: redness}, {name: jpeg_compressibility}]"}],
-    ids=["as given", "running scale"],
+    [
+        pytest.param({}, id="as given"),
+        pytest.param(
+            {"reward_scale": "running", "rewards": "[{name: redness}, {name: jpeg_compressibility}]"},
+            id="running scale",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bit(
     tmp_path: Path, settings: dict[str, str]

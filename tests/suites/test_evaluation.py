@@ -126,6 +126,7 @@ def test_the_noise_of_a_picture_is_the_same_for_every_model_and_batch(runs: Runs
     assert scores(tmp_path / "other", "base-epsilon") != {k: v for k, v in twos.items() if k[1] == 0}
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_and_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
     protocol = runs.declare(tmp_path / "whole", [runs.first, runs.second], ema=False)
     draw(protocol, tmp_path / "whole")

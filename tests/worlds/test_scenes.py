@@ -296,10 +296,12 @@ def pipeline(model: Bundled) -> DiffusionPipeline:
     return pipeline
 
 
+@pytest.mark.slow
 def test_renders_survive_the_bundled_vae(pipeline: DiffusionPipeline) -> None:
     assert vae_round_trip_rate(pipeline, 1_000) >= 0.995
 
 
+@pytest.mark.slow
 def test_a_bundled_model_draws_and_listens_badly(model: Bundled, pipeline: DiffusionPipeline) -> None:
     """Most pictures hold clean shapes; some but not all follow the prompt: there is something to learn."""
     passed = pass_rates(pipeline, model, grammar.balanced(TRAINING, 48), guidance=2.0)
@@ -340,6 +342,7 @@ def weights(directory: Path, part: str) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_job_makes_a_model(
     model: Bundled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -361,6 +364,7 @@ def test_the_job_makes_a_model(
     assert weights(tmp_path, model.denoiser) != denoiser
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_to_the_same_bits(
     model: Bundled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_what_was_typed_stays_where_it_is_drawn_better_and_only_there(
     assert more[: len(rows)] == rows and len(drawn) == 2 * (len(more) - len(rows)) > 0
 
 
+@pytest.mark.slow
 def test_pictures_choose_between_what_was_typed_and_its_rewrite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
