@@ -17,8 +17,11 @@ from raysuite.errors import UserError
 
 def evaluate(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="The --out of a run; with --suite several, and their bases.")
-    ],
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="The --out of a run; with --suite several, and their bases.", show_default=False
+        ),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     checkpoint: Annotated[
         int | None, typer.Option(help="Updates of the checkpoint \\[default: the last]; 0 is the base.")
     ] = None,
@@ -34,7 +37,13 @@ def evaluate(
     reward: Annotated[
         list[str],
         typer.Option(help="What scores the suite's pictures: a name or {name: hps_v2, model: DIR}; repeatable."),
-    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
+    ] = [],  # noqa: B006
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="A model that is no run's, on the suite: a directory, a hub id or {path: DIR, lora: FILE}; repeatable."
+        ),
+    ] = [],  # noqa: B006
     ema: Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema), on a suite.")] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the suite's noise \\[default: 0].")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures of a suite at once \\[default: 8].")] = None,
@@ -56,6 +65,8 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on the run's fixed prompts and seeds; or runs on a suite of prompts, all drawn alike."""
     if suite is not None:
+        if not runs and not model:
+            raise UserError("expected a RUN or a --model, got neither: name what is to be evaluated")
         directory = _out_of_suite(runs, suite, out)
         begin("evaluate", directory)
         from raysuite.suites import declared
@@ -70,6 +81,7 @@ def evaluate(
             found,
             asked,
             [places.existing(run) for run in runs],
+            models=model,
             file=directory / evaluation.PROMPTS,
             rewards=reward,
             settings=by_path(settings),
@@ -83,9 +95,9 @@ def evaluate(
         evaluate_suite(protocol, directory, against)
         return
     numbered = seed is not None or batch is not None
-    if len(runs) > 1 or prompts or reward or ema or numbered or keep_images or against or out or settings:
+    if len(runs) != 1 or prompts or reward or model or ema or numbered or keep_images or against or out or settings:
         raise UserError(
-            "expected one RUN with --checkpoint and --samples at most, got more, which is for suites of prompts: name one with --suite"
+            "expected one RUN, with --checkpoint and --samples at most: what is more is for suites of prompts, name one with --suite"
         )
     directory = places.existing(place(runs[0]))
     begin("evaluate", directory)
@@ -104,8 +116,10 @@ def evaluate(
 
 
 def _out_of_suite(runs: Sequence[Path], suite: str, out: Path | None) -> Path:
-    if out is None and len(runs) > 1:
-        raise UserError("expected --out with several runs, got none: name a directory for the results")
+    if out is None and len(runs) != 1:
+        raise UserError(
+            f"expected --out with {'several runs' if runs else 'no run'}, got none: name a directory for the results"
+        )
     return place(out or runs[0] / "suites" / suite)
 
 

@@ -29,6 +29,10 @@ VERSIONS = ("raysuite", "torch", "diffusers", "transformers", "peft")
 """Packages on which pictures and scores depend."""
 CHANGEABLE = ("sampler", "model.size", "model.precision", "model.arguments", "cluster")
 """Settings that an evaluation may have others of than the training had, and the sections of such."""
+DECIDED = ("sampler.steps", "sampler.guidance")
+"""Settings without which nobody knows how a model that is no run's is drawn."""
+NOTHING_LEARNED = {"name": "diffusion_dpo", "beta": 1.0}
+"""An objective that goes with any sampler."""
 SHOWN = 48
 """Prompts of which the first picture is kept in any case, spread evenly over the suite."""
 ENDS = 1 << 24
@@ -40,10 +44,9 @@ class Member:
     """A model that is evaluated."""
 
     label: str
-    """`run@updates`, or `base-model`."""
+    """`run@updates`, `base-model`, or the name of a model that is no run's."""
     base: str
     """The label of the model as it came."""
-    run: Path
     config: RunConfig
     """With which pictures are drawn and scored: the protocol's, with the model and the parameters of the run."""
     checkpoint: Path | None
@@ -80,7 +83,7 @@ class Protocol:
     suite: Suite
     prompts: tuple[Prompt, ...]
     members: tuple[Member, ...]
-    """Each run after its base."""
+    """Each run after its base, then models that are no run's."""
     samples: int
     """Pictures a prompt."""
     seed: int
@@ -154,6 +157,7 @@ def declare(
     prompts: tuple[Prompt, ...],
     runs: Sequence[Path],
     *,
+    models: Sequence[str] = (),
     file: Path,
     rewards: Sequence[str],
     settings: Mapping[str, str],
@@ -164,12 +168,13 @@ def declare(
     batch: int,
     all_images: bool,
 ) -> Protocol:
-    """An evaluation of runs and of what they began with.
+    """An evaluation of runs and of what they began with, and of other models.
 
     Args:
         suite: which.
         prompts: of it.
         runs: directories.
+        models: directories or hub ids, or `{path: DIR, lora: FILE, variant: fp16, name: LABEL}` as YAML.
         file: where the prompts will lie for whoever encodes them.
         rewards: names, or entries of a run's `rewards`, as YAML; none for the suite's own.
         settings: by path, in place of the runs' own.
@@ -183,25 +188,36 @@ def declare(
     Raises:
         UserError: a run or checkpoint is not there, or runs would not be drawn alike.
     """
-    configs = [_config(run, suite, rewards, settings, seed, file) for run in runs]
-    for run, config in zip(runs, configs, strict=True):
+    owns = [RunDirectory(run).config() for run in runs]
+    like = owns[0] if owns else _without_runs(suite, rewards, settings)
+    others = [_published(text, like) for text in models]
+    configs = [_config(own, suite, rewards, settings, seed, file) for own in (*owns, *(own for _, own in others))]
+    for run, config in zip(runs, configs, strict=False):
         if found := list(differences(_shared(config), _shared(configs[0]))):
             raise UserError(
                 f"expected runs that are drawn and scored alike, {run.name} (there) and {runs[0].name} (here) differ in {found[0]}: "
                 "say with --set, or --reward, what it is to be for all"
             )
     members: dict[str, Member] = {}
-    for run, config in zip(runs, configs, strict=True):
-        path, number = _checkpoint(run, updates, ema)
-        base = Member(label=_base(config), base=_base(config), run=run, config=config, checkpoint=None)
-        label = f"{run.name}@{number}{'-ema' if ema else ''}"
-        known = members.setdefault(base.label, base)
-        if label in members or known.settings() != base.settings():
+
+    def add(member: Member) -> None:
+        if member.label in members:
             raise UserError(
-                f"expected models that their names tell apart, got {label if label in members else base.label} twice: leave one out, "
-                "or rename its directory"
+                f"expected models that their names tell apart, got {member.label} twice: leave one out, rename a run's directory, or "
+                "give a --model a name"
             )
-        members[label] = Member(label=label, base=base.label, run=run, config=config, checkpoint=path, ema=ema)
+        members[member.label] = member
+
+    for run, config in zip(runs, configs, strict=False):
+        path, number = _checkpoint(run, updates, ema)
+        label = f"base-{_name(config)}"
+        base = Member(label=label, base=label, config=config, checkpoint=None)
+        if label not in members or members[label].settings() != base.settings():
+            add(base)
+        label = f"{run.name}@{number}{'-ema' if ema else ''}"
+        add(Member(label=label, base=base.label, config=config, checkpoint=path, ema=ema))
+    for (label, _), config in zip(others, configs[len(runs) :], strict=True):
+        add(Member(label=label, base=label, config=config, checkpoint=None))
     return Protocol(
         suite=suite,
         prompts=prompts,
@@ -213,11 +229,41 @@ def declare(
     )
 
 
+def _without_runs(suite: Suite, rewards: Sequence[str], settings: Mapping[str, str]) -> RunConfig:
+    """What models that are no run's have where a run's sampler and rewards would be: what was said, and no guess."""
+    if missing := [path for path in DECIDED if path not in settings]:
+        raise UserError(
+            f"expected {' and '.join(missing)} where there is no RUN whose sampler decides how pictures are drawn: say them with --set"
+        )
+    if not (suite.rewards or rewards):
+        raise UserError(
+            f"expected --reward with the suite {suite.name} where there is no RUN, got none: name what scores"
+        )
+    return configuration.validate(
+        {"model": {"path": "scenes"}, "rewards": ["redness"], "updates": 1, "objective": NOTHING_LEARNED}
+    )
+
+
+def _published(text: str, like: RunConfig) -> tuple[str, RunConfig]:
+    """The label and the configuration of a model that is no run's: that of a run, with the model in place of its own."""
+    said = configuration.parse("--model", text)
+    entry = {"path": said} if isinstance(said, str) else said
+    if not isinstance(entry, dict) or "path" not in entry or entry.keys() - {"path", "lora", "variant", "name"}:
+        raise UserError(f"expected a directory, a hub id or {{path: DIR, lora: FILE}} with --model, got {text!r}")
+    tree = like.canonical()
+    tree["model"] |= {"path": entry["path"], "variant": entry.get("variant")}
+    tree["parameters"] = {"kind": "lora", "start": entry.get("lora")}
+    config = configuration.validate(tree)
+    label = str(entry.get("name", _name(config)))
+    if label != Path(label).name:
+        raise UserError(f"expected a name that a directory can have with --model, got {label!r}: choose another")
+    return label, config
+
+
 def _config(
-    run: Path, suite: Suite, rewards: Sequence[str], settings: Mapping[str, str], seed: int, file: Path
+    own: RunConfig, suite: Suite, rewards: Sequence[str], settings: Mapping[str, str], seed: int, file: Path
 ) -> RunConfig:
     """A run's configuration as it is for an evaluation."""
-    own = RunDirectory(run).config()
     entries = [_entry(own, text) for text in rewards] or [_own(own, name) for name in suite.rewards or own.reward_names]
     tree = own.canonical()
     judges = tree["cluster"]["judges"]
@@ -238,7 +284,7 @@ def _config(
             "prompts": {"training": str(file), "held_out": None},
             "rewards": entries,
             "evaluation": {"seed": seed, "kl": False},
-            "objective": {"name": "diffusion_dpo", "beta": 1.0},  # nothing is learned: one that goes with any sampler
+            "objective": NOTHING_LEARNED,
         }
     )
 
@@ -272,10 +318,10 @@ def drawn(config: RunConfig) -> dict[str, Any]:
     return {"sampler": tree["sampler"], **{name: tree["model"][name] for name in ("size", "precision", "arguments")}}
 
 
-def _base(config: RunConfig) -> str:
-    """The label of the model that a run began with."""
+def _name(config: RunConfig) -> str:
+    """Of the model that a run began with."""
     start = config.parameters.start
-    label = f"base-{Path(config.model.path).name}{f'+{Path(start).stem}' if start else ''}"
+    label = f"{Path(config.model.path).name}{f'+{Path(start).stem}' if start else ''}"
     return f"{label}+prompts{config.seed}" if config.parameters.kind == "prompts" else label
 
 

@@ -22,6 +22,7 @@ from raysuite.families import open_policy
 from raysuite.rewards import score
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
+from raysuite.stages.files import RunDirectory
 from raysuite.suites import evaluation
 from raysuite.suites.declared import SUITES, prompts_of
 from raysuite.suites.protocol import Member, Protocol, content, declare
@@ -56,7 +57,8 @@ class Runs:
         }
         suite = SUITES["partiprompts"]
         prompts = prompts_of(suite, str(self.prompts))
-        return declare(suite, prompts, runs or [self.first], file=directory / evaluation.PROMPTS, **asked)
+        asked_of = [self.first] if runs is None else runs
+        return declare(suite, prompts, asked_of, file=directory / evaluation.PROMPTS, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +245,42 @@ def test_rewards_that_do_not_fit_the_prompts_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         suites.preflight(runs.declare(tmp_path / "e", rewards=rewards))
+
+
+def test_models_that_are_no_runs_are_drawn_as_the_runs_are(runs: Runs, tmp_path: Path) -> None:
+    """The pipeline that a run began with has its base's scores, with the LoRA of the run's checkpoint the run's."""
+    path = RunDirectory(runs.first).config().model.path
+    (lora,) = (checkpoint.by_updates(runs.first)[1] / "model").glob("*.safetensors")
+    models = [path, f"{{path: {path}, lora: {lora}, name: published}}"]
+    protocol = runs.declare(tmp_path / "e", models=models)
+    assert [member.label for member in protocol.members] == ["base-epsilon", "first@1", "epsilon", "published"]
+    assert [member.base for member in protocol.members] == ["base-epsilon", "base-epsilon", "epsilon", "published"]
+    draw(protocol, tmp_path / "e")
+    drawn = {member.label: scores(tmp_path / "e", member.label) for member in protocol.members}
+    assert drawn["epsilon"] == drawn["base-epsilon"] != drawn["first@1"]
+    assert drawn["published"] == {key: pytest.approx(value, abs=0.02) for key, value in drawn["first@1"].items()}
+    alone = runs.declare(
+        tmp_path / "alone", [], models=models, settings={"sampler.steps": "2", "sampler.guidance": "1"}
+    )
+    assert [member.label for member in alone.members] == ["epsilon", "published"]
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "said"),
+    [
+        (["{lora: x}"], {}, "expected a directory, a hub id or"),
+        (["{path: scenes, loras: x}"], {}, "expected a directory, a hub id or"),
+        (["{path: scenes, name: a/b}"], {}, "expected a name that a directory can have"),
+        (["scenes", "scenes"], {}, "got scenes twice: .* or give a --model a name"),
+        (["scenes"], {"sampler.steps": "2"}, "expected sampler.guidance where there is no RUN"),
+    ],
+)
+def test_models_that_nobody_knows_how_to_draw_are_refused(
+    models: list[str], settings: dict[str, str], said: str, runs: Runs, tmp_path: Path
+) -> None:
+    decided = settings or {"sampler.steps": "2", "sampler.guidance": "1"}
+    with pytest.raises(UserError, match=said):
+        runs.declare(tmp_path / "e", [], models=models, settings=decided)
 
 
 def test_runs_that_would_be_drawn_otherwise_are_refused(runs: Runs, tmp_path: Path) -> None:
