@@ -58,7 +58,9 @@ def encode(
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="pickapic, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks]."),
+        typer.Option(
+            help="pickapic, chosen, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks; on a hub pickapic]."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Of the source.")] = "train",
     pairs: Annotated[

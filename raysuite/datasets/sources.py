@@ -9,7 +9,7 @@ import glob
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -134,20 +134,22 @@ class Source(ABC):
         return parts
 
 
-class PickAPic(Source):
-    """Pick-a-Pic v2's columns in parquet files, local or on the hub: jpg_0, jpg_1, label_0, label_1 (0.5 each for a tie), caption."""
+class Tables(Source):
+    """Parquet files with pictures in them, local or on the hub."""
 
-    layout = "pickapic"
-    columns = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
+    columns: ClassVar[tuple[tuple[str, ...], ...]]
+    """What each column may be called."""
 
     def __init__(self, paths: Sequence[str], split: str) -> None:
         super().__init__(paths, split)
         self._reading, self._last = Lock(), dict[tuple[str, int], pa.Table]()
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
-        """Whatever no other layout is: it alone may be on a hub."""
-        return True
+    def named(cls, names: Collection[str]) -> list[str] | None:
+        """Each column by the name that it has among these; None if one is missing."""
+        found = [next((name for name in column if name in names), None) for column in cls.columns]
+        there = [name for name in found if name is not None]
+        return there if len(there) == len(found) else None
 
     @cached_property
     def files(self) -> list[str]:
@@ -184,11 +186,13 @@ class PickAPic(Source):
                 names, length = footer.schema_arrow.names, int(footer.metadata.num_rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"expected a parquet file at {file}, could not read it: {error}") from error
-        missing = [column for column in self.columns if column not in names]
-        if missing:
+        if self.named(names) is None:
+            wanted = ", ".join(" or ".join(column) for column in self.columns)
+            tables = [known for known in LAYOUTS.values() if issubclass(known, Tables)]
+            fits = next((f"name it with --layout {known.layout}" for known in tables if known.named(names)), None)
+            remedy = fits or f"rename them, or write a file of another layout ({', '.join(LAYOUTS)})"
             raise UserError(
-                f"expected Pick-a-Pic's columns {', '.join(self.columns)} in {file}, found {', '.join(names)}: rename them, or "
-                f"write a file of another layout ({', '.join(LAYOUTS)})"
+                f"expected the columns {wanted} of the layout {self.layout} in {file}, found {', '.join(names)}: {remedy}"
             )
         return length
 
@@ -215,16 +219,54 @@ class PickAPic(Source):
         with self._reading:
             if (name, group) not in self._last:
                 self._last.clear()
-                self._last[name, group] = file.read_row_group(group, columns=list(self.columns))
+                self._last[name, group] = file.read_row_group(group, columns=self.named(file.schema_arrow.names))
             return self._last[name, group]
+
+
+class PickAPic(Tables):
+    """Pick-a-Pic v2's columns: jpg_0, jpg_1, label_0, label_1 (0.5 each for a tie), caption."""
+
+    layout = "pickapic"
+    columns = (("jpg_0",), ("jpg_1",), ("label_0",), ("label_1",), ("caption",))
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whatever no other layout is."""
+        return True
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures."""
         labels = raw["label_0"], raw["label_1"]
         if labels not in ((1, 0), (0, 1), (0.5, 0.5)):
             raise Unusable("labels that are not 1 and 0 or 0.5 each")
-        images = [image.get("bytes") if isinstance(image, Mapping) else image for image in (raw["jpg_0"], raw["jpg_1"])]
+        images = [_in_cell(raw[column]) for column in ("jpg_0", "jpg_1")]
         return as_row(raw["caption"], images, [1 - label for label in labels])
+
+
+class Chosen(Tables):
+    """Pairs as preference trainers ask for them: the columns prompt, chosen and rejected, of which two hold pictures; `caption` and
+    `preferred` say the same as `prompt` and `chosen`.
+    """
+
+    layout = "chosen"
+    columns = (("prompt", "caption"), ("chosen", "preferred"), ("rejected",))
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By the columns of a file, or of the first one in a folder."""
+        file = min(path.rglob("*.parquet"), default=None) if path.is_dir() else path
+        return file is not None and file.suffix == ".parquet" and cls.named(_columns(file)) is not None
+
+    def row(self, raw: Mapping[str, Any], file: str) -> Row:
+        """Bytes of two pictures, the preferred first."""
+        names = self.named(raw) or []
+        prompt, *images = (raw[name] for name in names)
+        return as_row(prompt, [_in_cell(image) for image in images], [0, 1])
+
+
+def _in_cell(cell: object) -> object:
+    """The bytes of a picture, which `datasets` wraps with its path."""
+    return cell.get("bytes") if isinstance(cell, Mapping) else cell
 
 
 class Listed(Source):
@@ -470,7 +512,7 @@ def _first_keys(file: Path) -> set[str]:
 
 
 LAYOUTS: dict[str, type[Source]] = {
-    source.layout: source for source in (Folders, Pictures, JsonLines, ImageReward, HpdV2, PickAPic)
+    source.layout: source for source in (Folders, Pictures, JsonLines, ImageReward, HpdV2, Chosen, PickAPic)
 }
 """In the order in which they are asked whether they recognise a file."""
 
@@ -512,8 +554,8 @@ def _check_looks(path: Path) -> None:
     else:
         return
     raise UserError(
-        f"expected preference data at {path}, found {what}: name a folder of {' and '.join(Folders.sides)}, a .jsonl of "
-        "prompt, preferred and rejected, Pick-a-Pic's .parquet, or another layout by its name (--layout)"
+        f"expected preference data at {path}, found {what}: name a folder of {' and '.join(Folders.sides)}, a .jsonl or a "
+        ".parquet of prompt, preferred and rejected, Pick-a-Pic's .parquet, or another layout by its name (--layout)"
     )
 
 

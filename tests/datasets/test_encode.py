@@ -121,7 +121,14 @@ def test_the_preferred_picture_comes_first_in_every_layout(policy_of: Opener, tm
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart" / "train").symlink_to(tmp_path / "train")
     (tmp_path / "apart" / "train.json").write_text(json.dumps(hpd))
-    sources = ("parquet", "parquet/train-0.parquet", "pairs.jsonl", "train.json", "apart/train.json")
+    (tmp_path / "chosen").mkdir()
+    wrapped = [{"bytes": good, "path": None}] * 2
+    columns = {"more": [1, 2], "prompt": ["left", "right "], "chosen": wrapped, "rejected": [bad] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "chosen" / "train-0.parquet")
+    columns = {"caption": ["left", "right"], "rejected": [bad] * 2, "preferred": [good] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "preferred.parquet")
+    tables = ("parquet", "parquet/train-0.parquet", "chosen", "preferred.parquet")
+    sources = (*tables, "pairs.jsonl", "train.json", "apart/train.json")
     for number, path in enumerate(sources):
         found = encoded(policy, tmp_path / path, out=tmp_path / f"set{number}")
         rows_of = found.rows([0, 1])
@@ -516,8 +523,14 @@ def test_sources_that_cannot_be_read(name: str, content: str | None, mentions: s
 
 def test_a_table_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"Pick-a-Pic.s columns .* found caption: rename them"):
+    with pytest.raises(UserError, match=r"columns jpg_0, .* of the layout pickapic in .* found caption: rename"):
         open_source([str(tmp_path / "train.parquet")], layout=None, split="train").parts(4)
+
+
+def test_a_table_of_another_layout_is_told_which(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "chosen": [b""], "rejected": [b""]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="found prompt, chosen, rejected: name it with --layout chosen"):
+        open_source([str(tmp_path / "train.parquet")], layout="pickapic", split="train").parts(4)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +563,9 @@ def test_another_split_or_layout(tmp_path: Path) -> None:
     pick_a_pic(tmp_path / "data" / "train-0.parquet", [pair(0)])
     with pytest.raises(UserError, match=r"expected a split test in .*, found train: set --split"):
         open_source([str(tmp_path / "data")], layout=None, split="test").parts(4)
-    with pytest.raises(UserError, match="expected a layout of folders, pictures, jsonl, imagereward, hpdv2, pickapic"):
+    with pytest.raises(
+        UserError, match="expected a layout of folders, pictures, jsonl, imagereward, hpdv2, chosen, pickapic"
+    ):
         open_source([str(tmp_path / "data")], layout="webdataset", split="train")
 
 
