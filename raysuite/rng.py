@@ -40,6 +40,7 @@ class Stage(IntEnum):
     IN_CONTEXT_LANGUAGE = 23
     WRITER = 24
     WRITER_TRAINING = 25
+    EVALUATION_PREFERENCES = 26
 
 
 def numpy_generator(

@@ -236,6 +236,14 @@ def test_a_plan_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[
     assert "both" in fails(["plan", "scenes-ddpo", "--gpu", "H100", "--memory", "80"], capsys)
 
 
+def test_a_plan_that_does_not_fit_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raysuite.stages.plan.GB", 1)
+    with pytest.raises(SystemExit) as left:
+        main(["plan", "scenes-ddpo", "--memory", "1", "--set", "cluster.worker_gpus=1"])
+    assert left.value.code == 1
+    assert "it does not fit" in capsys.readouterr().out
+
+
 def test_settings_are_listed_by_a_word(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
     for word in (None, "Guidance", "learn.learning_rate", "objective.clip"):

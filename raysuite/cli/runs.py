@@ -54,7 +54,10 @@ def plan(
     memory: Annotated[int | None, typer.Option(min=1, help="Its memory in GB, in place of a name.")] = None,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
-    """Say what each process of a run will hold, before anything is loaded: weights need not be there, configurations do."""
+    """Say what each process of a run will hold, before anything is loaded: weights need not be there, configurations do.
+
+    Leaves with exit status 1 if the GPU that is meant has no room for it.
+    """
     from raysuite import config as configuration
     from raysuite.stages import plan as planning
 
@@ -66,6 +69,8 @@ def plan(
     console.print(planning.told(planned), soft_wrap=True, highlight=False, markup=False)
     for line in planning.verdict(config, planned, size):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if size is not None and not planned.fits(size):
+        raise typer.Exit(1)
 
 
 def sweep(
@@ -164,6 +169,7 @@ def track(
             raise UserError(f"expected a setting under trackers, got {path}: a run that exists keeps all others")
         configuration.put(tree, path, configuration.parse(path, value))
     config = configuration.validate(tree)
+    begin("track", directory)
     trackers.tell(config, directory, completed=launch.finished(config, directory))
 
 

@@ -71,11 +71,15 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)  # what takes no time first
     for reward in (*config.rewards, *config.watched):
         rewards.resolve(reward.name)
-    found = None if config.preferences.source is None else PreferenceSet(Path(config.preferences.source))
-    if found is not None:
+    source, held_out = (
+        None if place is None else PreferenceSet(Path(place))
+        for place in (config.preferences.source, config.preferences.held_out)
+    )
+    sets = [found for found in (source, held_out) if found is not None]
+    for found in sets:
         found.check(config)
     check_drawing(config)
-    if found is None:  # a set has prompts of its own
+    if source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
     check_scoring(config, prompts.all, prompts.repeated)
     writer = config.prompts.writer
@@ -83,14 +87,14 @@ def preflight(config: RunConfig) -> None:
         open_writer(writer)
     if config.rollouts.replay is not None:
         check_replay(config)
-    if found is not None:
+    for found in sets:
         found.check_encoders(encoder_digests(config.model))
-        wanted = config.updates * config.rollouts.prompts
-        if config.budget is None and wanted > len(found):
-            _say_once(
-                f"NOTE: {config.updates} updates of {config.rollouts.prompts} go {wanted / len(found):.1f} times through the "
-                f"{len(found)} rankings of the set."
-            )
+    wanted = config.updates * config.rollouts.prompts
+    if source is not None and config.budget is None and wanted > len(source):
+        _say_once(
+            f"NOTE: {config.updates} updates of {config.rollouts.prompts} go {wanted / len(source):.1f} times through the "
+            f"{len(source)} rankings of the set."
+        )
     preflight_of_trackers(config.trackers)
 
 

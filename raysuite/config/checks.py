@@ -212,10 +212,16 @@ def _check_preferences(run: Run) -> None:
     if preferences.source is not None:
         if run.rollouts.replay is not None:
             raise UserError("expected preferences.source or rollouts.replay, got both: leave one out")
-        if preferences != Preferences(source=preferences.source, members=preferences.members):
+        settled = {"source": preferences.source, "held_out": preferences.held_out, "members": preferences.members}
+        if preferences != Preferences(**settled):
             raise UserError(
-                "expected no settings of preferences besides source and members, got others: in a set it is settled who "
+                "expected no settings of preferences besides source, held_out and members, got others: in a set it is settled who "
                 "is compared and who is preferred"
+            )
+        if preferences.source == preferences.held_out:
+            raise UserError(
+                "expected another set in preferences.held_out than in preferences.source, of which the run learns: encode one of "
+                "rows that are not in it"
             )
     elif preferences.members > run.rollouts.samples:
         raise UserError(

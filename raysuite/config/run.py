@@ -41,6 +41,8 @@ class RunConfig(Run):
         for name in ("test", "writer", "best_of"):  # the same with prompts
             if not tree["prompts"][name]:
                 del tree["prompts"][name]
+        if not tree["preferences"]["held_out"]:  # and with preferences
+            del tree["preferences"]["held_out"], tree["evaluation"]["rankings"]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     def with_actors(self) -> RunConfig:

@@ -343,6 +343,9 @@ class Preferences(Section):
     source: Annotated[str | None, AfterValidator(located)] = None
     """A preference set (`raysuite encode`, `raysuite pairs`) to learn from; null compares the run's own rollouts. From a set,
     an update takes rollouts.prompts rankings, whatever rollouts.samples."""
+    held_out: Annotated[str | None, AfterValidator(located)] = None
+    """Another preference set, of which nothing is learned: evaluations measure the objective's loss, margin and accuracy on
+    `evaluation.rankings` of its rankings, always the same ones with the same noise."""
     choose: Choice = "best_worst"
     """Of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
     members: PositiveInt = 2
@@ -426,6 +429,8 @@ class Evaluation(Section):
     """Evaluation draws depend on this and never on the run's seed."""
     ema: bool = False
     """Evaluate the average that `learn.ema` keeps, in place of the weights that learn."""
+    rankings: PositiveInt = 256
+    """Of preferences.held_out, or all that it has."""
 
     @property
     def entries(self) -> tuple[Reward, ...]:

@@ -171,10 +171,13 @@ def _diagnostics(run: Run) -> Iterator[tuple[str, str, Markup]]:
     found = {name.split("/")[1]: series for name, series in run.metrics.items() if name[:6] == "learn/" or name in DATA}
     for name in [*(name for name in DIAGNOSTICS if name in found), *sorted(found.keys() - DIAGNOSTICS.keys())]:
         title, explanation, reference = DIAGNOSTICS.get(name, (name.replace("_", " "), "", None))
-        line = Line(found[name].updates, found[name].values, "held_out")
+        lines = [Line(found[name].updates, found[name].values, "held_out")]
+        if apart := run.metrics.get(f"evaluation/preferences/{name}"):
+            lines.append(Line(apart.updates, apart.values, "test"))
+            explanation += "; on preferences that are held out in green"
         svg = panel(
             f"learn-{name}",
-            [line],
+            lines,
             describe=f"{title} by update",
             xlabel="update",
             reference=reference,

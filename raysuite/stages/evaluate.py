@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from raysuite.config import RunConfig
+from raysuite.families.policy import Policy
 from raysuite.kernel.diversity import pairwise_distance
-from raysuite.kernel.stats import bootstrap_mean
-from raysuite.rng import Stage, numpy_generator
+from raysuite.kernel.stats import bootstrap_mean, by_prompt
+from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages.files import RunDirectory, write_json
-from raysuite.types import TYPED, Rollouts
+from raysuite.stages.learn import judge
+from raysuite.stages.preference_set import PreferenceSet
+from raysuite.types import TYPED, Cost, Rollouts
 
 COLUMNS = ("update", "split", "prompt", "sample", "reward", "value")
 
@@ -63,6 +68,59 @@ def record(
     run.write_scores(update, columns)
     _write_pictures(run, update, ordered)
     return {**{name: float(np.mean(numbers)) for name, numbers in values.items()}, **metrics}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the objective says of some rankings of which nothing is learned."""
+
+    block: int
+    prompts_R: tuple[str, ...]
+    metrics: Mapping[str, np.ndarray]
+    """(R,) each."""
+    cost: Cost
+
+
+def judged_rankings(config: RunConfig, size: int) -> list[list[int]]:
+    """Which rankings of a set of `size` every evaluation judges, by block: drawn once, by the evaluation's seed."""
+    rng = numpy_generator(seed=config.evaluation.seed, stage=Stage.EVALUATION_PREFERENCES)
+    chosen = sorted(rng.permutation(size)[: config.evaluation.rankings].tolist())
+    width = config.rollouts.prompts_per_block
+    return [chosen[start : start + width] for start in range(0, len(chosen), width)]
+
+
+def judge_rankings(
+    config: RunConfig, policy: Policy, held: PreferenceSet, block: int, rows: Sequence[int], check: Callable[[], None]
+) -> Judged:
+    """Judge a block of rankings, with the same noise every time."""
+    batch = held.rows(rows)
+    if not policy.draws_prompts:
+        policy.remember(held.texts(rows))
+    generator = torch_generator(seed=config.evaluation.seed, stage=Stage.EVALUATION_PREFERENCES, prompt=block)
+    metrics, cost = judge(
+        config.built_objective, policy, batch, generator, microbatch=config.learn.microbatch, check=check
+    )
+    return Judged(block=block, prompts_R=batch.prompts_R, metrics=metrics, cost=cost)
+
+
+def judged_metrics(judged: Sequence[Judged], *, update: int, seed: int) -> dict[str, float]:
+    """Means over all rankings, with intervals over their prompts.
+
+    Args:
+        judged: blocks in any order.
+        update: the number of updates that the policy has had.
+        seed: of the bootstrap.
+    """
+    ordered = sorted(judged, key=lambda of: of.block)
+    prompts = by_prompt(np.array([prompt for of in ordered for prompt in of.prompts_R]))
+    metrics = {}
+    for name in ordered[0].metrics:
+        values, full = np.concatenate([of.metrics[name] for of in ordered]), f"evaluation/preferences/{name}"
+        mean = bootstrap_mean(values, prompts, numpy_generator(seed=seed, stage=Stage.BOOTSTRAP, update=update))
+        metrics[full] = mean.estimate
+        if len(prompts) > 1:
+            metrics |= {f"{full}_low": mean.low, f"{full}_high": mean.high}
+    return metrics
 
 
 def _write_pictures(run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]]) -> None:

@@ -122,10 +122,10 @@ def inputs(config: RunConfig) -> dict[str, str]:
     }
     if config.prompts.writer is not None and (writer := digest_of(config.prompts.writer)):
         digests["prompts.writer"] = writer
-    if config.preferences.source is not None:
-        summary = Path(config.preferences.source) / "summary.json"
-        if summary.is_file():
-            digests["preferences.source"] = digest(summary)
+    for name in ("source", "held_out"):
+        summary = Path(getattr(config.preferences, name) or "") / "summary.json"
+        if getattr(config.preferences, name) is not None and summary.is_file():
+            digests[f"preferences.{name}"] = digest(summary)
     start = Path(config.parameters.start or "")
     if config.parameters.start is not None and start.exists():
         files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())

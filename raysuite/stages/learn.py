@@ -167,8 +167,37 @@ def _spans(asked: Queries, microbatch: int) -> Iterator[tuple[int, int]]:
             yield start, min(start + width, group + asked.together)
 
 
+class _Chunk:
+    """Units that go through the network together, in pieces of at most a microbatch of points."""
+
+    def __init__(self, objective: Objective[Any], policy: Policy, asked: Queries, microbatch: int) -> None:
+        self._objective, self._policy, self._asked = objective, policy, asked
+        self._x, self._t = asked.x_UM.flatten(0, 1), asked.t_UM.flatten()
+        self._prompts = [prompt for prompt in asked.prompts_U for _ in range(asked.t_UM.shape[1])]
+        self._draws = None if asked.draws_UM is None else asked.draws_UM.flatten()
+        self.pieces = [slice(start, start + microbatch) for start in range(0, len(self._x), microbatch)]
+        self.points = len(self._x) * (policy.evaluations_per_prediction if asked.guided else 1)
+        self.passes = 1 + objective.needs_reference + objective.needs_base
+
+    def predict(self, piece: slice, *, reference: bool = False, base: bool = False) -> Tensor:
+        about, own = (self._x[piece], self._t[piece], self._prompts[piece]), None
+        if self._draws is not None:
+            own = self._draws[piece]
+        return self._policy.predict(*about, reference=reference, base=base, guided=self._asked.guided, draws_N=own)
+
+    def loss(self, prediction: Tensor) -> Loss:
+        """Of the predictions of all points."""
+        shape, known, reference = self._asked.t_UM.shape, self._asked, None
+        if self._objective.needs_reference:
+            reference = torch.cat([self.predict(piece, reference=True) for piece in self.pieces]).unflatten(0, shape)
+        if self._objective.needs_base:
+            base = torch.cat([self.predict(piece, base=True) for piece in self.pieces])
+            known = self._asked.knowing(base=base.unflatten(0, shape))
+        return self._objective.loss(known, self._policy.schedule, prediction.unflatten(0, shape), reference)
+
+
 def _backward(
-    objective: Objective[Any], policy: Policy, chunk: Queries, *, microbatch: int, scale: float
+    objective: Objective[Any], policy: Policy, asked: Queries, *, microbatch: int, scale: float
 ) -> tuple[Loss, Cost]:
     """Add the gradient of the chunk's terms times `scale`.
 
@@ -176,39 +205,58 @@ def _backward(
     without a graph, and what the loss says of each prediction is sent back through one microbatch after the other: the
     same gradient in bounded memory, for one more forward pass.
     """
-    x, t = chunk.x_UM.flatten(0, 1), chunk.t_UM.flatten()
-    prompts = [prompt for prompt in chunk.prompts_U for _ in range(chunk.t_UM.shape[1])]
-    draws = None if chunk.draws_UM is None else chunk.draws_UM.flatten()
-    pieces = [slice(start, start + microbatch) for start in range(0, len(x), microbatch)]
-
-    def predict(piece: slice, *, reference: bool = False, base: bool = False) -> Tensor:
-        about, own = (x[piece], t[piece], prompts[piece]), None if draws is None else draws[piece]
-        return policy.predict(*about, reference=reference, base=base, guided=chunk.guided, draws_N=own)
-
-    def loss_of(prediction: Tensor) -> Loss:
-        reference = None
-        if objective.needs_reference:
-            reference = torch.cat([predict(piece, reference=True) for piece in pieces]).unflatten(0, chunk.t_UM.shape)
-        known = chunk
-        if objective.needs_base:
-            base = torch.cat([predict(piece, base=True) for piece in pieces])
-            known = chunk.knowing(base=base.unflatten(0, chunk.t_UM.shape))
-        loss = objective.loss(known, policy.schedule, prediction.unflatten(0, chunk.t_UM.shape), reference)
-        (loss.terms_U.sum() * scale).backward()
-        return loss
-
-    if len(pieces) == 1:
-        loss = loss_of(predict(pieces[0]))
+    chunk = _Chunk(objective, policy, asked, microbatch)
+    whole_at_once = len(chunk.pieces) == 1
+    if whole_at_once:
+        prediction = chunk.predict(chunk.pieces[0])
     else:
         with torch.no_grad():
-            prediction = torch.cat([predict(piece) for piece in pieces])
-        loss = loss_of(prediction.requires_grad_())
+            prediction = torch.cat([chunk.predict(piece) for piece in chunk.pieces])
+        prediction.requires_grad_()
+    loss = chunk.loss(prediction)
+    (loss.terms_U.sum() * scale).backward()
+    if not whole_at_once:
         assert prediction.grad is not None
-        for piece in pieces:
-            predict(piece).backward(prediction.grad[piece])
-    points = len(x) * (policy.evaluations_per_prediction if chunk.guided else 1)
-    passes = 1 + objective.needs_reference + objective.needs_base + (len(pieces) > 1)
-    return loss, Cost(forward=points * passes, backward=points)
+        for piece in chunk.pieces:
+            chunk.predict(piece).backward(prediction.grad[piece])
+    return loss, Cost(forward=chunk.points * (chunk.passes + (not whole_at_once)), backward=chunk.points)
+
+
+@torch.no_grad()
+def judge(
+    objective: Objective[Any],
+    policy: Policy,
+    batch: Batch,
+    generator: torch.Generator,
+    *,
+    microbatch: int,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, np.ndarray], Cost]:
+    """What the objective says of each element of a batch, and no gradient.
+
+    Args:
+        objective: who judges.
+        policy: who is judged.
+        batch: a block.
+        generator: what its queries draw from.
+        microbatch: points through the network at once, at most.
+        check: called before every microbatch; what it raises ends the work.
+
+    Returns:
+        The objective's metrics, with `loss`, (N,) means over the units of each of the N elements, and the cost.
+    """
+    asked = ask(objective, policy, batch, generator)
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    cost = Cost()
+    for start, stop in _spans(asked, microbatch):
+        check()
+        chunk = _Chunk(objective, policy, asked.rows(start, stop).to(policy.device), microbatch)
+        loss = chunk.loss(torch.cat([chunk.predict(piece) for piece in chunk.pieces]))
+        for name, values in {"loss": loss.terms_U, **loss.metrics}.items():
+            found[name].append(values.double().cpu())
+        cost += Cost(forward=chunk.points * chunk.passes)
+    each = len(asked) // len(batch)  # an element's units follow one another
+    return {name: torch.cat(values).unflatten(0, (-1, each)).mean(1).numpy() for name, values in found.items()}, cost
 
 
 def _keep_company(objective: Objective[Any], policy: Policy, *, pieces: int) -> None:

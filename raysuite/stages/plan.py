@@ -87,6 +87,10 @@ class Plan:
         number = self.on_one_gpu()
         return sum(number.get(p.name, 0) * p.total for p in self.processes)
 
+    def fits(self, memory: int) -> bool:
+        """Whether a GPU with so many GB has room for it, if none to spare."""
+        return self.fullest <= memory * GB
+
 
 def plan(config: RunConfig) -> Plan:
     """What a run's processes will hold.
@@ -262,7 +266,7 @@ def verdict(config: RunConfig, planned: Plan, memory: int | None) -> Iterator[st
         return
     yield (
         f"it fits, but nothing is to spare (more than {ROOM:.0%}): on the fullest GPU, {who}: {of}"
-        if planned.fullest <= memory * GB
+        if planned.fits(memory)
         else f"it does not fit: on the fullest GPU, {who}: {of}"
     )
     found = fitting(config, int(limit))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -24,12 +24,13 @@ from accelerate.utils import gather_object
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
+from raysuite.families.sharding import is_share
 from raysuite.kernel.credit import PromptTracker, RewardScale
 from raysuite.kernel.learning_rate import share_of_peak
 from raysuite.stages import checkpoint, stored
 from raysuite.stages.checkpoint import State
 from raysuite.stages.collect import Collector
-from raysuite.stages.evaluate import record
+from raysuite.stages.evaluate import Judged, judge_rankings, judged_metrics, judged_rankings, record
 from raysuite.stages.files import RunDirectory, trained_rewards, write_json
 from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
@@ -78,9 +79,12 @@ class Training:
         self.watch = Watch(config, self.run, latent_numbers=math.prod(policy.latent_shape))
         replay, offline = config.rollouts.replay, config.preferences.source
         self.source = ReplayCollector(Path(replay)) if replay else collector
+        held_out = config.preferences.held_out
         self.set = PreferenceSet(Path(offline)) if offline else None
-        if self.set:
-            self.set.check(config, policy.latent_shape)
+        self.held_out = PreferenceSet(Path(held_out)) if held_out else None
+        for found in (self.set, self.held_out):
+            if found is not None:
+                found.check(config, policy.latent_shape)
         if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
         check_noise(config, policy.schedule)
@@ -335,7 +339,7 @@ class Training:
     def evaluate(self) -> None:
         """Evaluate the policy as part of the run, which pays for it."""
         with self.timed("evaluate"):
-            metrics, cost, redone = self.measure(self.arrived)
+            metrics, cost, redone = self.measure(self.arrived, self.judge())
         self.state.evaluation += cost
         self.state.redone += redone
         self.state.underway = Cost()
@@ -343,11 +347,14 @@ class Training:
             self.write_ledger()
             self.watch.after_evaluation(self.state.updates, metrics)
 
-    def measure(self, arrived: Callable[[Rollouts], None] = lambda done: None) -> tuple[Metrics, Cost, Cost]:
+    def measure(
+        self, arrived: Callable[[Rollouts], None] = lambda done: None, judged: Sequence[Judged] = ()
+    ) -> tuple[Metrics, Cost, Cost]:
         """Score the policy as it is, or the average of its weights, the first and the last time with more samples.
 
         Args:
             arrived: is told of every block.
+            judged: what the objective said of preferences that are held out.
 
         Returns:
             The metrics (on the first worker), what that cost, and what of it was done in vain and again.
@@ -375,10 +382,33 @@ class Training:
         results = self.gather(results)
         metrics: Metrics = {}
         if self.first:
-            metrics = record(self.run, number, results, self.prompts.names, seed=self.config.evaluation.seed)
+            seed = self.config.evaluation.seed
+            metrics = record(self.run, number, results, self.prompts.names, seed=seed)
+            if judged:
+                metrics |= judged_metrics(judged, update=number, seed=seed)
             self.run.log(number, metrics)
         cost, redone = (sum((getattr(r, kind) for _, r in results), Cost()) for kind in ("cost", "redone"))
-        return metrics, cost, redone
+        return metrics, sum((of.cost for of in judged), cost), redone
+
+    def judge(self) -> list[Judged]:
+        """What the objective says of the preferences that are held out; of all workers together."""
+        if self.held_out is None:
+            return []
+        blocks = list(enumerate(judged_rankings(self.config, len(self.held_out))))
+        sharded = is_share(next(iter(self.policy.trainable().values())))
+        if not sharded:  # who share a network go through it together
+            blocks = blocks[self.accelerator.process_index :: self.accelerator.num_processes]
+        if self.config.evaluation.ema:
+            assert self.state.ema is not None
+            self.policy.set_weights(self.state.ema)
+        judged: list[Judged] = []
+        for block, rows in blocks:
+            if self.first:
+                self.say("evaluate", blocks=len(judged), blocks_total=len(blocks))
+            judged.append(judge_rankings(self.config, self.policy, self.held_out, block, rows, self.check))
+        if self.config.evaluation.ema:
+            self.policy.set_weights(self.state.behaviour[self.state.updates])
+        return judged if sharded else self.gather(judged)
 
     def save(self) -> None:
         """Write a checkpoint, all workers together."""

@@ -16,9 +16,10 @@ from raysuite import rewards
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES
-from raysuite.rng import Stage, numpy_generator
+from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages import preference_set
 from raysuite.stages.checkpoint import State
+from raysuite.stages.evaluate import judged_rankings
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
@@ -296,7 +297,9 @@ def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -
         reference__refresh="1",
         learn__minibatches="1",
         cluster__workers="2",
+        preferences__held_out=str(tmp_path / "set"),
     )
+    made(tmp_path, toy(DENSE, preferences__choose="all", preferences__limit="4"), trajectories=True)
     RunDirectory(tmp_path / "two").claim(config, ["test"])
     one = begin(config, tmp_path / "one")
     one.train()
@@ -308,9 +311,14 @@ def test_two_workers_equal_one_where_one_of_them_has_only_ties(tmp_path: Path) -
     pairs = 2 * 16 * 15 / 2  # of two prompts
     assert [r + t for r, t in zip(told["train/rankings"], told["train/ties"], strict=True)] == [pairs] * 2
     assert min(told["train/ties"]) >= pairs / 2 and min(told["train/rankings"]) > 0
+    of_one = metrics(tmp_path / "one")
     assert {k: v for k, v in told.items() if "rankings" in k or "ties" in k} == {
-        k: v for k, v in metrics(tmp_path / "one").items() if "rankings" in k or "ties" in k
+        k: v for k, v in of_one.items() if "rankings" in k or "ties" in k
     }
+    judged = [name for name in told if name.startswith("evaluation/preferences/")]
+    assert {"loss", "loss_low", "loss_high"} <= {name.split("/")[-1] for name in judged}
+    for name in judged:
+        np.testing.assert_allclose(told[name], of_one[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 # off-line
@@ -322,7 +330,7 @@ def made(directory: Path, config: RunConfig, *, trajectories: bool) -> Preferenc
     identity = {
         "model": "toy",
         "encoders": {},
-        "latent_shape": [2],
+        "latent_shape": run.policy.latent_shape,
         "members": 2,
         "steps": 10 if trajectories else None,
         "sampler": config.sampler.model_dump(mode="json"),
@@ -364,6 +372,65 @@ def test_a_run_learns_from_a_set(tmp_path: Path, objective: str) -> None:
     continued = begin(config, tmp_path / "stopped")
     continued.train()
     assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_preferences_that_are_held_out_are_judged_and_not_learned_from(ema: bool, tmp_path: Path) -> None:
+    """The same weights as without them, in a run that was stopped too; and the loss of the same pairs with the same noise."""
+    drawing = {"preferences__choose": "all", "preferences__limit": "4"}
+    made(tmp_path / "learned", toy(DPO, **drawing), trajectories=False)
+    apart = made(tmp_path / "apart", toy(DPO, seed="1", **drawing), trajectories=False)
+    settings = {"updates": "2", "evaluation__every": "1", "preferences__source": str(tmp_path / "learned" / "set")}
+    settings |= {"learn__ema": "0.5", "evaluation__ema": "true"} if ema else {}
+    plain = begin(toy(DPO, **settings), tmp_path / "plain")
+    plain.train()
+    config = toy(DPO, **settings, preferences__held_out=str(apart.directory), evaluation__rankings="7")
+    held = begin(config, tmp_path / "held")
+    held.train()
+    assert np.array_equal(held.policy.weights(), plain.policy.weights())
+    told = {name: values for name, values in metrics(tmp_path / "held").items() if "preferences/" in name}
+    assert not any("preferences/" in name for name in metrics(tmp_path / "plain"))
+    assert told["evaluation/preferences/loss"][0] == pytest.approx(np.log(2))
+    assert told["evaluation/preferences/reward_accuracy"][0] == 0.5
+
+    if ema:
+        assert held.state.ema is not None and not np.array_equal(held.state.ema, held.policy.weights())
+        held.policy.set_weights(held.state.ema)
+    objective, losses, numbers = config.built_objective, list[torch.Tensor](), list[int]()
+    for place, rows in enumerate(judged_rankings(config, len(apart))):
+        numbers += rows
+        generator = torch_generator(seed=0, stage=Stage.EVALUATION_PREFERENCES, prompt=place)
+        asked = objective.queries(apart.rows(rows), held.policy.table, generator)
+        about = asked.x_UM.flatten(0, 1), asked.t_UM.flatten(), [p for p in asked.prompts_U for _ in range(2)]
+        with torch.no_grad():
+            own, reference = (
+                held.policy.predict(*about, reference=reference, guided=False).unflatten(0, asked.t_UM.shape)
+                for reference in (False, True)
+            )
+        losses.append(objective.loss(asked, held.policy.schedule, own, reference).terms_U)
+    assert len(set(numbers)) == len(numbers) == 7 < len(apart)
+    loss = float(torch.cat(losses).mean())
+    last = [told[f"evaluation/preferences/loss{part}"][-1] for part in ("_low", "", "_high")]
+    assert last[1] == pytest.approx(loss, rel=1e-5) != pytest.approx(np.log(2), rel=1e-5)
+    assert last[0] < last[1] < last[2]
+
+    stopped = begin(config, tmp_path / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()
+    begin(config, tmp_path / "stopped").train()
+    again = metrics(tmp_path / "stopped")
+    assert {name: again[name] for name in told} == told
+
+
+def test_preferences_that_are_held_out_are_not_those_that_are_learned_from(tmp_path: Path) -> None:
+    place = str(tmp_path / "set")
+    with pytest.raises(UserError, match=r"expected another set in preferences\.held_out"):
+        toy(DPO, preferences__source=place, preferences__held_out=place)
+    toy(DPO, preferences__held_out=place)  # beside rollouts
+    with pytest.raises(UserError, match="no preferences settings with ddpo"):
+        toy("{name: ddpo, clip: 0.1}", credit="{kind: terminal}", preferences__held_out=place)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.stages.checkpoint import EMA, completed
 from raysuite.stages.files import RunDirectory
+from tests.stages.test_preferences import made
 from tests.stages.worker import stop_with_two, train_alone, train_with_two
 
 SMALL: dict[str, Any] = {
@@ -58,6 +59,14 @@ def apart(one: np.ndarray, other: np.ndarray, came: np.ndarray) -> float:
 def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     base = run_config("epsilon-all-3", **SMALL).canonical()
     configs = {name: validate({**base, **changes}) for name, changes in RUNS.items()}
+    held_out = made(
+        tmp_path / "held_out",
+        validate({**base, **RUNS["diffusion_dpo"], "preferences": {"choose": "all"}}),
+        trajectories=False,
+    )
+    configs["diffusion_dpo"] = validate(
+        {**base, **RUNS["diffusion_dpo"], "preferences": {"held_out": str(held_out.directory)}}
+    )
     for name, config in configs.items():
         RunDirectory(tmp_path / name).claim(config, ["test"])
     train_with_two(*(tmp_path / name for name in configs))
@@ -70,7 +79,8 @@ def test_shards_learn_what_a_whole_network_does(run_config: Callable[..., RunCon
         assert np.array_equal(zero, one) and np.abs(expected - came).max() > 1e-4
         assert apart(zero, expected, came) < 1e-3, name
         metrics = [RunDirectory(tmp_path / run).metrics() for run in (name, f"{name}-whole")]
-        for metric in ("learn/loss", "learn/grad_norm", "train/reward"):
+        judged = ["evaluation/preferences/loss"] if name == "diffusion_dpo" else []
+        for metric in ("learn/loss", "learn/grad_norm", "train/reward", *judged):
             sharded, plain = (list(found[metric].values()) for found in metrics)
             np.testing.assert_allclose(sharded, plain, rtol=1e-3, atol=1e-6, err_msg=f"{name} {metric}")
         ties = list(metrics[0].get("train/ties", {}).values())
