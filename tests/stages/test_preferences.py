@@ -430,7 +430,7 @@ def test_preferences_that_are_held_out_are_not_those_that_are_learned_from(tmp_p
         toy(DPO, preferences__source=place, preferences__held_out=place)
     toy(DPO, preferences__held_out=place)  # beside rollouts
     with pytest.raises(UserError, match="no preferences settings with ddpo"):
-        toy("{name: ddpo, clip: 0.1}", credit="{kind: terminal}", preferences__held_out=place)
+        load("toy-ddpo", {"preferences.held_out": place})
 
 
 @pytest.mark.parametrize(
