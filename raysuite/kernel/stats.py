@@ -217,7 +217,7 @@ def mean_over_runs(
     if len(values_RN) == 1:
         return bootstrap_mean(values_RN[0], groups_N, rng, **options)
     sums_RG, counts_G = _by_run(values_RN, groups_N)
-    runs_BR = _drawn_runs(rng, len(sums_RG), resamples, confidence)
+    runs_BR = _drawn_runs(rng, len(sums_RG), resamples, confidence, freedom=len(sums_RG) - 1)
     prompts_BG = _drawn(rng, len(counts_G), resamples)
     means_B = _weighted(runs_BR, sums_RG, prompts_BG) / (prompts_BG @ counts_G)
     estimate = float(sums_RG.mean(0).sum() / counts_G.sum())
@@ -235,8 +235,9 @@ def difference_of_methods(
 ) -> Interval:
     """The mean of one method's runs minus that of another's, paired by picture, with an interval over runs and prompts.
 
-    Column i of both is the same prompt and noise, so a resample draws its prompts once for both methods, and the runs of each apart.
-    With one run each it is `paired_difference`.
+    Column i of both is the same prompt and noise, so a resample draws its prompts once for both methods, and the runs of each apart,
+    widened as by `mean_over_runs` with the degrees of freedom of their difference (Welch's). With one run each it is
+    `paired_difference`.
 
     Args:
         lower_RN: what is subtracted; as `mean_over_runs`.
@@ -306,8 +307,13 @@ def differences_of_methods(
             drawn_BG, number_B = places()
             return _interval(estimate, sums_G[drawn_BG].sum(1) / number_B, confidence)
         prompts_BG, number_B, rng.bit_generator.state = counted()
+        freedom = _freedom(*(sums_MRG[method].sum(1) for method in (higher, lower)))
         higher_B, lower_B = (
-            _weighted(_drawn_runs(rng, len(sums_MRG[method]), resamples, confidence), sums_MRG[method], prompts_BG)
+            _weighted(
+                _drawn_runs(rng, len(sums_MRG[method]), resamples, confidence, freedom=freedom),
+                sums_MRG[method],
+                prompts_BG,
+            )
             for method in (higher, lower)
         )
         estimate = float((sums_MRG[higher].mean(0) - sums_MRG[lower].mean(0)).sum() / counts_G.sum())
@@ -360,7 +366,8 @@ def improvement(
     if won_SRG.size == 1:
         return Interval(float(won_SRG.mean()), float("nan"), float("nan"))
     drawn_BG = _drawn(rng, prompts, resamples)
-    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, resamples, confidence) for runs in (runs_S, runs_R))
+    freedom = _freedom(won_SRG.mean((1, 2)), won_SRG.mean((0, 2)))
+    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, resamples, confidence, freedom=freedom) for runs in (runs_S, runs_R))
     wins_B = sum(
         drawn_BS[:, s] * drawn_BR[:, r] * (drawn_BG @ won_SRG[s, r]) for s in range(runs_S) for r in range(runs_R)
     )
@@ -425,14 +432,26 @@ def _drawn(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
     return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
-def _drawn_runs(rng: np.random.Generator, n: int, resamples: int, confidence: float) -> np.ndarray:
+def _drawn_runs(rng: np.random.Generator, n: int, resamples: int, confidence: float, *, freedom: float) -> np.ndarray:
     """The same of runs, of which there are few: further from 1 than they were drawn, as `mean_over_runs` says, (B, n)."""
     drawn_BR = _drawn(rng, n, resamples)
     if n == 1:
         return drawn_BR
     upper = (1 + confidence) / 2
-    wider = np.sqrt(n / (n - 1)) * stdtrit(n - 1, upper) / NormalDist().inv_cdf(upper)
+    wider = np.sqrt(n / (n - 1)) * stdtrit(freedom, upper) / NormalDist().inv_cdf(upper)
     return 1 + wider * (drawn_BR - 1)
+
+
+def _freedom(*means: np.ndarray) -> float:
+    """Degrees of freedom of a difference of two means, from the (R,) values of each: Welch, "The generalization of 'Student's' problem
+    when several different population variances are involved", Biometrika 34, 1947. A single value has no variance of its own.
+    """
+    several = [values_R for values_R in means if len(values_R) > 1]
+    squares = [values_R.var(ddof=1) / len(values_R) for values_R in several]
+    if not any(squares):
+        return float(sum(len(values_R) - 1 for values_R in several))
+    each = (square**2 / (len(values_R) - 1) for square, values_R in zip(squares, several, strict=True))
+    return float(sum(squares) ** 2 / sum(each))
 
 
 def _weighted(runs_BR: np.ndarray, sums_RG: np.ndarray, prompts_BG: np.ndarray) -> np.ndarray:

@@ -323,7 +323,7 @@ def test_distributions_of_prompts_that_began_otherwise_have_bases_of_their_own(
 
     def known(seed: int, kind: str) -> dict[str, Any]:
         config = run_config("epsilon-lora-1", seed=seed, parameters={"kind": kind, "rank": 16})
-        return Member(label="base", base="base", run=tmp_path, config=config, checkpoint=None).settings()
+        return Member(label="base", base="base", config=config, checkpoint=None).settings()
 
     assert known(0, "lora") == known(1, "lora")
     assert known(0, "prompts") != known(1, "prompts")
