@@ -1,6 +1,6 @@
 """What every picture of an evaluation is drawn and scored with: pinned, so that numbers which stand beside each other may be compared.
 
-One checkpoint has scored 7.9 and 20.4 on one suite by its sampler alone. So nothing here is left to a run: runs that would be drawn
+Guidance, steps and size alone can move a score by more than methods differ. So nothing here is left to a run: runs that would be drawn
 otherwise than the first are refused, and a directory that was begun with another protocol is, too.
 """
 
