@@ -110,6 +110,27 @@ CPUS = {"worker_cpus": 2.0, "actor_cpus": 1.0, "actors": 2}
             {"worker_cpus": 8.0, "worker_gpus": 0.5, "actor_gpus": 1.0},
             None,
         ),
+        # each fits in one of the two orders of pieces, or of nodes, alone
+        (
+            [{"CPU": 3, "GPU": 2}, {"CPU": 3, "GPU": 1}],
+            {"workers": 2, "actors": 2, "actor_cpus": 2.0, "worker_gpus": 0.5},
+            None,
+        ),
+        (
+            [{"CPU": 4, "GPU": 1}] * 2,
+            {"workers": 2, "actors": 2, "actor_cpus": 2.0, "worker_gpus": 1.0},
+            None,
+        ),
+        (
+            [{"CPU": 3, "GPU": 2}, {"CPU": 2, "GPU": 2}],
+            {"workers": 2, "actors": 3, "worker_gpus": 0.6, "actor_gpus": 0.5},
+            None,
+        ),
+        (
+            [{"CPU": 4, "GPU": 2}, {"CPU": 4, "GPU": 1}],
+            {"actors": 3, "worker_cpus": 2.0, "actor_cpus": 2.0, "worker_gpus": 1.0, "actor_gpus": 0.4},
+            None,
+        ),
         ([{"CPU": 1}, {"CPU": 2}], {"judges": {"redness": {"actors": 2, "cpus": 2}}}, "a judge of redness (2 CPUs)"),
         ([{"CPU": 0.3}], {"workers": 3, "actors": 0, "worker_cpus": 0.1}, None),
     ],

@@ -102,6 +102,9 @@ def gains_are_those_of_the_policy_gradient(directory: Path) -> None:
     rows = pq.read_table(directory / "gains.parquet").to_pylist()
     assert {row["objective"] for row in rows} == set(OBJECTIVES)
     assert all(abs(row["kl"] / 0.1 - 1) <= 0.1 for row in rows)
+    of_ddpo = [row for row in rows if row["objective"] == "ddpo" and np.isfinite(row["predicted"])]
+    assert of_ddpo and all(row["predicted"] > 0 for row in of_ddpo)
+    assert max(row["realised"] for row in of_ddpo) > 0  # a step along the policy gradient of the toy's reward raises it
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from raysuite.kernel.diversity import likeness, pairwise_distance, thumbnails
+from raysuite.kernel.diversity import components, likeness, pairwise_distance, thumbnails
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
@@ -87,3 +87,15 @@ def test_sets_that_cannot_be_compared_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         likeness(np.zeros(real), np.ones(drawn), neighbours=neighbours)
+
+
+def test_the_parts_of_a_crossed_design_are_those_it_was_made_of() -> None:
+    """Pixels 100 + a + b + c: variances over two draws, over three noises, and of what only both decide, unbiased."""
+    draw_D, noise_E = np.array([-10, 10]), np.array([-20, 0, 20])
+    both_DE = np.array([[3, -6, 3], [-3, 6, -3]])
+    pixel_DE = 100 + draw_D[:, None] + noise_E + both_DE
+    images = np.broadcast_to(pixel_DE[..., None, None, None], (2, 3, 2, 2, 3)).astype(np.uint8)
+    found = components(images)
+    interaction = (both_DE**2).sum() / 2  # over (2 - 1)(3 - 1) degrees of freedom
+    expected = (draw_D.var(ddof=1) - interaction / 3, noise_E.var(ddof=1) - interaction / 2, interaction)
+    assert (found.draw, found.noise, found.interaction) == pytest.approx(expected)

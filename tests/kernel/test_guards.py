@@ -24,6 +24,25 @@ def test_held_out_needs_a_rise_and_a_fall_that_can_be_told(
         assert "+0.2 on training prompts and by -0.1 [-0.2, -0.01]" in said
 
 
+@pytest.mark.parametrize(
+    ("trained", "fell", "warns"),
+    [
+        ((0.2, 0.1, 0.3), (-0.1, -0.2, -0.01), True),
+        ((0.2, 0.1, 0.3), (-0.1, -0.2, 0.01), False),
+        ((0.2, -0.01, 0.4), (-0.1, -0.2, -0.01), False),
+    ],
+    ids=["rose and fell", "fall cannot be told", "rise cannot be told"],
+)
+def test_gaming_needs_a_rise_and_a_fall_that_can_both_be_told(
+    trained: tuple[float, float, float], fell: tuple[float, float, float], warns: bool
+):
+    changes = {"steady": Interval(0.0, -0.1, 0.1), "taste": Interval(*fell)}
+    said = guards.watched(trained=Interval(*trained), watched=changes)
+    assert (said is not None) is warns
+    if said:
+        assert "and taste, which is only watched, changed by -0.1 [-0.2, -0.01]" in said
+
+
 def test_limits_are_where_they_are_said_to_be():
     assert guards.diversity(now=5.0, base=10.0, share=0.5) is None
     assert guards.diversity(now=4.9, base=10.0, share=0.5) == (

@@ -242,3 +242,26 @@ def test_rank_correlation_looks_at_the_order_alone():
 def test_rank_correlation_refuses_what_it_cannot_order(x: np.ndarray, y: np.ndarray, said: str):
     with pytest.raises(ValueError, match=said):
         rank_correlation(x, y)
+
+
+def test_prompts_are_drawn_once_for_both_methods():
+    """Where prompts differ by a hundred times what methods do, pairs alone tell these apart."""
+    draw, groups = rng(8), np.arange(24)
+    prompts = draw.normal(0, 10, 24)
+    lower, higher = (prompts + draw.normal(0, 0.1, (3, 24)) for _ in range(2))
+    found = difference_of_methods(lower, higher, groups, rng(1))
+    assert found.high - found.low < 1
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+def test_where_runs_alone_differ_intervals_are_welchs(runs: int):
+    """Every run has an effect of its own, the same on all prompts, of which each has its value under both methods."""
+    widths, prompts = [], np.tile([50.0, -50.0], 12)
+    for seed in range(8):
+        draw = rng(seed)
+        means = [draw.normal(size=runs) for _ in range(2)]
+        values = [of[:, None] + prompts for of in means]
+        found = difference_of_methods(*values, np.arange(24), rng(1))
+        expected = scipy.stats.ttest_ind(*means, equal_var=False).confidence_interval()
+        widths.append((found.high - found.low) / (expected.high - expected.low))
+    assert 0.85 < np.mean(widths) < 1.15

@@ -308,7 +308,9 @@ def test_output_slope(prediction: Any) -> None:
     moved = transition.mean(schedule, k, x, output + 1) - transition.mean(schedule, k, x, output)
     torch.testing.assert_close(transition.output_slope(schedule), moved[:, 0])
     if prediction == "epsilon":
-        torch.testing.assert_close(transition.output_slope(schedule), transition.output_slope(schedule))
+        alpha_K1, sigma_K1 = schedule.alpha_K1, schedule.sigma_K1
+        kappa_K = schedule.direction_K - alpha_K1[1:] * sigma_K1[:-1] / alpha_K1[:-1]
+        torch.testing.assert_close(transition.output_slope(schedule), kappa_K)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

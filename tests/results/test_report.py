@@ -70,6 +70,21 @@ def test_only_pairs_that_both_evaluations_have_are_compared(tmp_path: Path):
     assert found.difference.estimate == pytest.approx(0.1)
 
 
+def test_pictures_are_paired_by_prompt_and_sample(tmp_path: Path):
+    """Samples of a prompt differ by more than updates do; the second evaluation has more of them."""
+
+    def value(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
+        return 0.02 * update + 0.1 * sample
+
+    fabricate.begin(tmp_path)
+    fabricate.evaluate(tmp_path, 0, value, samples=1)
+    fabricate.learn(tmp_path, range(10))
+    fabricate.evaluate(tmp_path, 10, value, samples=3)
+    found = comparison.compare(read_run(tmp_path))[0]
+    assert found.pictures == 12
+    assert [found.difference.low, found.difference.estimate, found.difference.high] == pytest.approx([0.2] * 3)
+
+
 def test_a_policy_cost_what_was_spent_before_it(tmp_path: Path):
     run = read_run(fabricate.whole(tmp_path, improving))
     curve = comparison.curve(run, "scenes", "held_out")
@@ -105,6 +120,23 @@ def test_hacking_stands_at_the_top(tmp_path: Path, value: fabricate.Value, words
     assert words in html
     assert html.index('role="alert"') < html.index("<h2>")
     assert re.search(rf"^WARNING: .*{words}", summary(tmp_path), flags=re.MULTILINE)
+
+
+def falling_on_average(apart: str) -> fabricate.Value:
+    """What rises by 0.10 on half of the prompts and falls by 0.12 on the others, of a split or a reward; all else rises."""
+
+    def value(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
+        change = 0.01 * update if apart not in (split, reward) or prompt % 2 == 0 else -0.012 * update
+        return 0.4 + change
+
+    return value
+
+
+@pytest.mark.parametrize(("apart", "alarm"), [("held_out", "carry over"), ("scenes_strict", "gamed")])
+def test_what_cannot_be_told_raises_no_alarm(apart: str, alarm: str, tmp_path: Path):
+    said = summary(fabricate.whole(tmp_path, falling_on_average(apart)))
+    assert alarm not in said and "WARNING" not in said
+    assert ("cannot be told from none" in said) is (apart == "held_out")
 
 
 def test_a_reward_past_its_peak_is_noticed(tmp_path: Path):

@@ -107,6 +107,15 @@ def test_prompts_of_the_same_text_are_resampled_together(tmp_path: Path) -> None
     scores = {"base-sd": ("base-sd", [[0.0, 1.0], [1.0, 0.0]])}
     found = read_suite(fabricate(tmp_path / "e", scores, overall="prompts", prompts=prompts))
     assert found.groups_P.tolist() == [0, 0]
+    (line,) = of(lines(found), reward="geneval")
+    assert 0 <= line.mean.low < line.mean.high <= 1
+
+    texts = [(text, "Abstract") for text in ("life", "cat") for _ in range(8)]
+    halves = {"base-sd": ("base-sd", [[0.25, 0.25]] * 8 + [[0.75, 0.75]] * 8)}
+    (two,) = of(
+        lines(read_suite(fabricate(tmp_path / "two", halves, overall="prompts", prompts=texts))), reward="geneval"
+    )
+    assert (two.mean.low, two.mean.high) == (0.25, 0.75)  # of sixteen prompts 0.37 to 0.63
 
 
 def test_any_run_may_be_what_others_are_compared_with(tmp_path: Path) -> None:

@@ -288,6 +288,17 @@ def test_the_most_confident_are_kept() -> None:
     assert [t.confidence for t in kept(things, 16, 0.5)] == [0.9, 0.4]
 
 
+@pytest.mark.parametrize(("apart", "score"), [(0.1, 1.0), (0.3, 0.0)])
+def test_how_far_apart_things_must_be_is_an_option(
+    apart: float, score: float, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are ten pixels wide, and their centres twelve apart: 12 - 0.1 x 20 is more than half of 12, 12 - 0.3 x 20 is not."""
+    reward = GenEval(str(root / "boxes"), clip=str(root / "clip"), position_threshold=apart)
+    seen = {"cat": [at(62, 50)], "tv": [at(50, 50)]}
+    monkeypatch.setattr(reward, "detect", lambda images, thresholds: [seen] * len(images))
+    assert reward(pictures(40, 56)[:1], ["x"], [ROWS["tv left of cat"]]).tolist() == [score]
+
+
 @pytest.mark.parametrize("kind", ["masks", "boxes"])
 def test_a_score_joins_detector_colours_and_rules(kind: str, root: Path) -> None:
     """Through the registry; pictures do not see each other, and counting has its own threshold."""

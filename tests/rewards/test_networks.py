@@ -219,9 +219,11 @@ def test_a_model_that_is_not_there_is_told(make: Callable[[Path], Any], mentions
 @pytest.mark.parametrize("name", ["aesthetic", "hps_v2", "image_reward"])
 def test_another_file_is_not_converted_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pt"
-    for content in ({"weight": torch.zeros(3)}, [1, 2], {"f": print}):
+    wanted = {"weight": "expected the weights of", "list": "something else", "code": "more than weights"}
+    contents: dict[str, Any] = {"weight": {"weight": torch.zeros(3)}, "list": [1, 2], "code": {"f": print}}
+    for kind, content in contents.items():
         torch.save(content, wrong)
-        with pytest.raises(UserError, match="expected"):
+        with pytest.raises(UserError, match=wanted[kind]):
             convert(name, wrong, tmp_path / "out", tokenizer=str(networks.TOKENIZER))
         assert not (tmp_path / "out").exists()
     wrong.write_bytes(b"not a file of torch")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from raysuite.errors import UserError
+from raysuite.kernel.guards import REMEDIES
 from raysuite.results.report import summary, write_report
 from raysuite.stages import checkpoint
 from raysuite.stages.guards import Watch
@@ -158,12 +159,14 @@ def test_a_ratio_off_one_counts_only_for_rollouts_of_the_policy_itself(
     assert bool(training.watch.warnings) is says
 
 
-def test_every_guard_can_be_told_to_be_silent(tmp_path: Path) -> None:
-    ignored = {f"guards__{name}": "ignore" for name in ("held_out", "diversity", "kl", "ratio", "spread", "finite")}
-    training = begin(toy(**SOON, **ignored), tmp_path)
-    training.train()
-    training.watch.after_update(2, {"learn/ratio": float("nan"), "train/diversity": 0.0})
-    assert guard_lines(tmp_path) == {}
+@pytest.mark.parametrize("name", REMEDIES)
+def test_every_guard_can_be_told_to_be_silent(name: str, tmp_path: Path) -> None:
+    for reaction in ("ignore", "warn"):
+        directory = tmp_path / reaction
+        watch = begin(toy(**SOON, **{f"guards__{name}": reaction}), directory).watch
+        watch._react(1, {name: "said"})
+        assert guard_lines(directory) == ({} if reaction == "ignore" else {(f"guard/{name}", 0): 1.0})
+        assert bool(watch.warnings) is (reaction == "warn")
 
 
 def test_diversity_is_measured_where_a_prompt_has_several_pictures(tmp_path: Path) -> None:

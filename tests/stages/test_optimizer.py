@@ -38,6 +38,17 @@ def steps(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter], *
     return [parameter.detach().clone() for parameter in trained]
 
 
+def test_adamw_has_the_settings_of_the_run() -> None:
+    learn = Learn(learning_rate=0.5, betas=(0.8, 0.9), epsilon=1e-3, weight_decay=0.1)
+    (group,) = optimizer_of(learn, parameters()).param_groups
+    assert {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")} == {
+        "lr": 0.5,
+        "betas": (0.8, 0.9),
+        "eps": 1e-3,
+        "weight_decay": 0.1,
+    }
+
+
 @pytest.mark.parametrize("bits", [32, EIGHT])
 def test_an_optimiser_goes_on_from_what_another_remembered(bits: int) -> None:
     learn, trained = Learn(moment_bits=bits), parameters()

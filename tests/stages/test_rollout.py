@@ -306,6 +306,21 @@ def test_a_preview_is_the_clean_latent_that_is_predicted(policy_of: Opener) -> N
     np.testing.assert_array_equal(drawn.previews_JN[0], policy.decode((x - (1 - abar).sqrt() * eps) / abar.sqrt()))
 
 
+def test_a_preview_after_several_steps_is_where_the_sampler_ends_without_noise(policy_of: Opener) -> None:
+    policy, config = policy_of(
+        "toy-flow", sampler={"steps": 6}, credit={"kind": "previews", "previews": [2], "preview_steps": 3}
+    )
+    drawn = sample(policy, training_block(config), config, version=0)
+    assert drawn.latents_NK is not None and policy.schedule.sigma_K1[-1] == 0
+    x, schedule = torch.from_numpy(drawn.latents_NK[:, 2]), policy.schedule.windowed((0, 0))
+    for k in range(2, 6):
+        with torch.no_grad():
+            output = policy.predict(x, schedule.timesteps_K[k].expand(6), drawn.block.prompt_of_N)
+        x = transition.mean(schedule, k, x, output)
+    ends, previews = policy.decode(x).astype(int), drawn.previews_JN[0].astype(int)
+    assert np.abs(ends - previews).max() <= 1 < np.abs(ends - drawn.previews_JN[-1].astype(int)).max()
+
+
 def test_terminal_credit_is_on_the_last_step(policy_of: Opener) -> None:
     policy, config = policy_of("toy")
     rollouts = score(sample(policy, training_block(config), config, version=0), config)

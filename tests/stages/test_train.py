@@ -18,9 +18,10 @@ from raysuite.cluster import launch
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
+from raysuite.kernel.credit import PromptTracker, global_advantages, terminal_credit
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory
-from raysuite.stages.learn import minibatches
+from raysuite.stages.learn import advantages, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
@@ -89,6 +90,69 @@ def test_every_update_learns_with_its_own_rate(tmp_path: Path) -> None:
         moved[warmup] = np.abs(run.policy.weights()).max()
     assert moved["0"] == pytest.approx(0.01, rel=1e-3) and moved["3"] == pytest.approx(0.0025, rel=1e-3)
     assert run.run.metrics()["learn/learning_rate"] == {0: pytest.approx(0.0025)}
+
+
+def test_the_rate_rises_and_falls_from_update_to_update(tmp_path: Path) -> None:
+    steps = {"learn__warmup": "1", "learn__decline": "linear", "learn__decline_until": "5"}
+    run = begin(toy(updates="5", learn__learning_rate="0.01", **steps), tmp_path)
+    run.train()
+    expected = dict(enumerate([0.005, 0.01, 0.0075, 0.005, 0.0025]))
+    assert run.run.metrics()["learn/learning_rate"] == pytest.approx(expected)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+
+
+def test_a_long_gradient_is_cut_to_its_limit(tmp_path: Path) -> None:
+    """With an epsilon of 1 AdamW's first step is nearly as long as the gradient that it gets."""
+    settings = {"updates": "1", "learn__minibatches": "1", "learn__learning_rate": "1.0", "learn__epsilon": "1.0"}
+    run = begin(toy(**settings, learn__max_grad_norm="0.001", learn__weight_decay="0.0"), tmp_path)
+    before = run.policy.weights()
+    run.train()
+    assert np.linalg.norm(run.policy.weights() - before) == pytest.approx(1e-3, rel=5e-3)
+    assert run.run.metrics()["learn/grad_norm"][0] > 2e-3
+
+
+def test_advantages_are_normalised_over_all_blocks_and_then_discounted() -> None:
+    """Prompt a has terminal rewards 0 and 2, b 10 and 20, in blocks of their own that come in another order; of 3 steps with a
+    discount of 1/2 the first weighs 12/7.
+    """
+    weights = np.array([12, 6, 3]) / 7
+    credits, prompts = {1: terminal_credit(np.array([10.0, 20]), steps=3)}, {1: ["b", "b"], 0: ["a", "a"]}
+    credits[0] = terminal_credit(np.array([0.0, 2]), steps=3)
+
+    def found(**credit: str) -> dict[int, np.ndarray]:
+        settings = {f"credit__{name}": value for name, value in credit.items()}
+        return advantages(toy(**settings), credits, prompts, PromptTracker.empty(size=4, minimum=1))
+
+    signs = np.array([[-1.0], [1]])
+    of_group = found(normalise="group", discount="0.5")
+    for block in (0, 1):
+        np.testing.assert_allclose(of_group[block], signs * weights, rtol=1e-6)
+    deviation = np.std([0, 2, 10, 20])
+    of_batch = found(normalise="group_mean", discount="0.5")
+    np.testing.assert_allclose(of_batch[0], signs * weights / deviation, rtol=1e-6)
+    np.testing.assert_allclose(of_batch[1], 5 * signs * weights / deviation, rtol=1e-6)
+
+
+def test_the_decay_of_dense_credit_reaches_the_advantages() -> None:
+    dense = np.array([[1.0, 2, 4], [0, 0, 0]])
+    settings = {"credit__kind": "previews", "credit__previews": "[1, 2]", "credit__decay": "0.5"}
+    config = toy(credit__normalise="global", credit__discount="1.0", **settings)
+    found = advantages(config, {0: dense}, {0: ["a", "a"]}, PromptTracker.empty(size=4, minimum=1))
+    np.testing.assert_allclose(found[0], global_advantages(np.array([[3.0, 4, 4], [0, 0, 0]])))
+
+
+def test_a_running_scale_remembers_earlier_updates_and_a_batchs_does_not(tmp_path: Path) -> None:
+    terms = "[{name: redness}, {name: jpeg_compressibility}]"
+    kept = {}
+    for scale in ("running", "batch"):
+        run = begin(toy(updates="2", reward_scale=scale, rewards=terms), tmp_path / scale)
+        run.train()
+        kept[scale] = run.scale.state()
+    pictures = 2 * run.config.rollouts.prompts * run.config.rollouts.samples
+    assert kept["batch"] == {}
+    assert {name: entry[0] for name, entry in kept["running"].items()} == dict.fromkeys(
+        ("redness", "jpeg_compressibility"), pictures
+    )
 
 
 def test_the_average_follows_the_weights_and_is_what_is_evaluated(tmp_path: Path) -> None:

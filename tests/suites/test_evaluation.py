@@ -235,7 +235,7 @@ def test_what_makes_no_evaluation_is_refused(options: dict[str, Any], said: str,
     [
         (["nothing"], r"expected a reward \(.*\) or package.module:function, got 'nothing'"),
         (["geneval"], "geneval"),
-        (["soft_tifa"], "expected"),
+        (["soft_tifa"], "vqa_list"),
         (["hps_v2"], "hps_v2"),
         (["ocr"], "in double quotes|pip install"),
     ],
@@ -281,6 +281,25 @@ def test_models_that_nobody_knows_how_to_draw_are_refused(
     decided = settings or {"sampler.steps": "2", "sampler.guidance": "1"}
     with pytest.raises(UserError, match=said):
         runs.declare(tmp_path / "e", [], models=models, settings=decided)
+
+
+def test_the_last_checkpoint_is_meant_and_any_may_be(
+    run_config: Callable[..., RunConfig], runs: Runs, tmp_path: Path
+) -> None:
+    evaluation = {"prompts": 1, "final_samples": 1, "kl": False}
+    train_alone(
+        run_config("epsilon-lora-1", updates=2, evaluation=evaluation, checkpoints={"every": 1}), tmp_path / "run"
+    )
+    for updates, label in ((None, "run@2"), (1, "run@1")):
+        assert runs.declare(tmp_path / "e", [tmp_path / "run"], updates=updates).members[1].label == label
+
+
+def test_without_rewards_a_suite_has_its_own_or_those_of_the_run(runs: Runs, tmp_path: Path) -> None:
+    assert runs.declare(tmp_path / "e", rewards=[]).config.reward_names == ("pickscore", "clip_score")
+    mine = prompts_of(SUITES["prompts"], str(runs.prompts))
+    options: dict[str, Any] = {"updates": None, "ema": False, "samples": 1, "seed": 0, "batch": 2, "all_images": False}
+    found = declare(SUITES["prompts"], mine, [runs.first], file=tmp_path / "p", rewards=[], settings={}, **options)
+    assert found.config.reward_names == RunDirectory(runs.first).config().reward_names
 
 
 def test_runs_that_would_be_drawn_otherwise_are_refused(runs: Runs, tmp_path: Path) -> None:

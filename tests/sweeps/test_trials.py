@@ -107,6 +107,21 @@ def test_what_confirms_waits_for_all_trials_and_has_the_winners_settings(tmp_pat
     assert [score for _, score in book.scores("toy-ddpo")] == [0.9, 0.7]
 
 
+def test_who_wins_ended_with_most_seeds_and_by_itself(tmp_path: Path) -> None:
+    """Not who failed with a seed, nor who was stopped early."""
+    book = Book.open(SWEEP, tmp_path / "seeds", ["test"])
+    for run, (status, reward) in zip(
+        SWEEP.runs, [("done", 0.5), ("done", 0.5), ("done", 0.9), ("failed", None)], strict=True
+    ):
+        book.note(run, status=status, held_out=reward)
+    assert book.winner("toy-ddpo") == 0
+    one = SWEEP.model_copy(update={"seeds": (0,)})
+    book = Book.open(one, tmp_path / "stopped", ["test"])
+    for run, (status, reward) in zip(one.runs, [("done", 0.5), ("stopped", 0.9)], strict=True):
+        book.note(run, status=status, held_out=reward)
+    assert book.winner("toy-ddpo") == 0
+
+
 def test_where_no_trial_ended_there_is_nothing_to_confirm(tmp_path: Path) -> None:
     sweep = SWEEP.model_copy(update={"confirm": Confirm(seeds=(7,))})
     book = Book.open(sweep, tmp_path / "sweep", ["test"])
