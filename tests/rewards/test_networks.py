@@ -219,7 +219,7 @@ def test_a_model_that_is_not_there_is_told(make: Callable[[Path], Any], mentions
 @pytest.mark.parametrize("name", ["aesthetic", "hps_v2", "image_reward"])
 def test_another_file_is_not_converted_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pt"
-    wanted = {"weight": "expected the weights of", "list": "something else", "code": "more than weights"}
+    wanted = {"weight": "expected the weights of", "list": "expected named weights in", "code": "more than weights"}
     contents: dict[str, Any] = {"weight": {"weight": torch.zeros(3)}, "list": [1, 2], "code": {"f": print}}
     for kind, content in contents.items():
         torch.save(content, wrong)
