@@ -175,7 +175,7 @@ def test_a_pipeline_that_no_family_handles(tmp_path: Path, capsys: pytest.Captur
     assert not out.exists()
 
 
-@pytest.mark.parametrize("words", [["train"], ["trian"], ["train", "toy-ddpo", "--fast"], ["evaluate"]])
+@pytest.mark.parametrize("words", [["train"], ["trian"], ["train", "toy-ddpo", "--fast"], ["report"]])
 def test_wrong_usage_is_explained_without_a_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(words, capsys)
     assert "Usage" in message
@@ -195,6 +195,8 @@ SUITE = ["evaluate", "{0}", "--suite"]
     ("words", "mentions"),
     [
         (["evaluate", "{0}", "{0}"], "expected one RUN"),
+        (["evaluate"], "expected one RUN"),
+        (["evaluate", "--suite", "geneval"], "expected a RUN or a --model, got neither"),
         (["evaluate", "{0}", "--prompts", "p.tsv"], "name one with --suite"),
         (["evaluate", "{0}", "--set", "sampler.steps=3"], "name one with --suite"),
         (["evaluate", "{0}", "--seed", "0"], "name one with --suite"),

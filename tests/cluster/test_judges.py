@@ -119,6 +119,7 @@ def test_judges_that_are_killed_raise_and_hang_change_no_number_and_nor_does_a_s
     assert json.loads((run / "ledger.json").read_text())["scoring"]["seconds"] > 6  # one question hung for so long
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actors", ["1", "0"])
 def test_drawing_goes_on_while_judges_score(actors: str, chaos: Path) -> None:
     """Each judge waits until both have been asked: the second block was drawn before the first was scored. In the drawing process

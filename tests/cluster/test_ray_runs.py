@@ -273,6 +273,7 @@ def test_the_command_line_trains_resumes_evaluates_and_reports(
     assert "differs in seed" in leaves([*train, "--set", "seed=1"], 2)[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_ends_encoding_with_a_sentence(tmp_path: Path) -> None:
     """Not with what Ray Data makes of an actor's exception; what was whole is kept."""
     columns = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")

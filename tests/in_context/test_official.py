@@ -504,6 +504,7 @@ def test_a_judges_errors_are_shown_and_corrected(data: Path, tmp_path: Path) -> 
     assert "Confusions, ground truth" in html and "Corrected for the judge" in html
 
 
+@pytest.mark.slow
 def test_the_command_reads_the_data_and_draws_with_a_model(data: Path, tmp_path: Path) -> None:
     model = save_clip(tmp_path / "clip")
     out = tmp_path / "out"

@@ -36,6 +36,7 @@ def test_directories_are_of_configurations_and_small_encoders(name: str, tmp_pat
         bench_gpu.run_of(MODELS[name], tmp_path / "model", {**bench_gpu.DRY, **way.settings}, gpu=True)
 
 
+@pytest.mark.slow
 def test_a_row_is_measured() -> None:
     rows = bench_gpu.rows_of(["SD 1.5"], torch.device("cpu"), dry=True, seconds=1e9)
     row = next(rows)

@@ -179,6 +179,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     } <= {path.name for path in (tmp_path / "figures").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_study_gives_the_same_bytes_twice(tmp_path: Path) -> None:
     def written() -> dict[str, bytes]:
         page = write_study_report(tmp_path)

@@ -22,6 +22,7 @@ def simulated(rng: np.random.Generator, noise: float, *, units: int = 32, bins: 
     return dict(next(row for row in rows if row["quantity"] == "matched_cosine"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "weak"), [(0.3, False), (1.1, True)])
 def test_matched_cosines_of_bins_found_by_luck_say_so(noise: float, weak: bool) -> None:
     """The truth is 0; where few bins are found, those are that noise made large, and with it the cosine."""

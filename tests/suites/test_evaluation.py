@@ -117,6 +117,7 @@ def test_every_prompt_is_drawn_as_often_as_asked_and_scored(runs: Runs, tmp_path
     assert rows[4] == {"prompt": "life", "category": "red circles", "metadata": {"Category": "red circles"}}
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_picture_is_the_same_for_every_model_and_batch(runs: Runs, tmp_path: Path) -> None:
     """A second evaluation with other blocks, of a base alone, gives the pictures of the first, but for rounding."""
     draw(runs.declare(tmp_path / "twos"), tmp_path / "twos")

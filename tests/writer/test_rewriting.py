@@ -179,6 +179,7 @@ def test_pictures_of_other_settings_or_of_a_lesson_choose_nothing(
     assert places[0] == places[1] and len({*places}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_draws_what_its_writer_makes_of_its_prompts_and_keeps_both(tmp_path: Path) -> None:
     config = users()
     RunDirectory(tmp_path).claim(config, ["test"])
