@@ -14,7 +14,7 @@ from torch import nn
 
 from raysuite.config import Parameters, one_of
 from raysuite.errors import UserError
-from raysuite.families.sharding import shard, share_of
+from raysuite.families.sharding import let_go, shard, share_of
 from raysuite.rng import Stage, torch_generator
 
 
@@ -186,6 +186,11 @@ class AllWeights(Trained):
         """Spread the network over the learners, and its frozen copy when there is one."""
         shard(self.network)
         self.shared = True
+
+    def let_go(self) -> None:
+        """Leave nothing gathered after predictions without gradients."""
+        if self.shared:
+            let_go(self.network)
 
     def _copy(self) -> ModelMixin:
         if self._reference is None:

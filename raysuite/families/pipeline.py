@@ -339,6 +339,11 @@ class PipelinePolicy(Policy):
             self.trained.shard()
             self.driver.one_call = "cluster.shard"
 
+    def let_go(self) -> None:
+        """Of all weights."""
+        if isinstance(self.trained, AllWeights):
+            self.trained.let_go()
+
     def write(self, directory: Path, values: Mapping[str, Tensor]) -> None:
         """LoRA: a file for `pipe.load_lora_weights`. All weights: a whole pipeline for `from_pretrained`. Prompts: a distribution, and
         its members for `pipe.load_textual_inversion`.

@@ -112,6 +112,9 @@ class Policy(ABC):
             "expected all weights of a diffusers pipeline with cluster.shard, got another model: leave it out"
         )
 
+    def let_go(self) -> None:  # noqa: B027 - most families have nothing to let go
+        """After predictions without gradients, keep no more than one's share of a network that is spread over the learners."""
+
     @final
     def weights(self) -> np.ndarray:
         """All trained parameters as one flat float32 array: the form in which they travel."""

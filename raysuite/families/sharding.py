@@ -33,6 +33,14 @@ def shard(network: nn.Module, *, frozen: bool = False) -> None:
             sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
 
+def let_go(network: nn.Module) -> None:
+    """Drop the outermost layers, which a pass has gathered and kept for its way back, where there is none."""
+    for module in network.modules():
+        drop: Any = getattr(module, "reshard", None)
+        if drop is not None:
+            drop()
+
+
 def is_share(tensor: Tensor) -> bool:
     """Whether other processes have the rest of it."""
     return hasattr(tensor, "full_tensor")

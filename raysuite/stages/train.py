@@ -406,6 +406,7 @@ class Training:
             if self.first:
                 self.say("evaluate", blocks=len(judged), blocks_total=len(blocks))
             judged.append(judge_rankings(self.config, self.policy, self.held_out, block, rows, self.check))
+        self.policy.let_go()
         if self.config.evaluation.ema:
             self.policy.set_weights(self.state.behaviour[self.state.updates])
         return judged if sharded else self.gather(judged)
