@@ -175,6 +175,13 @@ def test_a_pipeline_that_no_family_handles(tmp_path: Path, capsys: pytest.Captur
     assert not out.exists()
 
 
+def test_a_lora_that_is_not_there_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["--set", "parameters.kind=lora", "--set", f"parameters.start={tmp_path}/theirs.safetensors"]
+    message = fails(["train", "scenes-ddpo", *start, "--out", str(tmp_path / "run")], capsys)
+    assert "theirs.safetensors, there is nothing: name its file, or a hub's owner/name" in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words", [["train"], ["trian"], ["train", "toy-ddpo", "--fast"], ["report"]])
 def test_wrong_usage_is_explained_without_a_traceback(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(words, capsys)

@@ -109,6 +109,10 @@ def check_drawing(config: RunConfig) -> None:
     if address and not ray.is_initialized():
         check_answer(address)
     check_model(config.model)
+    if config.parameters.start is not None:
+        from raysuite.families.loading import check_start  # with diffusers, which a toy does without
+
+        check_start(config.parameters.start)
     cluster = config.cluster
     if config.model.compile and not (cluster.worker_gpus and (cluster.actor_gpus or not cluster.actors)):
         check_compiler(torch.device("cpu"))

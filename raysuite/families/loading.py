@@ -82,6 +82,20 @@ def _index(model: Model) -> Mapping[str, Any]:
     return index
 
 
+def check_start(file: str) -> None:
+    """Find out whether a LoRA to begin from is there, if it is not one of a hub.
+
+    Raises:
+        UserError: it is not.
+    """
+    path = Path(file)
+    of_hub = file.count("/") == 1 and not path.suffix and not file.startswith(("/", ".", "~"))
+    if not path.exists() and not of_hub:
+        raise UserError(
+            f"expected a LoRA at parameters.start={file}, there is nothing: name its file, or a hub's owner/name"
+        )
+
+
 def load_pipeline(
     model: Model,
     *,

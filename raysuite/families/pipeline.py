@@ -21,7 +21,7 @@ from raysuite.families import tables
 from raysuite.families.compiled import check_compiler, prepared
 from raysuite.families.driver import PARTS, Drawn, Driver
 from raysuite.families.facts import facts_of
-from raysuite.families.loading import ENCODER, load_pipeline, modules_of
+from raysuite.families.loading import ENCODER, check_start, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of
@@ -134,6 +134,7 @@ class PipelinePolicy(Policy):
 
     def _start(self, file: str) -> None:
         """Load the LoRA that the user begins from."""
+        check_start(file)
         path = Path(file)
         try:
             self.pipeline.load_lora_weights(
