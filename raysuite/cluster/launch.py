@@ -47,7 +47,7 @@ from raysuite.stages import checkpoint
 from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory, write_json
 from raysuite.stages.optimizer import check_optimizer
-from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preference_set import sets_of
 from raysuite.stages.prompts import Prompt, load_prompts, said_of_cut, training_blocks
 from raysuite.stages.rewrites import place_of
 from raysuite.stages.rollout import check_noise
@@ -71,13 +71,7 @@ def preflight(config: RunConfig) -> None:
     prompts = load_prompts(config.prompts)  # what takes no time first
     for reward in (*config.rewards, *config.watched):
         rewards.resolve(reward.name)
-    source, held_out = (
-        None if place is None else PreferenceSet(Path(place))
-        for place in (config.preferences.source, config.preferences.held_out)
-    )
-    sets = [found for found in (source, held_out) if found is not None]
-    for found in sets:
-        found.check(config)
+    source, held_out = sets_of(config)
     check_drawing(config)
     if source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
@@ -87,8 +81,9 @@ def preflight(config: RunConfig) -> None:
         open_writer(writer)
     if config.rollouts.replay is not None:
         check_replay(config)
-    for found in sets:
-        found.check_encoders(encoder_digests(config.model))
+    for found in (source, held_out):
+        if found is not None:
+            found.check_encoders(encoder_digests(config.model))
     wanted = config.updates * config.rollouts.prompts
     if source is not None and config.budget is None and wanted > len(source):
         _say_once(

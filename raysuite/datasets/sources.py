@@ -259,7 +259,8 @@ class Chosen(Tables):
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures, the preferred first."""
-        names = self.named(raw) or []
+        names = self.named(raw)
+        assert names is not None, "what was read are these columns"
         prompt, *images = (raw[name] for name in names)
         return as_row(prompt, [_in_cell(image) for image in images], [0, 1])
 

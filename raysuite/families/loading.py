@@ -89,8 +89,8 @@ def check_start(file: str) -> None:
         UserError: it is not.
     """
     path = Path(file)
-    of_hub = file.count("/") == 1 and not path.suffix and not file.startswith(("/", ".", "~"))
-    if not path.exists() and not of_hub:
+    local = file.startswith(("/", ".", "~")) or path.suffix in (".safetensors", ".bin", ".pt") or file.count("/") != 1
+    if local and not path.exists():
         raise UserError(
             f"expected a LoRA at parameters.start={file}, there is nothing: name its file, or a hub's owner/name"
         )

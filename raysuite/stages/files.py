@@ -123,8 +123,8 @@ def inputs(config: RunConfig) -> dict[str, str]:
     if config.prompts.writer is not None and (writer := digest_of(config.prompts.writer)):
         digests["prompts.writer"] = writer
     for name in ("source", "held_out"):
-        summary = Path(getattr(config.preferences, name) or "") / "summary.json"
-        if getattr(config.preferences, name) is not None and summary.is_file():
+        place: str | None = getattr(config.preferences, name)
+        if place is not None and (summary := Path(place) / "summary.json").is_file():
             digests[f"preferences.{name}"] = digest(summary)
     start = Path(config.parameters.start or "")
     if config.parameters.start is not None and start.exists():

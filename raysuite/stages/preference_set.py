@@ -185,6 +185,23 @@ def open_set(config: RunConfig) -> PreferenceSet:
     return found
 
 
+def sets_of(
+    config: RunConfig, latent_shape: Sequence[int] | None = None
+) -> tuple[PreferenceSet | None, PreferenceSet | None]:
+    """The set that a run learns from, and the one that is held out; None for what it does not name.
+
+    Raises:
+        UserError: one is not there, is not finished, or does not fit the run's objective, or the model's latents where their shape is
+            given.
+    """
+    named = (config.preferences.source, config.preferences.held_out)
+    source, held_out = (None if place is None else PreferenceSet(Path(place)) for place in named)
+    for found in (source, held_out):
+        if found is not None:
+            found.check(config, latent_shape)
+    return source, held_out
+
+
 class PreferenceSet:
     """A finished set, read a few rankings at a time."""
 

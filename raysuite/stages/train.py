@@ -35,7 +35,7 @@ from raysuite.stages.files import RunDirectory, trained_rewards, write_json
 from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
 from raysuite.stages.optimizer import optimizer_of, set_rate
-from raysuite.stages.preference_set import PreferenceSet
+from raysuite.stages.preference_set import sets_of
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, run_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
@@ -77,14 +77,9 @@ class Training:
         self.config, self.policy, self.collector, self.accelerator = config, policy, collector, accelerator
         self.run, self.check = RunDirectory(directory), check
         self.watch = Watch(config, self.run, latent_numbers=math.prod(policy.latent_shape))
-        replay, offline = config.rollouts.replay, config.preferences.source
+        replay = config.rollouts.replay
         self.source = ReplayCollector(Path(replay)) if replay else collector
-        held_out = config.preferences.held_out
-        self.set = PreferenceSet(Path(offline)) if offline else None
-        self.held_out = PreferenceSet(Path(held_out)) if held_out else None
-        for found in (self.set, self.held_out):
-            if found is not None:
-                found.check(config, policy.latent_shape)
+        self.set, self.held_out = sets_of(config, policy.latent_shape)
         if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
         check_noise(config, policy.schedule)

@@ -190,9 +190,13 @@ def declare(
     """
     owns = [RunDirectory(run).config() for run in runs]
     like = owns[0] if owns else _without_runs(suite, rewards, settings)
-    others = [_published(text, like) for text in models]
-    configs = [_config(own, suite, rewards, settings, seed, file) for own in (*owns, *(own for _, own in others))]
-    for run, config in zip(runs, configs, strict=False):
+
+    def asked(own: RunConfig) -> RunConfig:
+        return _config(own, suite, rewards, settings, seed, file)
+
+    configs = [asked(own) for own in owns]
+    others = [(label, asked(own)) for label, own in (_published(text, like) for text in models)]
+    for run, config in zip(runs, configs, strict=True):
         if found := list(differences(_shared(config), _shared(configs[0]))):
             raise UserError(
                 f"expected runs that are drawn and scored alike, {run.name} (there) and {runs[0].name} (here) differ in {found[0]}: "
@@ -208,7 +212,7 @@ def declare(
             )
         members[member.label] = member
 
-    for run, config in zip(runs, configs, strict=False):
+    for run, config in zip(runs, configs, strict=True):
         path, number = _checkpoint(run, updates, ema)
         label = f"base-{_name(config)}"
         base = Member(label=label, base=label, config=config, checkpoint=None)
@@ -216,7 +220,7 @@ def declare(
             add(base)
         label = f"{run.name}@{number}{'-ema' if ema else ''}"
         add(Member(label=label, base=base.label, config=config, checkpoint=path, ema=ema))
-    for (label, _), config in zip(others, configs[len(runs) :], strict=True):
+    for label, config in others:
         add(Member(label=label, base=label, config=config, checkpoint=None))
     return Protocol(
         suite=suite,

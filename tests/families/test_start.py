@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raysuite.errors import UserError
+from raysuite.families.loading import check_start
 from raysuite.families.pipeline import PipelinePolicy
 from tests.families.test_pipelines import PROMPTS, latents, plain_pipeline, plainly, rows
 
@@ -65,3 +66,11 @@ def test_no_lora_of_this_model(open_tiny: Opener, tmp_path: Path) -> None:
     for file, sentence in said.items():
         with pytest.raises(UserError, match=sentence):
             open_tiny("sd3", parameters={"start": str(tmp_path / f"{file}.safetensors")})
+
+
+def test_what_may_lie_on_a_hub_is_not_looked_for_here(tmp_path: Path) -> None:
+    for name in ("owner/lora", "owner/lora-v1.5", str(tmp_path)):
+        check_start(name)
+    for name in ("lora", "loras/theirs.safetensors", "./theirs", str(tmp_path / "theirs"), "a/b/c"):
+        with pytest.raises(UserError, match="there is nothing: name its file, or a hub's owner/name"):
+            check_start(name)
