@@ -30,6 +30,11 @@ class Stopped(UserError):
         """The exit status that shells know: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
+def in_words(error: BaseException) -> str:
+    """An exception in words: its message may be empty, or say too little without its kind."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def in_a_line(error: Exception, most: int | None = None) -> str:
     """What another library's error says, without its line breaks; of many words the first."""
     return " ".join(str(error).split())[:most]

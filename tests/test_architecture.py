@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "devices", "rng", "errors", "background", "cpus", "signals", "terminal"},
-    {"kernel", "places", "rewritten"},
+    {"imported", "kernel", "places", "rewritten"},
     {"config"},
     {"families", "rewards", "worlds"},
     {"stages"},

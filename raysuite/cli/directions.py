@@ -14,7 +14,10 @@ from raysuite.cli.common import Settings, begin, by_path, console, place, termin
 def directions(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE", help="A run, a recipe's name or a YAML file.")],
     objectives: Annotated[
-        str, typer.Option(help="Comma-separated: objectives, or recipes whose objectives are meant.")
+        str,
+        typer.Option(
+            help="Comma-separated: objectives (your own: package.module:Class), or recipes, whose objectives are meant."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Directory of the study.")],
     checkpoint: Annotated[

@@ -6,6 +6,7 @@
 """
 
 from raysuite.config.checks import without_idle
+from raysuite.config.objective import class_of, is_foreign, label_of
 from raysuite.config.reading import base_of, contents, document, load, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
@@ -62,8 +63,11 @@ __all__ = [
     "Trackers",
     "Window",
     "base_of",
+    "class_of",
     "contents",
     "document",
+    "is_foreign",
+    "label_of",
     "load",
     "nearest",
     "one_of",

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raysuite.config.words import nearest, one_of, refuse_truth, sentence
 from raysuite.errors import UserError
+from raysuite.imported import imported
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 
 
@@ -21,16 +22,20 @@ def build(fields: Mapping[str, Any]) -> Objective[Any]:
     """
     options = dict(fields)
     name = options.pop("name", None)
-    if name not in OBJECTIVES:
+    if (cls := class_of(name)) is None:
         meant = nearest(name, sorted(OBJECTIVES))
-        hint = f": did you mean {meant}?" if meant else ": name one of those"
+        hint = (
+            f": did you mean {meant}?"
+            if meant
+            else ": name one of those, or a class of your own as package.module:Class"
+        )
         raise UserError(f"expected objective.name to be {' or '.join(sorted(OBJECTIVES))}, got {name!r}{hint}")
     known = set(settings_of(name))
     for option in options:
         if option not in known:
             raise UserError(f"expected a setting of {name} ({one_of(option, known)}), got objective.{option}")
     try:
-        objective: Objective[Any] = TypeAdapter(OBJECTIVES[name]).validate_python(options)
+        objective: Objective[Any] = TypeAdapter(cls).validate_python(options)
     except ValidationError as error:
         raise UserError(sentence(error, prefix="objective.")) from error
     for option, given in options.items():
@@ -42,6 +47,40 @@ def build(fields: Mapping[str, Any]) -> Objective[Any]:
 
 
 def settings_of(name: object) -> Iterator[str]:
-    """Names of the settings of a registered objective; none of an unknown one."""
-    cls = OBJECTIVES.get(str(name))
+    """Names of the settings of an objective; none of an unknown one."""
+    cls = class_of(name)
     return (field.name for field in dataclasses.fields(cls)) if cls else iter(())  # type: ignore[arg-type]
+
+
+def class_of(name: object) -> type[Objective[Any]] | None:
+    """The class of an objective: one of the suite by its name, a user's by its import path, `package.module:Class`; None of any
+    other name.
+
+    Raises:
+        UserError: what lies at the import path is no objective.
+    """
+    if not isinstance(name, str) or not name.partition(":")[2]:
+        return OBJECTIVES.get(str(name))
+    found = imported(name, "an objective")
+    if not (dataclasses.is_dataclass(found) and isinstance(found, type) and issubclass(found, Objective)):
+        raise UserError(
+            f"expected an objective at {name}, a dataclass that extends raysuite.kernel.objectives.Objective, got "
+            f"{getattr(found, '__name__', type(found).__name__)}: docs/add-an-objective.md shows one"
+        )
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing += [fact for fact in ("consumes", "process") if not hasattr(found, fact)]
+    if missing:
+        raise UserError(f"expected an objective at {name} with {', '.join(missing)}, found none: write it")
+    return found
+
+
+def is_foreign(named: object, ours: object) -> bool:
+    """Whether a directory's configuration names an objective that would be imported, and that the command's own does not name: nothing
+    is imported because it is found somewhere.
+    """
+    return str(named) not in OBJECTIVES and named != ours
+
+
+def label_of(name: object) -> str:
+    """How an objective is called where several are named: by its name, or by a user's class without its module."""
+    return str(name).rpartition(":")[2]

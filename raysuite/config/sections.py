@@ -633,7 +633,7 @@ class Run(Section):
     credit: Credit = Credit()
     preferences: Preferences = Preferences()
     objective: dict[str, Any]
-    """`name` of a registered objective, and its fields."""
+    """`name` of an objective (one of the suite, or the import path of a class of your own, `package.module:Class`), and its fields."""
     reference: Reference = Reference()
     learn: Learn = Learn()
     evaluation: Evaluation = Evaluation()

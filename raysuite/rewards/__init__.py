@@ -11,12 +11,10 @@ A class is a reward, too: it is made once in every process that scores, with the
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import itertools
 import json
 import multiprocessing
-import sys
 import sysconfig
 import threading
 import time
@@ -30,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from raysuite.config import one_of
-from raysuite.errors import RewardHung, UserError
+from raysuite.errors import RewardHung, UserError, in_words
+from raysuite.imported import imported
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
 
@@ -165,18 +164,10 @@ def resolve(name: str) -> Any:
     Raises:
         UserError: there is none.
     """
-    module, _, attribute = (REWARDS[name].place if name in REWARDS else name).partition(":")
-    if not attribute:
+    place = REWARDS[name].place if name in REWARDS else name
+    if not place.partition(":")[2]:
         raise UserError(f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own module beside the command, as `python -m` finds it
-    try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # whatever a user's module raises as it is imported
-        raise UserError(f"expected a function at {name}, could not import it: {_told(error)}") from error
-    function = getattr(found, attribute, None)
-    if function is None:
-        raise UserError(f"expected a function at {name}, {module} has none of that name: check it")
+    function = imported(place, "a function")
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")
     return function
@@ -233,7 +224,7 @@ def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | No
             except UserError:
                 raise
             except Exception as error:  # whatever a user's class raises
-                raise UserError(f"the reward {name} could not be made, it raised {_told(error)}") from error
+                raise UserError(f"the reward {name} could not be made, it raised {in_words(error)}") from error
         return _MADE[key]
 
 
@@ -325,7 +316,7 @@ def score(
             SystemExit,
         ) as error:  # whatever a user's function raises is reported with the prompts it was given
             times = f", {attempt + 1} times in a row" if attempt else ""
-            raised = str(error) if isinstance(error, _Left) else f"{_told(error)}{_where(error)}"
+            raised = str(error) if isinstance(error, _Left) else f"{in_words(error)}{_where(error)}"
             failure = UserError(f"the reward {name} raised {raised}; the prompts were {prompts}{times}")
             if attempt == retries:
                 raise failure from error
@@ -375,12 +366,7 @@ def _answer(function: RewardFunction, arguments: tuple[Any, Any, Any]) -> Sequen
     try:
         return function(*arguments)
     except (SystemExit, KeyboardInterrupt) as error:
-        raise _Left(_told(error)) from error
-
-
-def _told(error: BaseException) -> str:
-    """An exception in words: its message may be empty, or say too little without its kind."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise _Left(in_words(error)) from error
 
 
 def _where(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from raysuite.config import SPLITS, RunConfig, validate
+from raysuite.config import SPLITS, RunConfig, is_foreign, validate
 from raysuite.cpus import usable_cpus
 from raysuite.errors import UserError
 from raysuite.places import replacing
@@ -169,6 +169,9 @@ class RunDirectory:
         file = self.path / "config.json"
 
         def identity(found: dict[str, Any]) -> dict[str, Any]:
+            objective = found.get("objective") or {}
+            if is_foreign(objective.get("name"), config.objective["name"]):
+                return {**config.identity(), "objective": objective}
             try:
                 return validate(found).identity()
             except UserError as error:

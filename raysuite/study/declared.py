@@ -168,7 +168,8 @@ def declare(
 
     Args:
         source: directory of a run, name of a recipe, or a YAML file.
-        objectives: names of objectives, or recipes and YAML files whose objectives are meant.
+        objectives: names of objectives, recipes and YAML files whose objectives are meant, or import paths of a user's own, which are
+            then called by their class.
         checkpoint: a number of updates, `all`, or None for the last (the model as it came, without a run).
         settings: by path, as `--set`; `objectives.<label>.<field>` too. Values are YAML.
         along: the same with lists.
@@ -184,13 +185,14 @@ def declare(
         )
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
     tree["sampler"] = configuration.spelled_out(tree.get("sampler") or {})
-    if repeated := [label for label in dict.fromkeys(objectives) if list(objectives).count(label) > 1]:
+    labels = [configuration.label_of(name) for name in objectives]
+    if repeated := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise UserError(
             f"expected every objective of --objectives once, got {repeated[0]} again: it agrees with itself; to compare two settings "
             "of one, name two YAML files"
         )
     own = tree.pop("objective", {})
-    chosen = {label: _objective(label, own) for label in objectives}
+    chosen = {label: _objective(name, own) for label, name in zip(labels, objectives, strict=True)}
     held = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
     for path, text in (settings or {}).items():
         _put(tree, chosen, path, configuration.parse(path, text))
@@ -215,17 +217,19 @@ def declare(
     return study
 
 
-def _objective(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    if label == own.get("name"):
+def _objective(name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    if name == own.get("name"):
         return dict(own)
-    if label in STANDARD:
-        return {"name": label, **STANDARD[label]}
-    if label in configuration.recipes() or label.endswith((".yaml", ".yml")):
-        return dict(configuration.read(label)["objective"])
+    if name in STANDARD:
+        return {"name": name, **STANDARD[name]}
+    if name in configuration.recipes() or name.endswith((".yaml", ".yml")):
+        return dict(configuration.read(name)["objective"])
+    if ":" in name and configuration.class_of(name):
+        return {"name": name}
     known = [*OBJECTIVES, *configuration.recipes()]
     raise UserError(
-        f"expected --objectives from {', '.join(OBJECTIVES)}, or recipes whose objectives are meant, got {label!r}"
-        + (f": did you mean {meant}?" if (meant := configuration.nearest(label, known)) else "")
+        f"expected --objectives from {', '.join(OBJECTIVES)}, recipes whose objectives are meant, or package.module:Class, got "
+        f"{name!r}" + (f": did you mean {meant}?" if (meant := configuration.nearest(name, known)) else "")
     )
 
 
@@ -253,7 +257,7 @@ def _put(tree: dict[str, Any], objectives: dict[str, dict[str, Any]], path: str,
 def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     """A run that learns with this objective: with those settings alone that mean something to it."""
     kept = {name: section for name, section in tree.items() if name not in ("budget", "reference")}
-    cls = OBJECTIVES.get(str(objective.get("name")))
+    cls = configuration.class_of(objective.get("name"))
     if cls is not None:
         if cls.reference_is_sampler:  # units are drawn by the policy that is measured: it is its own old one
             kept["reference"] = {"refresh": 1}

@@ -23,7 +23,6 @@ from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
 from raysuite import config as configuration
 from raysuite.config import NonNegativeInt, RunConfig, Section
 from raysuite.errors import UserError
-from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.rng import Stage, numpy_generator
 
 METHOD = ("objective", "credit", "preferences", "reference", "learn")
@@ -141,7 +140,8 @@ class Sweep(Section):
     def labels(self) -> tuple[str, ...]:
         """How the objectives are called: recipes by their name, others by the objective's."""
         return tuple(
-            Path(entry).stem if isinstance(entry, str) else str(entry.get("name")) for entry in self.objectives
+            Path(entry).stem if isinstance(entry, str) else configuration.label_of(entry.get("name"))
+            for entry in self.objectives
         )
 
     @property
@@ -230,7 +230,7 @@ def _tree(entry: str | dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         tree |= {name: own[name] for name in METHOD if own.get(name) is not None}
         every = {k: v for k, v in (own.get("evaluation") or {}).items() if k == "every"}
         return tree | {"evaluation": {**(base.get("evaluation") or {}), **every}}
-    cls = OBJECTIVES.get(str(entry.get("name")))
+    cls = configuration.class_of(entry.get("name"))
     dropped = {"advantages": "preferences", "preferences": "credit"}.get(str(getattr(cls, "consumes", None)))
     kept = {name: section for name, section in base.items() if name not in (dropped, "reference")}
     if cls is not None and cls.reference_is_sampler:

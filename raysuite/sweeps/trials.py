@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raysuite.config import RunConfig, validate
+from raysuite.config import RunConfig, is_foreign, validate
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import RunDirectory, is_held, provenance, trained_rewards, write_json
@@ -57,6 +57,10 @@ def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
     return settled | {"configs": {label: validate(tree).identity() for label, tree in sweep["configs"].items()}}
 
 
+def _objectives(sweep: dict[str, Any]) -> dict[str, Any]:
+    return {label: tree["objective"]["name"] for label, tree in sweep.get("configs", {}).items()}
+
+
 @dataclass
 class Book:
     """All runs of a sweep by name; trials.json is written at every change."""
@@ -77,6 +81,9 @@ class Book:
         wanted = {**sweep.canonical(), "configs": sweep.configs()}
 
         def settled(found: dict[str, Any]) -> dict[str, Any]:
+            there, here = (_objectives(sweep) for sweep in (found, wanted))
+            if any(is_foreign(name, here.get(label)) for label, name in there.items()):
+                return {**_settled(wanted), "objectives": list(there.values())}
             try:
                 return _settled({"configs": wanted["configs"], **found})  # older versions did not keep them
             except UserError as error:

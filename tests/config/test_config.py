@@ -18,6 +18,7 @@ from raysuite.config.sections import Judge, Wandb
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.ddpo import Ddpo
 from raysuite.sweeps.declared import load as load_sweep
+from tests.own import Own
 
 SMALL: dict[str, Any] = {
     "updates": 1,
@@ -28,6 +29,7 @@ SMALL: dict[str, Any] = {
     "objective": {"name": "ddpo", "clip": 0.1, "advantage_clip": 5.0},
 }
 
+OWN = {"objective": "{name: 'tests.own:Own'}", "credit": "null"}
 FORWARD_RL = {"name": "forward_rl", "contrast": 1.0, "advantage_limit": 2.0, "draws": 1, "noise_range": [0.0, 1.0]}
 
 
@@ -56,6 +58,17 @@ def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 # what works
+
+
+def test_an_objective_of_ones_own_is_named_by_its_import_path() -> None:
+    config = load("toy-ddpo", {"objective": "{name: 'tests.own:Own', draws: 2, patience: 0.5}", "credit": "null"})
+    assert config.built_objective == Own(draws=2, patience=0.5)
+    assert load("toy-ddpo", {**OWN, "objective.patience": "3"}).built_objective == Own(patience=3)
+    assert validate(config.canonical()).identity() == config.identity()
+    with pytest.raises(
+        UserError, match=r"expected no credit settings with tests\.own:Own, which learns from preferences"
+    ):
+        load("toy-ddpo", {**OWN, "credit": "{kind: terminal, discount: 0.5}"})
 
 
 @pytest.mark.parametrize(
@@ -327,6 +340,16 @@ def test_bad_values(path: str, value: str, mentions: str) -> None:
         ({"samplr": {}}, "got 'samplr'"),
         ({"model": "toy"}, "expected model to be"),
         ({"objective": "ddpo"}, "expected objective to be"),
+        ({"objective": {"name": "tests.own:Own", "patient": 1}}, "did you mean patience?"),
+        ({"objective": {"name": "tests.own:Own", "patience": "x"}}, "expected objective.patience to be a valid number"),
+        ({"objective": {"name": "tests.own:"}}, "or a class of your own as package.module:Class"),
+        ({"objective": {"name": "tests.own:Missing"}}, "tests.own has none of that name"),
+        ({"objective": {"name": "tests.nowhere:Own"}}, "could not import it: ModuleNotFoundError"),
+        (
+            {"objective": {"name": "tests.own:function"}},
+            "a dataclass that extends raysuite.kernel.objectives.Objective",
+        ),
+        ({"objective": {"name": "tests.own:Unfinished"}}, "with loss, needs_reference, queries, consumes, found none"),
     ],
 )
 def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) -> None:

@@ -33,7 +33,7 @@ from raysuite.sweeps.declared import load as load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-OBJECTIVE = "raysuite/kernel/objectives/weighted_regression.py"
+OBJECTIVE = "weighted.py"
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -102,7 +102,7 @@ def commands() -> Iterator[Any]:
 
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_command_on_a_page_is_one(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OBJECTIVES, "weighted_regression", module(OBJECTIVE, tmp_path, monkeypatch).WeightedRegression)
+    module(OBJECTIVE, tmp_path, monkeypatch)
     group = typer.main.get_command(app)
     command: Any = group
     while hasattr(command, "commands") and words and words[0] in command.commands:
@@ -174,13 +174,13 @@ def test_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OBJECTIVES, "weighted_regression", module(OBJECTIVE, tmp_path, monkeypatch).WeightedRegression)
-    config = load("toy-ddpo", {"updates": "2", "objective": "{name: weighted_regression, temperature: 1.0}"})
+    module(OBJECTIVE, tmp_path, monkeypatch)
+    config = load("toy-ddpo", {"updates": "2", "objective": "{name: 'weighted:WeightedRegression', temperature: 1.0}"})
     run = two_updates(config, tmp_path / "run")
     assert "learn/error" in (tmp_path / "run/metrics.jsonl").read_text()
     assert run.state.training.backward == 2 * 32  # a unit for each of 32 pictures
     with pytest.raises(UserError, match=r"objective\.temperature above 0"):
-        load("toy-ddpo", {"objective": "{name: weighted_regression, temperature: 0}"})
+        load("toy-ddpo", {"objective": "{name: 'weighted:WeightedRegression', temperature: 0}"})
 
 
 def test_the_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

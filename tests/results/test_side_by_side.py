@@ -421,6 +421,11 @@ def test_the_command(command: str, three: list[Path], capsys: pytest.CaptureFixt
     assert between["estimate"] == pytest.approx(
         (1 + 11 / 2) / 12
     )  # better on one prompt of twelve, alike on the others
+    scores = fabricate.pq.read_table(out.with_suffix(".scores.parquet")).to_pandas()
+    own = scores[(scores.method == "ddpo") & (scores.split == "held_out") & (scores.reward == "scenes_strict")]
+    means = own.groupby("evaluation").value.mean()
+    assert means["last"] - means["first"] == pytest.approx(ddpo["estimate"])
+    assert set(scores.run) == {"ddpo", "dspo", "dpo"} and len(scores) == 3 * 2 * 2 * len(own)  # runs, splits, rewards
 
 
 @pytest.mark.parametrize(("most", "drawn"), [(200_000, 6_000), (50, 50)])

@@ -555,6 +555,17 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_nothing_is_imported_because_a_directory_names_it(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).claim(toy(), ["test"])
+    (tmp_path / "metrics.jsonl").write_text("")  # something was done
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "objective": {"name": "tests.nowhere:Own"}}))
+    with pytest.raises(
+        UserError, match=r'objective.name \("tests.nowhere:Own" there, "ddpo" here\).*: name another --out'
+    ):
+        RunDirectory(tmp_path).claim(toy(), ["test"])
+
+
 @pytest.mark.parametrize(
     "file", ["optimizer.safetensors", "model/toy.safetensors", "behaviour.safetensors", "state.json"]
 )

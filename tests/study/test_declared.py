@@ -11,6 +11,7 @@ import pytest
 from raysuite.config import load
 from raysuite.errors import UserError
 from raysuite.study.declared import STANDARD, declare
+from tests.own import Own
 
 
 def test_objectives_come_from_the_run_a_recipe_or_the_standard() -> None:
@@ -21,6 +22,16 @@ def test_objectives_come_from_the_run_a_recipe_or_the_standard() -> None:
     configs = study.rungs[0].configs
     assert configs["ddpo"].credit.discount == load("scenes-ddpo").credit.discount
     assert configs["scenes-dspo"].preferences.choose == "best_worst"
+
+
+def test_an_objective_of_ones_own_is_called_by_its_class() -> None:
+    study = declare(
+        "toy-ddpo", objectives=["ddpo", "tests.own:Own"], units=16, settings={"objectives.Own.patience": "3"}
+    )
+    assert study.objectives["Own"] == {"name": "tests.own:Own", "patience": 3}
+    assert study.rungs[0].configs["Own"].built_objective == Own(patience=3)
+    with pytest.raises(UserError, match=r"got Own again"):
+        declare("toy-ddpo", objectives=["tests.own:Own", "elsewhere:Own"], units=16)
 
 
 @pytest.mark.parametrize("name", STANDARD)

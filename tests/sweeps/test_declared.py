@@ -91,6 +91,14 @@ def test_an_objective_drops_what_only_others_know(tmp_path: Path) -> None:
     assert configs["sft"].rollouts == configs["toy-ddpo"].rollouts
 
 
+def test_an_objective_of_ones_own_is_called_by_its_class(tmp_path: Path) -> None:
+    own = {"name": "tests.own:Own", "draws": 2}
+    sweep = declare(tmp_path, objectives=["toy-ddpo", own], space={"objectives.Own.patience": {"choice": [3, 4]}})
+    (run,) = (run for run in sweep.runs if run.objective != "toy-ddpo")
+    assert run.name == "Own-00-seed0"
+    assert sweep.config(run, {"objectives.Own.patience": 3}).objective == {**own, "patience": 3}
+
+
 def test_draws_are_a_function_of_seed_and_number_alone(tmp_path: Path) -> None:
     space = {
         "learn.learning_rate": {"loguniform": [1e-5, 1e-2]},

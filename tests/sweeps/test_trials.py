@@ -51,6 +51,17 @@ def test_a_directory_belongs_to_one_sweep(tmp_path: Path) -> None:
         Book.open(SWEEP, tmp_path, ["test"])
 
 
+def test_nothing_is_imported_because_a_directory_names_it(tmp_path: Path) -> None:
+    book = Book.open(SWEEP, tmp_path, ["test"])
+    book.run_directory(book.sweep.runs[0]).mkdir(parents=True)
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    written["configs"]["toy-ddpo"]["objective"] = {"name": "tests.nowhere:Own"}
+    (tmp_path / "sweep.json").write_text(json.dumps(written))
+    expected = r'differs in objectives \(\["tests.nowhere:Own"\] there, \["toy-ddpo"\] here\): name another --out'
+    with pytest.raises(UserError, match=expected):
+        Book.open(SWEEP, tmp_path, ["test"])
+
+
 def test_a_recipe_that_was_edited_is_noticed(tmp_path: Path) -> None:
     recipe, out = tmp_path / "mine.yaml", tmp_path / "sweep"
 

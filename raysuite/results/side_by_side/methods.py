@@ -136,9 +136,32 @@ def write_numbers(together: SideBySide, methods: Sequence[Method], found: Sequen
     """All numbers as a table, a row each: `quantity` of `method`, or of `method` against `other`."""
     rows = [*_own(together, methods), *_between(together, found)]
     columns = ("method", "other", "quantity", "estimate", "low", "high", "runs", "tried")
+    _put(pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), path)
+
+
+def write_scores(together: SideBySide, methods: Sequence[Method], path: Path) -> None:
+    """What each picture scored that all runs have, so that a reader can compute anew what is said of the runs' ends: `evaluation` is
+    "first" for the model as it came, "last" for where the run ended.
+    """
+    tables = []
+    for method in methods:
+        for place in method.runs:
+            run = together.runs[place]
+            for evaluation, update in {"first": run.evaluations[0], "last": run.evaluations[-1]}.items():
+                found = run.scores.where(update=update)
+                found = found.keep(np.isin(found.reward, together.rewards))
+                own = {"method": method.name, "run": together.names[place], "seed": run.config["seed"]}
+                columns = {name: [value] * len(found) for name, value in (own | {"evaluation": evaluation}).items()}
+                columns |= {name: getattr(found, name) for name in ("split", "prompt", "sample", "reward", "value")}
+                tables.append(pa.table(columns))
+    _put(pa.concat_tables(tables), path)
+
+
+def _put(table: pa.Table, path: Path) -> None:
+    """Write a whole table, or nothing."""
     temporary = path.with_name(f".{path.name}")
     try:
-        pq.write_table(pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))), temporary)
+        pq.write_table(table, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

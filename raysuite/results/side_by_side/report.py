@@ -20,7 +20,7 @@ from raysuite.results.page import costs, duration, limits, picture_with_marks, s
 from raysuite.results.run import SPLITS, Run, flat
 from raysuite.results.side_by_side import panels, sentences
 from raysuite.results.side_by_side.members import is_sweep
-from raysuite.results.side_by_side.methods import Contrast, Method, contrasts, summarise, write_numbers
+from raysuite.results.side_by_side.methods import Contrast, Method, contrasts, summarise, write_numbers, write_scores
 from raysuite.results.side_by_side.runs import SideBySide, differing, listed, read_runs
 
 MOST_COLUMNS = 8
@@ -28,7 +28,7 @@ MOST_COLUMNS = 8
 
 
 def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of several runs, and its numbers as parquet beside it; return the page's path.
+    """Write the page of several runs, with its numbers and what every picture scored as parquet beside it; return the page's path.
 
     The same directories give the same bytes.
 
@@ -77,10 +77,11 @@ class Report:
         return cls(together, summarise(together), contrasts(together))
 
     def write(self, page: Path) -> Path:
-        """The page, and its numbers beside it."""
+        """The page; its numbers beside it, and the scores that they come from."""
         content = _content(self.together, self.methods, self.contrasts)
         written = write_page("side_by_side.html.jinja", content, page)
         write_numbers(self.together, self.methods, self.contrasts, page.with_suffix(".parquet"))
+        write_scores(self.together, self.methods, page.with_suffix(".scores.parquet"))
         return written
 
     def summary(self, width: int | None = None) -> str:
