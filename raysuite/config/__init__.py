@@ -35,7 +35,7 @@ from raysuite.config.sections import (
     Window,
     spelled_out,
 )
-from raysuite.config.words import nearest, one_of, sentence
+from raysuite.config.words import nearest, one_of, sentence, with_colon
 
 __all__ = [
     "SPLITS",
@@ -78,5 +78,6 @@ __all__ = [
     "sentence",
     "spelled_out",
     "validate",
+    "with_colon",
     "without_idle",
 ]

@@ -8,10 +8,23 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raysuite.config.words import nearest, one_of, refuse_truth, sentence
+from raysuite.config.words import nearest, one_of, refuse_truth, sentence, with_colon
 from raysuite.errors import UserError
 from raysuite.imported import imported
 from raysuite.kernel.objectives import OBJECTIVES, Objective
+
+
+KNOWN_AS = {
+    "grpo": "ddpo, with credit.normalise=group_mean for Flow-GRPO's",
+    "flow_grpo": "ddpo, with credit.normalise=group_mean",
+    "ppo": "ddpo",
+    "reinforce": "ddpo, with objective.clip=null",
+    "dpo": "diffusion_dpo, or trajectory_dpo for steps of the sampler",
+    "discounted_dpo": "trajectory_dpo, with objective.discount",
+    "nft": "forward_rl",
+    "diffusion_nft": "forward_rl",
+}
+"""What else objectives are called, and what they are here."""
 
 
 def build(fields: Mapping[str, Any]) -> Objective[Any]:
@@ -23,7 +36,7 @@ def build(fields: Mapping[str, Any]) -> Objective[Any]:
     options = dict(fields)
     name = options.pop("name", None)
     if (cls := class_of(name)) is None:
-        meant = nearest(name, sorted(OBJECTIVES))
+        meant = _meant(name)
         hint = (
             f": did you mean {meant}?"
             if meant
@@ -72,6 +85,14 @@ def class_of(name: object) -> type[Objective[Any]] | None:
     if missing:
         raise UserError(f"expected an objective at {name} with {', '.join(missing)}, found none: write it")
     return found
+
+
+def _meant(name: object) -> str | None:
+    """What an unknown name probably stands for."""
+    spelled = str(name).lower().replace("-", "_")
+    if spelled in KNOWN_AS:
+        return KNOWN_AS[spelled]
+    return nearest(spelled, sorted(OBJECTIVES)) or with_colon(str(name))
 
 
 def is_foreign(named: object, ours: object) -> bool:

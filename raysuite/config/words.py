@@ -22,19 +22,33 @@ WORDS = {
 
 
 def one_of(given: object, known: Iterable[str]) -> str:
-    """`known` in words: the nearest if there is one, all of them otherwise."""
+    """`known` in words: the nearest if there is one, else those of the same section, or all of them."""
     names = sorted(known)
-    meant = nearest(given, names)
-    if meant:
+    if meant := nearest(given, names):
         return f"did you mean {meant}?"
+    section = str(given).rpartition(".")[0]
+    names = [name for name in names if section and name.rpartition(".")[0] == section] or names
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:12])}, ..."
 
 
 def nearest(given: object, names: Sequence[str]) -> str | None:
-    """What was probably meant: a like name, or the right leaf under another section."""
-    leaf = str(given).rsplit(".", 1)[-1]
-    likely = difflib.get_close_matches(str(given), names, n=1, cutoff=0.6)
-    return next((name for name in (*likely, *names) if name in likely or name.rsplit(".", 1)[-1] == leaf), None)
+    """What was probably meant: the only name that begins so, a like one, or the right leaf under another section."""
+    begun = [name for name in names if name.startswith(f"{given}_")]
+    if len(begun) == 1:
+        return begun[0]
+    section, _, leaf = str(given).rpartition(".")
+    own = [name for name in names if section and name.rpartition(".")[0] == section]
+    # of a section that is right the leaves alone are compared: what they share before would make all alike
+    spelled = {name.rpartition(".")[2] if own else name: name for name in own or names}
+    alike = difflib.get_close_matches(leaf if own else str(given), spelled, n=1, cutoff=0.6)
+    elsewhere = (name for name in names if name.rpartition(".")[2] == leaf)
+    return spelled[alike[0]] if alike else next(elsewhere, None)
+
+
+def with_colon(given: str) -> str | None:
+    """An import path that was written with dots alone, as it should be: `package.module:name`."""
+    module, _, name = given.rpartition(".")
+    return f"{module}:{name}" if module and given.replace(".", "").isidentifier() else None
 
 
 def refuse_truth(given: Any, read: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
@@ -142,9 +143,15 @@ class PipelinePolicy(Policy):
                 adapter_name="default",
                 **({"weight_name": path.name} if path.is_file() else {}),
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (
+            *HfHubHTTPError.__bases__,
+            ValueError,
+            RuntimeError,
+            KeyError,
+        ) as error:  # a hub that is not reached is of the first
+            hint = "" if path.exists() else "; check the id, or download it where there is a network and name its file"
             raise UserError(
-                f"expected a LoRA of this model at parameters.start={file}, could not load it: {in_a_line(error, 300)}"
+                f"expected a LoRA of this model at parameters.start={file}, could not load it: {in_a_line(error, 300)}{hint}"
             ) from error
         found = set(self.pipeline.get_list_adapters())
         if found != {self.part}:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from raysuite.config import one_of
+from raysuite.config import one_of, with_colon
 from raysuite.errors import RewardHung, UserError, in_words
 from raysuite.imported import imported
 
@@ -166,7 +166,8 @@ def resolve(name: str) -> Any:
     """
     place = REWARDS[name].place if name in REWARDS else name
     if not place.partition(":")[2]:
-        raise UserError(f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}")
+        hint = f": did you mean {meant}?" if (meant := with_colon(name)) else ""
+        raise UserError(f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}{hint}")
     function = imported(place, "a function")
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")

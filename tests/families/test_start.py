@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 
 from raysuite.errors import UserError
 from raysuite.families.loading import check_start
@@ -74,3 +75,16 @@ def test_what_may_lie_on_a_hub_is_not_looked_for_here(tmp_path: Path) -> None:
     for name in ("lora", "loras/theirs.safetensors", "./theirs", str(tmp_path / "theirs"), "a/b/c"):
         with pytest.raises(UserError, match="there is nothing: name its file, or a hub's owner/name"):
             check_start(name)
+
+
+def test_a_hub_that_is_not_reached(open_tiny: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreached = HfHubHTTPError.__bases__[0]("no such host")
+
+    def load(*_: object, **__: object) -> None:
+        raise unreached
+
+    monkeypatch.setattr("diffusers.StableDiffusion3Pipeline.load_lora_weights", load)
+    with pytest.raises(
+        UserError, match=r"start=owner/lora, could not load it: no such host; check the id, or download it"
+    ):
+        open_tiny("sd3", parameters={"start": "owner/lora"})
