@@ -13,7 +13,6 @@ from raysuite.errors import UserError
 from raysuite.imported import imported
 from raysuite.kernel.objectives import OBJECTIVES, Objective
 
-
 KNOWN_AS = {
     "grpo": "ddpo, with credit.normalise=group_mean for Flow-GRPO's",
     "flow_grpo": "ddpo, with credit.normalise=group_mean",

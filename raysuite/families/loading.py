@@ -11,7 +11,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from raysuite.config import Model
@@ -21,6 +21,8 @@ from raysuite.families.facts import facts_of
 
 ENCODER = "text_encoder"
 """How names of components begin that encode text."""
+HUB_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
+"""What a hub's client raises, where the hub is not reached, too: the kinds of its own error, OSError among them."""
 
 
 def pipeline_class(model: Model) -> str:

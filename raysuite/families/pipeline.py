@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from raysuite.families import tables
 from raysuite.families.compiled import check_compiler, prepared
 from raysuite.families.driver import PARTS, Drawn, Driver
 from raysuite.families.facts import facts_of
-from raysuite.families.loading import ENCODER, check_start, load_pipeline, modules_of
+from raysuite.families.loading import ENCODER, HUB_ERRORS, check_start, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of
@@ -143,12 +142,7 @@ class PipelinePolicy(Policy):
                 adapter_name="default",
                 **({"weight_name": path.name} if path.is_file() else {}),
             )
-        except (
-            *HfHubHTTPError.__bases__,
-            ValueError,
-            RuntimeError,
-            KeyError,
-        ) as error:  # a hub that is not reached is of the first
+        except (*HUB_ERRORS, ValueError, RuntimeError, KeyError) as error:
             hint = "" if path.exists() else "; check the id, or download it where there is a network and name its file"
             raise UserError(
                 f"expected a LoRA of this model at parameters.start={file}, could not load it: {in_a_line(error, 300)}{hint}"
