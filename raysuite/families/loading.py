@@ -21,8 +21,8 @@ from raysuite.families.facts import facts_of
 
 ENCODER = "text_encoder"
 """How names of components begin that encode text."""
-HUB_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
-"""What a hub's client raises, where the hub is not reached, too: the kinds of its own error, OSError among them."""
+UNREADABLE: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError, KeyError)
+"""What reading a LoRA may raise. The bases of the hub's own error are what its client raises where the hub is not reached."""
 
 
 def pipeline_class(model: Model) -> str:

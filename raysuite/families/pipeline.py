@@ -21,7 +21,7 @@ from raysuite.families import tables
 from raysuite.families.compiled import check_compiler, prepared
 from raysuite.families.driver import PARTS, Drawn, Driver
 from raysuite.families.facts import facts_of
-from raysuite.families.loading import ENCODER, HUB_ERRORS, check_start, load_pipeline, modules_of
+from raysuite.families.loading import ENCODER, UNREADABLE, check_start, load_pipeline, modules_of
 from raysuite.families.parameters import AllWeights, Lora, Trained
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import share_of
@@ -142,7 +142,7 @@ class PipelinePolicy(Policy):
                 adapter_name="default",
                 **({"weight_name": path.name} if path.is_file() else {}),
             )
-        except (*HUB_ERRORS, ValueError, RuntimeError, KeyError) as error:
+        except UNREADABLE as error:
             hint = "" if path.exists() else "; check the id, or download it where there is a network and name its file"
             raise UserError(
                 f"expected a LoRA of this model at parameters.start={file}, could not load it: {in_a_line(error, 300)}{hint}"
