@@ -13,6 +13,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -218,27 +219,23 @@ def test_a_request_that_is_too_long_is_refused_unread_and_the_sentence_arrives(m
         Http(url, retries=0)(images, ["a"], [{}])
 
 
-def test_more_requests_than_may_wait_are_told_to_come_again() -> None:
-    with (
-        listening(REDNESS, waiting=1) as url,
-        socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as first,
-    ):
-        first.sendall(
-            b"POST / HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
-        )
-        assert first.recv(100).startswith(b"HTTP/1.1 100")  # it has been heard, and its body is waited for
-        said = ""
-        while "come again" not in said:  # between hearing it and taking its place there is a moment
-            try:
-                Http(url, retries=0)(pictures(1), ["a"], [{}])
-            except UserError as error:
-                said = str(error)
-        assert "got status 503" in said
-        first.sendall(b"{}")
-        assert first.recv(100).startswith(b"HTTP/1.1 400")
-    # its place is free again
-    with listening(REDNESS) as url:
-        assert len(Http(url)(pictures(1), ["a"], [{}])) == 1
+def test_more_requests_than_may_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def held(*_: Any) -> np.ndarray:
+        asked.set()
+        assert go_on.wait(60)
+        return np.ones(1)
+
+    monkeypatch.setattr(sys.modules[__name__], "held", held, raising=False)
+    with listening(Served(f"{__name__}:held", None, {}), waiting=1) as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(Http(url), pictures(1), ["a"], [{}])
+        assert asked.wait(60)
+        with pytest.raises(UserError, match="got status 503 .*come again"):
+            Http(url, retries=0)(pictures(1), ["a"], [{}])
+        go_on.set()
+        assert first.result().tolist() == [1.0]
+        assert Http(url, retries=5)(pictures(1), ["a"], [{}]).tolist() == [1.0]  # its place is free again
 
 
 def test_a_port_that_is_taken_is_a_sentence() -> None:
