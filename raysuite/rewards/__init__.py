@@ -7,6 +7,8 @@ of any device and type, and may come as a pair `(scores, information)`, of which
 A class is a reward, too: it is made once in every process that scores, with the keyword arguments of the reward's `options`, with
 `model` if one is named, and with `device` if it takes one; then it is called like a function. A function or class with an attribute
 `whole_groups` that is true is called once for every prompt, with all pictures that the batch has of it, so that it may rank them.
+One with an attribute `check_prompts(prompts, metadata)` is shown all prompts before anything slow begins, and raises a `UserError`
+for those that it cannot judge.
 """
 
 from __future__ import annotations
@@ -193,19 +195,23 @@ def check(
             raise UserError(
                 f"expected no model and no options for the reward {name}, which is a function: leave them out"
             )
-        return
+    else:
+        _check_class(name, found, model, options or {})
+    if hasattr(found, "check_prompts"):
+        found.check_prompts(prompts, metadata)
+
+
+def _check_class(name: str, found: type, model: str | None, options: Mapping[str, Any]) -> None:
     try:
-        inspect.signature(found).bind(**_arguments(found, model, options or {}))
+        inspect.signature(found).bind(**_arguments(found, model, options))
     except TypeError as error:
         raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
-    others = sorted(set(options or {}) - _names(found))
+    others = sorted(set(options) - _names(found))
     if others and found.__module__.startswith(f"{__name__}."):  # users' own may do with theirs what they like
         known = one_of(others[0], _names(found))
         raise UserError(f"expected options that the reward {name} takes ({known}), got {others[0]}")
     if hasattr(found, "check"):
-        found.check(model, **(options or {}))
-    if hasattr(found, "check_prompts"):
-        found.check_prompts(prompts, metadata)
+        found.check(model, **options)
 
 
 def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | None = None) -> RewardFunction:

@@ -106,6 +106,13 @@ def test_scenes_refuses_other_prompts_with_a_sentence() -> None:
         scored("scenes", flat(0, 0, 0), prompts=["a wolf"])
 
 
+@pytest.mark.parametrize("name", ["scenes", "scenes_strict"])
+def test_prompts_that_scenes_cannot_judge_are_found_before_anything_is_drawn(name: str) -> None:
+    rewards.check(name, prompts=["a wolf", PROMPTS[0]], metadata=[{"scene": PROMPTS[1]}, {}])
+    with pytest.raises(UserError, match=r"such as 'three red circles', got 'a wolf': say under scene in its row"):
+        rewards.check(name, prompts=[PROMPTS[0], "a wolf"], metadata=[{}, {}])
+
+
 # the user's own
 
 

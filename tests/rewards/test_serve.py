@@ -231,7 +231,7 @@ def test_more_requests_than_may_wait_are_told_to_come_again(monkeypatch: pytest.
     with listening(Served(f"{__name__}:held", None, {}), waiting=1) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(Http(url), pictures(1), ["a"], [{}])
         assert asked.wait(60)
-        with pytest.raises(UserError, match="got status 503 .*come again"):
+        with pytest.raises(UserError, match=r"got status 503 .*come again"):
             Http(url, retries=0)(pictures(1), ["a"], [{}])
         go_on.set()
         assert first.result().tolist() == [1.0]

@@ -239,6 +239,7 @@ def test_what_makes_no_evaluation_is_refused(options: dict[str, Any], said: str,
         (["soft_tifa"], "vqa_list"),
         (["hps_v2"], "hps_v2"),
         (["ocr"], "in double quotes|pip install"),
+        (["scenes_strict"], "such as 'three red circles', got "),
     ],
 )
 def test_rewards_that_do_not_fit_the_prompts_are_refused(
