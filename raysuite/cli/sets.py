@@ -62,6 +62,13 @@ def encode(
             help="pickapic, chosen, hpdv2, imagereward, jsonl, folders, pictures \\[default: by its looks; on a hub pickapic]."
         ),
     ] = None,
+    column: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=COLUMN",
+            help="A column of parquet files that is called otherwise than the layout says: chosen=winner; repeatable.",
+        ),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     split: Annotated[str, typer.Option(help="Of the source.")] = "train",
     pairs: Annotated[
         Literal["all", "adjacent"],
@@ -77,7 +84,10 @@ def encode(
     from raysuite.datasets.sources import open_source
 
     opened = open_source(
-        [path if not path.startswith("~") else str(places.whole(path)) for path in source], layout=layout, split=split
+        [path if not path.startswith("~") else str(places.whole(path)) for path in source],
+        layout=layout,
+        split=split,
+        names=by_path(column, "--column"),
     )
     from raysuite import config as configuration
     from raysuite.cluster import encode as encoding

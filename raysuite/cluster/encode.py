@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Encoder:
         layout: str,
         paths: Sequence[str],
         split: str,
+        names: Mapping[str, str],
         pairs: Pairs,
         directory: str,
         threads: int,
@@ -45,7 +46,7 @@ class Encoder:
     ) -> None:
         torch.set_num_threads(threads)
         self._policy = open_model(model, torch.device(device))
-        self._source, self._pairs, self._directory = LAYOUTS[layout](paths, split), pairs, Path(directory)
+        self._source, self._pairs, self._directory = LAYOUTS[layout](paths, split, names), pairs, Path(directory)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch of parts by column."""
@@ -148,6 +149,7 @@ def _encoded(
             source.layout,
             source.paths,
             source.split,
+            source.names,
             pairs,
             str(directory),
             threads,

@@ -85,8 +85,8 @@ class Source(ABC):
     members: ClassVar[int] = 2
     """Pictures in a ranking: 1 where nothing is compared."""
 
-    def __init__(self, paths: Sequence[str], split: str) -> None:
-        self.paths, self.split = tuple(paths), split
+    def __init__(self, paths: Sequence[str], split: str, names: Mapping[str, str] | None = None) -> None:
+        self.paths, self.split, self.names = tuple(paths), split, dict(names or {})
 
     @classmethod
     @abstractmethod
@@ -116,7 +116,8 @@ class Source(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What decides the content of the blocks."""
-        return {"layout": self.layout, "paths": self.paths, "split": self.split, "rows": self.lengths}
+        names = {"names": self.names} if self.names else {}
+        return {"layout": self.layout, "paths": self.paths, "split": self.split, "rows": self.lengths, **names}
 
     def parts(self, size: int) -> list[Part]:
         """The source in parts of `size` rows; a part never crosses files."""
@@ -135,21 +136,32 @@ class Source(ABC):
 
 
 class Tables(Source):
-    """Parquet files with pictures in them, local or on the hub."""
+    """Parquet files with pictures in them, local or on the hub. `names` has columns that are called otherwise, by the first of the
+    layout's own names.
+    """
 
     columns: ClassVar[tuple[tuple[str, ...], ...]]
     """What each column may be called."""
 
-    def __init__(self, paths: Sequence[str], split: str) -> None:
-        super().__init__(paths, split)
+    def __init__(self, paths: Sequence[str], split: str, names: Mapping[str, str] | None = None) -> None:
+        super().__init__(paths, split, names)
         self._reading, self._last = Lock(), dict[tuple[str, int], pa.Table]()
 
     @classmethod
-    def named(cls, names: Collection[str]) -> list[str] | None:
-        """Each column by the name that it has among these; None if one is missing."""
-        found = [next((name for name in column if name in names), None) for column in cls.columns]
-        there = [name for name in found if name is not None]
-        return there if len(there) == len(found) else None
+    def roles(cls) -> list[str]:
+        """The first name of each column."""
+        return [column[0] for column in cls.columns]
+
+    @classmethod
+    def named(cls, there: Collection[str], names: Mapping[str, str] | None = None) -> list[str] | None:
+        """Each column by the name that it has among those that are there; None if one is missing."""
+        found = [next((name for name in column if name in there), None) for column in cls._called(names or {})]
+        known = [name for name in found if name is not None]
+        return known if len(known) == len(found) else None
+
+    @classmethod
+    def _called(cls, names: Mapping[str, str]) -> list[tuple[str, ...]]:
+        return [(names[column[0]],) if column[0] in names else column for column in cls.columns]
 
     @cached_property
     def files(self) -> list[str]:
@@ -186,13 +198,14 @@ class Tables(Source):
                 names, length = footer.schema_arrow.names, int(footer.metadata.num_rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"expected a parquet file at {file}, could not read it: {error}") from error
-        if self.named(names) is None:
-            wanted = ", ".join(" or ".join(column) for column in self.columns)
+        if self.named(names, self.names) is None:
+            wanted = ", ".join(" or ".join(column) for column in self._called(self.names))
             tables = [known for known in LAYOUTS.values() if issubclass(known, Tables)]
             fits = next((f"name it with --layout {known.layout}" for known in tables if known.named(names)), None)
-            remedy = fits or f"rename them, or write a file of another layout ({', '.join(LAYOUTS)})"
+            called = " or ".join(f"--column {role}=NAME" for role in (Chosen.roles()[1], PickAPic.roles()[0]))
+            other = f"say what they are called, such as {called}, or write another layout ({', '.join(LAYOUTS)})"
             raise UserError(
-                f"expected the columns {wanted} of the layout {self.layout} in {file}, found {', '.join(names)}: {remedy}"
+                f"expected the columns {wanted} of the layout {self.layout} in {file}, found {', '.join(names)}: {fits or other}"
             )
         return length
 
@@ -214,12 +227,20 @@ class Tables(Source):
                 f"{in_a_line(error)}: repeat the command, or fetch the file again"
             ) from error
 
+    def _cells(self, raw: Mapping[str, Any]) -> list[Any]:
+        """Of a row that was read, in the order of the layout's columns."""
+        names = self.named(raw, self.names)
+        assert names is not None, "what was read are these columns"
+        return [raw[name] for name in names]
+
     def _group(self, file: pq.ParquetFile, name: str, group: int) -> pa.Table:
         """A row group, which is read whole: the last one is kept for the parts that follow, whoever asks for them at once."""
         with self._reading:
             if (name, group) not in self._last:
                 self._last.clear()
-                self._last[name, group] = file.read_row_group(group, columns=self.named(file.schema_arrow.names))
+                self._last[name, group] = file.read_row_group(
+                    group, columns=self.named(file.schema_arrow.names, self.names)
+                )
             return self._last[name, group]
 
 
@@ -236,11 +257,10 @@ class PickAPic(Tables):
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures."""
-        labels = raw["label_0"], raw["label_1"]
-        if labels not in ((1, 0), (0, 1), (0.5, 0.5)):
+        *images, label_0, label_1, caption = self._cells(raw)
+        if (label_0, label_1) not in ((1, 0), (0, 1), (0.5, 0.5)):
             raise Unusable("labels that are not 1 and 0 or 0.5 each")
-        images = [_in_cell(raw[column]) for column in ("jpg_0", "jpg_1")]
-        return as_row(raw["caption"], images, [1 - label for label in labels])
+        return as_row(caption, [_in_cell(image) for image in images], [1 - label_0, 1 - label_1])
 
 
 class Chosen(Tables):
@@ -259,9 +279,7 @@ class Chosen(Tables):
 
     def row(self, raw: Mapping[str, Any], file: str) -> Row:
         """Bytes of two pictures, the preferred first."""
-        names = self.named(raw)
-        assert names is not None, "what was read are these columns"
-        prompt, *images = (raw[name] for name in names)
+        prompt, *images = self._cells(raw)
         return as_row(prompt, [_in_cell(image) for image in images], [0, 1])
 
 
@@ -518,14 +536,24 @@ LAYOUTS: dict[str, type[Source]] = {
 """In the order in which they are asked whether they recognise a file."""
 
 
-def open_source(given: Sequence[str], *, layout: str | None, split: str) -> Source:
+def open_source(
+    given: Sequence[str], *, layout: str | None, split: str, names: Mapping[str, str] | None = None
+) -> Source:
     """A source of one or more files, folders, patterns or hub ids, of a named layout or of the one that they look like.
 
+    Args:
+        given: paths, patterns or hub ids.
+        layout: None is by their looks, or by the columns that are named.
+        split: of the source.
+        names: of a table's columns that are called otherwise than the layout says, by the layout's name.
+
     Raises:
-        UserError: there is no such layout, nothing at a path, or paths are of several layouts.
+        UserError: there is no such layout or column, nothing at a path, or paths are of several layouts.
     """
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"expected a layout of {', '.join(LAYOUTS)}, got {layout!r}: correct --layout")
+    if names:
+        layout = _with_columns(layout, names)
     paths = list(dict.fromkeys(path for pattern in given for path in _found(pattern)))
     if layout is None:
         looks = {next(name for name, known in LAYOUTS.items() if known.recognises(Path(path))): path for path in paths}
@@ -538,7 +566,20 @@ def open_source(given: Sequence[str], *, layout: str | None, split: str) -> Sour
         if layout == PickAPic.layout:
             for path in map(Path, paths):
                 _check_looks(path)
-    return LAYOUTS[layout](paths, split)
+    return LAYOUTS[layout](paths, split, names)
+
+
+def _with_columns(layout: str | None, names: Mapping[str, str]) -> str:
+    """The layout of tables that has all these columns."""
+    tables = {name: known.roles() for name, known in LAYOUTS.items() if issubclass(known, Tables)}
+    for name, roles in tables.items():
+        if layout in (None, name) and set(names) <= set(roles):
+            return name
+    known = "; ".join(f"{', '.join(roles)} of {name}" for name, roles in tables.items())
+    raise UserError(
+        f"expected --column with columns of one layout ({known}), got {', '.join(names)}"
+        f"{f' with --layout {layout}' if layout else ''}: correct one of them"
+    )
 
 
 def _check_looks(path: Path) -> None:

@@ -70,9 +70,15 @@ def pair(seed: int, label: float = 1.0, **changes: Any) -> dict[str, Any]:
 
 
 def encoded(
-    policy: Policy, *paths: Path, out: Path, rows: int = 4, pairs: Pairs = "all", layout: str | None = None
+    policy: Policy,
+    *paths: Path,
+    out: Path,
+    rows: int = 4,
+    pairs: Pairs = "all",
+    layout: str | None = None,
+    names: dict[str, str] | None = None,
 ) -> PreferenceSet:
-    source = open_source([str(path) for path in paths], layout=layout, split="train")
+    source = open_source([str(path) for path in paths], layout=layout, split="train", names=names)
     identity = {
         "model": "tiny",
         "latent_shape": policy.latent_shape,
@@ -134,6 +140,49 @@ def test_the_preferred_picture_comes_first_in_every_layout(policy_of: Opener, tm
         rows_of = found.rows([0, 1])
         assert rows_of.prompts_R == ("left", "right"), path
         assert rows_of.clean_RM[..., 0].tolist() == [[2.0, -1.0], [2.0, -1.0]], path
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored", "names"),
+    [
+        (
+            None,
+            {"caption": "left", "win": png(red(True)), "lose": png(red(False))},
+            {"chosen": "win", "rejected": "lose"},
+        ),
+        (
+            "pickapic",
+            {"text": "left", "jpg_0": png(red(False)), "b": png(red(True)), "label_0": 0.0, "label_1": 1.0},
+            {"caption": "text", "jpg_1": "b"},
+        ),
+    ],
+    ids=["chosen", "pickapic"],
+)
+def test_columns_that_are_called_otherwise_are_named(
+    layout: str | None, stored: dict[str, Any], names: dict[str, str], policy_of: Opener, tmp_path: Path
+) -> None:
+    policy, _ = policy_of("toy")
+    file = tmp_path / "p.parquet"
+    pq.write_table(pa.Table.from_pylist([stored]), file)
+    with pytest.raises(
+        UserError, match=r"expected the columns .* of the layout pickapic .*such as --column chosen=NAME"
+    ):
+        open_source([str(file)], layout=layout, split="train").parts(4)
+    found = encoded(policy, file, out=tmp_path / "set", layout=layout, names=names).rows([0])
+    assert found.prompts_R == ("left",) and found.clean_RM[..., 0].tolist() == [[2.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "names", "said"),
+    [
+        (None, {"chosen": "win", "jpg_0": "a"}, "got chosen, jpg_0: correct"),
+        ("jsonl", {"chosen": "win"}, "got chosen with --layout jsonl: correct"),
+        ("chosen", {"label_0": "a"}, "got label_0 with --layout chosen: correct"),
+    ],
+)
+def test_columns_of_no_layout_are_refused(layout: str | None, names: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=f"expected --column with columns of one layout .*{said}"):
+        open_source(["someone/pairs"], layout=layout, split="train", names=names)
 
 
 BAD_ROWS: list[tuple[dict[str, Any], str | None]] = [
@@ -523,7 +572,9 @@ def test_sources_that_cannot_be_read(name: str, content: str | None, mentions: s
 
 def test_a_table_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"columns jpg_0, .* of the layout pickapic in .* found caption: rename"):
+    with pytest.raises(
+        UserError, match=r"columns jpg_0, .* of the layout pickapic in .* found caption: say what they are called"
+    ):
         open_source([str(tmp_path / "train.parquet")], layout=None, split="train").parts(4)
 
 
