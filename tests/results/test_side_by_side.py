@@ -240,6 +240,28 @@ def test_too_few_or_too_many(tmp_path: Path):
         read_runs(apart)
 
 
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        ({"ddpo-0": 0, "ddpo-10": 10, "dspo": 0}, ["ddpo", "dspo"]),
+        ({"ddpo_seed0": 0, "ddpo_seed1": 1, "dspo-s0": 0, "dspo-s1": 1}, ["ddpo", "dspo"]),
+        ({"ddpo-1": 0, "ddpo-2": 1, "dspo-0": 0}, ["ddpo-1 + ddpo-2", "dspo-0"]),  # they say something else
+        ({"ddpo-0": 0, "ddpo-1": 1, "ddpo": 2, "dspo": 0}, ["ddpo-0 + ddpo-1 + ddpo", "dspo"]),
+        ({"ddpo-0": 0, "ddpo-1": 1, "ddpo": "dspo"}, ["ddpo-0 + ddpo-1", "ddpo"]),  # another method's name
+        ({"0": 0, "1": 1, "dspo": 0}, ["0 + 1", "dspo"]),
+    ],
+)
+def test_repetitions_that_are_named_by_their_seeds_are_called_what_they_share(
+    names: dict[str, Any], called: list[str], tmp_path: Path
+):
+    """The objective is the beginning of the name, or what stands in place of a seed."""
+    for name, seed in names.items():
+        objective = seed if isinstance(seed, str) else "dspo" if name.startswith("dspo") else "ddpo"
+        run(tmp_path / name, 6, {"objective": {"name": objective}, "seed": 0 if isinstance(seed, str) else seed})
+    together = read_runs([tmp_path / name for name in names])
+    assert [together.method_name(number) for number in range(len(together.methods))] == called
+
+
 def test_many_repetitions_are_shown_as_methods(tmp_path: Path):
     """Nine seeds of two methods: 3 of 12 before; the one ends at 3, 4, ... 11, the other always at 6."""
     runs = {"rising": lambda seed: 3 + seed, "steady": lambda seed: 6}
@@ -262,7 +284,7 @@ def test_many_repetitions_are_shown_as_methods(tmp_path: Path):
     assert (line.y[-1], line.low[-1], line.high[-1]) == pytest.approx((7 / 12, 3 / 12, 11 / 12))
     methods = summarise(together)
     bars = panels.gains(together, methods).bars
-    assert [bar.name for bar in bars] == [rising.name, steady.name]
+    assert [bar.name for bar in bars] == [rising.name, steady.name] == ["rising", "steady"]
     assert bars[0].points == pytest.approx([seed / 12 for seed in range(9)])
     html = write_comparison(directories).read_text(encoding="utf-8")
     costs = html[html.index("<h2>Cost</h2>") :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,8 @@ MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
 WITHOUT_EFFECT = ("seed", "cluster", "checkpoints", "guards", "trackers")
 """Sections that do not say what is learned: runs that differ in these alone are repetitions."""
+SEED = r"([-_.=/]+(seed|s)?[-_.=]*|seed[-_.=]*)?{seed}$"
+"""How the name of a run ends that says its seed."""
 
 Picture = tuple[str, str, int]
 """Split, prompt and sample: the same noise in every run."""
@@ -83,16 +86,30 @@ class SideBySide:
         return len(self.runs) > MOST_SINGLE and len(self.methods) < len(self.runs)
 
     def method_name(self, method: int) -> str:
-        """Its objective's in a sweep, with its settings or its sweep where there are others; else the names of its runs."""
+        """Its objective's in a sweep, with its settings or its sweep where there are others; else what the names of its runs have in
+        common but for their seeds, or these names.
+        """
         origin = self.origins[self.methods[method][0]]
         if origin is None or not self.named_by_origin:
-            return " + ".join(self.names[place] for place in self.methods[method])
+            return self._names_without_seeds[method] or " + ".join(self.names[place] for place in self.methods[method])
         alike = [o for o in self.origins if o is not None and o.objective == origin.objective]
         name = origin.objective
         if len({o.trial for o in alike if o.sweep == origin.sweep}) > 1:
             settings = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in origin.settings.items())
             name += f" #{origin.trial:02d} ({settings})"
         return f"{name} ({origin.sweep})" if len({o.sweep for o in alike}) > 1 else name
+
+    @cached_property
+    def _names_without_seeds(self) -> list[str]:
+        """Of every method that has several runs, such as ddpo of ddpo-0 and ddpo-1; empty where that is no name, or another's."""
+        stems = [
+            {re.sub(SEED.format(seed=self.runs[place].config["seed"]), "", self.names[place]) for place in places}
+            for places in self.methods
+        ]
+        found = [
+            stem.pop() if len(places) > 1 == len(stem) else "" for places, stem in zip(self.methods, stems, strict=True)
+        ]
+        return [stem if found.count(stem) == 1 and stem not in self.names else "" for stem in found]
 
     @cached_property
     def named_by_origin(self) -> bool:
