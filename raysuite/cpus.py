@@ -1,8 +1,9 @@
-"""How many CPUs this process may use, which are often fewer than the machine has."""
+"""Which CPUs this process runs on, and how many it may use, which are often fewer than the machine has."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,18 @@ def usable_cpus() -> int:
     """Those that it may run on (Slurm and taskset name them), within what its control groups have (docker --cpus, Kubernetes)."""
     named = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([named, *_quotas()])))
+
+
+def processor() -> str:
+    """The model of the CPUs where Linux names it, else their kind: results are the same to the bit on one model, and others may round
+    otherwise.
+    """
+    named = (
+        line.partition(":")[2].strip()
+        for line in _text(Path("/proc/cpuinfo")).splitlines()
+        if line[:10] == "model name"
+    )
+    return next(named, platform.machine())
 
 
 def _quotas() -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def test_cpus_are_those_of_the_mask_within_the_quota(
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     assert cpus.usable_cpus() == usable
+
+
+@pytest.mark.parametrize(
+    ("told", "named"), [("processor\t: 0\nmodel name\t: Some CPU: 9\n", "Some CPU: 9"), ("", platform.machine())]
+)
+def test_the_processor_is_named_where_linux_does(told: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpus, "_text", lambda file: told)
+    assert cpus.processor() == named

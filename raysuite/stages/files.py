@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 
 from raysuite.config import SPLITS, RunConfig, is_foreign, validate
-from raysuite.cpus import usable_cpus
+from raysuite.cpus import processor, usable_cpus
 from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.rewritten import FILE
@@ -340,9 +339,10 @@ def _accelerator() -> str:
 
 
 def _arithmetic() -> dict[str, Any]:
-    """What decides how a GPU rounds: nothing here sets it, torch's defaults and the environment do."""
+    """What decides how a machine rounds: nothing here sets it, torch's defaults and the environment do."""
     kernels = ("flash", "mem_efficient", "cudnn", "math")
     return {
+        "instructions of the CPU": torch.backends.cpu.get_cpu_capability(),
         "tf32 in products": torch.backends.cuda.matmul.allow_tf32,
         "tf32 in convolutions": torch.backends.cudnn.allow_tf32,
         "attention": os.environ.get("DIFFUSERS_ATTN_BACKEND", "native"),
@@ -371,7 +371,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     return {
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {usable_cpus()} cores, {_accelerator()}",
+        "machine": f"{processor()}, {usable_cpus()} cores, {_accelerator()}",
         "arithmetic": _arithmetic(),
         "python": sys.version.split()[0],
         "versions": versions,
