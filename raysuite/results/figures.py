@@ -121,7 +121,11 @@ class Forest:
 
     def _drawn(self, colours: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(self.bars)), layout="constrained")
-        axes = figure.add_subplot()
+        self.draw(figure.add_subplot(), colours)
+        return figure
+
+    def draw(self, axes: matplotlib.axes.Axes, colours: Mapping[str, str] = PRINT) -> None:
+        """Into axes of a larger figure. A bar whose interval is of NaNs keeps its row, and shows nothing."""
         if self.reference is not None:
             axes.axvline(self.reference, color=colours["ink"], linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
         for row, bar in enumerate(self.bars):
@@ -136,7 +140,6 @@ class Forest:
         axes.grid(axis="x", color=colours["grid"], linewidth=0.8)
         axes.set_yticks(range(len(self.bars)), [bar.name for bar in self.bars])
         axes.set_ylim(len(self.bars) - 0.5, -0.5)
-        return figure
 
 
 def panel(

@@ -1,7 +1,10 @@
-"""The notebooks run from the first cell to the last, at small size, and are kept with what they found at full size."""
+"""The notebooks run from the first cell to the last, at small size, and are kept with what they found at full size; figures of the
+documents are drawn from what was published.
+"""
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -43,8 +46,8 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.Mon
     place = tmp_path / "analysis"
     place.mkdir()
     (tmp_path / "docs").symlink_to(ANALYSIS.parent / "docs")  # what was published, for pages that read it
-    for recipe in ANALYSIS.glob("*.yaml"):
-        shutil.copy(recipe, place)
+    for beside in (*ANALYSIS.glob("*.yaml"), *ANALYSIS.glob("*.py")):
+        shutil.copy(beside, place)
     monkeypatch.setenv("RAYSUITE_SMALL", "1")
     monkeypatch.setenv("PYTHONPATH", str(ANALYSIS.parent))
     page = nbformat.read(notebook, as_version=4)
@@ -61,3 +64,17 @@ def test_a_notebook_has_its_figures_and_says_what_was_found(notebook: Path) -> N
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
     assert not any(output.output_type == "error" for output in outputs)
     assert not any("@@" in cell.source or "/tmp" in cell.source for cell in page.cells)
+
+
+def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ANALYSIS))
+    figures = importlib.import_module("figures")
+    assert all((figures.DOCS / f"{called}.png").is_file() for called in figures.FIGURES)
+    first, second = figures.contest_gained().axes
+    assert [len(axes.collections) for axes in (first, second)] == [2 * 10, 2 * 10]  # an interval and its seeds
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names[0] == "forward RL" and first.lines[1].get_xdata() == pytest.approx([0.065625])
+    assert len(figures.contest_tuning().axes[0].get_yticklabels()) == 10
+    assert [len(axes.lines) for axes in figures.contest_longer().axes] == [
+        3 * (5 + 1) + 2
+    ] * 2  # seeds, means, two marks

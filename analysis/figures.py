@@ -1,0 +1,148 @@
+"""The figures of docs/results.md, from the tables in docs/results: `python analysis/figures.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from math import nan
+from pathlib import Path
+from statistics import mean
+
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from raysuite.kernel.stats import Interval
+from raysuite.results.figures import PRINT, RUNS, Bar, Forest
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results"
+NAMES = {
+    "forward-rl": "forward RL",
+    "nft": "forward RL",
+    "ddpo": "DDPO",
+    "ddpo-previews": "DDPO, credit from previews",
+    "sft": "fine-tuning on preferred pictures",
+    "cal-dpo": "Cal-DPO",
+    "grpo": "GRPO",
+    "discounted-dpo": "discounted DPO",
+    "dspo": "DSPO",
+    "diffusion-dpo": "Diffusion-DPO",
+    "trajectory-dpo": "trajectory DPO, no discount",
+}
+FROM_REWARDS = ("forward RL", "DDPO", "DDPO, credit from previews", "GRPO")
+BLUE, ORANGE = RUNS[0], RUNS[1]
+GAINED = "test/scenes_strict gained"
+LONGER = (("scenes", "reward on validation prompts"), ("scenes_strict", "strict pass on validation prompts"))
+BEFORE = 0.737
+"""Reward of the model as it came on validation prompts, which no table holds."""
+
+
+def name(method: str) -> str:
+    """In words, the same on both models."""
+    return NAMES[method.removeprefix("scenes-").removeprefix("flow-")]
+
+
+def look(method: str) -> dict[str, str]:
+    """Blue circles learn from rewards, orange squares from preferred pictures."""
+    return {"colour": BLUE, "marker": "o"} if name(method) in FROM_REWARDS else {"colour": ORANGE, "marker": "s"}
+
+
+def gained(contest: str, table: str = "comparison") -> dict[str, Bar]:
+    """What each method gained in strict pass on test prompts, with a point a seed."""
+    rows = pq.read_table(RESULTS / contest / f"{table}.parquet").to_pylist()
+    scores = pq.read_table(RESULTS / contest / f"{table}.scores.parquet").to_pandas()
+    scores = scores[(scores.reward == "scenes_strict") & (scores.split == "test")]
+    means = scores.groupby(["method", "seed", "evaluation"]).value.mean().unstack()
+    seeds = (means["last"] - means["first"]).unstack()
+    return {
+        name(row["method"]): Bar(
+            name(row["method"]),
+            Interval(row["estimate"], row["low"], row["high"]),
+            points=seeds.loc[row["method"]].tolist(),
+            **look(row["method"]),
+        )
+        for row in sorted(rows, key=lambda row: -row["estimate"])
+        if row["quantity"] == GAINED and not row["other"]
+    }
+
+
+def contest_gained() -> Figure:
+    """Both models side by side, in the order of the first."""
+    first, second = gained("contest"), gained("flow-contest")
+    blank = {method: Bar(method, Interval(nan, nan, nan), BLUE) for method in first}
+    titles = ("U-Net (noise): 0.24 before", "transformer (velocity): 0.07 before")
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(1.0, 0.7))
+    for axes, bars, title in zip(panels, (first, {**blank, **second}), titles, strict=True):
+        Forest("gained", title, "", list(bars.values()), "strict pass on test prompts, gained").draw(axes)
+        axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")
+    figure.legend(handles=_kinds(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def contest_tuning() -> Figure:
+    """Every setting that was tried, the chosen one, and what it does with other seeds, by reward on validation prompts."""
+    trials = [trial for trial in json.loads((RESULTS / "contest" / "trials.json").read_text()) if trial["held_out"]]
+    bars = []
+    for method in dict.fromkeys(trial["objective"] for trial in trials):
+        of_it = [trial for trial in trials if trial["objective"] == method]
+        tried = [trial["held_out"] for trial in of_it if trial["trial"] is not None]
+        again = [trial["held_out"] for trial in of_it if trial["confirms"] is not None]
+        reached = Interval(mean(again), min(again), max(again))
+        bars.append(Bar(name(method), reached, points=tried, hollow=max(tried), **look(method)))
+    bars.sort(key=lambda bar: -bar.interval.estimate)
+    title = "each setting tried (small), the chosen one (hollow), and the same with five new seeds"
+    figure = Figure(figsize=(9.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    label = "reward on validation prompts (dashed: the model as it came)"
+    Forest("tuning", title, "", bars, label, reference=BEFORE).draw(axes)
+    axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")
+    return figure
+
+
+def contest_longer() -> Figure:
+    """What three methods do with four times the budget: a thin line a seed, a thick one their mean."""
+    curves = pq.read_table(RESULTS / "contest" / "longer.curves.parquet").to_pandas()
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    for axes, (quantity, label) in zip(figure.subplots(1, 2), LONGER, strict=True):
+        for method, colour in zip(
+            ("scenes-forward-rl", "scenes-ddpo", "scenes-cal-dpo"), (RUNS[0], RUNS[5], RUNS[1]), strict=True
+        ):
+            of_it = curves[curves.method == method]
+            for _, run in of_it.groupby("seed"):
+                axes.plot(run.network_evaluations / 1000, run[quantity], color=PRINT[colour], linewidth=0.8, alpha=0.4)
+            order = of_it.groupby("seed").cumcount()  # updates of Cal-DPO differ in cost, as ties are left out
+            average = of_it.groupby(order)[["network_evaluations", quantity]].mean()
+            spent = average.network_evaluations / 1000
+            axes.plot(spent, average[quantity], color=PRINT[colour], linewidth=2.2, label=name(method))
+        axes.axhline(
+            curves[curves["update"] == 0][quantity].mean(), color=PRINT["ink"], linewidth=0.8, linestyle=(0, (3, 3))
+        )
+        axes.axvline(36.864, color=PRINT["grid"], linewidth=1.2)
+        axes.set_title(label, fontsize=10, color=PRINT["ink"], loc="left")
+        axes.set_xlabel("thousand network evaluations of training", color=PRINT["ink"], fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=PRINT["ink"], labelsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def _kinds() -> Sequence[Line2D]:
+    return [
+        Line2D([], [], color=PRINT[colour], marker=marker, linestyle="", label=f"learns from {what}")
+        for colour, marker, what in ((BLUE, "o", "rewards"), (ORANGE, "s", "preferred pictures"))
+    ]
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "contest-gained": contest_gained,
+    "contest-tuning": contest_tuning,
+    "contest-longer": contest_longer,
+}
+
+if __name__ == "__main__":
+    for called, drawn in FIGURES.items():
+        drawn().savefig(DOCS / f"{called}.png", dpi=100, metadata={"Software": None})
+        print(DOCS / f"{called}.png")
