@@ -77,7 +77,7 @@ def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
 def test_a_file_that_breaks_off_is_a_sentence_whoever_reads_it(tmp_path: Path) -> None:
     """What an actor returns: Ray Data would wrap what it raises, and print where."""
     source = made_source(tmp_path)
-    actor = Encoder(Model(path="toy"), "jsonl", [str(source)], "train", "all", str(tmp_path / "set"), 1, "cpu")
+    actor = Encoder(Model(path="toy"), "jsonl", [str(source)], "train", {}, "all", str(tmp_path / "set"), 1, "cpu")
     parts = [Part(number=n, file=str(source), start=SIZE * n, stop=SIZE * (n + 1), first=SIZE * n) for n in range(2)]
     batch = {field.name: np.array([getattr(part, field.name) for part in parts]) for field in fields(Part)}
     (tmp_path / "set" / "blocks").mkdir(parents=True)
