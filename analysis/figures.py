@@ -48,10 +48,10 @@ def look(method: str) -> dict[str, str]:
     return {"colour": BLUE, "marker": "o"} if name(method) in FROM_REWARDS else {"colour": ORANGE, "marker": "s"}
 
 
-def gained(contest: str, table: str = "comparison") -> dict[str, Bar]:
+def gained(contest: str) -> dict[str, Bar]:
     """What each method gained in strict pass on test prompts, with a point a seed."""
-    rows = pq.read_table(RESULTS / contest / f"{table}.parquet").to_pylist()
-    scores = pq.read_table(RESULTS / contest / f"{table}.scores.parquet").to_pandas()
+    rows = pq.read_table(RESULTS / contest / "comparison.parquet").to_pylist()
+    scores = pq.read_table(RESULTS / contest / "comparison.scores.parquet").to_pandas()
     scores = scores[(scores.reward == "scenes_strict") & (scores.split == "test")]
     means = scores.groupby(["method", "seed", "evaluation"]).value.mean().unstack()
     seeds = (means["last"] - means["first"]).unstack()

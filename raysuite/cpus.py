@@ -24,7 +24,7 @@ def processor() -> str:
     named = (
         line.partition(":")[2].strip()
         for line in _text(Path("/proc/cpuinfo")).splitlines()
-        if line[:10] == "model name"
+        if line.startswith("model name")
     )
     return next(named, platform.machine())
 

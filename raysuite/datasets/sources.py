@@ -202,8 +202,10 @@ class Tables(Source):
             wanted = ", ".join(" or ".join(column) for column in self._called(self.names))
             tables = [known for known in LAYOUTS.values() if issubclass(known, Tables)]
             fits = next((f"name it with --layout {known.layout}" for known in tables if known.named(names)), None)
-            called = " or ".join(f"--column {role}=NAME" for role in (Chosen.roles()[1], PickAPic.roles()[0]))
-            other = f"say what they are called, such as {called}, or write another layout ({', '.join(LAYOUTS)})"
+            other = (
+                "say what they are called, such as --column chosen=NAME or --column jpg_0=NAME, or write another layout "
+                f"({', '.join(LAYOUTS)})"
+            )
             raise UserError(
                 f"expected the columns {wanted} of the layout {self.layout} in {file}, found {', '.join(names)}: {fits or other}"
             )
