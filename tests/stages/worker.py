@@ -52,9 +52,8 @@ def main(*directories: str) -> None:
             training.check = lambda optimizer=training.optimizer: stop_at(optimizer, int(os.environ["STOP_AT"]))
         training.train()
         np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
-    torch.distributed.destroy_process_group()
     # Gloo's threads outlive the group while a device mesh knows it, and one that lets go of a tensor when the interpreter is
-    # half gone aborts the process.
+    # half gone aborts the process: nothing is unwound.
     os._exit(0)
 
 
@@ -67,6 +66,7 @@ def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
     """Two processes of this script that go on with runs, one after the other."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     shared["OMP_NUM_THREADS"] = "1"  # or the threads of autograd and gloo spin in each other's way
+    shared["PYTHONFAULTHANDLER"] = "1"  # or one that the system kills says nothing
     command = [sys.executable, str(ROOT / "tests/stages/worker.py"), *map(str, directories)]
     return [
         subprocess.Popen(command, env=os.environ | shared | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -76,7 +76,8 @@ def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
 
 def train_with_two(*directories: Path) -> None:
     """Go on with runs to their ends."""
-    assert [worker.wait(timeout=HANG_GUARD) for worker in start_two(*directories)] == [0, 0]
+    codes = [worker.wait(timeout=HANG_GUARD) for worker in start_two(*directories)]
+    assert codes == [0, 0], f"expected both workers to end well, got exit codes {codes}"
 
 
 def stop_with_two(directory: Path, step: int) -> None:
