@@ -34,12 +34,12 @@ class Verified:
         """Find what cannot be judged.
 
         Raises:
-            UserError: a sentence is none of the world's.
+            UserError: a sentence is none of the world's, or no text.
         """
         for sentence in _meant(prompts, metadata):
             try:
                 parse(sentence)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:  # what is no sentence, or no text at all
                 raise UserError(
                     "expected prompts that the rewards scenes and scenes_strict can judge, such as 'three red circles', got "
                     f"{sentence!r}: say under scene in its row what is meant, or name another reward"

@@ -111,6 +111,8 @@ def test_prompts_that_scenes_cannot_judge_are_found_before_anything_is_drawn(nam
     rewards.check(name, prompts=["a wolf", PROMPTS[0]], metadata=[{"scene": PROMPTS[1]}, {}])
     with pytest.raises(UserError, match=r"such as 'three red circles', got 'a wolf': say under scene in its row"):
         rewards.check(name, prompts=[PROMPTS[0], "a wolf"], metadata=[{}, {}])
+    with pytest.raises(UserError, match=r"got \['three', 'red circles'\]: say under scene in its row"):
+        rewards.check(name, prompts=[PROMPTS[0]], metadata=[{"scene": ["three", "red circles"]}])
 
 
 # the user's own
