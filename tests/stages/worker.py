@@ -6,10 +6,12 @@ Each directory has been claimed by a run, which is gone on with to its end, or t
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,9 +54,18 @@ def main(*directories: str) -> None:
             training.check = lambda optimizer=training.optimizer: stop_at(optimizer, int(os.environ["STOP_AT"]))
         training.train()
         np.save(directory / f"weights{accelerator.process_index}.npy", policy.weights())
-    # Gloo's threads outlive the group while a device mesh knows it, and one that lets go of a tensor when the interpreter is
-    # half gone aborts the process: nothing is unwound.
     os._exit(0)
+
+
+def leave(*exception: Any) -> None:
+    """End with what an exception says, and nothing else.
+
+    Gloo's threads outlive the group while a device mesh knows it, and one that lets go of a tensor when the interpreter is half gone
+    aborts the process: no worker unwinds.
+    """
+    sys.__excepthook__(*exception)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def stop_at(optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -75,9 +86,24 @@ def start_two(*directories: Path, **environment: str) -> list[subprocess.Popen]:
 
 
 def train_with_two(*directories: Path) -> None:
-    """Go on with runs to their ends."""
-    codes = [worker.wait(timeout=HANG_GUARD) for worker in start_two(*directories)]
+    """Go on with runs to their ends.
+
+    Once more where a thread of Gloo's crashed, as Ray Train does with its workers (`cluster.max_failures`): it was seen once, in
+    malloc (docs/log.md, 2026-11-29).
+    """
+    codes = _ended(directories)
+    if -signal.SIGSEGV in codes:
+        codes = _ended(directories)
     assert codes == [0, 0], f"expected both workers to end well, got exit codes {codes}"
+
+
+def _ended(directories: Sequence[Path]) -> list[int]:
+    workers = start_two(*directories)
+    try:
+        return [worker.wait(timeout=HANG_GUARD) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def stop_with_two(directory: Path, step: int) -> None:
@@ -89,4 +115,5 @@ def stop_with_two(directory: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.excepthook = leave
     main(*sys.argv[1:])
