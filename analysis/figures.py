@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.figures import PRINT, RUNS, Bar, Forest
+from raysuite.results.study import Study, read_study
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -129,6 +130,33 @@ def contest_longer() -> Figure:
     return figure
 
 
+def before_and_after() -> dict[str, Study]:
+    """Studies of directions before training, and of what three methods had trained for four times the budget."""
+    after = {
+        f"after {name(f'scenes-{method}')}, {seed}": read_study(
+            RESULTS / "contest" / "directions-after" / f"{method}-{seed}"
+        )
+        for method in ("forward-rl", "ddpo", "cal-dpo")
+        for seed in (100, 101, 102)
+    }
+    return {"before training": read_study(RESULTS / "contest" / "directions"), **after}
+
+
+def contest_directions_after() -> Figure:
+    """Whether objectives of contrast push with imitation, before training and after; an empty row shows no direction."""
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    methods = ("scenes-forward-rl", "scenes-diffusion-dpo", "scenes-cal-dpo")
+    for axes, method in zip(figure.subplots(1, 3, sharey=True), methods, strict=True):
+        bars = []
+        for when, study in before_and_after().items():
+            cosine = study.one("expected_cosine", method, "scenes-dspo")
+            interval = cosine.interval if cosine is not None else Interval(nan, nan, nan)
+            bars.append(Bar(when, interval, ORANGE if when == "before training" else BLUE))
+        Forest("after", method, "", bars, f"cosine of {name(method)} with DSPO").draw(axes)
+        axes.set_xlim(-1.05, 1.05)
+    return figure
+
+
 def _kinds() -> Sequence[Line2D]:
     return [
         Line2D([], [], color=PRINT[colour], marker=marker, linestyle="", label=f"learns from {what}")
@@ -140,6 +168,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-gained": contest_gained,
     "contest-tuning": contest_tuning,
     "contest-longer": contest_longer,
+    "contest-directions-after": contest_directions_after,
 }
 
 if __name__ == "__main__":
