@@ -34,6 +34,7 @@ NAMES = {
 FROM_REWARDS = ("forward RL", "DDPO", "DDPO, credit from previews", "GRPO")
 BLUE, ORANGE = RUNS[0], RUNS[1]
 GAINED = "test/scenes_strict gained"
+BEFORE = "before training"
 LONGER = (("scenes", "reward on validation prompts"), ("scenes_strict", "strict pass on validation prompts"))
 
 
@@ -139,19 +140,18 @@ def before_and_after() -> dict[str, Study]:
         for method in ("forward-rl", "ddpo", "cal-dpo")
         for seed in (100, 101, 102)
     }
-    return {"before training": read_study(RESULTS / "contest" / "directions"), **after}
+    return {BEFORE: read_study(RESULTS / "contest" / "directions"), **after}
 
 
 def contest_directions_after() -> Figure:
     """Whether objectives of contrast push with imitation, before training and after; an empty row shows no direction."""
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-    methods = ("scenes-forward-rl", "scenes-diffusion-dpo", "scenes-cal-dpo")
+    methods, studies = ("scenes-forward-rl", "scenes-diffusion-dpo", "scenes-cal-dpo"), before_and_after()
     for axes, method in zip(figure.subplots(1, 3, sharey=True), methods, strict=True):
-        bars = []
-        for when, study in before_and_after().items():
-            cosine = study.one("expected_cosine", method, "scenes-dspo")
-            interval = cosine.interval if cosine is not None else Interval(nan, nan, nan)
-            bars.append(Bar(when, interval, ORANGE if when == "before training" else BLUE))
+        bars = [
+            Bar(when, study.one("expected_cosine", method, "scenes-dspo").interval, ORANGE if when == BEFORE else BLUE)
+            for when, study in studies.items()
+        ]
         Forest("after", method, "", bars, f"cosine of {name(method)} with DSPO").draw(axes)
         axes.set_xlim(-1.05, 1.05)
     return figure

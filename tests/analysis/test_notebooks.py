@@ -78,3 +78,9 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     assert [len(axes.lines) for axes in figures.contest_longer().axes] == [
         3 * (5 + 1) + 2
     ] * 2  # seeds, means, two marks
+    cosines = [[line.get_xdata()[0] for line in axes.lines[1:]] for axes in figures.contest_directions_after().axes]
+    assert [(len(of), sum(cosine > 0 for cosine in of), of[0] < 0) for of in cosines] == [
+        (10, 3, True),
+        (10, 4, True),
+        (10, 6, True),
+    ]
