@@ -37,6 +37,12 @@ GAINED = "test/scenes_strict gained"
 BEFORE = "before training"
 LONGER = (("scenes", "reward on validation prompts"), ("scenes_strict", "strict pass on validation prompts"))
 
+TOSSED = (
+    ("squared_norm", "scenes-dspo", "scenes-dspo", "squared norm of DSPO's expected gradient"),
+    ("squared_norm", "scenes-cal-dpo", "scenes-cal-dpo", "the same of Cal-DPO's"),
+    ("expected_cosine", "scenes-dspo", "scenes-forward-rl", "cosine of DSPO with forward RL"),
+)
+
 
 def name(method: str) -> str:
     """In words, the same on both models."""
@@ -157,6 +163,37 @@ def contest_directions_after() -> Figure:
     return figure
 
 
+def labels_tossed() -> dict[str, Study]:
+    """Studies whose first rung has labels by the reward, and whose second has labels that are tossed: before training and after it."""
+    studies = {
+        f"after {name(f'scenes-{method}')}": read_study(RESULTS / "contest" / "labels-tossed" / f"{method}-100")
+        for method in ("forward-rl", "ddpo", "cal-dpo")
+    }
+    return {BEFORE: read_study(RESULTS / "contest" / "labels-tossed" / "before"), **studies}
+
+
+def contest_labels_tossed() -> Figure:
+    """What two objectives of preferences want with labels by the reward and with none; an empty row shows no direction."""
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (quantity, a, b, label) in zip(panels, TOSSED, strict=True):
+        bars = [
+            Bar(f"{when}, {labels}", _shown(study, quantity, a, b, rung), colour)
+            for when, study in labels_tossed().items()
+            for rung, (labels, colour) in enumerate((("labels by the reward", BLUE), ("labels tossed", ORANGE)))
+        ]
+        Forest("tossed", label, "", bars, label, reference=None if b == a else 0.0).draw(axes)
+        axes.set(**({"xscale": "log"} if b == a else {"xlim": (-1.05, 1.05)}))
+    return figure
+
+
+def _shown(study: Study, quantity: str, a: str, b: str, rung: int) -> Interval:
+    """An estimate between two objectives that both show a direction; NaNs otherwise."""
+    if all(study.shows_direction(label, rung=rung) for label in (a, b)):
+        return study.one(quantity, a, b, rung=rung).interval
+    return Interval(nan, nan, nan)
+
+
 def _kinds() -> Sequence[Line2D]:
     return [
         Line2D([], [], color=PRINT[colour], marker=marker, linestyle="", label=f"learns from {what}")
@@ -169,6 +206,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-tuning": contest_tuning,
     "contest-longer": contest_longer,
     "contest-directions-after": contest_directions_after,
+    "contest-labels-tossed": contest_labels_tossed,
 }
 
 if __name__ == "__main__":

@@ -84,3 +84,8 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
         (10, 4, True),
         (10, 6, True),
     ]
+    dspo, cal_dpo, cosine = figures.contest_labels_tossed().axes
+    sizes = [[line.get_xdata()[0] for line in axes.lines] for axes in (dspo, cal_dpo)]
+    assert [sum(size > 0 for size in of) for of in sizes] == [8, 5]  # the rest show no direction
+    before, tossed = (line.get_xdata()[0] for line in cosine.lines[1:3])
+    assert -1 <= tossed < before < 0
