@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from math import nan
 from pathlib import Path
 from statistics import mean
@@ -137,16 +138,18 @@ def contest_longer() -> Figure:
     return figure
 
 
-def before_and_after() -> dict[str, Study]:
+def before_and_after(before: str = "directions", after: str = "directions-after") -> dict[str, Study]:
     """Studies of directions before training, and of what three methods had trained for four times the budget."""
-    after = {
-        f"after {name(f'scenes-{method}')}, {seed}": read_study(
-            RESULTS / "contest" / "directions-after" / f"{method}-{seed}"
-        )
-        for method in ("forward-rl", "ddpo", "cal-dpo")
-        for seed in (100, 101, 102)
-    }
-    return {BEFORE: read_study(RESULTS / "contest" / "directions"), **after}
+    studies = {BEFORE: read_study(RESULTS / "contest" / before)}
+    for method, seed in product(("forward-rl", "ddpo", "cal-dpo"), (100, 101, 102)):
+        when = f"after {name(f'scenes-{method}')}, {seed}"
+        studies[when] = read_study(RESULTS / "contest" / after / f"{method}-{seed}")
+    return studies
+
+
+def labels_tossed() -> dict[str, Study]:
+    """The same of studies whose first rung has labels by the reward, and whose second has labels that are tossed."""
+    return before_and_after("labels-tossed/before", "labels-tossed")
 
 
 def contest_directions_after() -> Figure:
@@ -163,23 +166,14 @@ def contest_directions_after() -> Figure:
     return figure
 
 
-def labels_tossed() -> dict[str, Study]:
-    """Studies whose first rung has labels by the reward, and whose second has labels that are tossed: before training and after it."""
-    studies = {
-        f"after {name(f'scenes-{method}')}": read_study(RESULTS / "contest" / "labels-tossed" / f"{method}-100")
-        for method in ("forward-rl", "ddpo", "cal-dpo")
-    }
-    return {BEFORE: read_study(RESULTS / "contest" / "labels-tossed" / "before"), **studies}
-
-
 def contest_labels_tossed() -> Figure:
     """What two objectives of preferences want with labels by the reward and with none; an empty row shows no direction."""
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
+    figure = Figure(figsize=(10.5, 6.0), layout="constrained")
+    panels, studies = figure.subplots(1, 3, sharey=True), labels_tossed()
     for axes, (quantity, a, b, label) in zip(panels, TOSSED, strict=True):
         bars = [
             Bar(f"{when}, {labels}", _shown(study, quantity, a, b, rung), colour)
-            for when, study in labels_tossed().items()
+            for when, study in studies.items()
             for rung, (labels, colour) in enumerate((("labels by the reward", BLUE), ("labels tossed", ORANGE)))
         ]
         Forest("tossed", label, "", bars, label, reference=None if b == a else 0.0).draw(axes)

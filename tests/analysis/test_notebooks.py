@@ -86,6 +86,6 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     ]
     dspo, cal_dpo, cosine = figures.contest_labels_tossed().axes
     sizes = [[line.get_xdata()[0] for line in axes.lines] for axes in (dspo, cal_dpo)]
-    assert [sum(size > 0 for size in of) for of in sizes] == [8, 5]  # the rest show no direction
+    assert [sum(size > 0 for size in of) for of in sizes] == [20, 9]  # the rest show no direction
     before, tossed = (line.get_xdata()[0] for line in cosine.lines[1:3])
     assert -1 <= tossed < before < 0
