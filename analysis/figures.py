@@ -36,8 +36,11 @@ FROM_REWARDS = ("forward RL", "DDPO", "DDPO, credit from previews", "GRPO")
 BLUE, ORANGE = RUNS[0], RUNS[1]
 GAINED = "test/scenes_strict gained"
 BEFORE = "before training"
+NOTHING = Interval(nan, nan, nan)
+"""Of a row that shows nothing."""
 LONGER = (("scenes", "reward on validation prompts"), ("scenes_strict", "strict pass on validation prompts"))
-
+LABELS = {"labels by the reward": BLUE, "labels tossed": ORANGE}
+"""Of the two rungs of `labels_tossed`."""
 TOSSED = (
     ("squared_norm", "scenes-dspo", "scenes-dspo", "squared norm of DSPO's expected gradient"),
     ("squared_norm", "scenes-cal-dpo", "scenes-cal-dpo", "the same of Cal-DPO's"),
@@ -77,7 +80,7 @@ def gained(contest: str) -> dict[str, Bar]:
 def contest_gained() -> Figure:
     """Both models side by side, in the order of the first."""
     first, second = gained("contest"), gained("flow-contest")
-    blank = {method: Bar(method, Interval(nan, nan, nan), BLUE) for method in first}
+    blank = {method: Bar(method, NOTHING, BLUE) for method in first}
     titles = ("U-Net (noise): 0.24 before", "transformer (velocity): 0.07 before")
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(1.0, 0.7))
@@ -172,20 +175,18 @@ def contest_labels_tossed() -> Figure:
     panels, studies = figure.subplots(1, 3, sharey=True), labels_tossed()
     for axes, (quantity, a, b, label) in zip(panels, TOSSED, strict=True):
         bars = [
-            Bar(f"{when}, {labels}", _shown(study, quantity, a, b, rung), colour)
+            Bar(
+                f"{when}, {labels}",
+                study.one(quantity, a, b, rung=rung).interval if study.shows_direction(a, rung=rung) else NOTHING,
+                colour,
+            )
             for when, study in studies.items()
-            for rung, (labels, colour) in enumerate((("labels by the reward", BLUE), ("labels tossed", ORANGE)))
+            for rung, (labels, colour) in enumerate(LABELS.items())
         ]
-        Forest("tossed", label, "", bars, label, reference=None if b == a else 0.0).draw(axes)
-        axes.set(**({"xscale": "log"} if b == a else {"xlim": (-1.05, 1.05)}))
+        is_norm = quantity == "squared_norm"
+        Forest("tossed", label, "", bars, label, reference=None if is_norm else 0.0).draw(axes)
+        axes.set(**({"xscale": "log"} if is_norm else {"xlim": (-1.05, 1.05)}))
     return figure
-
-
-def _shown(study: Study, quantity: str, a: str, b: str, rung: int) -> Interval:
-    """An estimate between two objectives that both show a direction; NaNs otherwise."""
-    if all(study.shows_direction(label, rung=rung) for label in (a, b)):
-        return study.one(quantity, a, b, rung=rung).interval
-    return Interval(nan, nan, nan)
 
 
 def _kinds() -> Sequence[Line2D]:
