@@ -78,6 +78,7 @@ def encode(
     Raises:
         UserError: the source or the model cannot be read, nothing in it is usable, or the directory holds something else.
     """
+    preference_set.check_place(directory)
     parts = source.parts(rows_per_block)
     check_some(source, parts)
     policy = open_model(model, torch.device("cpu"))

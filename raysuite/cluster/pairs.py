@@ -40,6 +40,7 @@ def make_pairs(
     Raises:
         UserError: the configuration cannot make a set, or the directory holds something else.
     """
+    preference_set.check_place(directory)
     rounds, rest = divmod(prompts, config.rollouts.prompts)
     if rest or not rounds:
         raise UserError(

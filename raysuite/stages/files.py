@@ -78,11 +78,22 @@ def is_held(
                 "command that began it"
             )
         return not differing
-    if directory.exists() and any(path.name != "lock" and path.name[0] != "." for path in directory.iterdir()):
+    refuse_occupied(directory, name, what)
+    return False
+
+
+def refuse_occupied(directory: Path, name: str, what: str) -> None:
+    """The part of `is_held` that needs nothing but the directory: for those who have to open a model to know what they want.
+
+    Raises:
+        UserError: something is there, and no file of that name.
+    """
+    if (directory / name).exists() or not directory.exists():
+        return
+    if any(path.name != "lock" and path.name[0] != "." for path in directory.iterdir()):
         raise UserError(
             f"expected an empty or new directory, or one that holds this {what}, got {directory}: name another --out"
         )
-    return False
 
 
 def _any(directory: Path, patterns: Sequence[str]) -> bool:

@@ -27,11 +27,21 @@ from raysuite.errors import UserError
 from raysuite.families import encoder_digests
 from raysuite.families.text import TextStates, pack, unpack
 from raysuite.places import replacing
-from raysuite.stages.files import is_held, provenance, write_json
+from raysuite.stages.files import is_held, provenance, refuse_occupied, write_json
 from raysuite.types import Preferences
 
 FORMAT = 2
 MAKE_ONE = "make one with `raysuite encode` or `raysuite pairs`"
+MANIFEST, KIND = "manifest.json", "preference set"
+
+
+def check_place(directory: Path) -> None:
+    """Before the model is opened, of which a set holds the digests.
+
+    Raises:
+        UserError: the directory holds something else than a set.
+    """
+    refuse_occupied(directory, MANIFEST, KIND)
 
 
 def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) -> None:
@@ -47,11 +57,11 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
         UserError: the directory holds something else.
     """
     wanted = {"format": FORMAT, **json.loads(json.dumps(identity))}
-    if is_held(directory, "manifest.json", wanted, "preference set", _identity, begun=["blocks/[0-9]*"]):
+    if is_held(directory, MANIFEST, wanted, KIND, _identity, begun=["blocks/[0-9]*"]):
         for unfinished in directory.glob("*/.*"):  # what a killed process was writing
             unfinished.unlink()
         return
-    write_json(directory / "manifest.json", {**wanted, "provenance": provenance(command)})
+    write_json(directory / MANIFEST, {**wanted, "provenance": provenance(command)})
 
 
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +222,7 @@ class PreferenceSet:
             UserError: there is none, or it is not finished, or not readable by this version.
         """
         self.directory = directory
-        if not (directory / "manifest.json").is_file():
+        if not (directory / MANIFEST).is_file():
             found = f"a file: encode it (`raysuite encode {directory} --model MODEL --out DIR`), and name DIR"
             nothing = f"none: {MAKE_ONE} --out {directory}"
             raise UserError(
@@ -223,7 +233,7 @@ class PreferenceSet:
                 f"expected a finished preference set at {directory}, its summary.json is missing: repeat the command that "
                 "began it, it goes on where it was stopped"
             )
-        self.manifest: dict[str, Any] = json.loads((directory / "manifest.json").read_text())
+        self.manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
         if self.manifest["format"] != FORMAT:
             raise UserError(f"expected format {FORMAT} in {directory}, got {self.manifest['format']}: make it again")
         self._tables = {

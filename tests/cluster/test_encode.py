@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from raysuite.cluster import encode
 from raysuite.cluster.encode import Encoder
-from raysuite.config import Model
+from raysuite.cluster.pairs import make_pairs
+from raysuite.config import Model, load
 from raysuite.datasets.encode import Pairs
-from raysuite.datasets.sources import Part, Source
+from raysuite.datasets.sources import Part, Source, open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
+from raysuite.progress import Counting
 from raysuite.stages.preference_set import PreferenceSet, finished_blocks
 from tests.processes import below, end, until
 
@@ -92,3 +96,35 @@ def test_a_file_that_breaks_off_is_a_sentence_whoever_reads_it(tmp_path: Path) -
         said = actor(batch)
     assert said["number"].tolist() == [0, 1]
     assert said["fault"].tolist() == ["", "expected a whole file, got half of one"]
+
+
+def encoded(out: Path, model: str, counting: Counting) -> None:
+    source = out.parent / "pairs.jsonl"
+    source.write_text("{}\n")
+    encode.encode(
+        open_source([str(source)], layout=None, split="train"),
+        out,
+        model=Model(path=model),
+        pairs="all",
+        rows_per_block=SIZE,
+        actors=1,
+        actor_gpus=0.0,
+        command=["test"],
+        counting=counting,
+    )
+
+
+def drawn(out: Path, model: str, counting: Counting) -> None:
+    config = load("scenes-diffusion-dpo", {"model.path": model})
+    make_pairs(config, out, prompts=16, trajectories=False, command=["test"], counting=counting)
+
+
+@pytest.mark.parametrize("make", [encoded, drawn])
+def test_an_occupied_directory_is_refused_before_a_model_is_opened(
+    tmp_path: Path, make: Callable[[Path, str, Counting], None]
+) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"expected an empty or new directory, .* name another --out"):
+        make(tmp_path / "set", str(tmp_path / "no-model"), Counting("making", "blocks", Console(quiet=True)))
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["thesis.txt"]
