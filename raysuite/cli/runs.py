@@ -195,7 +195,7 @@ def show_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
     report = Report.of(whole)
     console.print(report.summary(terminal_width()), soft_wrap=True, markup=False, highlight=False)
     written = report.write(page)
-    if on_suites := suites_across(whole, terminal_width()):
+    if on_suites := suites_across([run.directory for run in report.together.runs], terminal_width()):
         console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {written}", soft_wrap=True)
 

@@ -160,6 +160,99 @@ def test_numbers_are_of_the_pictures_that_all_runs_have(tmp_path: Path):
     assert contrasts(together)[0].difference.estimate == 0
 
 
+def test_diversity_is_that_of_the_last_evaluation_or_of_none(tmp_path: Path):
+    """An unfinished run had one picture a prompt at its last evaluation: what its first one says is not how it ended."""
+    finished, short = run(tmp_path / "whole", 9), short_of(tmp_path / "short")
+    for directory, update, value in ((finished, 0, 40.0), (finished, 10, 30.0), (short, 0, 40.0)):
+        fabricate.log(directory, update, {"evaluation/diversity/held_out": value})
+    assert [method.diversity for method in summarise(read_runs([finished, short]))] == [None, None]
+    fabricate.log(short, 5, {"evaluation/diversity/held_out": 35.0})
+    found = [method.diversity for method in summarise(read_runs([finished, short]))]
+    assert [one.estimate for one in found if one] == [30.0, 35.0]
+
+
+def test_paths_begin_at_the_model_as_it_came(tmp_path: Path):
+    """The ends have two pictures of a prompt, of which the second is worse: paths are of the first, and so is the line below."""
+
+    def value(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
+        return 0.5 + 0.01 * update - 0.2 * sample
+
+    directories = [tmp_path / "a", tmp_path / "b"]
+    for directory in directories:
+        fabricate.begin(directory, CONFIG | {"objective": {"name": directory.name}})
+        fabricate.evaluate(directory, 0, value)
+        fabricate.learn(directory, range(10))
+        fabricate.evaluate(directory, 5, value, samples=1)
+        fabricate.evaluate(directory, 10, value)
+    for _, chart in panels.frontiers(read_runs(directories)):
+        assert {float(line.y[0]) for line in chart.lines.values()} == {chart.options["reference"]} == {0.5}
+
+
+def test_lines_of_methods_end_where_their_runs_end(tmp_path: Path):
+    """Seeds that a budget ends after other numbers of updates: each has its own end, and what all have lies between."""
+    directories = []
+    for name, seed in ((name, seed) for name in ("a", "b") for seed in range(9)):
+        directory = fabricate.begin(tmp_path / f"{name}-{seed}", CONFIG | {"objective": {"name": name}, "seed": seed})
+        ends = 12 if seed % 2 else 11
+        fabricate.evaluate(directory, 0, passing(3))
+        fabricate.learn(directory, range(ends))
+        for update in (6, ends):
+            fabricate.evaluate(directory, update, passing(6 if update == 6 else 9))
+        directories.append(directory)
+    together = read_runs(directories)
+    assert together.by_method
+    charts = [chart for *_, chart in panels.curves(together)] + [panels.kl_curves(together)]
+    for chart in filter(None, charts):
+        assert {len(line.x) for line in chart.lines.values()} == {3}
+        for line in chart.lines.values():
+            assert line.x[-1] == pytest.approx((5 * 11 + 4 * 12) / 9 * COST)
+    (strict,) = (chart for of, split, chart in panels.curves(together) if (of, split) == ("scenes_strict", "held_out"))
+    assert strict.lines["a"].y == pytest.approx([3 / 12, 6 / 12, 9 / 12])
+
+
+def test_curves_are_called_by_their_split(tmp_path: Path):
+    """Test prompts are evaluated at both ends alone, so that curves are of the held-out ones."""
+    splits = ("test", "held_out", "training")
+    page = write_comparison([run(tmp_path / name, 9, splits=splits) for name in ("a", "b")]).read_text("utf-8")
+    headings = re.findall(r"<h3>(.*?)</h3>", page)
+    best, gained = (next(h for h in headings if h.startswith(word)) for word in ("Best so far", "Gained"))
+    assert "held-out prompts" in best and "test prompts" not in best and "test prompts" in gained
+    against = [h for h in headings if "against the KL" in h]
+    assert against and all("held-out prompts" in h for h in against)
+
+
+def test_what_a_run_says_of_its_own_prompts_is_said_where_others_have_other_ones(tmp_path: Path):
+    def value(update: int, split: str, prompt: int, *_: object) -> float:
+        return 0.01 * prompt + (0.02 if split == "training" else -0.02) * update
+
+    config = CONFIG | {"evaluation": {"every": 5, "rewards": [], "seed": 7}}
+    directories = [
+        fabricate.whole(tmp_path / name, value, config=config | {"objective": {"name": name}}, rewards=("scenes",))
+        for name in ("a", "b")
+    ]
+    for file in (directories[1] / "scores").iterdir():
+        rename_prompts(file, "held_out")
+    together = read_runs(directories)
+    assert together.splits == ("training",)
+    (alarm,) = sentences.alarms(together)
+    assert alarm.startswith("The trained reward rose on training prompts") and "does not carry over" in alarm
+    assert not any("no held-out prompts" in caution for caution in sentences.cautions(together))
+
+
+def test_rewards_of_one_name_that_differ_are_told(tmp_path: Path):
+    def scored(directory: str, **entry: object) -> Path:
+        rewards = [{"name": "scenes", "weight": 1.0, **entry}]
+        return run(tmp_path / directory, 9, {"rewards": rewards})
+
+    alike = [scored("a", options={"url": "one", "batch": 8}), scored("b", options={"url": "one", "batch": 4})]
+    assert not any("scored by the same" in said for said in sentences.cautions(read_runs(alike)))
+    said = sentences.cautions(read_runs([*alike, scored("c", model="weights", options={"url": "two"})]))
+    assert [sentence for sentence in said if "scored by the same" in sentence] == [
+        "Not every run was scored by the same scenes (of a, b and c: model is None, None and weights; options.url is one, one and "
+        "two): what differs may be the scorers and not the runs."
+    ]
+
+
 def test_a_split_that_a_run_has_not_scored_is_left_out_by_name(tmp_path: Path):
     whole = run(tmp_path / "whole", 9)
     short = fabricate.begin(tmp_path / "short", json.loads((whole / "config.json").read_text()))

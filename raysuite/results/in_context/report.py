@@ -207,6 +207,8 @@ def _together(found: InContext) -> list[tuple[str, ...]]:
     )
     rows: list[tuple[str, ...]] = [header]
     for row in found.readers:
+        if 0 not in found.drawn_by(row):  # it draws its answers itself
+            continue
         for method in others:
             of = together(found, row, method)
             shares = (_cell(one) for one in (of.neither, of.reading, of.drawing, of.both))

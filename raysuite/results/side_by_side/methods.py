@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, differences_of_methods, improvement
 from raysuite.results import comparison
 from raysuite.results.comparison import generator
-from raysuite.results.run import Run
+from raysuite.results.run import EMPTY, Run
 from raysuite.results.side_by_side.runs import SideBySide
 
 MOST_RESAMPLES = 200_000
@@ -99,13 +100,21 @@ def _over_runs(found: Sequence[Interval]) -> Interval | None:
 
 
 def _diversity(together: SideBySide, runs: Sequence[Run]) -> Interval | None:
-    """How unlike the pictures of one prompt are at the end, in the first split for which all runs say it."""
-    names = [f"evaluation/diversity/{split}" for split in together.splits]
-    name = next((name for name in names if all(name in run.metrics for run in together.runs)), None)
-    if name is None:
-        return None
-    values = [run.metrics[name].values[-1] for run in runs]
-    return _over_runs([Interval(float(value), float("nan"), float("nan")) for value in values])
+    """How unlike the pictures of one prompt are at the last evaluation, in the first split for which all runs say it. An unfinished
+    run's last evaluation may have one picture a prompt, which says nothing.
+    """
+    for split in together.splits:
+        ends = {run: _at_last(run, f"evaluation/diversity/{split}") for run in together.runs}
+        if None not in ends.values():
+            values = [float(cast(float, ends[run])) for run in runs]
+            return _over_runs([Interval(value, float("nan"), float("nan")) for value in values])
+    return None
+
+
+def _at_last(run: Run, name: str) -> float | None:
+    """A metric at the last evaluation; None where that has none."""
+    series = run.metrics.get(name, EMPTY)
+    return next((v for u, v in zip(series.updates, series.values, strict=True) if u == run.evaluations[-1]), None)
 
 
 def contrasts(together: SideBySide) -> list[Contrast]:

@@ -134,7 +134,9 @@ def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
         if lines:
             title = f"{reward} on {SPLITS[split]} prompts against the KL"
             describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each {_what(together)}"
-            base = float(together.runs[0].scores.where(reward=reward, split=split, update=0).value.mean())
+            base = comparison.by_update(together.runs[0], reward, split)[
+                0
+            ].estimate  # of the pictures that paths are of
             options = {"xlabel": KL, "reference": base, "whole": False}
             yield reward, Chart(f"frontier{i}", title, describe, lines, options)
 
@@ -153,19 +155,29 @@ def _lines(together: SideBySide, track: Callable[[Run], Track], *, band: bool = 
     """
     lines = {}
     for look, shown in zip(looks(together), together.shown, strict=True):
-        tracks = [track(together.runs[place]) for place in shown.runs]
-        updates = sorted(set.intersection(*(set(one) for one in tracks)))
-        if len(updates) < 2:
+        tracks = _alike([track(together.runs[place]) for place in shown.runs])
+        if len(tracks[0]) < 2:
             continue
-        x_RU = np.array([[one[update][0] for update in updates] for one in tracks])
+        x_RU = np.array([[spent for spent, _ in one] for one in tracks])
         if len(tracks) == 1:
-            points = [tracks[0][update][1] for update in updates]
-            y = np.array([(point.estimate, point.low, point.high) for point in points]).T
+            y = np.array([(point.estimate, point.low, point.high) for _, point in tracks[0]]).T
         else:
-            y_RU = np.array([[one[update][1].estimate for update in updates] for one in tracks])
+            y_RU = np.array([[point.estimate for _, point in one] for one in tracks])
             y = np.array([y_RU.mean(0), y_RU.min(0), y_RU.max(0)])
         lines[shown.name] = _line(look, x_RU.mean(0), y, band=band)
     return lines
+
+
+def _alike(tracks: Sequence[Track]) -> list[list[tuple[float, Interval]]]:
+    """Of every run the evaluations that all have, and its own last one: updates may differ in cost, and a budget then ends runs of one
+    method after other numbers of them.
+    """
+    ends = [max(one, default=None) for one in tracks]
+    between = sorted(set.intersection(*(set(one) for one in tracks)) - set(ends))
+    return [
+        [one[update] for update in between] + ([] if end is None else [one[end]])
+        for one, end in zip(tracks, ends, strict=True)
+    ]
 
 
 def _line(look: Look, x: np.ndarray, y: np.ndarray | Sequence[np.ndarray], *, band: bool = True) -> Line:

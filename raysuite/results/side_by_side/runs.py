@@ -49,6 +49,8 @@ class SideBySide:
     """Runs that can be compared. Their scores are those of the pictures that all of them have."""
 
     runs: tuple[Run, ...]
+    whole: tuple[Run, ...]
+    """The same with all of their scores, for what is said of a run by itself."""
     names: tuple[str, ...]
     splits: tuple[str, ...]
     """Splits with the same prompts in every run, the one that matters most first."""
@@ -208,6 +210,7 @@ def read_runs(directories: Sequence[Path]) -> SideBySide:
     origins = tuple(member.origin for member in chosen.members)
     found = SideBySide(
         runs=tuple(trimmed),
+        whole=tuple(runs),
         names=names,
         splits=splits,
         left_out=left_out,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ SAME_BUDGET = 1.1
 """Budgets whose ratio is at most this are called equal."""
 MOST_PAIRS = 3
 """Pairs that are named in the verdict; the others are in the table."""
+OF_ROUNDING = ("batch", "device")
+"""Options of a reward that change nothing but rounding."""
 NUMBER = re.compile(r"[+−]?[0-9][0-9.,]*")
 
 
@@ -100,7 +103,7 @@ def alarms(together: SideBySide) -> list[str]:
 
 def cautions(together: SideBySide) -> list[str]:
     """What limits the comparison, then what limits single runs."""
-    own = (_tuned, _budgets, _samplers, _writers, _bases, _trained_rewards, _left_out, _unfinished)
+    own = (_tuned, _budgets, _samplers, _writers, _bases, _trained_rewards, _namesakes, _left_out, _unfinished)
     return [
         *together.left_behind,
         *(caution for about in own for caution in about(together)),
@@ -113,7 +116,7 @@ def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], lis
     are shown as one, sentences that differ in their numbers alone are said once, of how many runs.
     """
     said: dict[str, list[tuple[int, str]]] = {}
-    for place, run in enumerate(together.runs):
+    for place, run in enumerate(together.whole):
         for sentence in about(run, comparison.compare(run)):
             alike = NUMBER.sub("#", sentence) if together.by_method else sentence
             said.setdefault(alike, []).append((place, sentence))
@@ -217,6 +220,27 @@ def _trained_rewards(together: SideBySide) -> list[str]:
     ]
     each = listed([f"{name} {what}" for name, what in zip(together.names, terms, strict=True)])
     return [f"The runs train other rewards: {each}."] if len(set(terms)) > 1 else []
+
+
+def _namesakes(together: SideBySide) -> list[str]:
+    """Rewards of one name that are not the same: of other weights, from another server, with other questions."""
+    found = []
+    for reward in together.rewards:
+        rows = differing([_entry(run, reward) for run in together.runs])
+        if each := "; ".join(f"{path} is {listed([str(value) for value in values])}" for path, values in rows):
+            found.append(
+                f"Not every run was scored by the same {reward} (of {listed(together.names)}: {each}): what differs may be "
+                "the scorers and not the runs."
+            )
+    return found
+
+
+def _entry(run: Run, reward: str) -> dict[str, Any]:
+    """What a reward's scores depend on, of its entry in a run's configuration; empty of a weighted sum, and where it says nothing."""
+    entries = [*run.config["rewards"], *run.config["evaluation"]["rewards"]]
+    entry = next((one for one in entries if isinstance(one, Mapping) and one["name"] == reward), {})
+    options = {name: value for name, value in entry.get("options", {}).items() if name not in OF_ROUNDING}
+    return {"model": entry.get("model"), "options": options}
 
 
 def _left_out(together: SideBySide) -> list[str]:
