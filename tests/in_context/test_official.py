@@ -696,6 +696,29 @@ def test_published_rows_stand_beside_those_who_read_here(
     assert "</b> interleaved, itself" in page and "</b> reader, a model" in page
 
 
+def test_a_pipeline_that_draws_itself_has_no_part_in_what_reading_and_drawing_add(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "PICTURES", 1)
+
+    class Drawing:
+        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
+
+        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
+            return np.zeros((8, 8, 3), np.uint8)
+
+    reader = Row("reader", "default", Reader(Scripted("a red hat")))
+    rows = (*published_rows(0), reader, interleaved_rows(cast(Any, Drawing()), 0)[0])
+    plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2,))
+    labels = ("a model", "another")
+    evaluation.claim(plan, [{"label": label} for label in labels], tmp_path, ["raysuite"])
+    evaluation.evaluate(plan, tmp_path, [(label, lambda texts: Blank()) for label in labels], silent)
+    page = write_in_context_report(tmp_path).read_text()
+    together = page[page.index("<h2>Reading and drawing together</h2>") :].split("</section>")[0]
+    who = re.findall(r"<tr>\s*<td[^>]*>(.*?)</td>", together)
+    assert any(name.startswith("reader") for name in who) and not any("interleaved" in name for name in who)
+
+
 @pytest.mark.parametrize(
     ("description", "meaning"),
     [
