@@ -191,8 +191,7 @@ class SoftPrompts(Trained):
         plain: tuple[Tensor, ...] = ()
         if self.settings.start == "plain":
             plain = self._plain(encode, question, encoded).distribution.states_K
-            with self._as("base"), torch.no_grad():
-                began = self.encoded(encode, question)
+            began = self._began(encode, question)
         drawn = []
         for label in labels:
             total = plain
@@ -208,6 +207,30 @@ class SoftPrompts(Trained):
                 total = tuple(a + b for a, b in zip(total, states, strict=True)) if total else states
             drawn.append(total)
         return drawn
+
+    def moments(
+        self, encode: Encode, question: Mapping[str, Any], encoded: Encoded
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The mean and the standard deviation of draws at spread 1, (1, ...) float32 of each state that soft prompts change.
+
+        With `start: plain` what has moved is one draw less another of the same noise: independent ones vary by the difference of their
+        deviations, others as the members have moved.
+        """
+        now = encoded.distribution
+        if self.settings.start != "plain":
+            return now.mean, now.deviation
+        plain = self._plain(encode, question, encoded).distribution
+        then = self._began(encode, question).distribution
+        of_states = zip(plain.states_K, now.states_K, then.states_K, strict=True)
+        drawn = Distribution(tuple(text.float() + a_K.float() - b_K.float() for text, a_K, b_K in of_states))
+        if self.settings.draw != "independent":
+            return drawn.mean, drawn.deviation
+        return drawn.mean, tuple((a - b).abs() for a, b in zip(now.deviation, then.deviation, strict=True))
+
+    def _began(self, encode: Encode, question: Mapping[str, Any]) -> Encoded:
+        """A marked prompt with each soft prompt as it began."""
+        with self._as("base"), torch.no_grad():
+            return self.encoded(encode, question)
 
     def _drawn(self, encoded: Encoded, label: int | None, spread: float) -> tuple[Tensor, ...]:
         return encoded.distribution.draw(label, kind=self.settings.draw, spread=spread)
@@ -286,9 +309,8 @@ class SoftPrompts(Trained):
     def regulariser(self, encode: Encode, question: Mapping[str, Any]) -> tuple[Tensor, float]:
         """The orthogonality of a marked prompt's K encodings, and their spread as a share of what it was in the beginning."""
         encoded = self.encoded(encode, question)
-        with torch.no_grad(), self._as("base"):
-            before = self.encoded(encode, question).distribution.spread()
-            share = float(encoded.distribution.spread() / before)
+        with torch.no_grad():
+            share = float(encoded.distribution.spread() / self._began(encode, question).distribution.spread())
         return orthogonality(encoded.ends), share
 
     # the table of embeddings

@@ -118,9 +118,9 @@ def embeddings(drawn: Distribution, prompt: str, *, samples: int, seed: int) -> 
     with torch.no_grad():
         encoded = policy.soft.encoded(*question)
         rows = policy.soft.states(*question, encoded, labels)
+        means, deviations = policy.soft.moments(*question, encoded)
     named: dict[str, torch.Tensor] = {}
-    of = zip(encoded.distribution.mean, encoded.distribution.deviation, zip(*rows, strict=True), strict=True)
-    for mean, deviation, states in of:
+    for mean, deviation, states in zip(means, deviations, zip(*rows, strict=True), strict=True):
         name = "prompt_embeds" if mean.ndim == 3 else "pooled_prompt_embeds"
         named |= {name: torch.cat(states), f"{name}.mean": mean, f"{name}.std": deviation}
     return {name: tensor.cpu().contiguous() for name, tensor in named.items()}

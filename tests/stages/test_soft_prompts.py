@@ -214,6 +214,21 @@ def test_states_for_plain_diffusers_draw_the_same_pictures(trained: Training) ->
         assert torch.equal(network(x, t, found["prompt_embeds"][1:], return_dict=False)[0], own)
 
 
+@pytest.mark.parametrize("draw", ["independent", "correlated"])
+def test_mean_and_deviation_are_those_of_the_draws(
+    draw: str, config_of: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """With `start: plain`, where a draw is not what the encoders made of the soft prompts, but the plain states and what has moved."""
+    training = begin(config_of(prompts={"start": "plain", "draw": draw}), tmp_path)
+    with torch.no_grad():
+        training.policy.trainable()["context"].mul_(2).add_(0.3)
+    found = embeddings(Distribution(training.config, training.policy, ()), "one red circle", samples=3000, seed=0)
+    draws, mean, deviation = (found[f"prompt_embeds{of}"] for of in ("", ".mean", ".std"))
+    assert deviation.mean() > 0.02
+    torch.testing.assert_close(draws.mean(0), mean[0], atol=0.03, rtol=0)
+    torch.testing.assert_close(draws.std(0), deviation[0], atol=0.002, rtol=0.08)
+
+
 def test_a_draw_adds_what_its_spread_lets_it(trained: Training) -> None:
     drawn = open_distribution([trained.run.path])
     texts = ["one red circle", "two blue squares", "three red circles"]
