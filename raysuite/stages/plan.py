@@ -15,6 +15,7 @@ from typing import Any
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler, put, validate
 from raysuite.errors import UserError
 from raysuite.families.outline import Outline
+from raysuite.kernel.objectives.forward import ForwardObjective
 from raysuite.rewards import weights_of
 from raysuite.stages.prompts import latents_kept, load_prompts
 
@@ -162,7 +163,8 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     second = 4 * outline.trained if config.reference.refresh else 0
     guided = objective.process == "reverse"
     block = config.rollouts.prompts_per_block * config.rollouts.samples
-    rows = min(learn.microbatch, block) if objective.consumes == "advantages" else learn.microbatch
+    points = block * (objective.draws if isinstance(objective, ForwardObjective) else 1)  # noise levels of each picture
+    rows = min(learn.microbatch, points) if objective.consumes == "advantages" else learn.microbatch
     activations = outline.learning(rows, guided=guided, reference=objective.needs_reference or objective.needs_base)
     passing = 4 * outline.trained // shares  # of the optimiser's step, or gradients that are summed over workers
     device = {
@@ -176,11 +178,13 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
         calls = _calls_of_drawing(config, outline)
         if calls > device["activations"] + device["gradients"]:  # there are none while pictures are drawn
             device |= {"activations": calls, "gradients": 0}
+    follows = config.reference.refresh > 0
+    # the policy's versions, the average, the reference, and where a learner draws for itself the model as it came
+    weights = 1 + config.rollouts.staleness + (learn.ema is not None) + follows + (follows and not cluster.actors)
     main = {
         "latents of an update": _latents(config) * outline.latent * config.rollouts.prompts * config.rollouts.samples,
         "text states": config.rollouts.prompts * outline.text,
-        "weights and moments": 4 * outline.trained * (1 + config.rollouts.staleness)
-        + learn.moment_bits // 4 * outline.trained,
+        "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
 

@@ -88,6 +88,34 @@ def test_bytes_follow_from_shapes() -> None:
     assert "2 learners" in table and "1 actor" in table and table.splitlines()[1].startswith("MB each")
 
 
+def test_every_noise_level_of_a_picture_is_a_row() -> None:
+    """Two pictures at 8 levels go through the network as 16 at one level do."""
+
+    def activations(*, samples: int, draws: int) -> int:
+        block = {"rollouts.prompts_per_block": "1", "rollouts.samples": str(samples)}
+        learner, _ = plan(load("scenes-forward-rl", {**block, "objective.draws": str(draws)})).processes
+        return learner.device["activations"]
+
+    assert activations(samples=2, draws=8) == activations(samples=16, draws=1) > activations(samples=2, draws=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sets"),
+    [
+        ({}, 1),
+        ({"rollouts.staleness": "2"}, 3),
+        ({"learn.ema": "0.9"}, 2),
+        ({"reference.refresh": "1"}, 2),
+        ({"reference.refresh": "1", "cluster.actors": "0"}, 3),
+    ],
+    ids=["policy", "versions", "average", "reference", "the model as it came"],
+)
+def test_whole_sets_of_weights_are_counted(settings: dict[str, str], sets: int) -> None:
+    """In main memory, beside the two moments of each weight."""
+    learner, *_ = plan(load("scenes-diffusion-dpo", settings)).processes
+    assert learner.main["weights and moments"] == (sets + 2) * learner.device["gradients"]
+
+
 @pytest.mark.slow
 def test_settings_are_named_with_which_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU as large as the run with checkpointing: that is the first setting that helps."""
