@@ -353,8 +353,7 @@ def check_evaluation(directory: Path, *, updates: int | None, samples: int | Non
     """
     config, found = _evaluated(directory, updates, samples)
     state = checkpoint.read_state(found) if found is not None else checkpoint.State()
-    final = not state.updates or state.finished(config)
-    wanted = config.evaluation.final_samples if final else config.evaluation.samples
+    wanted = config.evaluation.final_samples if state.final(config) else config.evaluation.samples
     stored = RunDirectory(directory).samples(state.updates)
     if wanted < stored:
         raise UserError(
@@ -395,9 +394,11 @@ def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
 
 
 def finished(config: RunConfig, directory: Path) -> bool:
-    """Whether the last checkpoint in `directory` is the run's last."""
+    """Whether the last checkpoint in `directory` is the run's last, and was evaluated as that."""
     state = _last(directory)
-    return state is not None and state.finished(config) and RunDirectory(directory).evaluated(state.updates)
+    if state is None or not state.finished(config):
+        return False
+    return RunDirectory(directory).evaluated(config, state.updates, final=True)
 
 
 def _last(directory: Path) -> checkpoint.State | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
 from raysuite.errors import UserError
+from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
 
 ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "credit": {
@@ -236,6 +237,12 @@ def _check_preferences(run: Run) -> None:
     if preferences.members > 2 and process == "forward":
         raise UserError(
             f"expected preferences.members=2 with {name}, got {preferences.members}: rankings are for trajectory_dpo"
+        )
+    objective = run.built_objective
+    if preferences.members > 2 and isinstance(objective, TrajectoryDpo) and objective.pairs_only:
+        raise UserError(
+            "expected preferences.members=2 with objective.link, label_smoothing or winner_margin, got "
+            f"{preferences.members}: set it, or leave them out"
         )
     spread = preferences.choose == "spread"
     if spread and not preferences.members <= preferences.kept <= run.rollouts.samples:

@@ -7,7 +7,7 @@ an objective multiplies log-densities with. Everything is float64 NumPy: rewards
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,20 +80,34 @@ def discount_weights(steps: int, *, gamma: float) -> np.ndarray:
     return weights_K / weights_K.mean()
 
 
-def has_spread(value: np.ndarray, deviation: float) -> bool:
-    """Whether values with this standard deviation differ by more than rounding."""
-    return deviation > ROUNDING * float(np.abs(value).max())
+def has_spread(value: np.ndarray, deviation: float, rounding_N: np.ndarray | None = None) -> bool:
+    """Whether values with this standard deviation differ by more than rounding.
+
+    Args:
+        value: of any shape.
+        deviation: theirs.
+        rounding_N: what each may be off by, where it was computed from larger numbers (`RewardScale.rounding`); by default `ROUNDING`
+            times its size.
+    """
+    limit = ROUNDING * float(np.abs(value).max()) if rounding_N is None else float(rounding_N.max())
+    return deviation > limit
 
 
-def global_advantages(return_NK: np.ndarray) -> np.ndarray:
-    """Returns minus their mean over the batch at each step, over one pooled standard deviation; 0 where they are equal."""
+def global_advantages(return_NK: np.ndarray, rounding_N: np.ndarray | None = None) -> np.ndarray:
+    """Returns minus their mean over the batch at each step, over one pooled standard deviation; 0 where they are equal but for
+    rounding, as in `has_spread`.
+    """
     centred = return_NK - return_NK.mean(axis=0)
     deviation = np.sqrt(np.mean(centred**2))
-    return centred / (deviation + EPSILON) if has_spread(return_NK, deviation) else np.zeros_like(centred)
+    return centred / (deviation + EPSILON) if has_spread(return_NK, deviation, rounding_N) else np.zeros_like(centred)
 
 
 def group_advantages(
-    return_NK: np.ndarray, prompts_N: Sequence[str], *, deviation: Literal["group", "batch"] = "group"
+    return_NK: np.ndarray,
+    prompts_N: Sequence[str],
+    rounding_N: np.ndarray | None = None,
+    *,
+    deviation: Literal["group", "batch"] = "group",
 ) -> np.ndarray:
     """The same within each prompt's group: group-normalised credit as in GRPO. Each group sums to 0.
 
@@ -109,18 +123,24 @@ def group_advantages(
     of_batch = np.sqrt(np.mean((return_NK - return_NK.mean(axis=0)) ** 2))
     for prompt in dict.fromkeys(prompts_N):
         rows = prompts == prompt
-        advantage_NK[rows] = global_advantages(return_NK[rows])
+        advantage_NK[rows] = global_advantages(return_NK[rows], None if rounding_N is None else rounding_N[rows])
         if deviation == "batch" and advantage_NK[rows].any():
             group_NK = return_NK[rows]
             advantage_NK[rows] = (group_NK - group_NK.mean(axis=0)) / (of_batch + EPSILON)
     return advantage_NK
 
 
-def groups_without_spread(reward_N: np.ndarray, prompts_N: Sequence[str] | Sequence[int]) -> tuple[int, int]:
+def groups_without_spread(
+    reward_N: np.ndarray, prompts_N: Sequence[str] | Sequence[int], rounding_N: np.ndarray | None = None
+) -> tuple[int, int]:
     """How many prompts' samples all have the same reward, but for rounding, and of how many prompts that have several."""
     prompts = np.asarray(prompts_N)
-    groups = [group for prompt in dict.fromkeys(prompts_N) if len(group := reward_N[prompts == prompt]) > 1]
-    return sum(not has_spread(group, float(group.std())) for group in groups), len(groups)
+    groups = [rows for prompt in dict.fromkeys(prompts_N) if (rows := prompts == prompt).sum() > 1]
+    alike = [
+        not has_spread(reward_N[rows], float(reward_N[rows].std()), None if rounding_N is None else rounding_N[rows])
+        for rows in groups
+    ]
+    return sum(alike), len(groups)
 
 
 class RewardScale:
@@ -148,12 +168,28 @@ class RewardScale:
     def total(self, scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
         """The weighted sum (N,) of scores less their mean, over their deviation. A term that never differed adds nothing."""
         total_N = np.zeros(len(next(iter(scores.values()))))
-        for name, weight in weights.items():
+        for name, mean, deviation in self._differing(scores, weights):
+            total_N += weights[name] * (scores[name] - mean) / deviation
+        return total_N
+
+    def rounding(self, scores: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+        """What `total` may be off by (N,) as scores are rounded: in units of the total a score's last digit is the larger the farther
+        from 0 the scores lie and the less they differ.
+        """
+        rounding_N = np.zeros(len(next(iter(scores.values()))))
+        for name, _, deviation in self._differing(scores, weights):
+            rounding_N += abs(weights[name]) * ROUNDING * np.abs(scores[name]) / deviation
+        return rounding_N
+
+    def _differing(
+        self, scores: Mapping[str, np.ndarray], weights: Mapping[str, float]
+    ) -> Iterator[tuple[str, float, float]]:
+        """Name, mean and deviation of every term that ever differed."""
+        for name in weights:
             n, mean, squares = self._known[name]
             deviation = float(np.sqrt(squares / n))
             if has_spread(np.append(scores[name], mean), deviation):
-                total_N += weight * (scores[name] - mean) / deviation
-        return total_N
+                yield name, mean, deviation
 
     def state(self) -> dict[str, list[float]]:
         """By term: count, mean, and sum of squared distances from it."""
@@ -180,16 +216,19 @@ class PromptTracker:
         """A tracker that has seen nothing."""
         return cls(size=size, minimum=minimum, buffers={})
 
-    def advantages(self, reward_N: np.ndarray, prompts_N: Sequence[str]) -> np.ndarray:
-        """Take the rewards in and return the normalised ones, (N,)."""
+    def advantages(
+        self, reward_N: np.ndarray, prompts_N: Sequence[str], rounding_N: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Take the rewards in and return the normalised ones, (N,), 0 where they are equal but for rounding, as in `has_spread`."""
         for prompt, reward in zip(prompts_N, reward_N, strict=True):
             self.buffers.setdefault(prompt, deque(maxlen=self.size)).append(float(reward))
         advantage_N = np.empty(len(reward_N))
         for n, (prompt, reward) in enumerate(zip(prompts_N, reward_N, strict=True)):
             buffer = self.buffers[prompt]
             known = np.fromiter(buffer, float) if len(buffer) >= self.minimum else reward_N
-            deviation = known.std()
-            advantage_N[n] = (reward - known.mean()) / (deviation + EPSILON) if has_spread(known, deviation) else 0.0
+            deviation, own = known.std(), None if rounding_N is None else rounding_N[n : n + 1]
+            differ = has_spread(known, deviation, own)
+            advantage_N[n] = (reward - known.mean()) / (deviation + EPSILON) if differ else 0.0
         return advantage_N
 
     def state(self) -> dict[str, list[float]]:

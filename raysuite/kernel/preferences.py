@@ -49,7 +49,13 @@ def choose(
 
 
 def rank(
-    reward_RM: np.ndarray, *, label: Label, temperature: float, noise: float, rng: np.random.Generator
+    reward_RM: np.ndarray,
+    rounding_RM: np.ndarray | None = None,
+    *,
+    label: Label,
+    temperature: float,
+    noise: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """The order of preference in every row, as positions (R', M), the preferred first; rows that say nothing are left out.
 
@@ -59,6 +65,7 @@ def rank(
 
     Args:
         reward_RM: rewards of the compared members.
+        rounding_RM: what each may be off by, where it was computed from larger numbers; by default `ROUNDING` times its size.
         label: `argmax` believes the reward; `bradley_terry` draws the order with probabilities proportional to
             exp(reward / temperature), one place after the other (Plackett and Luce; for two members Bradley and Terry).
         temperature: in units of reward.
@@ -77,7 +84,9 @@ def rank(
     gumbel_RM, turn_R = rng.gumbel(size=reward_RM.shape), rng.random(len(reward_RM))
     value_RM = reward_RM / temperature + gumbel_RM if label == "bradley_terry" else reward_RM
     order_RM = np.argsort(-value_RM, axis=1, kind="stable")
-    rounding_R = ROUNDING * np.abs(reward_RM).max(1) if label == "argmax" else np.zeros(len(reward_RM))
+    if rounding_RM is None:
+        rounding_RM = ROUNDING * np.abs(reward_RM)
+    rounding_R = rounding_RM.max(1) if label == "argmax" else np.zeros(len(reward_RM))
     tied_R = (np.diff(np.sort(value_RM, axis=1), axis=1) <= rounding_R[:, None]).any(1)
     order_RM = np.where((turn_R < noise)[:, None], order_RM[:, ::-1], order_RM)
     rows = np.flatnonzero(~tied_R)

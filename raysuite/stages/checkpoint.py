@@ -72,6 +72,10 @@ class State:
         spent = self.training.network_evaluations
         return self.updates >= config.updates or (config.budget is not None and spent >= config.budget)
 
+    def final(self, config: RunConfig) -> bool:
+        """Whether the policy is the first or the last, which are evaluated with more pictures, and on test prompts."""
+        return not self.updates or self.finished(config)
+
     def expected_updates(self, config: RunConfig) -> int | None:
         """How many updates the run will probably have; None before the first where a budget decides."""
         if config.budget is None:

@@ -124,11 +124,14 @@ def judged_metrics(judged: Sequence[Judged], *, update: int, seed: int) -> dict[
 
 
 def _write_pictures(run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]]) -> None:
-    prompts = {}
+    prompts: dict[str, str] = {}
+    numbers: dict[str, int] = defaultdict(
+        int
+    )  # of the next prompt of each split, whose pictures may fill several blocks
     for split, rollouts in ordered:
         if rollouts.pictures is not None:
-            for index, picture in enumerate(rollouts.pictures):
-                run.write_image(update, f"{split}-{index}-0", picture)
-                block = rollouts.block
-                prompts[f"{split}-{index}"] = block.metadata[index].get(TYPED, block.prompts[index])
+            for asked, picture in zip(rollouts.block.asked_of_N, rollouts.pictures, strict=False):  # the first ones
+                run.write_image(update, f"{split}-{numbers[split]}-0", picture)
+                prompts[f"{split}-{numbers[split]}"] = asked
+                numbers[split] += 1
     write_json(run.path / "images" / "prompts.json", prompts)

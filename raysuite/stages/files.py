@@ -297,9 +297,25 @@ class RunDirectory:
         file = self.path / "ledger.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def evaluated(self, update: int) -> bool:
-        """Whether the policy after so many updates was evaluated to the end: its metrics are written last."""
-        return any(update in values for name, values in self.metrics().items() if name.startswith("evaluation/"))
+    def evaluated(self, config: RunConfig, update: int, *, final: bool) -> bool:
+        """Whether the policy after so many updates was evaluated to the end: its metrics are written last.
+
+        Where a guard then ended the run, it was not: the same command evaluates again and ends the same way, though a signal had left
+        a checkpoint of that policy.
+
+        Args:
+            config: of the run, as it is to go on.
+            update: the number of updates that the policy has had.
+            final: whether it is to be evaluated as the first and the last are; it was not, where a later one was to be the last.
+        """
+        metrics = self.metrics()
+        done = [name for name, values in metrics.items() if name.startswith("evaluation/") and update in values]
+        if final and config.prompts.test and not any(name.startswith("evaluation/test/") for name in done):
+            return False
+        if final and self.samples(update) < config.evaluation.final_samples:
+            return False
+        ending = (f"guard/{name}" for name, reaction in config.guards if reaction == "stop")
+        return bool(done) and not any(update - 1 in metrics.get(name, {}) for name in ending)
 
     def first_pictures(self, split: str, samples: int) -> dict[str, dict[int, float]]:
         """Evaluation metrics of a split over the first `samples` pictures of each prompt: those that all evaluations have."""

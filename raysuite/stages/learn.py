@@ -34,26 +34,39 @@ Batch = Transitions | Preferences
 
 
 def advantages(
-    config: RunConfig, credits: Mapping[int, np.ndarray], prompts: Mapping[int, Sequence[str]], tracker: PromptTracker
+    config: RunConfig,
+    credits: Mapping[int, np.ndarray],
+    prompts: Mapping[int, Sequence[str]],
+    tracker: PromptTracker,
+    roundings: Mapping[int, np.ndarray] | None = None,
 ) -> dict[int, np.ndarray]:
     """The advantage of every step, (N, K) by block, from the credit of all blocks of an update.
 
     Normalised over all blocks, whichever worker learns from them, and then weighted by the discount.
+
+    Args:
+        config: of the run.
+        credits: (N, K) by block.
+        prompts: of the N samples, by block.
+        tracker: of the run.
+        roundings: what each sample's credit may be off by (N,), by block, where it was computed from larger numbers.
     """
     numbers = sorted(credits)
+    rounding_N = None if roundings is None else np.concatenate([roundings[b] for b in numbers])
     credit_NK = np.concatenate([credits[b] for b in numbers])
     prompts_N = [prompt for b in numbers for prompt in prompts[b]]
     if config.credit.normalise == "tracked":
-        advantage_NK = np.repeat(tracker.advantages(credit_NK.sum(1), prompts_N)[:, None], credit_NK.shape[1], axis=1)
+        advantage_N = tracker.advantages(credit_NK.sum(1), prompts_N, rounding_N)
+        advantage_NK = np.repeat(advantage_N[:, None], credit_NK.shape[1], axis=1)
     else:
         # a terminal reward is every step's return: all steps were needed for it, whatever the decay
         decay = 1.0 if config.credit.kind == "terminal" else config.credit.decay
         return_NK = returns_to_go(credit_NK, decay=decay)
         if config.credit.normalise == "global":
-            advantage_NK = global_advantages(return_NK)
+            advantage_NK = global_advantages(return_NK, rounding_N)
         else:
             deviation: Literal["group", "batch"] = "group" if config.credit.normalise == "group" else "batch"
-            advantage_NK = group_advantages(return_NK, prompts_N, deviation=deviation)
+            advantage_NK = group_advantages(return_NK, prompts_N, rounding_N, deviation=deviation)
     advantage_NK = advantage_NK * discount_weights(credit_NK.shape[1], gamma=config.credit.discount)
     ends = np.cumsum([len(prompts[b]) for b in numbers])[:-1]
     return dict(zip(numbers, np.split(advantage_NK, ends), strict=True))

@@ -333,7 +333,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 measure_kl=evaluation.kl
                 and config.sampler.noise.level > 0
                 and (split, sample, start) == ("training", 0, 0),
-                pictures=evaluation.pictures if sample == 0 and start == 0 else 0,
+                pictures=max(0, evaluation.pictures - start) if sample == 0 else 0,
             )
             for sample in range(samples)
             for start in range(0, len(chosen), width)

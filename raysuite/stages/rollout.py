@@ -86,11 +86,13 @@ def sample(
 
 
 def check_noise(config: RunConfig, schedule: Schedule) -> None:
-    """Refuse a sampler without noise in the steps that are to be learned.
+    """Refuse a sampler without noise in the steps that are to be learned, or without the noise levels that the objective asks for.
 
     Raises:
-        UserError: a window, in one of its places, holds only steps that end at or below the noise floor.
+        UserError: a window, in one of its places, holds only steps that end at or below the noise floor; or the objective's levels
+            are not there.
     """
+    config.built_objective.check_schedule(schedule)
     window = config.sampler.window
     spans = [(first, first + window.size) for first in window.places(schedule.steps)] if window else [None]
     for span in spans:

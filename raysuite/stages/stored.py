@@ -19,6 +19,7 @@ from raysuite.errors import UserError
 from raysuite.places import replacing
 from raysuite.stages.collect import Collector
 from raysuite.stages.files import RunDirectory, inputs
+from raysuite.stages.preferences import refuse_several_draws
 from raysuite.types import Block, Cost, Rollouts
 
 ARRAYS = ("latents_NK", "logp_NK", "reward_N", "credit_NK", "draws_N")
@@ -116,14 +117,18 @@ def check_replay(config: RunConfig) -> None:
             f"expected kept rollouts of {config.updates} updates at {run}, found those of {kept}: ask for as many (updates={kept}; in "
             "a study, fewer --units), or name a run that had more"
         )
-    read(run, config.updates - 1, config.rollouts.blocks - 1)
+    last = read(run, config.updates - 1, config.rollouts.blocks - 1)
+    if not advantages and last.draws_N is not None and not config.preferences.across_draws:
+        refuse_several_draws(last.draws_N.reshape(-1, last.block.samples_per_prompt))
 
 
 def _identity(config: RunConfig, digests: Mapping[str, str], *, credit: bool) -> dict[str, Any]:
     sizes = {name: getattr(config.rollouts, name) for name in ("prompts", "samples", "prompts_per_block")}
     facts: dict[str, Any] = {name: config.identity()[name] for name in ("model", "sampler", "rewards")}
     facts["rollouts"] = sizes
-    facts["prompts.training"] = digests.get("prompts.training", config.prompts.training)  # wherever the same file lies
+    for name in ("training", "writer"):  # wherever the same files lie
+        facts[f"prompts.{name}"] = digests.get(f"prompts.{name}", getattr(config.prompts, name))
+    facts["prompts.best_of"] = config.prompts.best_of
     drawn = config.parameters.kind == "prompts"
     facts["distribution of prompts"] = config.parameters.prompts.model_dump(mode="json") if drawn else None
     if credit:

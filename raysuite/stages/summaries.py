@@ -20,6 +20,7 @@ def summary(rollouts: Rollouts) -> dict:
         "credit_NK": rollouts.credit_NK,
         "reward_N": rollouts.reward_N,
         "learned_N": rollouts.reward_N,
+        "rounding_N": None,  # follows from rewards as they are given
         "scores": dict(rollouts.scores),
         "distances_P": _distances(rollouts),
         "cost": rollouts.cost,
@@ -32,12 +33,13 @@ def rescale(config: RunConfig, summaries: Sequence[dict], scale: RewardScale) ->
     names = [reward.name for reward in config.rewards]
     scores = {name: np.concatenate([s["scores"][name] for s in summaries]) for name in names}
     scale.show(scores)
-    total_N = scale.total(scores, {reward.name: reward.weight for reward in config.rewards})
+    weights = {reward.name: reward.weight for reward in config.rewards}
+    total_N, rounding_N = scale.total(scores, weights), scale.rounding(scores, weights)
     ends = np.cumsum([len(s["reward_N"]) for s in summaries])[:-1]
     steps = config.sampler.steps
     return [
-        {**s, "learned_N": learned_N, "credit_NK": terminal_credit(learned_N, steps=steps)}
-        for s, learned_N in zip(summaries, np.split(total_N, ends), strict=True)
+        {**s, "learned_N": learned_N, "rounding_N": off_N, "credit_NK": terminal_credit(learned_N, steps=steps)}
+        for s, learned_N, off_N in zip(summaries, np.split(total_N, ends), np.split(rounding_N, ends), strict=True)
     ]
 
 
@@ -58,7 +60,9 @@ def reward_metrics(summaries: Sequence[dict]) -> dict[str, float]:
     reward_N = np.concatenate([s["reward_N"] for s in ordered])
     metrics = {"train/reward": float(reward_N.mean()), "train/reward_std": float(reward_N.std())}
     learned_N = np.concatenate([s["learned_N"] for s in ordered])
-    without, groups = groups_without_spread(learned_N, [number for s in ordered for number in s["numbers_N"]])
+    known = [s["rounding_N"] for s in ordered if s["rounding_N"] is not None]
+    numbers = [number for s in ordered for number in s["numbers_N"]]
+    without, groups = groups_without_spread(learned_N, numbers, np.concatenate(known) if known else None)
     if groups:
         metrics |= {"train/groups": float(groups), "train/groups_without_spread": float(without)}
     for name in summaries[0]["scores"]:

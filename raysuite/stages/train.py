@@ -14,10 +14,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -35,7 +37,7 @@ from raysuite.stages.files import RunDirectory, trained_rewards, write_json
 from raysuite.stages.guards import Watch
 from raysuite.stages.learn import Batch, Metrics, advantages, blocks_of_worker, learn, minibatches, transitions
 from raysuite.stages.optimizer import optimizer_of, set_rate
-from raysuite.stages.preference_set import sets_of
+from raysuite.stages.preference_set import PreferenceSet, sets_of
 from raysuite.stages.preferences import compared, rankings, rows_of_set
 from raysuite.stages.prompts import PromptSet, evaluation_blocks, run_prompts, training_blocks
 from raysuite.stages.rollout import check_noise
@@ -79,13 +81,10 @@ class Training:
         self.watch = Watch(config, self.run, latent_numbers=math.prod(policy.latent_shape))
         replay = config.rollouts.replay
         self.source = ReplayCollector(Path(replay)) if replay else collector
-        self.set, self.held_out = sets_of(config, policy.latent_shape)
         if config.cluster.shard and accelerator.num_processes > 1:
             policy.shard()
         check_noise(config, policy.schedule)
         self.prompts: PromptSet = run_prompts(config, directory)
-        self.optimizer = optimizer_of(config.learn, policy.trainable().values())
-        self.snapshot = checkpoint.Snapshot(self.optimizer, keep=self.first)
         self.tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
         self.scale = RewardScale()
         self.state = State(behaviour={0: policy.weights()})
@@ -96,6 +95,33 @@ class Training:
         self.pending: dict[int, Iterator[Rollouts]] = {}
         self.started, self.started_at = time.monotonic(), 0
         self.began = self.started
+
+    # what only learning needs: an evaluation opens none of it
+
+    @cached_property
+    def sets(self) -> tuple[PreferenceSet | None, PreferenceSet | None]:
+        """The preference sets that are learned from and held out."""
+        return sets_of(self.config, self.policy.latent_shape)
+
+    @property
+    def set(self) -> PreferenceSet | None:
+        """What is learned from in place of rollouts."""
+        return self.sets[0]
+
+    @property
+    def held_out(self) -> PreferenceSet | None:
+        """What the objective judges at every evaluation of the run."""
+        return self.sets[1]
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW on what is trained."""
+        return optimizer_of(self.config.learn, self.policy.trainable().values())
+
+    @cached_property
+    def snapshot(self) -> checkpoint.Snapshot:
+        """What the optimiser remembered after the last update."""
+        return checkpoint.Snapshot(self.optimizer, keep=self.first)
 
     @property
     def first(self) -> bool:
@@ -111,9 +137,9 @@ class Training:
         try:
             self.resume()
             self.warm()
-            if self.evaluates and not self.of_first(self.run.evaluated(self.state.updates)):
+            if self.evaluates and not self.of_first(self.evaluated):
                 self.evaluate()
-                if self.state.updates:  # the run was stopped as this policy was evaluated
+                if self.state.updates:  # the run was stopped as this policy was evaluated, or ends with it after all
                     self.save()
             while not self.state.finished(self.config):
                 self.update()
@@ -135,7 +161,12 @@ class Training:
     def evaluates(self) -> bool:
         """Whether the policy after this many updates is one that is evaluated."""
         updates = self.state.updates
-        return updates == 0 or self.state.finished(self.config) or updates % self.config.evaluation.every == 0
+        return self.state.final(self.config) or updates % self.config.evaluation.every == 0
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it was, to the end."""
+        return self.run.evaluated(self.config, self.state.updates, final=self.state.final(self.config))
 
     def stop(self, who: str) -> str:
         """Put the last completed update on disk, and return the sentence with which the run ends.
@@ -154,7 +185,12 @@ class Training:
         )
 
     def resume(self) -> None:
-        """Load the last checkpoint, if there is one, and drop what was written after it."""
+        """Load the last checkpoint, if there is one, and drop what was written after it.
+
+        Raises:
+            UserError: a set is not there or of another model, or the optimiser lacks something.
+        """
+        _ = self.sets, self.snapshot  # found out before anything is drawn
         found = self.of_first(checkpoint.completed(self.run.path / "checkpoints"))
         if found:
             self.state = checkpoint.load(found[-1], self.policy, self.optimizer)
@@ -236,13 +272,16 @@ class Training:
             for done in rollouts:
                 stored.keep(self.run.path, done)
         summaries = sorted(self.gather([summary(r) for r in rollouts]), key=lambda s: s["block"])
-        if self.config.reward_scale != "given":
+        scaled = self.config.reward_scale != "given"
+        if scaled:
             summaries = self.rescaled(summaries)
+        rounding = {s["block"]: s["rounding_N"] for s in summaries}
         told, costs = reward_metrics(summaries), [s["cost"] for s in summaries]
         self.state.redone = sum((s["redone"] for s in summaries), self.state.redone)
         if self.config.built_objective.consumes == "preferences":
             reward = {s["block"]: s["learned_N"] for s in summaries}
-            ranked = {r.block.index: rankings(self.config, r.block, reward[r.block.index]) for r in rollouts}
+            blocks = [r.block for r in rollouts]
+            ranked = {b.index: rankings(self.config, b, reward[b.index], rounding[b.index]) for b in blocks}
             counts = self.gather([(len(indices), ties) for indices, ties in ranked.values()])
             told["train/rankings"], told["train/ties"] = (float(sum(column)) for column in zip(*counts, strict=True))
             across = self.config.preferences.across_draws
@@ -256,6 +295,7 @@ class Training:
             {s["block"]: s["credit_NK"] for s in summaries},
             {s["block"]: [self.prompts.names[number] for number in s["numbers_N"]] for s in summaries},
             self.tracker,
+            rounding if scaled else None,
         )
         return {r.block.index: transitions(r, advantage[r.block.index]) for r in rollouts}, told, costs
 
@@ -355,7 +395,7 @@ class Training:
             The metrics (on the first worker), what that cost, and what of it was done in vain and again.
         """
         number = self.state.updates
-        final = number == 0 or self.state.finished(self.config)
+        final = self.state.final(self.config)
         split_of: list[tuple[str, Block]] = [
             (split, block)
             for split, blocks in evaluation_blocks(self.config, self.prompts, number, final=final).items()

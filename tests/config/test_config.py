@@ -442,6 +442,17 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"cluster": {"workers": 2, "shard": True, "actors": 0}, "parameters.kind": "all"},
             "expected cluster.actors of at least 1 with cluster.shard, got 0",
         ),
+        *(
+            (
+                {
+                    "objective": {"name": "trajectory_dpo", "strength": 5.0, "discount": 0.9, **settings},
+                    "preferences.members": 3,
+                    "rollouts.samples": 3,
+                },
+                "expected preferences.members=2 with objective.link, label_smoothing or winner_margin, got 3: set it",
+            )
+            for settings in ({"link": "ipo"}, {"link": "hinge"}, {"label_smoothing": 0.1}, {"winner_margin": 0.9})
+        ),
         ({"cluster": {"actors": 0, "actor_gpus": 1}}, "expected no cluster.actor_gpus with cluster.actors=0, got 1"),
         ({"cluster.actor_gpus": 1.5}, "cluster.actor_gpus"),
         ({"cluster.worker_gpus": 2}, "cluster.worker_gpus"),

@@ -21,6 +21,7 @@ from raysuite.kernel.credit import (
     returns_to_go,
     terminal_credit,
 )
+from raysuite.kernel.preferences import rank
 
 numbers = st.floats(-1e3, 1e3)
 
@@ -266,6 +267,30 @@ def test_rounding_is_no_scale() -> None:
     scale = RewardScale()
     scale.show(scores)
     np.testing.assert_allclose(scale.total(scores, {"a": 1, "b": 1}), [-1, 1, 1, -1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("earlier", [(), (1.0, 60.0)], ids=["batch", "running"])
+def test_rounding_is_no_difference_on_one_scale(earlier: tuple[float, ...]) -> None:
+    """Scores of 21.5 that differ in their last digit differ by more than a millionth once their mean and deviation are taken out."""
+    digit = float(np.nextafter(np.float32(21.5), np.float32(22))) - 21.5
+    score_N = np.array([21.5, 21.5 + digit, 21.4, 21.6, 21.3, 21.7])
+    prompts_N = ["equal"] * 2 + ["apart"] * 4
+    scale, weights = RewardScale(), {"a": -2.0}
+    for batch in (np.array(earlier), score_N):
+        if len(batch):
+            scale.show({"a": batch})
+    total_N = scale.total({"a": score_N}, weights)
+    rounding_N = scale.rounding({"a": score_N}, weights)
+    assert groups_without_spread(total_N, prompts_N, rounding_N) == (1, 2)
+    for advantage_N in (
+        group_advantages(total_N[:, None], prompts_N, rounding_N)[:, 0],
+        group_advantages(total_N[:, None], prompts_N, rounding_N, deviation="batch")[:, 0],
+        PromptTracker.empty(size=8, minimum=1).advantages(total_N, prompts_N, rounding_N),
+    ):
+        assert (advantage_N[:2] == 0).all() and (np.abs(advantage_N[2:]) > 0.1).all()
+    options = {"label": "argmax", "temperature": 1.0, "noise": 0.0, "rng": np.random.default_rng(0)}
+    pairs_RM = np.array([[0, 1], [2, 3]])
+    assert rank(total_N[pairs_RM], rounding_N[pairs_RM], **options).tolist() == [[1, 0, 1]]
 
 
 # the tracker of running statistics

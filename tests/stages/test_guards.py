@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raysuite.cluster import launch
 from raysuite.errors import UserError
 from raysuite.kernel.guards import REMEDIES
 from raysuite.results.report import summary, write_report
 from raysuite.stages import checkpoint
 from raysuite.stages.guards import Watch
+from raysuite.stages.stop import StopRequested
 from tests.stages.test_train import begin, numbers, toy
 
 SOON = {"updates": "3", "evaluation__every": "1"}
@@ -139,6 +141,26 @@ def test_a_guard_that_stops_leaves_the_last_good_checkpoint(
     name = line[0].removeprefix("guard/")
     begin(config.model_copy(update={"guards": config.guards.model_copy(update={name: "warn"})}), tmp_path).train()
     assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")][-1] == "000012"
+
+
+@pytest.mark.parametrize("updates", ["2", "4"], ids=["last", "along the way"])
+def test_a_guard_that_stops_is_not_passed_by_repeating_the_command_after_a_signal(tmp_path: Path, updates: str) -> None:
+    """The signal comes in the evaluation that the guard would have ended the run after, and leaves a checkpoint of its policy."""
+    config = toy(updates=updates, evaluation__every="2", guards__kl="stop", guards__kl_limit="1e-9")
+    run = begin(config, tmp_path)
+
+    def signalled() -> None:
+        if run.state.updates == 2:
+            raise StopRequested("nobody")
+
+    run.check = signalled
+    with pytest.raises(UserError, match="stopped by nobody after 2 updates"):
+        run.train()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"guards\.kl=stop ended the run: after 2 updates"):
+            begin(config, tmp_path).train()
+        assert not launch.finished(config, tmp_path)
+    begin(config.model_copy(update={"guards": config.guards.model_copy(update={"kl": "warn"})}), tmp_path).train()
 
 
 def test_held_out_prompts_that_get_worse_are_noticed(tmp_path: Path) -> None:

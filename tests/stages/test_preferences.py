@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.rng import Stage, numpy_generator, torch_generator
-from raysuite.stages import preference_set
+from raysuite.stages import checkpoint, preference_set
 from raysuite.stages.checkpoint import State
 from raysuite.stages.evaluate import judged_rankings
 from raysuite.stages.files import RunDirectory
@@ -372,6 +373,20 @@ def test_a_run_learns_from_a_set(tmp_path: Path, objective: str) -> None:
     continued = begin(config, tmp_path / "stopped")
     continued.train()
     assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+
+
+def test_a_run_is_evaluated_without_its_set_and_does_not_go_on_without_it(tmp_path: Path) -> None:
+    made(tmp_path, toy(DPO), trajectories=False)
+    settings = {"updates": "1", "preferences__source": str(tmp_path / "set")}
+    begin(toy(DPO, **settings), tmp_path / "run").train()
+    told = metrics(tmp_path / "run")
+    shutil.rmtree(tmp_path / "set")
+    run = begin(toy(DPO, **settings), tmp_path / "run")
+    run.state = checkpoint.load(tmp_path / "run" / "checkpoints" / "000001", run.policy)
+    found, _, _ = run.measure()
+    assert found and found == {name: told[name][-1] for name in found}
+    with pytest.raises(UserError, match="expected a preference set at"):
+        begin(toy(DPO, **settings | {"updates": "2"}), tmp_path / "run").train()
 
 
 @pytest.mark.parametrize("ema", [False, True])

@@ -452,7 +452,7 @@ def test_evaluation_blocks(run_config: Maker) -> None:
         assert {p for b in final[split] for p in b.prompts} <= available
         assert len({p for b in along[split] for p in b.prompts}) == 10
     assert [b.measure_kl for b in (*final["training"], *final["held_out"])] == [True] + [False] * 11
-    assert [b.pictures for b in (*final["training"], *final["held_out"])] == [8, *[0] * 5] * 2
+    assert [b.pictures for b in (*final["training"], *final["held_out"])] == [8, 2, *[0] * 4] * 2
     unmeasured = run_config("epsilon-lora-1", evaluation={"prompts": 10, "kl": False})
     assert not any(b.measure_kl for b in evaluation_blocks(unmeasured, prompts, 0, final=True)["training"])
 

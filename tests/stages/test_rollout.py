@@ -264,6 +264,27 @@ def test_steps_without_noise_are_not_learned(sampler: dict[str, Any], where: str
     check_noise(config, policy.schedule)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mentions"),
+    [
+        ({"levels": "sampler", "draws": 6}, "expected objective.draws of at most the 5 levels of the sampler"),
+        (
+            {"levels": "sampler", "draws": 3, "noise_range": [0.6, 1.0]},
+            "expected objective.draws of at most the 2 levels of the sampler in noise_range, got 3",
+        ),
+        ({"noise_range": [0.5, 0.50001]}, "expected objective.noise_range with a timestep of 1000 in it"),
+    ],
+)
+def test_noise_levels_that_are_not_there_are_refused_before_anything_is_drawn(
+    settings: dict[str, Any], mentions: str, policy_of: Opener
+) -> None:
+    policy, _ = policy_of("toy", sampler={"steps": 5})
+    objective = {"objective": json.dumps({"name": "sft", **settings}), "credit": "null"}
+    config = load("toy-ddpo", {"sampler.steps": "5", **objective})
+    with pytest.raises(UserError, match=mentions):
+        check_noise(config, policy.schedule)
+
+
 # credit from previews
 
 

@@ -92,6 +92,32 @@ def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], me
         stored.check_replay(toy(rollouts__replay=str(source), **settings))
 
 
+def test_pictures_of_other_wordings_are_refused(tmp_path: Path) -> None:
+    """A writer is known by its files, wherever they lie, and pictures may have chosen among its rewrites."""
+    for name in ("ours", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"writer": name == "other"}))
+
+    def written(name: str | None, *, best_of: int = 0, **more: str) -> RunConfig:
+        writer = "null" if name is None else str(tmp_path / name)
+        own = {"prompts.writer": writer, "prompts.best_of": str(best_of), **more}
+        return load("scenes-ddpo", {"updates": "1", **own})
+
+    for name, best_of in (("ours", 0), ("ours", 2), (None, 0)):
+        source = tmp_path / f"{name}-{best_of}"
+        RunDirectory(source).claim(written(name, best_of=best_of), ["test"])
+        replay = {"rollouts.replay": str(source)}
+        (source / "rollouts").mkdir()
+        others = {("ours", 0), ("copy", 0), ("other", 0), ("ours", 2), (None, 0)} - {(name, best_of)}
+        if name == "ours" and not best_of:
+            others.remove(("copy", 0))
+        for other, of in sorted(others, key=str):
+            with pytest.raises(UserError, match=r"drawn with another prompts\.\w+"):
+                stored.check_replay(written(other, best_of=of, **replay))
+        with pytest.raises(UserError, match="could not read them"):  # the same, of which nothing is kept here
+            stored.check_replay(written(name, best_of=best_of, **replay))
+
+
 def test_other_prompts_are_refused_and_the_same_in_another_file_are_not(tmp_path: Path) -> None:
     """Numbers of prompts mean nothing beside another set, where they may be those of prompts that are held out."""
     for name, prompts in {"ours": "left\nright\n", "copy": "left\nright\n", "others": "right\nleft\n"}.items():

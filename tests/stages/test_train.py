@@ -207,6 +207,25 @@ def test_terms_on_one_scale_count_by_their_weights(tmp_path: Path) -> None:
     assert curves["batch", "thousand"] == curves["given", "thousand"] != curves["batch", "one"]
 
 
+@pytest.mark.parametrize("objective", ["ddpo", "preferences"])
+def test_rewards_that_are_equal_but_for_rounding_are_so_on_one_scale(tmp_path: Path, objective: str) -> None:
+    """Those of one prompt; those of the other differ."""
+    terms = "[{name: 'tests.stages.rewards:all_but_equal_on_the_left'}]"
+    settings = {"updates": "1", "reward_scale": "batch", "rewards": terms, "evaluation__pictures": "0"}
+    if objective == "preferences":
+        settings |= {"objective": "{name: sft}", "credit": "null"}
+    run = begin(toy(**settings), tmp_path)
+    run.resume()
+    batches, told, _ = run.from_rollouts(0)
+    assert (told["train/groups"], told["train/groups_without_spread"]) == (2, 1)
+    if objective == "preferences":
+        assert [prompt for batch in batches.values() for prompt in batch.prompts_R] == ["right"]
+        assert told["train/ties"] == 1
+    else:
+        learned = {batch.prompts_N[0]: bool(batch.advantage_NK.any()) for batch in batches.values()}
+        assert learned == {"left": False, "right": True}
+
+
 class Stop:
     """Asks for a stop at the n-th time that it is looked for."""
 
@@ -352,6 +371,25 @@ def test_passes_over_the_same_pictures_have_the_same_minibatches_in_an_order_of_
         assert epoch != first and sorted(epoch) == sorted(first)
 
 
+def test_pictures_are_kept_of_as_many_prompts_as_are_asked_for_whatever_the_blocks(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("left\nright\nboth\n")
+    prompts = {
+        "prompts__training": str(tmp_path / "prompts.txt"),
+        "prompts__held_out": "null",
+        "evaluation__prompts": "3",
+    }
+    small = {"rollouts__prompts": "1", "learn__minibatches": "1", "evaluation__pictures": "3"}
+    kept = {}
+    for samples in ("2", "4"):  # of prompts as many go into a block of an evaluation
+        run = begin(toy(rollouts__samples=samples, **small, **prompts), tmp_path / samples)
+        run.evaluate()
+        assert {path.name for path in (tmp_path / samples / "images/000000").iterdir()} == {
+            f"training-{number}-0.png" for number in range(3)
+        }
+        kept[samples] = json.loads((tmp_path / samples / "images" / "prompts.json").read_text())
+    assert kept["2"] == kept["4"] and set(kept["2"].values()) == {"left", "right", "both"}
+
+
 def test_without_noise_no_kl_is_told(tmp_path: Path) -> None:
     settings = {"reference.refresh": "1", "updates": "1", "sampler.eta": "0", "objective": json.dumps(FORWARD_RL)}
     run = train_alone(load("toy-ddpo", settings), tmp_path)
@@ -470,6 +508,25 @@ def test_a_finished_run_is_extended_bit_for_bit(tmp_path: Path, staleness: str) 
     assert set(numbers(tmp_path / "whole")) < set(numbers(tmp_path / "extended"))
     more = set(numbers(tmp_path / "extended")) - set(numbers(tmp_path / "whole"))
     assert all(json.loads(line)["name"].startswith("evaluation/") for line in more)
+
+
+def test_a_run_that_is_ended_sooner_is_evaluated_as_one_that_was_to_end_there(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("both\n")
+    prompts = {"prompts__held_out": "null", "prompts__test": str(tmp_path / "test.txt")}
+    settings = {"evaluation__every": "2", "evaluation__samples": "1", "evaluation__final_samples": "3", **prompts}
+    whole = train_alone(toy(updates="2", **settings), tmp_path / "whole")
+    longer = begin(toy(updates="4", **settings), tmp_path / "longer")
+    longer.resume()
+    longer.evaluate()
+    for _ in range(2):
+        longer.update()
+    longer.evaluate()
+    longer.save()
+    config = toy(updates="2", **settings)
+    assert longer.run.samples(2) == 1 and not launch.claim(config, tmp_path / "longer", ["test"])
+    ended = train_alone(config, tmp_path / "longer")
+    assert ended.run.samples(2) == 3 and ended.run.metrics() == whole.run.metrics()
+    assert launch.finished(config, tmp_path / "longer")
 
 
 def test_fewer_checkpoints_stay_when_a_run_goes_on(tmp_path: Path) -> None:

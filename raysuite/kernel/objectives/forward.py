@@ -56,6 +56,14 @@ class ForwardObjective(Objective[Batch]):
         shape = [self.logit_mean, self.logit_std]
         require(plain, "logit_mean and logit_std", "left out unless levels is logit_normal", shape)
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Look whether there are noise levels to draw from.
+
+        Raises:
+            UserError: `noise_range` holds no timestep, or the sampler too few levels in it.
+        """
+        self._choices(schedule.to("cpu"))
+
     def renoise(
         self,
         clean_RM: Tensor,
@@ -112,13 +120,8 @@ class ForwardObjective(Objective[Batch]):
     def _levels(self, schedule: Schedule, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, alpha and sigma of every unit, (R draws,) each."""
         table, units = schedule.training, rows * self.draws
-        low, high = (round(share * len(table)) for share in self.noise_range)
-        require(low < high, "noise_range", f"with a timestep of {len(table)} in it", list(self.noise_range))
+        low, high, inside_K = self._choices(schedule)
         if self.levels == "sampler":
-            place_K = table.nearest(schedule.timesteps_K)
-            inside_K = ((place_K >= low) & (place_K < high)).nonzero().flatten()
-            wanted = f"of at most the {len(inside_K)} levels of the sampler in noise_range"
-            require(self.draws <= len(inside_K), "draws", wanted, self.draws)
             order_RK = torch.rand(rows, len(inside_K), generator=generator).argsort(1)
             k_U = inside_K[order_RK[:, : self.draws].flatten()]
             return schedule.timesteps_K[k_U], schedule.alpha_K1[k_U], schedule.sigma_K1[k_U]
@@ -128,6 +131,17 @@ class ForwardObjective(Objective[Batch]):
             level_U = self._logit_normal(units, low / len(table), high / len(table), generator)
             level_U = (level_U * len(table)).long().clamp(low, high - 1)
         return table.timesteps_T[level_U], table.alpha_T[level_U], table.sigma_T[level_U]
+
+    def _choices(self, schedule: Schedule) -> tuple[int, int, Tensor]:
+        """The first place in the training table that may be drawn and the first that may not, and the sampler's steps between."""
+        table = schedule.training
+        low, high = (round(share * len(table)) for share in self.noise_range)
+        require(low < high, "noise_range", f"with a timestep of {len(table)} in it", list(self.noise_range))
+        place_K = table.nearest(schedule.timesteps_K)
+        inside_K = ((place_K >= low) & (place_K < high)).nonzero().flatten()
+        wanted = f"of at most the {len(inside_K)} levels of the sampler in noise_range"
+        require(self.levels != "sampler" or self.draws <= len(inside_K), "draws", wanted, self.draws)
+        return low, high, inside_K
 
     def _logit_normal(self, units: int, low: float, high: float, generator: torch.Generator) -> Tensor:
         """Shares of the table between low and high, by the inverse of their distribution function."""

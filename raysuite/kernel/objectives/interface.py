@@ -51,6 +51,14 @@ class Objective(ABC, Generic[Batch]):
         """Whether `loss` wants the predictions of the model as it came, too, as `base` (U, M, ...) among the queries' extra."""
         return False
 
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Look whether it can learn with a schedule, before anything is drawn; by default with any.
+
+        Raises:
+            UserError: its settings ask for what the schedule does not have.
+        """
+        return
+
     @abstractmethod
     def queries(self, batch: Batch, schedule: Schedule, generator: torch.Generator) -> Queries:
         """The points where predictions are wanted, for one block. All its randomness comes from `generator`."""

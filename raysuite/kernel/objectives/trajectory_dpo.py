@@ -76,6 +76,11 @@ class TrajectoryDpo(Objective[Preferences]):
         """Log-ratios are against the reference."""
         return True
 
+    @property
+    def pairs_only(self) -> bool:
+        """Whether its settings mean nothing for rankings of more than two."""
+        return self.link != "logistic" or self.label_smoothing > 0 or self.winner_margin is not None
+
     def queries(self, batch: Preferences, schedule: Schedule, generator: torch.Generator) -> Queries:
         """The chosen steps S of all members of every ranking: M S points a unit, one member's steps after the other's."""
         steps_K = schedule.windowed(batch.window).stochastic_K.nonzero().flatten().cpu()
@@ -90,8 +95,7 @@ class TrajectoryDpo(Objective[Preferences]):
                 f"expected trajectories of {schedule.steps} steps, got {latents - 1}: trajectory_dpo learns from rollouts, or "
                 "from a set made with `raysuite pairs --trajectories` and the same sampler"
             )
-        pairs_only = self.link != "logistic" or self.label_smoothing > 0 or self.winner_margin is not None
-        if members > 2 and pairs_only:
+        if members > 2 and self.pairs_only:
             raise UserError(
                 f"expected pairs with objective.link, label_smoothing or winner_margin, got rankings of {members}: set "
                 "preferences.members=2, or leave them out"
