@@ -18,6 +18,7 @@ app = typer.Typer(
 
 PromptRun = Annotated[Path, typer.Argument(help="The --out of a run with parameters.kind=prompts.")]
 Checkpoint = Annotated[int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")]
+Ema = Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")]
 Samples = Annotated[int, typer.Option(min=1, help="Draws.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the noise and the draws.")]
 
@@ -31,12 +32,13 @@ def sample(
     samples: Samples = 6,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
+    ema: Ema = False,
 ) -> None:
     """Pictures of one prompt: a row for each spread, and in each row the same draws and noise."""
     page, spreads = places.file(out), numbers("--spread", spread)
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
-    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    drawn = open_distribution([places.existing(run)], updates=checkpoint, ema=ema)
     rows = [
         (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed))) for g in spreads
     ]
@@ -52,12 +54,13 @@ def edit(
     samples: Samples = 6,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
+    ema: Ema = False,
 ) -> None:
     """Pictures of several prompts: a row for each text, and in each row the same draws and noise, so that text alone changes."""
     page = places.file(out)
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
-    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    drawn = open_distribution([places.existing(run)], updates=checkpoint, ema=ema)
     rows = [(text, list(pictures(drawn, text, samples=samples, seed=seed))) for text in prompt]
     said = "From row to row only the text changes: a column has one draw and one noise."
     _grid(page, "Texts", said, [f"draw {number + 1}" for number in range(samples)], rows)
@@ -73,12 +76,13 @@ def mix(
     spread: Annotated[str, typer.Option(help="Factors on the spread.")] = "0,0.5,1,1.5,2",
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
+    ema: Ema = False,
 ) -> None:
     """Pictures between two distributions: mixing from left to right, spread from top to bottom, one noise for all."""
     page, shares, spreads = places.file(out), numbers("--weights", weights), numbers("--spread", spread)
     from raysuite.stages.soft_prompts import open_distribution, pictures
 
-    drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint)
+    drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint, ema=ema)
     rows = [
         (
             f"spread {g:g}",
@@ -100,12 +104,13 @@ def export(
     samples: Samples = 4,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
+    ema: Ema = False,
 ) -> None:
     """Write draws of a prompt's states for `pipe(prompt_embeds=...)` of plain diffusers, with their mean and standard deviation."""
     file = places.file(out)
     from raysuite.stages.soft_prompts import embeddings, open_distribution, write_embeddings
 
-    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    drawn = open_distribution([places.existing(run)], updates=checkpoint, ema=ema)
     tensors = embeddings(drawn, prompt, samples=samples, seed=seed)
     write_embeddings(file, tensors)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
@@ -131,6 +136,7 @@ def measure(
     neighbours: Annotated[int, typer.Option(min=1, help="Real pictures in a neighbourhood.")] = 5,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
+    ema: Ema = False,
 ) -> None:
     """Where differences between pictures of a prompt come from (the draw, the noise, or both), and how they lie to real ones."""
     folder = places.existing(references) if references else None
@@ -139,7 +145,7 @@ def measure(
     from raysuite.rewards.features import features as features_of
     from raysuite.stages.soft_prompts import beside_real, measured, open_distribution
 
-    drawn = open_distribution([places.existing(run)], updates=checkpoint)
+    drawn = open_distribution([places.existing(run)], updates=checkpoint, ema=ema)
     if folder:  # read before anything is drawn
         real_N, extract = of_folder(folder, drawn.policy.image_size), features_of(features, device=drawn.policy.device)
         found = beside_real(drawn, prompt, real_N, extract, samples=samples, seed=seed, neighbours=neighbours)

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from raysuite.config import RunConfig
+from raysuite.config import RunConfig, SoftPrompts
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.soft_prompts import Share
@@ -44,15 +44,16 @@ class Distribution:
         return self
 
 
-def open_distribution(runs: Sequence[Path], *, updates: int | None = None) -> Distribution:
+def open_distribution(runs: Sequence[Path], *, updates: int | None = None, ema: bool = False) -> Distribution:
     """The distribution of a run, with those of other runs of the same model and shape beside it.
 
     Args:
         runs: the first one's model and sampler count.
         updates: of the checkpoints; None for the last of each.
+        ema: whether the average of each run's weights is meant.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it trained something else.
+        UserError: there is no such run or checkpoint, it trained something else or has no average, or runs cannot be mixed.
     """
     configs = [RunDirectory(run).config() for run in runs]
     for run, config in zip(runs, configs, strict=True):
@@ -63,6 +64,12 @@ def open_distribution(runs: Sequence[Path], *, updates: int | None = None) -> Di
         if config.model != configs[0].model:
             raise UserError(
                 f"expected distributions of one model, got {configs[0].model.path} and {config.model.path}: name runs of one"
+            )
+        own, first = (_drawing(each.parameters.prompts) for each in (config, configs[0]))
+        if own != first:
+            raise UserError(
+                f"expected distributions with one parameters.prompts.placement and draw to mix, got {first} in {runs[0]} and {own} in "
+                f"{run}: name runs of one"
             )
         if len(runs) > 1 and config.parameters.prompts.start == "plain":
             raise UserError(f"expected distributions that are not start=plain to mix, {run} is: leave it out")
@@ -76,7 +83,11 @@ def open_distribution(runs: Sequence[Path], *, updates: int | None = None) -> Di
                 f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {number}: name one of them"
             )
         checkpoint.read_state(found[number])
-        models.append(found[number] / "model")
+        models.append(found[number] / (checkpoint.EMA if ema else "model"))
+        if not models[-1].is_dir():
+            raise UserError(
+                f"expected an average of the weights in {found[number]}, found none: the run has no learn.ema; leave --ema out"
+            )
     policy.load(models[0])
     return Distribution(configs[0], policy, tuple(policy.soft.read(model) for model in models))
 
@@ -203,6 +214,11 @@ def beside_real(
         for first in range(0, samples, BLOCK)
     ]
     return likeness(features(real_N), features(np.concatenate(images)), neighbours=neighbours)
+
+
+def _drawing(settings: SoftPrompts) -> str:
+    """What a mixture's shares have in common; each has its spread from the mixture."""
+    return f"{settings.placement}, {settings.draw}"
 
 
 def _label(seed: int, number: int) -> int:

@@ -20,6 +20,7 @@ from raysuite.families.soft_prompts import Share
 from raysuite.kernel.diversity import likeness
 from raysuite.rewards.features import features
 from raysuite.stages import preference_set
+from raysuite.stages.files import RunDirectory
 from raysuite.stages.plan import plan
 from raysuite.stages.soft_prompts import Distribution, beside_real, embeddings, measured, open_distribution, pictures
 from raysuite.stages.stored import check_replay
@@ -110,6 +111,48 @@ def test_rollouts_of_another_distribution_are_not_replayed(
     for settings in ({"prompts": {"spread": 0.5}}, {"parameters": {"kind": "lora"}}):
         with pytest.raises(UserError, match="drawn with another distribution of prompts"):
             check_replay(config_of(rollouts=replay, **settings))
+
+
+def test_pictures_of_several_draws_are_not_replayed_to_be_compared(
+    trained: Training, config_of: Callable[..., RunConfig]
+) -> None:
+    replay = {"prompts": 2, "samples": 4, "prompts_per_block": 1, "replay": str(trained.run.path)}
+    with pytest.raises(UserError, match="expected pictures that are compared to share the draw of their prompt"):
+        check_replay(config_of("sft", rollouts=replay))
+    check_replay(config_of("sft", rollouts=replay, preferences={"across_draws": True}))
+
+
+def test_the_average_of_a_distribution_is_drawn_from_where_it_is_asked_for(
+    trained: Training, config_of: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    learn = {"learning_rate": 0.01, "microbatch": 4, "minibatches": 2, "ema": 0.9}
+    training = begin(config_of(updates=1, learn=learn), tmp_path / "run")
+    training.train()
+    asked = ["--ema", "--prompt", "one red circle", "--out", str(tmp_path / "f.safetensors")]
+    with pytest.raises(SystemExit) as left:
+        main(["prompts", "export", str(tmp_path / "run"), *asked])
+    assert left.value.code in (0, None)
+    training.policy.set_weights(training.state.ema)
+    expected = embeddings(Distribution(training.config, training.policy, ()), "one red circle", samples=4, seed=0)
+    found = safetensors.torch.load_file(tmp_path / "f.safetensors")
+    assert torch.equal(found["prompt_embeds"], expected["prompt_embeds"])
+    last = open_distribution([tmp_path / "run"])
+    assert not torch.equal(
+        embeddings(last, "one red circle", samples=4, seed=0)["prompt_embeds"], found["prompt_embeds"]
+    )
+    with pytest.raises(UserError, match=r"expected an average of the weights in .*: the run has no learn.ema"):
+        open_distribution([trained.run.path], ema=True)
+
+
+@pytest.mark.parametrize("settings", [{"placement": "after"}, {"draw": "correlated"}])
+def test_distributions_that_are_drawn_from_in_other_ways_are_not_mixed(
+    settings: dict[str, str], trained: Training, config_of: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    RunDirectory(tmp_path).claim(config_of(prompts=settings), ["test"])
+    with pytest.raises(
+        UserError, match=r"expected distributions with one parameters.prompts.placement and draw to mix"
+    ):
+        open_distribution([trained.run.path, tmp_path])
 
 
 def test_reference_pictures_are_learned_from(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
