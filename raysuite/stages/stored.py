@@ -128,7 +128,8 @@ def _identity(config: RunConfig, digests: Mapping[str, str], *, credit: bool) ->
     facts["rollouts"] = sizes
     for name in ("training", "writer"):  # wherever the same files lie
         facts[f"prompts.{name}"] = digests.get(f"prompts.{name}", getattr(config.prompts, name))
-    facts["prompts.best_of"] = config.prompts.best_of
+    best_of = config.prompts.best_of
+    facts["prompts.best_of (or seed, which draws its pictures)"] = (best_of, config.seed if best_of else None)
     drawn = config.parameters.kind == "prompts"
     facts["distribution of prompts"] = config.parameters.prompts.model_dump(mode="json") if drawn else None
     if credit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,30 +93,35 @@ def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], me
         stored.check_replay(toy(rollouts__replay=str(source), **settings))
 
 
-def test_pictures_of_other_wordings_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept_with", "learned_with", "mentions"),
+    [
+        ({"writer": "ours"}, {"writer": "copy"}, "could not read them"),  # the same, of which nothing is kept here
+        ({"writer": "ours"}, {"writer": "other"}, r"drawn with another prompts\.writer"),
+        ({"writer": "ours"}, {}, r"drawn with another prompts\.writer"),
+        ({}, {"writer": "ours"}, r"drawn with another prompts\.writer"),
+        ({"writer": "ours", "best_of": 2}, {"writer": "ours"}, r"drawn with another prompts\.best_of"),
+        ({"writer": "ours", "best_of": 2}, {"writer": "ours", "best_of": 2, "seed": 1}, r"best_of \(or seed"),
+        ({"writer": "ours"}, {"writer": "ours", "seed": 1}, "could not read them"),
+    ],
+)
+def test_pictures_of_other_wordings_are_refused(
+    kept_with: dict[str, Any], learned_with: dict[str, Any], mentions: str, tmp_path: Path
+) -> None:
     """A writer is known by its files, wherever they lie, and pictures may have chosen among its rewrites."""
     for name in ("ours", "copy", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"writer": name == "other"}))
 
-    def written(name: str | None, *, best_of: int = 0, **more: str) -> RunConfig:
-        writer = "null" if name is None else str(tmp_path / name)
-        own = {"prompts.writer": writer, "prompts.best_of": str(best_of), **more}
-        return load("scenes-ddpo", {"updates": "1", **own})
+    def rewritten(*, writer: str = "", best_of: int = 0, **more: Any) -> RunConfig:
+        named = {"prompts.writer": str(tmp_path / writer) if writer else "null", "prompts.best_of": str(best_of)}
+        return load("scenes-ddpo", {"updates": "1", **named, **{path: str(value) for path, value in more.items()}})
 
-    for name, best_of in (("ours", 0), ("ours", 2), (None, 0)):
-        source = tmp_path / f"{name}-{best_of}"
-        RunDirectory(source).claim(written(name, best_of=best_of), ["test"])
-        replay = {"rollouts.replay": str(source)}
-        (source / "rollouts").mkdir()
-        others = {("ours", 0), ("copy", 0), ("other", 0), ("ours", 2), (None, 0)} - {(name, best_of)}
-        if name == "ours" and not best_of:
-            others.remove(("copy", 0))
-        for other, of in sorted(others, key=str):
-            with pytest.raises(UserError, match=r"drawn with another prompts\.\w+"):
-                stored.check_replay(written(other, best_of=of, **replay))
-        with pytest.raises(UserError, match="could not read them"):  # the same, of which nothing is kept here
-            stored.check_replay(written(name, best_of=best_of, **replay))
+    source = tmp_path / "source"
+    RunDirectory(source).claim(rewritten(**kept_with), ["test"])
+    (source / "rollouts").mkdir()
+    with pytest.raises(UserError, match=mentions):
+        stored.check_replay(rewritten(**learned_with, **{"rollouts.replay": source}))
 
 
 def test_other_prompts_are_refused_and_the_same_in_another_file_are_not(tmp_path: Path) -> None:
