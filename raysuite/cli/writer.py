@@ -67,13 +67,15 @@ def pairs(
     from raysuite.cluster import launch, writer as writing
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
+    from raysuite.writer.model import TOKENS
 
     launch.preflight(found.config)
     with locked(directory), Counting("drawing", "batches", console) as counting:
         summary = writing.make_pairs(found, writer, plan, directory, sys.argv, counting)
     console.print(
         f"{summary['pairs']} pairs of {summary['candidates']} candidates, {summary['left_out']} within the margin left out, "
-        f"{summary['cut']} rewrites too long for the image model: {directory / sets.FILE}",
+        f"{summary['cut']} rewrites too long for the image model, {summary['unfinished']} that did not end within {TOKENS} tokens: "
+        f"{directory / sets.FILE}",
         soft_wrap=True,
         highlight=False,
     )
@@ -165,9 +167,11 @@ def grpo(
     with locked(directory), Counting("training", "steps", console) as counting:
         told = writing.train_online(found, writer, plan, directory, sys.argv, counting)
     first, last = told[0], told[-1]
+    # trainings of before this was kept do not have it
+    without_end = f", where {last['unfinished']:.0%} of the rewrites did not end" if "unfinished" in last else ""
     console.print(
         f"{len(told)} steps, {last['network_evaluations']:,} network evaluations; mean reward {first['reward']:.3f} in the first "
-        f"step, {last['reward']:.3f} in the last",
+        f"step, {last['reward']:.3f} in the last{without_end}",
         soft_wrap=True,
         highlight=False,
     )

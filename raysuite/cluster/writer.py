@@ -48,7 +48,7 @@ def make_pairs(
     _claim(directory, "pairs.json", wanted, "set of rewrites", command)
     opened = open_writer(writer)
     prompts = pairs.chosen_prompts(load_prompts(config.prompts).training, plan)
-    kept, cut = pairs.drawn_candidates(directory, opened, config, prompts, plan)
+    kept, without = pairs.drawn_candidates(directory, opened, config, prompts, plan)
     _draw(
         replace(model, config=config),
         {prompt.number: prompt for prompt in prompts},
@@ -57,7 +57,7 @@ def make_pairs(
         directory,
         counting,
     )
-    told = {"cut": cut, **draw.costs(config, len(kept) * plan.pictures)}
+    told = {**without, **draw.costs(config, len(kept) * plan.pictures)}
     return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, told)
 
 

@@ -34,6 +34,8 @@ class Writers:
     """Different rewrites as a share of the different texts that users typed."""
     kept: dict[str, float]
     """Share of prompts that a writer left as they were."""
+    unfinished: dict[str, float]
+    """Share of rewrites that did not end within the tokens of a rewrite; empty where they were made before this was kept."""
     diversity: dict[str, float]
     """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each, or where they
     were drawn before thumbnails were kept.
@@ -74,6 +76,11 @@ def read_writers(directory: Path) -> Writers:
         },
         {who: len({row["rewrite"] for row in mine}) / len({row["user"] for row in mine}) for who, mine in of.items()},
         {who: float(np.mean([row["rewrite"] == row["user"] for row in mine])) for who, mine in of.items()},
+        {
+            who: float(np.mean([not row["ended"] for row in mine]))
+            for who, mine in of.items()
+            if all("ended" in row for row in mine)
+        },
         {who: _diversity(drawn, mine, pictures) for who, mine in of.items()}
         if len(pictures) > 1 and "thumbnail" in known
         else {},
@@ -99,13 +106,15 @@ def writers_summary(directory: Path, width: int | None = None) -> str:
     names = list(found.score)
     said = {cell: f"{np.unique(found.prompt_N[rows]).size} prompts" for cell, rows in of.items()}
     lines = [f"{found.reward} in each cell, mean [95 % over prompts]"]
-    head = ("writer", *(f"{cell}, {said[cell]}" for cell in cells), "left as typed", "different rewrites", "diversity")
+    heads = ("left as typed", "different rewrites", "unfinished", "diversity")
+    head = ("writer", *(f"{cell}, {said[cell]}" for cell in cells), *heads)
     body = [
         (
             name,
             *(_mean(found, name, of[cell]) for cell in cells),
             f"{found.kept[name]:.0%}",
             f"{found.distinct[name]:.0%}",
+            f"{found.unfinished[name]:.0%}" if name in found.unfinished else "",
             f"{found.diversity[name]:.1f}" if name in found.diversity else "",
         )
         for name in names

@@ -28,6 +28,8 @@ class Candidate:
     text: str
     own: bool
     """Whether it is the user's own text."""
+    ended: bool = True
+    """Whether it is whole, rather than what of a rewrite had been written when its tokens ran out."""
 
 
 def candidates(
@@ -48,8 +50,10 @@ def candidates(
     ]
     found = []
     for place, (text, number) in enumerate(zip(texts, numbers, strict=True)):
-        of_prompt = dict.fromkeys([text, *(rewrites[place].text for rewrites in drawn)])
-        found += [Candidate(number, one, own=one == text) for one in of_prompt if one]
+        of_prompt = {text: True}  # whether it ended, as a text that is equal may have
+        for one in (rewrites[place] for rewrites in drawn):
+            of_prompt[one.text] = of_prompt.get(one.text, False) or one.ended
+        found += [Candidate(number, said, own=said == text, ended=ended) for said, ended in of_prompt.items() if said]
     return found
 
 

@@ -2,7 +2,8 @@
 
     evaluation.json     what decides all of it
     provenance.json     as of a run
-    rewrites.jsonl      a row for each writer and prompt: `who`, `prompt` (its number), `cell`, `phrasing`, `user`, `rewrite`
+    rewrites.jsonl      a row for each writer and prompt: `who`, `prompt` (its number), `cell`, `phrasing`, `user`, `rewrite`, and
+                        whether it `ended` within the tokens of a rewrite
     scores/<n>.parquet  of the pictures, a file for each batch; a text with its prompt's noise is drawn once, whoever wrote it
     summary.json        costs; written last
 
@@ -113,8 +114,9 @@ def rewritten(directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Seque
                     "phrasing": str(prompt.metadata.get("phrasing", "")),
                     "user": prompt.text,
                     "rewrite": text,
+                    "ended": ended,
                 }
-                for (cell, prompt), text in zip(prompts, texts, strict=True)
+                for (cell, prompt), (text, ended) in zip(prompts, texts, strict=True)
             ]
         with replacing(file) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -124,21 +126,21 @@ def rewritten(directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Seque
     )
 
 
-def rewrites_by(name: str, prompts: Sequence[Prompt]) -> list[str]:
-    """What one writer makes of prompts, at temperature 0; where it writes nothing, the user's text.
+def rewrites_by(name: str, prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
+    """What one writer makes of prompts, at temperature 0, and whether it ended that; where it writes nothing, the user's text.
 
     Raises:
         UserError: there is no such writer, or the oracle does not know what a prompt means.
     """
     if name == NONE:
-        return [prompt.text for prompt in prompts]
+        return [(prompt.text, True) for prompt in prompts]
     if name == ORACLE:
         if unknown := next((prompt.text for prompt in prompts if not prompt.metadata.get("scene")), None):
             raise UserError(
                 f"expected prompts whose metadata say under `scene` what is meant, for the oracle, got {unknown!r} without: leave the "
                 "oracle out, or use prompts.training=scenes-users"
             )
-        return [str(prompt.metadata["scene"]) for prompt in prompts]
+        return [(str(prompt.metadata["scene"]), True) for prompt in prompts]
     texts = [prompt.text for prompt in prompts]
     written = open_writer(name).rewrites(texts, temperature=0)
-    return [one.text or text for one, text in zip(written, texts, strict=True)]
+    return [(one.text or text, one.ended) for one, text in zip(written, texts, strict=True)]

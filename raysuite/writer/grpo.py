@@ -9,7 +9,7 @@ A directory of a training:
     provenance.json           as of a run
     scores/<step>/<n>.parquet of the pictures that a step had drawn; a rewrite of a prompt is drawn once, and remembered
     checkpoints/              TRL's own, the last one alone, from which the same command goes on
-    metrics.jsonl             a line for each step
+    metrics.jsonl             a line for each step; `unfinished` is the share of its rewrites that did not end within their tokens
     writer/                   the trained writer, a directory of transformers; written last
 """
 
@@ -37,7 +37,14 @@ from raysuite.writer.model import TOKENS, Writer
 from raysuite.writer.pairs import check_enough
 from raysuite.writer.train import finish, last_checkpoint
 
-MEASURED = ("reward", "reward_std", "entropy", "network_evaluations")
+MEASURED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "entropy": "entropy",
+    "network_evaluations": "network_evaluations",
+    "unfinished": "completions/clipped_ratio",
+}
+"""What is kept of a step, and how TRL calls it."""
 
 
 @dataclass(frozen=True)
@@ -243,4 +250,5 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
     steps = [entry for entry in trainer.state.log_history if "reward" in entry]
-    finish(writer, [{"step": entry["step"], **{name: entry[name] for name in MEASURED}} for entry in steps], directory)
+    measured = [{"step": entry["step"], **{name: entry[of] for name, of in MEASURED.items()}} for entry in steps]
+    finish(writer, measured, directory)

@@ -25,7 +25,9 @@ INSTRUCTION = (
 PLAIN_END = "\nRephrase:"
 """What ends the user's text for a writer without a chat template."""
 TOKENS = 32
-"""That a rewrite has at most."""
+"""That a rewrite has at most; one that has not ended by then is unfinished."""
+THOUGHT, THOUGHT_OVER = "<think>", "</think>"
+"""Between which writers think aloud, which is no prompt."""
 BATCH = 64
 
 
@@ -36,6 +38,8 @@ class Rewrite:
     text: str
     logp: float
     """Log-density under the writer that drew it, at temperature 1 and with the end of the text, nats."""
+    ended: bool = True
+    """Whether the writer ended it, rather than the number of tokens that a rewrite may have."""
 
 
 class Writer:
@@ -45,6 +49,9 @@ class Writer:
         model: a causal language model.
         tokenizer: its own, with a token that ends a text.
         name: for the record.
+
+    Raises:
+        UserError: no token ends its texts, or its chat template takes no user's turn or begins a thought.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -72,27 +79,43 @@ class Writer:
         said = [{"role": "user", "content": text if self._told_apart else f"{INSTRUCTION}\n\n{text}"}]
         if self._told_apart:
             said = [{"role": "system", "content": INSTRUCTION}, *said]
-        asked = cast(str, self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False))
+        asked = cast(
+            str,
+            # a template that knows no thoughts ignores what it is told of them
+            self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False, enable_thinking=False),
+        )
         put_by_tokenizer = self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return asked.removeprefix(self.tokenizer.bos_token) if put_by_tokenizer else asked
 
     def _try_template(self) -> None:
-        """Find out whether the chat template knows a system's turn: some refuse it.
+        """Find out whether the chat template knows a system's turn, which some refuse, and whether it lets a writer answer at once.
 
         Raises:
-            UserError: it takes no user's turn either.
+            UserError: it takes no user's turn either, or begins a thought.
         """
         try:
-            self.asked("a cat")
+            asked = self.asked("a cat")
         except TemplateError:
             self._told_apart = False
             try:
-                self.asked("a cat")
+                asked = self.asked("a cat")
             except TemplateError as error:
                 raise UserError(
                     f"expected a writer whose chat template takes a user's turn, got {self.name}: {error}; mend the template, or name "
                     "another"
                 ) from error
+        if asked.rfind(THOUGHT) > asked.rfind(THOUGHT_OVER):
+            raise UserError(
+                f"expected a writer that answers without thinking aloud, got {self.name}, whose chat template begins a thought "
+                f"({THOUGHT}) with enable_thinking=False, too: name another"
+            )
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's, and all that the model declares, such as the end of a turn. TRL takes the same."""
+        declared = self.model.generation_config.eos_token_id
+        several = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *several]))
 
     def completion(self, rewrite: str) -> str:
         """A rewrite as it follows what the model was asked."""
@@ -118,6 +141,9 @@ class Writer:
             numbers: of the prompts, coordinates of the draws; their places by default.
             draw: number of the draw.
             tokens: that a rewrite has at most.
+
+        Raises:
+            UserError: the writer thinks aloud.
         """
         found: list[Rewrite] = []
         for first in range(0, len(texts), BATCH):
@@ -136,6 +162,7 @@ class Writer:
         device, known = self.model.device, None
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
+        ends = torch.tensor(self.ends, device=device)
         logps, written = torch.zeros(len(ids), device=device), []
         for uniform_N in uniform_NT.to(device).unbind(1):
             output = self.model(
@@ -155,13 +182,21 @@ class Writer:
                 token = torch.searchsorted(steps, below, right=True)[:, 0].clamp_max(logits.shape[1] - 1)
             logps += torch.where(ended, 0.0, logits.log_softmax(-1).gather(1, token[:, None])[:, 0])
             token = torch.where(ended, self.tokenizer.pad_token_id, token)
+            ended = ended | torch.isin(token, ends)
             written.append(torch.where(ended, self.tokenizer.eos_token_id, token))
-            ended = ended | (token == self.tokenizer.eos_token_id)
             if ended.all():
                 break
             ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         texts = self.tokenizer.batch_decode(torch.stack(written, 1), skip_special_tokens=True)
-        return [Rewrite(" ".join(text.split()), float(logp)) for text, logp in zip(texts, logps, strict=True)]
+        if (thought := next((text for text in texts if THOUGHT in text), None)) is not None:
+            raise UserError(
+                f"expected prompts from the writer {self.name}, got a thought, {thought[:100]!r}: name one that answers without "
+                "thinking aloud"
+            )
+        return [
+            Rewrite(" ".join(text.split()), float(logp), bool(over))
+            for text, logp, over in zip(texts, logps, ended, strict=True)
+        ]
 
     @torch.no_grad()
     def log_densities(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:

@@ -2,7 +2,8 @@
 
 pairs.json          what decides all that is drawn: who is preferred can be asked again with another margin
 provenance.json     as of a run
-candidates.jsonl    a row a candidate: number of the prompt, what the user typed, the text, whether it is the user's own
+candidates.jsonl    a row a candidate: number of the prompt, the text, whether it is the user's own, whether it ended within the tokens
+                    of a rewrite, whether the image model would cut it
 scores/<n>.parquet  of the pictures, a file for each batch that was drawn
 pairs.jsonl         a row a pair, TRL's columns first: prompt, chosen, rejected; their mean scores, what the user typed, and metadata
 summary.json        counts, costs, and by which margin; written last
@@ -30,7 +31,7 @@ from raysuite.stages.rewrites import digest_of
 from raysuite.writer.candidates import Candidate, Which, candidates, preferred
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import Writer
-from raysuite.writer.rewriting import too_long
+from raysuite.writer.rewriting import endless, too_long
 
 FILE = "pairs.jsonl"
 
@@ -108,34 +109,39 @@ def check_enough(known: Sequence[Prompt], wanted: int) -> None:
 
 def drawn_candidates(
     directory: Path, writer: Writer, config: RunConfig, prompts: Sequence[Prompt], plan: Plan
-) -> tuple[list[Candidate], int]:
-    """The candidates of a set, made once and then read, and how many rewrites the image model would cut, which are left out.
+) -> tuple[list[Candidate], dict[str, int]]:
+    """The candidates of a set, made once and then read, and how many rewrites are left out: `unfinished` ones, which training would
+    teach to stop where the tokens of a rewrite ran out, and those that the image model would `cut`.
 
     Raises:
-        UserError: no rewrite is short enough for the image model, or the budget is too small for one prompt.
+        UserError: no rewrite ends, or is short enough for the image model, or the budget is too small for one prompt.
     """
     file = directory / "candidates.jsonl"
     begun = file.exists()
     lines = file.read_text().splitlines() if begun else ()
     rows = [json.loads(line) for line in lines] or _written(writer, config, prompts, plan)
-    kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in rows if not row["cut"]]
+    ended = [row for row in rows if row.get("ended", True)]  # sets of before this was told have no such column
+    kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in ended if not row["cut"]]
     drawn = within_budget(config, kept, plan)
     if not begun:  # nothing is left behind where the budget is refused
         with replacing(file) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return drawn, len(rows) - len(kept)
+    return drawn, {"unfinished": len(rows) - len(ended), "cut": len(ended) - len(kept)}
 
 
 def _written(writer: Writer, config: RunConfig, prompts: Sequence[Prompt], plan: Plan) -> list[dict[str, Any]]:
     """Rows of candidates.jsonl."""
     texts, numbers = [prompt.text for prompt in prompts], [prompt.number for prompt in prompts]
     made = candidates(writer, texts, numbers, draws=plan.draws, seed=plan.seed, temperature=plan.temperature)
-    rewritten = [one.text for one in made if not one.own]
-    cut, tokens = cut_prompts(config.model, rewritten)
-    if rewritten and len(cut) == len(rewritten):
+    rewritten = [one for one in made if not one.own]
+    finished = [one.text for one in rewritten if one.ended]
+    if rewritten and not finished:
+        raise endless([one.text for one in rewritten])
+    cut, tokens = cut_prompts(config.model, finished)
+    if finished and len(cut) == len(finished):
         raise too_long(cut, tokens)
     long = {*cut}
-    return [{**asdict(one), "cut": not one.own and one.text in long} for one in made]
+    return [{**asdict(one), "cut": one.ended and not one.own and one.text in long} for one in made]
 
 
 def within_budget(config: RunConfig, kept: Sequence[Candidate], plan: Plan) -> list[Candidate]:

@@ -18,7 +18,7 @@ from raysuite.stages import rewrites
 from raysuite.stages.prompts import Prompt, PromptSet, drawn_texts, load_prompts, said_of_cut
 from raysuite.writer.candidates import ROUNDING, Candidate
 from raysuite.writer.draw import Key, Scores, costs
-from raysuite.writer.model import open_writer
+from raysuite.writer.model import TOKENS, open_writer
 
 LOG = logging.getLogger("raysuite")
 Scored = Callable[[Mapping[int, Prompt], Sequence[Candidate]], Mapping[Key, Scores]]
@@ -55,6 +55,14 @@ def rewrite_once(config: RunConfig, directory: Path, scored: Scored) -> None:
     LOG.warning("NOTE: %s: %s", _told(config, rows, len(changed)), directory / rewritten.FILE)
     if cut:
         LOG.warning("%s", said_of_cut("rewrites", cut, len(changed), tokens))
+    if unfinished := [one.text for one in written if not one.ended]:
+        LOG.warning(
+            "WARNING: %d of %d rewrites did not end within %d tokens and stop there, for example %r.",
+            len(unfinished),
+            len(written),
+            TOKENS,
+            unfinished[0][:300],
+        )
     rewrites.write(directory, [*before, *rows])
 
 
@@ -107,4 +115,12 @@ def too_long(cut: list[str], tokens: int) -> UserError:
     return UserError(
         f"expected rewrites of at most {tokens} tokens, which the image model reads, got {len(cut)} that are all longer, such "
         f"as {cut[0][:100]!r}: take a writer that is briefer, or train this one on brief rewrites first (--loss sft)"
+    )
+
+
+def endless(unfinished: list[str]) -> UserError:
+    """What is said of rewrites that all do not end within the tokens that a rewrite has."""
+    return UserError(
+        f"expected rewrites that end within {TOKENS} tokens, got {len(unfinished)} of which none does, such as "
+        f"{unfinished[0][:100]!r}: take a writer that is briefer, or train this one on brief rewrites first (--loss sft)"
     )

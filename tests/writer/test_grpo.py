@@ -70,6 +70,12 @@ def test_it_ends_before_a_step_that_might_exceed_the_budget(tmp_path: Path) -> N
     assert metrics(tmp_path)[-1]["network_evaluations"] == 180
 
 
+def test_rewrites_that_did_not_end_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "TOKENS", 1)
+    grpo.train(open_writer(BUNDLED), PROMPTS, grpo.Plan(prompts=3, draws=2, steps=1), Knows(), 60, tmp_path)
+    assert [row["unfinished"] for row in metrics(tmp_path)] == [1.0]
+
+
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     plan = grpo.Plan(prompts=3, draws=4, steps=7)
     grpo.train(open_writer(BUNDLED), PROMPTS, plan, Knows(), 120, tmp_path / "whole")

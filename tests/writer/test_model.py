@@ -95,6 +95,50 @@ def test_a_text_begins_once(put_by_tokenizer: bool, writer: Writer) -> None:
     assert tokenizer(asked)["input_ids"] == begun
 
 
+def test_a_writer_that_can_think_is_asked_not_to(writer: Writer) -> None:
+    """As Qwen3's template has it: a thought that is over already."""
+    tokenizer = copy.deepcopy(writer.tokenizer)
+    over = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    tokenizer.chat_template = writer.tokenizer.chat_template + over
+    assert Writer(writer.model, tokenizer, "Qwen3").asked("a cat") == "a cat<rewrite><think>\n\n</think>\n\n"
+
+
+def test_thoughts_are_refused(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written where the template begins one, and else where one comes all the same."""
+    tokenizer = copy.deepcopy(writer.tokenizer)
+    thinking = Writer(writer.model, tokenizer, "deep")
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda *_, **__: ["three red circles", "<think> The user wants"])
+    with pytest.raises(
+        UserError, match="expected prompts from the writer deep, got a thought, '<think> The user wants'"
+    ):
+        thinking.rewrites(ASKED[:2])
+    tokenizer.chat_template += "<think>\n"
+    with pytest.raises(UserError, match=r"got deep, whose chat template begins a thought .*: name another"):
+        Writer(writer.model, tokenizer, "deep")
+
+
+def test_a_text_ends_at_every_token_that_its_model_declares(writer: Writer, tmp_path: Path) -> None:
+    """And what ended it is no part of it, though the tokenizer takes it for a word."""
+    model, turn = copy.deepcopy(writer.model), writer.tokenizer.convert_tokens_to_ids("circles</w>")
+    model.generation_config.eos_token_id = [writer.tokenizer.eos_token_id, turn]
+    Writer(model, writer.tokenizer, "two ends").save(tmp_path)
+    two_ends = open_writer(str(tmp_path))
+    said = two_ends.rewrites([ASKED[0], ASKED[2]], temperature=0)
+    assert [(one.text, one.ended) for one in said] == [("three red", True), ("two blue squares", True)]
+    (whole,) = writer.rewrites(ASKED[:1], temperature=0)
+    assert whole.text == "three red circles" and whole.logp < said[0].logp < 0
+
+
+def test_a_rewrite_that_its_tokens_cut_is_unfinished(writer: Writer) -> None:
+    for tokens, wanted in (
+        (2, ("three red", False)),
+        (3, ("three red circles", False)),
+        (4, ("three red circles", True)),
+    ):
+        (said,) = writer.rewrites(ASKED[:1], temperature=0, tokens=tokens)
+        assert (said.text, said.ended) == wanted
+
+
 def test_a_template_without_a_systems_turn_has_what_is_told_in_the_users(writer: Writer) -> None:
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     said = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<model>"

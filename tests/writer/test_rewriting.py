@@ -249,6 +249,20 @@ def test_rewrites_that_the_model_cuts_are_told_and_refused_where_all_are(
     assert f"WARNING: 1 of {len(rewritten.read(tmp_path))} rewrites are cut after the 16 tokens" in caplog.text
 
 
+def test_rewrites_that_did_not_end_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sometimes(Says):
+        def rewrites(self, texts: Sequence[str], *, temperature: float) -> list[Rewrite]:
+            return [Rewrite("one red circle left of", 0.0, ended=place > 1) for place in range(len(texts))]
+
+    monkeypatch.setattr(rewriting, "open_writer", lambda name: Sometimes(""))
+    with caplog.at_level(logging.WARNING, "raysuite"):
+        rewriting.rewrite_once(users(), tmp_path, never)
+    told = f"WARNING: 2 of {len(rewritten.read(tmp_path))} rewrites did not end within 32 tokens and stop there, for example 'one"
+    assert told in caplog.text
+
+
 def test_a_rewrite_is_not_its_own_judge() -> None:
     """Rewards are given what the user typed, and what was meant where the metadata say it; the model is given the rewrite."""
     picture = render(parse("two red circles"), np.random.default_rng(0))[None]

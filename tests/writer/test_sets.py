@@ -94,15 +94,16 @@ def test_pairs_have_noise_of_their_own(config: RunConfig) -> None:
 
 
 class Parrot(Writer):
-    """Says always the same."""
+    """Says always the same, and ends it in the first draws of so many, or in all."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, said: str, *, ends: int | None = None) -> None:
         opened = open_writer(BUNDLED)
         super().__init__(opened.model, opened.tokenizer, "parrot")
-        self._said = said
+        self._said, self._ends = said, ends
 
-    def rewrites(self, texts: Sequence[str], **rest: object) -> list[Rewrite]:
-        return [Rewrite(self._said, 0.0) for _ in texts]
+    def rewrites(self, texts: Sequence[str], *, draw: int = 0, **rest: object) -> list[Rewrite]:
+        ended = self._ends is None or draw < self._ends
+        return [Rewrite(self._said if ended else f"{self._said} and", 0.0, ended) for _ in texts]
 
 
 def scores(*values: float) -> Scores:
@@ -112,8 +113,8 @@ def scores(*values: float) -> Scores:
 def test_a_set_is_what_trl_reads(config: RunConfig, tmp_path: Path) -> None:
     writer, prompts = Parrot("two red circles"), list(PROMPTS.values())
     plan = pairs.Plan(prompts=2, draws=2, pictures=2)
-    kept, cut = pairs.drawn_candidates(tmp_path, writer, config, prompts, plan)
-    assert cut == 0 and [one.text for one in kept] == [
+    kept, without = pairs.drawn_candidates(tmp_path, writer, config, prompts, plan)
+    assert without == {"cut": 0, "unfinished": 0} and [one.text for one in kept] == [
         "2 red circles",
         "two red circles",
         "one crimson disc",
@@ -125,7 +126,7 @@ def test_a_set_is_what_trl_reads(config: RunConfig, tmp_path: Path) -> None:
         (5, "one crimson disc"): scores(0.5, 0.5),
         (5, "two red circles"): scores(0.5, 0.5),
     }
-    summary = pairs.write(tmp_path, writer, prompts, kept, found, plan, {"cut": cut})
+    summary = pairs.write(tmp_path, writer, prompts, kept, found, plan, without)
     (row,) = [json.loads(line) for line in (tmp_path / pairs.FILE).read_text().splitlines()]
     assert row == {
         "prompt": "2 red circles<rewrite>",
@@ -162,6 +163,29 @@ def test_rewrites_that_the_model_would_cut_are_left_out(config: RunConfig, tmp_p
     plan = pairs.Plan(prompts=1, pictures=2)
     with pytest.raises(UserError, match=r"expected rewrites of at most 16 tokens.*train this one on brief rewrites"):
         pairs.drawn_candidates(tmp_path, Parrot("very " * 20 + "red"), config, [PROMPTS[3]], plan)
+
+
+def test_rewrites_that_did_not_end_are_left_out_and_counted(config: RunConfig, tmp_path: Path) -> None:
+    """The same when the set goes on; where none ends, before anything is drawn."""
+    plan = pairs.Plan(prompts=1, draws=3, pictures=2)
+    for writer in (Parrot("two red circles", ends=1), Parrot("not asked again")):
+        kept, without = pairs.drawn_candidates(tmp_path, writer, config, [PROMPTS[3]], plan)
+        assert [one.text for one in kept] == ["2 red circles", "two red circles"]
+        assert without == {"unfinished": 1, "cut": 0}
+    with pytest.raises(
+        UserError, match=r"expected rewrites that end within 32 tokens, got 1 of which none does, such as 'a and'"
+    ):
+        pairs.drawn_candidates(tmp_path / "none", Parrot("a", ends=0), config, [PROMPTS[3]], plan)
+
+
+def test_a_set_of_before_it_was_known_what_had_ended_is_as_it_was(config: RunConfig, tmp_path: Path) -> None:
+    plan = pairs.Plan(prompts=1, draws=1, pictures=2)
+    kept, without = pairs.drawn_candidates(tmp_path, Parrot("two red circles"), config, [PROMPTS[3]], plan)
+    file = tmp_path / "candidates.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(row.pop("ended") for row in rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert pairs.drawn_candidates(tmp_path, Parrot("else"), config, [PROMPTS[3]], plan) == (kept, without)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +237,25 @@ def test_cells_have_alike_of_every_kind() -> None:
 
 def test_who_writes_what() -> None:
     prompts = list(PROMPTS.values())
-    assert evaluation.rewrites_by("none", prompts) == ["2 red circles", "one crimson disc"]
-    assert evaluation.rewrites_by("oracle", prompts) == ["two red circles", "one red circle"]
-    assert evaluation.rewrites_by(BUNDLED, prompts)[0] == "two red circles"
+    assert evaluation.rewrites_by("none", prompts) == [("2 red circles", True), ("one crimson disc", True)]
+    assert evaluation.rewrites_by("oracle", prompts) == [("two red circles", True), ("one red circle", True)]
+    assert evaluation.rewrites_by(BUNDLED, prompts)[0] == ("two red circles", True)
     with pytest.raises(UserError, match="under `scene` what is meant, for the oracle, got 'a cat'"):
         evaluation.rewrites_by("oracle", [Prompt("a cat", 0)])
     with pytest.raises(UserError, match="expected writers, each once"):
         evaluation.Plan(("none", "none"))
 
 
-def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path) -> None:
-    """The oracle rewrites both prompts, and only these of all texts are drawn again."""
+def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle rewrites both prompts, and only these of all texts are drawn again; a writer says the same, and never ends."""
     cells = {"seen": [PROMPTS[3]], "new": [replace(PROMPTS[5], text="one red circle")]}
-    texts = evaluation.rewritten(tmp_path, cells, ("none", "oracle"))
+
+    class Endless:
+        def rewrites(self, texts: Sequence[str], *, temperature: float) -> list[Rewrite]:
+            return [Rewrite(said, 0.0, ended=False) for said in ("two red circles", "one red circle")]
+
+    monkeypatch.setattr(evaluation, "open_writer", lambda name: Endless())
+    texts = evaluation.rewritten(tmp_path, cells, ("none", "oracle", "endless"))
     assert [(one.prompt, one.text, one.own) for one in texts] == [
         (3, "2 red circles", True),
         (5, "one red circle", True),
@@ -240,7 +270,9 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path) -> None:
     assert read.reward == "scenes_strict" and read.cell_N.tolist() == ["seen", "seen", "new", "new"]
     assert read.score["none"].tolist() == strict[3, "2 red circles"] + strict[5, "one red circle"]
     assert read.score["oracle"].tolist() == strict[3, "two red circles"] + strict[5, "one red circle"]
-    assert read.kept == {"none": 1.0, "oracle": 0.5} and read.distinct == {"none": 1.0, "oracle": 1.0}
+    assert read.score["endless"].tolist() == read.score["oracle"].tolist()
+    assert read.kept == {"none": 1.0, "oracle": 0.5, "endless": 0.5} and {*read.distinct.values()} == {1.0}
+    assert read.unfinished == {"none": 0.0, "oracle": 0.0, "endless": 1.0}
     assert (
         all(0 < read.diversity[who] < 255 for who in ("none", "oracle"))
         and read.diversity["none"] != read.diversity["oracle"]
