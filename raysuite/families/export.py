@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from raysuite.errors import UserError
@@ -25,8 +27,8 @@ def to_kohya(model: Path, file: Path) -> int:
     """Write the LoRA of a checkpoint's `model` directory as kohya's tools do, and return how many layers it has.
 
     Each layer has `lora_down`, `lora_up` and `alpha`, of which readers make up @ down x alpha / rank: the strength with which it was
-    trained. Layers of U-Nets are called `lora_unet_<name with underscores>`, those of transformers by their names in diffusers,
-    `transformer.<name>`.
+    trained. Alpha is the same for all; what a layer has beyond it is in its `lora_up`. Layers of U-Nets are called
+    `lora_unet_<name with underscores>`, those of transformers by their names in diffusers, `transformer.<name>`.
 
     Raises:
         UserError: the checkpoint has no LoRA, or one of another kind.
@@ -49,16 +51,20 @@ def to_kohya(model: Path, file: Path) -> int:
             )
         part, _, inside = layer.partition(".")
         called = f"lora_unet_{inside.replace('.', '_')}" if part == "unet" else layer
-        found[f"{called}.{MATRICES[matrix]}.weight"] = tensor.contiguous()
-        found[f"{called}.alpha"] = torch.tensor(_alpha(said, part, inside))
+        # in the matrix: diffusers passes over alphas that differ between layers of a U-Net
+        gain = _gain(said, part, inside, tensor.shape[1]) if matrix == "lora_B" else 1.0
+        found[f"{called}.{MATRICES[matrix]}.weight"] = (tensor * gain).contiguous()
+        found[f"{called}.alpha"] = torch.tensor(float(said[f"{part}.lora_alpha"]))
         layers.add(layer)
     with replacing(file) as temporary:
         safetensors.torch.save_file(found, temporary)
     return len(layers)
 
 
-def _alpha(said: Mapping[str, Any], part: str, layer: str) -> float:
-    """Alpha of a layer, which a LoRA that was begun from a file may have for each."""
-    pattern = said.get(f"{part}.alpha_pattern") or {}
-    own = [alpha for name, alpha in pattern.items() if layer == name or layer.endswith(f".{name}")]
-    return float(own[0] if own else said[f"{part}.lora_alpha"])
+def _gain(said: Mapping[str, Any], part: str, layer: str, rank: int) -> float:
+    """How much stronger than the common alpha over its rank a layer is. A LoRA that was begun from a file may have an alpha for each,
+    found as peft does, and be rank-stabilised, where alpha is over the rank's root.
+    """
+    pattern, common = said.get(f"{part}.alpha_pattern") or {}, float(said[f"{part}.lora_alpha"])
+    own = float(pattern.get(get_pattern_key(pattern, layer), common)) / common
+    return own * math.sqrt(rank) if said.get(f"{part}.use_rslora") else own

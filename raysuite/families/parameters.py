@@ -17,6 +17,9 @@ from raysuite.errors import UserError
 from raysuite.families.sharding import let_go, shard, share_of
 from raysuite.rng import Stage, torch_generator
 
+OF_A_FILE = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "lora_bias")
+"""What decides what an adapter does, and is not of a fresh one."""
+
 
 class Trained(ABC):
     """The trained parameters of one network."""
@@ -87,15 +90,17 @@ class Lora(Trained):
         return lora
 
     def metadata(self) -> dict[str, Any]:
-        """What a reader of the adapter's file must know: alpha over rank is its strength."""
+        """What a reader of the adapter's file must know: alpha over rank is its strength, unless a file that it was begun from has
+        more to say.
+        """
         config = self.network.peft_config["default"]
-        patterns = {name: getattr(config, name) for name in ("rank_pattern", "alpha_pattern") if getattr(config, name)}
+        own = {name: getattr(config, name) for name in OF_A_FILE if getattr(config, name)}
         # sorted, since a set's order differs between processes
         return {
             "r": config.r,
             "lora_alpha": config.lora_alpha,
             "target_modules": sorted(config.target_modules),
-            **patterns,
+            **own,
         }
 
     def named(self) -> dict[str, nn.Parameter]:

@@ -129,6 +129,12 @@ class PipelinePolicy(Policy):
             raise UserError(f"expected parameters.kind=all with {self.name}, for which diffusers reads no LoRA: set it")
         if parameters.start is not None:
             self._start(parameters.start)
+            kind = network.peft_config["default"].peft_type.value
+            if kind != "LORA":
+                raise UserError(
+                    f"expected a LoRA at parameters.start={parameters.start}, got {kind}, which is not trained here: fuse it into the "
+                    "model beforehand"
+                )
             return Lora.started(network.to(self.device))  # its values are copied where they will be used
         return Lora.fresh(network, parameters, targets=parameters.targets or self.facts.targets, seed=seed)
 

@@ -17,6 +17,7 @@ from raysuite.families.export import to_kohya
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.stages.files import RunDirectory
 from tests.families.test_pipelines import PROMPTS, plain_pipeline, plainly
+from tests.families.test_start import theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -42,6 +43,23 @@ def test_diffusers_reads_it_back(pipeline: str, open_tiny: Opener, tiny: Callabl
     found.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
     np.testing.assert_allclose(plainly(found, pipeline, PROMPTS[:1], steps=2), trained, atol=1e-4)
     assert np.abs(without - trained).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank_pattern": {"to_q": 4, "to_k": 3}, "told": False}, {"use_rslora": True}], ids=str
+)
+def test_a_lora_that_was_begun_from_a_file_has_its_own_strengths(
+    options: dict[str, object], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    layers = ["to_k", "to_out.0", "to_q"]
+    file = theirs(tiny("sdxl"), "sdxl", tmp_path, target_modules=layers, **options)  # type: ignore[arg-type]
+    policy = open_tiny("sdxl", parameters={"start": str(file)})
+    policy.save(tmp_path / "model", policy.weights())
+    to_kohya(tmp_path / "model", tmp_path / "kohya.safetensors")
+    trained = plainly(policy.pipeline, "sdxl", PROMPTS[:1], steps=2)
+    found = plain_pipeline(tiny("sdxl"), "sdxl")
+    found.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
+    np.testing.assert_allclose(plainly(found, "sdxl", PROMPTS[:1], steps=2), trained, atol=1e-4)
 
 
 def test_matrices_of_a_transformer(open_tiny: Opener, tmp_path: Path) -> None:

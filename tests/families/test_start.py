@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from peft import LoraConfig, get_peft_model_state_dict
 
 from raysuite.errors import UserError
 from raysuite.families.loading import check_start
@@ -56,6 +58,64 @@ def test_start(pipeline: str, kind: str, open_tiny: Opener, tiny: Callable[[str]
         loaded = plain_pipeline(tmp_path / "trained", pipeline)
     trained = plainly(policy.pipeline, pipeline, PROMPTS[:1], steps=2)
     np.testing.assert_array_equal(plainly(loaded, pipeline, PROMPTS[:1], steps=2), trained)
+
+
+def theirs(model: Path, pipeline: str, directory: Path, *, told: bool = True, **options: object) -> Path:
+    """A LoRA of plain peft and diffusers, of rank 2 unless options say more; with what it is in its header, or not."""
+    found, part = plain_pipeline(model, pipeline), "unet" if pipeline == "sdxl" else "transformer"
+    said = {"r": 2, "lora_alpha": 2, "target_modules": ["to_out.0", "to_q"], **options}
+    network = getattr(found, part)
+    torch.manual_seed(0)
+    network.add_adapter(LoraConfig(**said, init_lora_weights=False))
+    header = {f"{part}_lora_adapter_metadata": said} if told else {}
+    found.save_lora_weights(directory, **{f"{part}_lora_layers": get_peft_model_state_dict(network)}, **header)
+    return directory / "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True, "told": False},
+        {"use_dora": True, "lora_alpha": 5},
+        {"use_rslora": True},
+        {"lora_bias": True},
+        {"rank_pattern": {"to_q": 4}, "told": False},
+    ],
+    ids=str,
+)
+def test_loras_of_other_kinds_load_in_plain_diffusers_as_they_were_trained(
+    options: dict[str, object], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = theirs(tiny("sd3"), "sd3", tmp_path / "theirs", **options)  # type: ignore[arg-type]
+    policy = open_tiny("sd3", parameters={"start": str(file)})
+    plain = plain_pipeline(tiny("sd3"), "sd3")
+    plain.load_lora_weights(file.parent)
+    came = plainly(plain, "sd3", PROMPTS[:1], steps=2)
+    np.testing.assert_array_equal(plainly(policy.pipeline, "sd3", PROMPTS[:1], steps=2), came)
+    before = policy.weights()
+    stirred = np.random.default_rng(0).standard_normal(before.shape).astype(np.float32)
+    policy.set_weights(before + 0.05 * stirred)
+    policy.save(tmp_path / "trained", policy.weights())
+    plain.unload_lora_weights()
+    plain.load_lora_weights(tmp_path / "trained")
+    trained = plainly(policy.pipeline, "sd3", PROMPTS[:1], steps=2)
+    np.testing.assert_array_equal(plainly(plain, "sd3", PROMPTS[:1], steps=2), trained)
+    assert np.abs(trained - came).max() > 1e-3
+    policy.set_weights(before)
+    policy.load(tmp_path / "trained")
+    np.testing.assert_array_equal(policy.weights(), before + np.float32(0.05) * stirred)
+
+
+def test_an_adapter_of_another_kind_is_refused_by_name(open_tiny: Opener, tmp_path: Path) -> None:
+    factors = {"w1": torch.ones(4, 4), "w2": torch.ones(8, 8)}
+    file = tmp_path / "lokr.safetensors"
+    safetensors.torch.save_file(
+        {f"transformer.layers.0.attention.to_q.lokr_{name}": factor for name, factor in factors.items()}, file
+    )
+    with pytest.raises(
+        UserError, match=r"expected a LoRA at parameters\.start=.*, got LOKR, .*: fuse it into the model"
+    ):
+        open_tiny("z_image", parameters={"start": str(file)})
 
 
 def test_no_lora_of_this_model(open_tiny: Opener, tmp_path: Path) -> None:
