@@ -250,7 +250,7 @@ class Driver:
         try:
             with self._up_to_the_network(), torch.no_grad():
                 self._go([""], steps=2)  # one would leave some schedulers without a table
-        except ValueError as error:
+        except (AttributeError, ValueError) as error:  # the first where diffusers is behind transformers
             raise UserError(
                 f"expected settings that {self.name} accepts, got {self.arguments}: {in_a_line(error)}"
             ) from error

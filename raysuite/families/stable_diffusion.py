@@ -21,13 +21,18 @@ from raysuite.kernel.schedule import Schedule
 
 
 class StableDiffusionPolicy(PipelinePolicy):
-    """The same policy as `PipelinePolicy`, with a table whose steps are spaced as DDIM's."""
+    """The same policy as `PipelinePolicy`, with a table whose steps are spaced as DDIM's.
+
+    With `model.arguments` the pipeline's own call is asked after all, since it alone knows what they mean.
+    """
 
     def _schedule(self, sampler: Sampler) -> Schedule:
         return tables.spaced(self.pipeline.scheduler, sampler)
 
     def _output(self, network: Any, x_N: Tensor, t_N: Tensor, prompts_N: Sequence[str], guidance: float) -> Tensor:
         """The guided output e_uncond + w (e_cond - e_uncond), or e_cond."""
+        if self.model.arguments:
+            return super()._output(network, x_N, t_N, prompts_N, guidance)
         states_N, t_N = self._states_of(prompts_N), sent(t_N, x_N.device)
         with self._autocast():
             if guidance == 1:
@@ -44,6 +49,8 @@ class StableDiffusionPolicy(PipelinePolicy):
         return self.driver.encoded(prompts_N)[0]
 
     def _states(self, prompt: str) -> TextStates:
+        if self.model.arguments:
+            return super()._states(prompt)
         prompts = (prompt, self.driver.negative or "") if self.guidance > 1 else (prompt,)
         return {
             question: self.driver.memory.get(question)
