@@ -25,20 +25,28 @@ UNREADABLE: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError
 """What reading a LoRA may raise. The bases of the hub's own error are what its client raises where the hub is not reached."""
 
 
+def named_class(model: Model) -> str:
+    """The class of diffusers that the pipeline at `model.path` names.
+
+    Raises:
+        UserError: there is no pipeline, or diffusers has no such class.
+    """
+    name = str(_index(model)["_class_name"])
+    if not hasattr(diffusers, name):
+        raise UserError(
+            f"expected a pipeline class of diffusers at model.path={model.path}, got {name}: it has none of that name"
+        )
+    return name
+
+
 def pipeline_class(model: Model) -> str:
-    """The class of the pipeline at `model.path`, without loading weights.
+    """The class of the pipeline at `model.path`, which can be driven, without loading weights.
 
     Raises:
         UserError: there is none, or it has not what `Driver` needs.
     """
-    index = _index(model)
-    name = str(index["_class_name"])
-    cls = getattr(diffusers, name, None)
-    if cls is None:
-        raise UserError(
-            f"expected a pipeline class of diffusers at model.path={model.path}, got {name}: it has none of that name"
-        )
-    lacking = missing_seam(cls)
+    name, index = named_class(model), _index(model)
+    lacking = missing_seam(getattr(diffusers, name))
     present = [part for part in NETWORKS_OF_THEIR_OWN if index.get(part, [None])[0] is not None]
     if lacking is None and not any(index.get(part, [None])[0] is not None for part in PARTS):
         lacking = f"it has no {' or '.join(PARTS)}"
@@ -119,7 +127,7 @@ def load_pipeline(
         UserError: weights are missing, or the pipeline is of another kind.
     """
     _quieten()
-    name = pipeline_class(model)
+    name = named_class(model)
     components = {key: value for key, value in _index(model).items() if isinstance(value, list) and key[0] != "_"}
     left_out = [
         key

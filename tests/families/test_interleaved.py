@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import diffusers
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from raysuite.errors import UserError
+from raysuite.families import interleaved
 from raysuite.families.interleaved import PLACEMENTS, InterleavedPipeline, arguments
 from tests.families.pipelines import flux2_klein
 
@@ -31,6 +33,26 @@ def test_pictures_stand_where_they_were_and_the_call_takes_them(name: str) -> No
 
 def test_omnigen_has_its_own_placeholders() -> None:
     assert arguments("OmniGenPipeline", ["red: ", DARK])["prompt"] == "red: <img><|image_1|></img>"
+
+
+def test_qwen_image_edit_is_guided() -> None:
+    """Its pipeline leaves guidance out where there is no negative prompt."""
+    assert arguments("QwenImageEditPlusPipeline", ["red: ", DARK])["negative_prompt"] == " "
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_every_class_is_taken_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it could not be trained, as OmniGen, which has no encode_prompt."""
+    monkeypatch.setattr(interleaved, "is_torchvision_available", lambda: True)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    assert InterleavedPipeline(str(tmp_path)).name == name
+
+
+def test_a_package_that_omnigen_wants_is_named_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interleaved, "is_torchvision_available", lambda: False)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "OmniGenPipeline"}))
+    with pytest.raises(UserError, match=r"expected torchvision for OmniGenPipeline, .*: pip install torchvision"):
+        InterleavedPipeline(str(tmp_path))
 
 
 def test_a_tiny_flux2_klein_draws_from_its_pictures_in_their_order(tmp_path: Path) -> None:
