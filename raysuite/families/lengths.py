@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from raysuite.config import Model
-from raysuite.families.loading import pipeline_class
+from raysuite.families.loading import UNREADABLE, named_class
 
 UNLIMITED = 10**9
 """Tokenizers without a limit of their own state one far above this."""
@@ -21,16 +22,19 @@ UNLIMITED = 10**9
 def cut_prompts(model: Model, prompts: Sequence[str]) -> tuple[list[str], int]:
     """Prompts that no text encoder of the pipeline reads to their end, and the tokens that the one with the longest breath reads.
 
-    What a template adds around a prompt is not counted, as pipelines with templates do not count it either. Models that are
-    not in a directory, or whose tokenizers are of a kind that transformers cannot open by itself, are not looked at.
+    What a template adds around a prompt is not counted, as pipelines with templates do not count it either. Models whose tokenizers
+    cannot be had from a hub, or are of a kind that transformers cannot open by itself, are not looked at: that a model is missing is
+    for others to say.
 
     Args:
-        model: whose `path` is a directory.
+        model: a directory, or a hub id, of which tokenizers are read from the hub or its cache.
         prompts: texts.
     """
-    if not (folder := Path(model.path)).is_dir():
+    folder = _with_tokenizers(model.path)
+    if folder is None:
         return [], 0
-    call = inspect.signature(getattr(diffusers, pipeline_class(model)).__call__).parameters
+    local = model.model_copy(update={"path": str(folder)})
+    call = inspect.signature(getattr(diffusers, named_class(local)).__call__).parameters
     longest = model.arguments.get("max_sequence_length")
     if longest is None and "max_sequence_length" in call:
         longest = call["max_sequence_length"].default
@@ -50,6 +54,17 @@ def cut_prompts(model: Model, prompts: Sequence[str]) -> tuple[list[str], int]:
         if not left:
             break
     return left, most
+
+
+def _with_tokenizers(path: str) -> Path | None:
+    """A directory with what says how prompts are read; None where it cannot be had."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        folder = Path(snapshot_download(path, allow_patterns=["model_index.json", "tokenizer*/*"]))
+    except UNREADABLE:
+        return None
+    return folder if any(folder.glob("tokenizer*/*")) else None  # a cache may have a part of a model
 
 
 def _tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -22,7 +22,8 @@ from raysuite.families.facts import facts_of
 ENCODER = "text_encoder"
 """How names of components begin that encode text."""
 UNREADABLE: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError, KeyError)
-"""What reading a LoRA may raise. The bases of the hub's own error are what its client raises where the hub is not reached."""
+"""What reading a LoRA, or files of a hub, may raise. The bases of the hub's own error are what its client raises where the hub is not
+reached."""
 
 
 def named_class(model: Model) -> str:
