@@ -93,7 +93,8 @@ class PairObjective(ForwardObjective[Preferences]):
     shared_noise: bool = True
     """One noise for both members (released code), or one each (paper)."""
     prompt_dropout: float = 0.0
-    """Probability of training on the empty prompt instead (0.2 in Diffusion-DPO's released code)."""
+    """Probability of training on the empty prompt instead (0.2 in Diffusion-DPO's released code). It is encoded like any other, as in
+    that code, also for SDXL, whose guided sampling may have zeros in its place."""
     winner_margin: float | None = None
     """With a number, the loser's gradient is scaled to keep the winner's error falling (Diffusion-SDPO's mu)."""
 

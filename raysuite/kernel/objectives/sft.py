@@ -22,7 +22,8 @@ class Sft(ForwardObjective[Preferences]):
     """
 
     prompt_dropout: float = 0.0
-    """Probability of training on the empty prompt instead."""
+    """Probability of training on the empty prompt instead. It is encoded like any other, also for SDXL, whose guided sampling may have
+    zeros in its place."""
     min_snr: float | None = None
     """Gamma (5) of min-SNR weighting: each term times min(SNR, gamma) over what an error of the clean latent counts at that level."""
 
