@@ -51,12 +51,12 @@ def open_policy(
 
 
 def open_model(model: Model, device: torch.device) -> Policy:
-    """A model that encodes pictures and prompts, and has no weights to predict with.
+    """A model that encodes pictures and prompts, and has neither weights to predict with nor a sampler's table.
 
     Raises:
         UserError: no model at `model.path`, or one that no family handles.
     """
-    return _open(model, Sampler(), Parameters(), 0, device, weights=False)
+    return _open(model, Sampler(), Parameters(), 0, device, weights=False, table=False)
 
 
 def _open(
@@ -68,6 +68,7 @@ def _open(
     texts: Path | None = None,
     encoders: bool = True,
     weights: bool = True,
+    table: bool = True,
 ) -> Policy:
     name = check_model(model)
     if name in TOYS:
@@ -88,6 +89,7 @@ def _open(
         texts=texts,
         encoders=encoders,
         weights=weights,
+        table=table,
     )
 
 

@@ -51,6 +51,7 @@ class PipelinePolicy(Policy):
         texts: Path | None = None,
         encoders: bool = True,
         weights: bool = True,
+        table: bool = True,
     ) -> None:
         """Open a pipeline.
 
@@ -63,6 +64,7 @@ class PipelinePolicy(Policy):
             texts: a directory for text states: what is there is read, and what is missing is encoded and written.
             encoders: whether to load text encoders; without them all text states must be there.
             weights: whether to load the network; without it the policy can encode prompts and pictures, and nothing else.
+            table: whether to make the sampler's table; who encodes data has no sampler, and could not mend one.
 
         Raises:
             UserError: it cannot be opened, or does not do what the settings say.
@@ -103,7 +105,8 @@ class PipelinePolicy(Policy):
         )
         self.latent_shape = tuple(self.driver.template.shape[1:])
         self.image_size = self._image_size(model.height_and_width)
-        self.schedule = self._schedule(sampler).to(device)
+        if table:
+            self.schedule = self._schedule(sampler).to(device)
         if weights:  # at last: until here calls were left before the network
             prepared(self.trained.network, self.part, model)
 

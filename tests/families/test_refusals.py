@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from raysuite.config import Model, load
 from raysuite.errors import UserError
-from raysuite.families import check_model
+from raysuite.families import check_model, open_model
 from raysuite.families.driver import missing_seam
 from raysuite.families.facts import FACTS
 from raysuite.families.loading import load_pipeline
@@ -100,6 +101,19 @@ def test_noise_that_is_predicted_where_there_is_no_signal(
     (path / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", cls.__name__]}))
     with pytest.raises(UserError, match=r"zero terminal signal-to-noise ratio .* predict v"):
         open_tiny("sdxl", model={"path": str(path)})
+
+
+def test_a_table_that_needs_another_spacing_does_not_keep_data_from_being_encoded(
+    open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`raysuite encode` has no sampler whose spacing could be set."""
+    file = "scheduler/scheduler_config.json"
+    path = str(changed(tiny("sdxl"), tmp_path / "sdxl", file, timestep_spacing="linspace"))
+    encoder = open_model(Model(path=path, size=32), torch.device("cpu"))
+    assert encoder.encode(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, *encoder.latent_shape)
+    assert encoder.text_states(["a photo of a red cat"])
+    with pytest.raises(UserError, match=r"expected whole timesteps .*: set sampler.spacing"):
+        open_tiny("sdxl", model={"path": path}, sampler={"steps": 6})
 
 
 def test_a_class_without_a_seam(tmp_path: Path) -> None:
