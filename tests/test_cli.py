@@ -87,6 +87,11 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
         ),
         (["encode", "/nowhere.jsonl"], "there is nothing: check the path"),
         (["encode", "someone/pickapic"], "could not find them"),
+        (["encode", "/nowhere.jsonl", "--set", "sampler.steps=3"], "expected settings of the model alone"),
+        (
+            ["encode", "/nowhere.jsonl", "--set", "model.precision=half"],
+            "expected model.precision of float32 or bfloat16",
+        ),
         (
             ["encode", "someone/pickapic", "--layout", "webdataset"],
             "expected a layout of folders, pictures, jsonl, imagereward, hpdv2",

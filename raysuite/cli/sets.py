@@ -53,6 +53,15 @@ def encode(
     out: Annotated[Path, typer.Option(help="Directory of the preference set.")],
     model: Annotated[str, typer.Option(help="Whose VAE and text encoder: as model.path of a run.")] = "scenes",
     size: Annotated[int | None, typer.Option(min=8, help="Pixels on a side \\[default: the model's own].")] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="Another setting of the run's model: model.precision=bfloat16, model.size='[768, 512]' (height and width), "
+            "model.arguments='{max_sequence_length: 128}'; repeatable.",
+        ),
+    ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     variant: Annotated[
         str | None, typer.Option(help="Of its weights, as model.variant of the run: fp16, if that is what it names.")
     ] = None,
@@ -81,6 +90,9 @@ def encode(
     """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
     directory = place(out)
     begin("encode", directory)
+    from raysuite import config as configuration
+
+    of = configuration.load_model({"path": model, "size": size, "variant": variant}, by_path(settings))
     from raysuite.datasets.sources import open_source
 
     opened = open_source(
@@ -89,17 +101,16 @@ def encode(
         split=split,
         names=by_path(column, "--column"),
     )
-    from raysuite import config as configuration
     from raysuite.cluster import encode as encoding
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    console.print(f"with the VAE and text encoders of {model}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"with the VAE and text encoders of {of.path}", soft_wrap=True, highlight=False, markup=False)
     with locked(directory), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,
             directory,
-            model=configuration.Model(path=model, size=size, variant=variant),
+            model=of,
             pairs=pairs,
             rows_per_block=rows_per_block,
             actors=actors,

@@ -82,6 +82,7 @@ def encode(
     parts = source.parts(rows_per_block)
     check_some(source, parts)
     policy = open_model(model, torch.device("cpu"))
+    read_with = model.model_dump(mode="json", include={"arguments", "precision"}, exclude_defaults=True)
     identity = {
         "model": model.path,
         "encoders": encoder_digests(model),
@@ -89,7 +90,13 @@ def encode(
         "members": source.members,
         "steps": None,
         "sampler": None,
-        "source": {**source.identity(), "pairs": pairs, "decoder": DECODER, "rows_per_block": rows_per_block},
+        "source": {
+            **source.identity(),
+            "pairs": pairs,
+            "decoder": DECODER,
+            "rows_per_block": rows_per_block,
+            **({"model": read_with} if read_with else {}),  # sets of earlier versions have none
+        },
     }
     preference_set.claim(directory, identity, command)
     there = preference_set.finished_blocks(directory)

@@ -7,7 +7,7 @@
 
 from raysuite.config.checks import without_idle
 from raysuite.config.objective import class_of, is_foreign, label_of
-from raysuite.config.reading import base_of, contents, document, load, parse, put, read, recipes, validate
+from raysuite.config.reading import base_of, contents, document, load, load_model, parse, put, read, recipes, validate
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
     SPLITS,
@@ -69,6 +69,7 @@ __all__ = [
     "is_foreign",
     "label_of",
     "load",
+    "load_model",
     "nearest",
     "one_of",
     "parse",

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
-from raysuite.config.sections import paths, spelled_out, texts
+from raysuite.config.sections import Model, paths, spelled_out, texts
 from raysuite.config.words import one_of, sentence
 from raysuite.errors import UserError, in_a_line
 
@@ -68,6 +68,23 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(sentence(error, set(paths()))) from error
+
+
+def load_model(told: Mapping[str, Any], overrides: Mapping[str, str]) -> Model:
+    """A run's model without the run, with overrides by dotted path as the run has them (`model.precision`).
+
+    Raises:
+        UserError: an override of something else than the model, or anything unknown, mistyped or out of range.
+    """
+    tree: dict[str, Any] = {"model": dict(told)}
+    for path, value in overrides.items():
+        if not path.startswith("model."):
+            raise UserError(f"expected settings of the model alone, such as model.precision, got {path}: leave it out")
+        put(tree, path, parse(path, value))
+    try:
+        return Model.model_validate(tree["model"])
+    except ValidationError as error:
+        raise UserError(sentence(error, set(paths()), "model.")) from error
 
 
 def read(recipe_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import transformers
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
+from raysuite.config import Model
 from raysuite.errors import UserError, in_a_line
+from raysuite.families.driver import OURS
+from raysuite.families.facts import facts_of
+from raysuite.families.loading import named_class
 
 KINDS = ("vae", "text_encoder", "tokenizer")
 """What names of components begin with (`text_encoder_2` is one)."""
@@ -58,6 +64,21 @@ def digests(path: str, variant: str | None) -> dict[str, str]:
                 f"{in_a_line(error, 300)}"
             ) from error
     return found
+
+
+def told(model: Model) -> dict[str, Any]:
+    """The arguments that a pipeline's call hands on to its text encoders, with their defaults where the model says nothing."""
+    name = named_class(model)
+    cls = getattr(diffusers, name)
+    handed_on = {*inspect.signature(cls.encode_prompt).parameters}
+    if name == "StableDiffusionPipeline":  # which asks its encoders in other words as soon as its own call is asked
+        handed_on |= {*model.arguments}
+    given = {**facts_of(name).call, **model.arguments}
+    return {
+        argument: given.get(argument, known.default)
+        for argument, known in inspect.signature(cls.__call__).parameters.items()
+        if argument in handed_on and argument not in OURS
+    }
 
 
 def _network(folder: Path, variant: str | None) -> Iterator[bytes]:

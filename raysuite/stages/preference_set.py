@@ -22,9 +22,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from raysuite.config import RunConfig, Sampler
+from raysuite.config import Model, RunConfig, Sampler
 from raysuite.errors import UserError
-from raysuite.families import encoder_digests
+from raysuite.families import encoder_digests, told_encoders
 from raysuite.families.text import TextStates, pack, unpack
 from raysuite.places import replacing
 from raysuite.stages.files import is_held, provenance, refuse_occupied, write_json
@@ -249,7 +249,7 @@ class PreferenceSet:
         """Refuse a run that cannot learn from this set.
 
         Raises:
-            UserError: its rankings, latents or trajectories are not what the run's objective and model take.
+            UserError: its rankings, latents, trajectories or text states are not what the run's objective and model take.
         """
         of, name = self.manifest, config.objective["name"]
         if of["members"] != config.preferences.members:
@@ -262,6 +262,8 @@ class PreferenceSet:
                 f"expected latents of shape {list(latent_shape)} in {self.directory}, got {of['latent_shape']}: encode it for "
                 f"this model and size ({of['model']} encoded it)"
             )
+        if config.cluster.encode_once:  # who learns has no text encoders, and takes the states as they are
+            self._check_arguments(config.model)
         if config.built_objective.process == "reverse":
             if of["steps"] is None:
                 raise UserError(
@@ -272,6 +274,17 @@ class PreferenceSet:
                 raise UserError(
                     f"expected trajectories of this run's sampler in {self.directory}, they were drawn with {of['sampler']}: "
                     "set the same sampler"
+                )
+
+    def _check_arguments(self, model: Model) -> None:
+        # sets of published data say nothing where there were none
+        of = self.manifest["source"].get("model", {}).get("arguments", {})
+        own, theirs = told_encoders(model), told_encoders(model.model_copy(update={"arguments": of}))
+        for name in {**theirs, **own}:
+            if own.get(name) != theirs.get(name):
+                raise UserError(
+                    f"expected prompts that were read with {name}={own.get(name)} in {self.directory}, as model.arguments has it, got "
+                    f"{theirs.get(name)}: make the set with the run's model.arguments, or set cluster.encode_once=false"
                 )
 
     def check_encoders(self, digests: Mapping[str, str]) -> None:

@@ -67,11 +67,17 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
 def test_a_published_set_by_commands(
     pipeline: str, tiny: Callable[[str], Path], tiny_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """`raysuite encode` in Ray Data, then `raysuite train` in Ray Train: what the set says is learned, and the first loss is log 2."""
+    """`raysuite encode` in Ray Data, then `raysuite train` in Ray Train: what the set says is learned, and the first loss is log 2.
+
+    The learner has no text encoders: the set is encoded with the settings of the run's model.
+    """
     pairs, run = tmp_path / "set", tmp_path / "run"
-    config = tiny_run(pipeline, "diffusion_dpo", preferences={"source": str(pairs)}, cluster={"threads": 1})
+    few, once = {"training": "toy", "held_out": "toy"}, {"threads": 1, "encode_once": True}
+    config = tiny_run(pipeline, "diffusion_dpo", preferences={"source": str(pairs)}, prompts=few, cluster=once)
     (tmp_path / "run.yaml").write_text(json.dumps(config.canonical()))
-    asked = ["--model", str(tiny(pipeline)), "--size", "32", "--out", str(pairs)]
+    settings = ["model.size=[32, 32]", f"model.arguments={json.dumps(config.model.arguments)}"]
+    told = [word for setting in settings for word in ("--set", setting)]
+    asked = ["--model", str(tiny(pipeline)), *told, "--out", str(pairs)]
     try:
         raysuite("encode", str(publish(tmp_path)), *asked)
         raysuite("train", str(tmp_path / "run.yaml"), "--out", str(run))

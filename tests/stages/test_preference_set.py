@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysuite.config import Noise, Sampler
+from raysuite.config import Noise, RunConfig, Sampler, load
 from raysuite.errors import UserError
 from raysuite.kernel.directions import Gram, has_direction
 from raysuite.stages.files import write_json
@@ -176,3 +176,29 @@ def test_a_set_belongs_to_its_encoders(tmp_path: Path) -> None:
     for digests, others in (({"vae": "1", "tokenizer": "3"}, "tokenizer"), (two, "text_encoder, tokenizer, vae")):
         with pytest.raises(UserError, match=f"m encoded them, with another {others}: .* set model.path=m"):
             found.check_encoders(digests)
+
+
+def test_prompts_that_were_read_otherwise_are_refused_where_nobody_could_read_them_again(tmp_path: Path) -> None:
+    def run(once: bool, arguments: str, path: str = "scenes-flow") -> RunConfig:
+        model = {"model.path": path, "model.arguments": arguments, "parameters.kind": "lora"}
+        places = {"cluster.encode_once": str(once).lower(), "preferences.source": str(tmp_path / "plain")}
+        return load("scenes-diffusion-dpo-offline", {**model, **places})
+
+    fill(tmp_path / "plain", [1])  # as sets of earlier versions: nothing is said of arguments
+    fill(tmp_path / "long", [1], source={"kind": "test", "model": {"arguments": {"max_sequence_length": 8}}})
+    for name in ("plain", "long"):
+        summarise(tmp_path / name)
+    plain, long = PreferenceSet(tmp_path / "plain"), PreferenceSet(tmp_path / "long")
+    eight = "{max_sequence_length: 8}"
+    with pytest.raises(
+        UserError, match=r"read with max_sequence_length=8 .* got 1: make the set with the run's model.argum"
+    ):
+        plain.check(run(True, eight))
+    with pytest.raises(UserError, match=r"read with max_sequence_length=1 .* got 8: "):
+        long.check(run(True, "{}"))
+    long.check(run(True, eight))
+    plain.check(run(False, eight))  # its learners have encoders
+    plain.check(run(True, "{}", "scenes"))
+    with pytest.raises(UserError, match=r"read with guidance_rescale=0.7 "):
+        plain.check(run(True, "{guidance_rescale: 0.7}", "scenes"))  # whose states have other names then
+    plain.check(run(True, "{joint_attention_kwargs: {}}"))  # of which encoders know nothing
