@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from raysuite.datasets.encode import Pairs, changed, check_some, encode_block
 from raysuite.datasets.pictures import DECODER
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
 from raysuite.errors import UserError
-from raysuite.families import encoder_digests, open_model
+from raysuite.families import Policy, encoder_digests, open_model
 from raysuite.progress import Counting
 from raysuite.stages import preference_set
 
@@ -29,7 +30,7 @@ from raysuite.stages import preference_set
 class Encoder:
     """One actor: opens the model once, then turns parts into blocks on disk.
 
-    Returns their numbers, and of a part that could not be read a sentence for the user: Ray Data wraps exceptions in its own.
+    Returns their numbers, and of a part that could not be encoded a sentence for the user: Ray Data wraps exceptions in its own.
     """
 
     def __init__(
@@ -45,8 +46,14 @@ class Encoder:
         device: str,
     ) -> None:
         torch.set_num_threads(threads)
-        self._policy = open_model(model, torch.device(device))
-        self._source, self._pairs, self._directory = LAYOUTS[layout](paths, split, names), pairs, Path(directory)
+        self._model, self._device, self._pairs, self._directory = model, torch.device(device), pairs, Path(directory)
+        self._layout, self._named = layout, (paths, split, names)
+
+    @cached_property
+    def _opened(self) -> tuple[Policy, Source]:
+        """Opened for the first part, with which a sentence can be returned: this machine may lack what the command's has."""
+        session.check_shared(self._directory / preference_set.MANIFEST, "an actor")
+        return open_model(self._model, self._device), LAYOUTS[self._layout](*self._named)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch of parts by column."""
@@ -54,7 +61,8 @@ class Encoder:
         for values in zip(*batch.values(), strict=True):
             fields = {n: v.item() if hasattr(v, "item") else v for n, v in zip(batch, values, strict=True)}
             try:
-                encode_block(self._policy, self._source, Part(**fields), self._directory, pairs=self._pairs)
+                policy, source = self._opened
+                encode_block(policy, source, Part(**fields), self._directory, pairs=self._pairs)
                 faults.append("")
             except UserError as error:
                 faults.append(str(error))
@@ -76,7 +84,8 @@ def encode(
     """Encode a source, or go on where it was stopped, and return the set's summary. Finished blocks are not touched.
 
     Raises:
-        UserError: the source or the model cannot be read, nothing in it is usable, or the directory holds something else.
+        UserError: the source or the model cannot be read, nothing in it is usable, the directory holds something else, or not all
+            actors write into it.
     """
     preference_set.check_place(directory)
     parts = source.parts(rows_per_block)
@@ -110,6 +119,11 @@ def encode(
         check_room([Piece("an actor", 1, actor_gpus)] * actors, remedy="lower --actors or --actor-gpus")
         for _ in _encoded(source, directory, missing, model, pairs, actors, actor_gpus):
             counting.advance()
+    if unseen := {part.number for part in parts} - preference_set.finished_blocks(directory):
+        raise UserError(
+            f"expected {len(parts)} finished blocks in {directory}, {len(unseen)} that actors wrote are not there: set --out to a "
+            "directory on a file system that every machine of the cluster mounts, or where it is one, give the same command again"
+        )
     return preference_set.summarise(directory)
 
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
@@ -30,6 +29,7 @@ from raysuite.cluster.placement import worker_resources
 from raysuite.cluster.session import (
     check_answer,
     check_resources,
+    check_shared,
     connect,
     device_here,
     drawing_actors,
@@ -271,11 +271,7 @@ def _learner(options: dict[str, Any]) -> None:
     """
     torch.set_num_threads(options["threads"])
     config, directory = validate(options["config"]), Path(options["directory"])
-    if not (directory / "config.json").exists():
-        raise UserError(
-            f"expected a directory that all machines share, got {directory}, which a learner on {socket.gethostname()} does not "
-            "see: set --out to one on a file system that every machine of the cluster mounts"
-        )
+    check_shared(directory / "config.json", "a learner")
     failure = directory / "failure.json"
     if failure.exists():  # another worker found something that only the user can mend: do not try again
         return

@@ -90,6 +90,23 @@ def check_answer(address: str) -> None:
         ) from error
 
 
+def check_shared(written: Path, who: str) -> None:
+    """Look from this machine for a file that the command wrote into its --out.
+
+    Args:
+        written: the file.
+        who: looks.
+
+    Raises:
+        UserError: it is not to be seen from here, where nobody would find what is written.
+    """
+    if not written.exists():
+        raise UserError(
+            f"expected a directory that all machines share, got {written.parent}, which {who} on {socket.gethostname()} does not "
+            "see: set --out to one on a file system that every machine of the cluster mounts"
+        )
+
+
 def check_resources(cluster: Cluster, *, workers: int = 0) -> None:
     """See that there is room for the actors and judges, and for as many learners; `check_room` says how.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from raysuite.cluster import encode
+from raysuite.cluster import encode, session
 from raysuite.cluster.encode import Encoder
 from raysuite.cluster.pairs import make_pairs
 from raysuite.config import Model, load
@@ -23,7 +23,7 @@ from raysuite.datasets.sources import Part, Source, open_source
 from raysuite.errors import UserError
 from raysuite.families import Policy
 from raysuite.progress import Counting
-from raysuite.stages.preference_set import PreferenceSet, finished_blocks
+from raysuite.stages.preference_set import PreferenceSet, claim, finished_blocks
 from tests.processes import below, end, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -78,13 +78,21 @@ def test_a_killed_encode_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     assert np.array_equal(reds[:, 1].numpy() * 32 + 128, 100 - numbers - 1)
 
 
+def actor_of(source: Path, model: str, out: Path) -> Encoder:
+    return Encoder(Model(path=model), "jsonl", [str(source)], "train", {}, "all", str(out), 1, "cpu")
+
+
+def two_parts(source: Path) -> dict[str, np.ndarray]:
+    """As an actor is given them."""
+    parts = [Part(number=n, file=str(source), start=SIZE * n, stop=SIZE * (n + 1), first=SIZE * n) for n in range(2)]
+    return {field.name: np.array([getattr(part, field.name) for part in parts]) for field in fields(Part)}
+
+
 def test_a_file_that_breaks_off_is_a_sentence_whoever_reads_it(tmp_path: Path) -> None:
     """What an actor returns: Ray Data would wrap what it raises, and print where."""
-    source = made_source(tmp_path)
-    actor = Encoder(Model(path="toy"), "jsonl", [str(source)], "train", {}, "all", str(tmp_path / "set"), 1, "cpu")
-    parts = [Part(number=n, file=str(source), start=SIZE * n, stop=SIZE * (n + 1), first=SIZE * n) for n in range(2)]
-    batch = {field.name: np.array([getattr(part, field.name) for part in parts]) for field in fields(Part)}
-    (tmp_path / "set" / "blocks").mkdir(parents=True)
+    source, out = made_source(tmp_path), tmp_path / "set"
+    claim(out, {}, ["test"])
+    actor, batch = actor_of(source, "toy", out), two_parts(source)
     assert actor(batch)["fault"].tolist() == ["", ""]
 
     def fault(policy: Policy, source: Source, part: Part, directory: Path, *, pairs: Pairs) -> None:
@@ -98,11 +106,37 @@ def test_a_file_that_breaks_off_is_a_sentence_whoever_reads_it(tmp_path: Path) -
     assert said["fault"].tolist() == ["", "expected a whole file, got half of one"]
 
 
+def test_an_actor_without_the_sets_directory_or_the_model_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    """As on another machine than the command's."""
+    source, out = tmp_path / "pairs.jsonl", tmp_path / "set"
+    source.write_text("{}\n" * 2 * SIZE)
+    (unseen, again) = actor_of(source, "toy", out)(two_parts(source))["fault"]
+    assert unseen == again and f"that all machines share, got {out}, which an actor on" in unseen
+    assert not out.exists()
+    claim(out, {}, ["test"])
+    (fault, _) = actor_of(source, str(tmp_path / "elsewhere"), out)(two_parts(source))["fault"]
+    assert fault.startswith("expected") and "elsewhere" in fault
+    assert not finished_blocks(out)
+
+
+def test_a_set_is_not_finished_before_all_its_blocks_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors that write to another machine's disk, where an earlier attempt has left a set."""
+    made_source(tmp_path)
+
+    def written_elsewhere(*_: object) -> Iterator[int]:
+        yield from range(ROWS // SIZE)
+
+    monkeypatch.setattr(encode, "_encoded", written_elsewhere)
+    monkeypatch.setattr(session, "connect", lambda: None)
+    monkeypatch.setattr(encode, "check_room", lambda *_, **__: None)
+    with pytest.raises(UserError, match=r"expected 30 finished blocks in .*set, 30 that actors wrote are not there"):
+        encoded(tmp_path / "set", "toy", Counting("encoding", "blocks", Console(quiet=True)))
+    assert not (tmp_path / "set" / "summary.json").exists()
+
+
 def encoded(out: Path, model: str, counting: Counting) -> None:
-    source = out.parent / "pairs.jsonl"
-    source.write_text("{}\n")
     encode.encode(
-        open_source([str(source)], layout=None, split="train"),
+        open_source([str(out.parent / "pairs.jsonl")], layout=None, split="train"),
         out,
         model=Model(path=model),
         pairs="all",
@@ -123,6 +157,7 @@ def drawn(out: Path, model: str, counting: Counting) -> None:
 def test_an_occupied_directory_is_refused_before_a_model_is_opened(
     tmp_path: Path, make: Callable[[Path, str, Counting], None]
 ) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"expected an empty or new directory, .* name another --out"):
