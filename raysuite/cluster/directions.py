@@ -119,18 +119,20 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
         UserError: it belongs to another study, or to something else.
     """
     wanted = declared.canonical()
-    if is_held(directory, "study.json", _settled(wanted), "study", _settled, begun=["rung-*"]):
+    stepped = any(directory.glob("rung-*/gains.parquet"))
+
+    def settled(study: dict[str, Any]) -> dict[str, Any]:
+        """Where work runs may change between the parts of a study, and how far steps go until the first of them are told."""
+        run = {name: section for name, section in study["run"].items() if name != "cluster"}
+        gain = wanted["gain"] if study["gain"] and wanted["gain"] and not stepped else study["gain"]
+        return {**study, "gain": gain, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
+
+    if is_held(directory, "study.json", settled(wanted), "study", settled, begun=["rung-*"]):
         for unfinished in directory.rglob(".*"):  # what a killed process was writing
             unfinished.unlink()
-        return
+    else:
+        write_json(directory / "provenance.json", provenance(command))
     write_json(directory / "study.json", wanted)
-    write_json(directory / "provenance.json", provenance(command))
-
-
-def _settled(study: dict[str, Any]) -> dict[str, Any]:
-    """Where work runs may change between the parts of a study."""
-    run = {name: section for name, section in study["run"].items() if name != "cluster"}
-    return {**study, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
 
 
 def _preflight(declared: Study) -> None:
@@ -152,10 +154,12 @@ def _preflight(declared: Study) -> None:
         refuse_writer(rung.config, "a study of directions")
         launch.preflight(rung.config)
         if declared.gain:
-            _require_rewards(rung)
+            _check_gains(rung)
 
 
-def _require_rewards(rung: Rung) -> None:
+def _check_gains(rung: Rung) -> None:
+    if not rung.config.evaluation.kl:
+        raise UserError("expected evaluation.kl=true with --gain-kl, got false: the KL of a step has to be measured")
     if rung.config.sampler.noise.level == 0 or rung.config.built_objective.consumes != "advantages":
         raise UserError(
             "expected --gain-kl with ddpo or forward_rl among the objectives and sampler.noise.level above 0: gains are predicted "
@@ -242,8 +246,6 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     by_split = evaluation_blocks(config, load_prompts(config.prompts), 0, final=True)
     blocks = [(split, block) for split, found in by_split.items() for block in found]
     measuring = [(split, block) for split, block in blocks if block.measure_kl]
-    if not measuring:
-        raise UserError("expected evaluation.kl=true with --gain-kl, got false: the KL of a step has to be measured")
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
     with _working(held, steps=True) as (actors, policy), progress("taking steps", "objectives") as counting:

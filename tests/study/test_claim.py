@@ -1,0 +1,47 @@
+"""A study and its directory: what is refused before it is measured, and what may change while it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysuite.cluster.directions import claim, study
+from raysuite.errors import UserError
+from raysuite.progress import Counting
+from raysuite.study.declared import Study, declare
+
+
+def declared(gain: dict[str, float] | None, **settings: str) -> Study:
+    return declare("toy-ddpo", objectives=["ddpo"], units=8, gain=gain, settings=settings)
+
+
+def nothing_slow(what: str, unit: str) -> Counting:
+    pytest.fail(f"{what} was begun")
+
+
+def test_steps_whose_kl_is_not_measured_are_refused_before_anything_is(tmp_path: Path) -> None:
+    wanted = declared({"kl": 0.1}, **{"evaluation.kl": "false"})
+    with pytest.raises(UserError, match=r"expected evaluation.kl=true with --gain-kl, got false"):
+        study(wanted, tmp_path / "study", ["test"], nothing_slow)
+    assert not (tmp_path / "study").exists()
+
+
+def test_another_length_of_steps_may_be_wanted_until_some_were_taken(tmp_path: Path) -> None:
+    """As a study says that finds no step of the wanted KL; what was measured does not depend on it."""
+
+    def kept() -> Any:
+        return json.loads((tmp_path / "study.json").read_text())["gain"]
+
+    claim(declared({"kl": 0.1}), tmp_path, ["test"])
+    (tmp_path / "rung-00").mkdir()
+    claim(declared({"kl": 0.2}), tmp_path, ["test"])
+    assert kept() == {"kl": 0.2}
+    with pytest.raises(UserError, match=r"differs in gain \(\{\"kl\": 0.2\} there, null here\)"):
+        claim(declared(None), tmp_path, ["test"])  # without steps less is measured
+    (tmp_path / "rung-00" / "gains.parquet").touch()
+    with pytest.raises(UserError, match=r"differs in gain.kl \(0.2 there, 0.1 here\)"):
+        claim(declared({"kl": 0.1}), tmp_path, ["test"])
+    assert kept() == {"kl": 0.2}
