@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,10 @@ class RunDirectory:
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics. They are on the disk before a checkpoint that says so is."""
+        if _breaks_off(
+            self.path / "metrics.jsonl"
+        ):  # what follows in the same line would make it a damaged one among others
+            self._keep(line for line, _ in self._logged())
         with (self.path / "metrics.jsonl").open("a") as file:
             for name, value in values.items():
                 file.write(json.dumps({"update": update, "name": name, "value": value}) + "\n")
@@ -269,6 +273,10 @@ class RunDirectory:
                 if number == len(lines):  # it was being written when the run was killed
                     return
                 raise self._damaged(f"line {number} is no metric", "it and checkpoints/ to begin again") from error
+
+    def _keep(self, lines: Iterable[str]) -> None:
+        with replacing(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines))
 
     def _damaged(self, how: str, begin: str) -> UserError:
         return UserError(
@@ -333,15 +341,12 @@ class RunDirectory:
 
     def rewind(self, updates: int) -> None:
         """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""
-        file = self.path / "metrics.jsonl"
-        if file.exists():
-            kept = [
+        if (self.path / "metrics.jsonl").exists():
+            self._keep(
                 line
                 for line, row in self._logged()
                 if row["update"] < updates or (row["update"] == updates and row["name"].startswith("evaluation/"))
-            ]
-            with replacing(file) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept))
+            )
         for score in self.path.glob("scores/*.parquet"):
             if int(score.stem) > updates:
                 score.unlink()
@@ -359,6 +364,15 @@ class RunDirectory:
     def progress(self, **values: object) -> None:
         """Say what the run is doing now."""
         write_json(self.path / "progress.json", values)
+
+
+def _breaks_off(file: Path) -> bool:
+    """Whether a file's last line has no end: it was being written when the machine was lost."""
+    if not file.exists() or not file.stat().st_size:
+        return False
+    with file.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read() != b"\n"
 
 
 def _accelerator() -> str:

@@ -579,6 +579,23 @@ def test_metrics_that_were_damaged_are_found_before_a_run_goes_on(
         launch.claim(toy(updates="3"), tmp_path, ["test"])
 
 
+def test_metrics_that_follow_a_line_which_broke_off_are_as_whole_as_those_before(tmp_path: Path) -> None:
+    """An evaluation after a power loss adds to what is there; only a run that goes on writes it anew."""
+    begin(toy(updates="2"), tmp_path).train()
+    run = RunDirectory(tmp_path)
+    whole = run.metrics()
+    for torn in ('{"update": 2, "na', '{"update": 2, "name": "train/reward", "value": 0.5}'):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(torn)
+        read = run.metrics()
+        run.log(2, {"evaluation/held_out/redness": 0.75})
+        assert run.metrics() == {
+            **read,
+            "evaluation/held_out/redness": whole["evaluation/held_out/redness"] | {2: 0.75},
+        }
+        launch.claim(toy(updates="3"), tmp_path, ["test"])
+
+
 def test_what_the_sentence_about_lost_metrics_says_helps(tmp_path: Path) -> None:
     begin(toy(updates="2"), tmp_path).train()
     file = tmp_path / "metrics.jsonl"
