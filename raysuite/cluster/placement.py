@@ -48,6 +48,12 @@ def pieces_of(cluster: Cluster, *, workers: int) -> list[Piece]:
     ]
 
 
+def places_beside(cluster: Cluster) -> list[dict[str, float]]:
+    """What a run of a sweep has places reserved for beside its learners': Ray has none for a judge that takes nothing."""
+    pieces = pieces_of(cluster, workers=0)
+    return [{"CPU": piece.cpus, "GPU": piece.gpus} for piece in pieces if piece.cpus or piece.gpus]
+
+
 def check_room(pieces: Sequence[Piece], *, remedy: str, patience: float = Cluster().patience) -> None:
     """Refuse what would wait forever. A cluster that was joined is asked to grow, and given so many seconds for it.
 
@@ -216,8 +222,8 @@ def strategy_of_actors(cluster: Cluster) -> str | None:
     It has none where learners draw for themselves, and actors do something in their places before they begin.
     """
     group = ray.util.get_current_placement_group()
-    reserved = len(pieces_of(cluster, workers=0))
-    return None if group is not None and group.bundle_count >= reserved else "SPREAD"
+    reserved = [place for place in group.bundle_specs if place.keys() & {"CPU", "GPU"}] if group is not None else []
+    return None if group is not None and len(reserved) >= len(places_beside(cluster)) else "SPREAD"
 
 
 def worker_resources(cluster: Cluster) -> dict[str, float]:

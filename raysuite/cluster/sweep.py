@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from raysuite.background import meanwhile
 from raysuite.cluster import launch, session
 from raysuite.cluster.interrupt import Interruption
-from raysuite.cluster.placement import worker_resources
+from raysuite.cluster.placement import places_beside, worker_resources
 from raysuite.config import Cluster, RunConfig, validate
 from raysuite.errors import Stopped, UserError
 from raysuite.stages.files import write_json
@@ -111,9 +111,7 @@ def _reserved(cluster: Cluster) -> tune.PlacementGroupFactory:
     """
     if cluster.alone:
         return tune.PlacementGroupFactory([worker_resources(cluster)])
-    actor = {"CPU": cluster.actor_cpus, "GPU": cluster.actor_gpus}
-    judges = [{"CPU": j.cpus, "GPU": j.gpus} for j in cluster.judges.values() for _ in range(j.actors)]
-    beside = [*[actor] * cluster.actors, *judges]
+    beside = places_beside(cluster)
     # where learners have nobody beside them, Ray Tune still has to set something aside
     return tune.PlacementGroupFactory([{}, *beside] if beside else [{"memory": 1}], strategy="SPREAD")
 

@@ -173,14 +173,17 @@ def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pyte
         ({"workers": 2, "actors": 0}, False),
         ({"actors": 0, "judges": {"redness": {}}}, False),
         ({"actors": 1, "judges": {"redness": {}}}, True),
+        ({"actors": 1, "judges": {"redness": {"cpus": 0}}}, True),
+        ({"actors": 0, "judges": {"redness": {"cpus": 0}}}, False),
     ],
 )
 def test_actors_go_where_a_run_has_reserved_places_for_them(
     cluster: dict, reserved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that encode or draw in the learners' places before these begin have none."""
-    bundles = [b for b in sweeping._reserved(Cluster(**cluster)).bundles if b]
-    group = SimpleNamespace(bundle_count=len(bundles))
+    places = sweeping._reserved(Cluster(**cluster)).bundles
+    assert all(places)  # an empty one Ray refuses
+    group = SimpleNamespace(bundle_specs=places)
     monkeypatch.setattr("ray.util.get_current_placement_group", lambda: group)
     assert strategy_of_actors(Cluster(**cluster).with_actors()) == (None if reserved else "SPREAD")
 
