@@ -237,6 +237,32 @@ def test_an_unreachable_tracker_is_told_later_and_never_harms_the_run(
         assert "nobody there" in caplog.text and "raysuite track" in caplog.text
 
 
+class Incomplete(Forgetful):
+    """Lacks a package that it needs for pictures, and one to close."""
+
+    def pictures(self, update: int, pictures: Sequence[trackers.Picture]) -> None:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    def close(self, *, completed: bool) -> None:
+        raise KeyError(completed)
+
+
+def test_a_tracker_that_raises_anything_else_is_given_up_and_never_harms_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Incomplete(0)
+    monkeypatch.setattr(follow, "open_tracker", lambda name, run: tracker)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    run = begin("tensorboard", tmp_path / "run")
+    evaluate(run, 0)
+    with caplog.at_level(logging.WARNING), trackers.following(config("tensorboard"), run.path):
+        until(lambda: tracker.told, "the tracker to be told", every=0.001)
+        evaluate(run, 1)
+    assert tracker.told == {("evaluation/held_out/toy", 0): [0.0]}  # once, and nothing after that
+    (said,) = caplog.messages
+    assert "tensorboard could not be told everything" in said and "raysuite track" in said
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

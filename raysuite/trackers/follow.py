@@ -11,7 +11,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -170,19 +170,18 @@ class _Told:
         self._all: dict[str, dict[str, int]] = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._last = self._all.setdefault(self._tracker.destination, {})
         self._trouble: Exception | None = None
+        self._given_up = False
 
     def follow(self, ended: threading.Event) -> None:
         """Tell what is new every now and then."""
-        while not ended.wait(POLL_SECONDS):
-            self._try()
+        while not self._given_up and not ended.wait(POLL_SECONDS):
+            self._try(self._tell)
 
     def end(self, *, completed: bool) -> None:
         """Tell the rest, and warn of what could not be told."""
-        self._try()
-        try:
-            self._tracker.close(completed=completed)
-        except self._tracker.errors as trouble:
-            self._trouble = trouble
+        if not self._given_up:
+            self._try(self._tell)
+        self._try(lambda: self._tracker.close(completed=completed))
         if self._trouble is not None:
             logging.getLogger("raysuite").warning(
                 "WARNING: the tracker %s could not be told everything: %s. The run is not harmed: `raysuite track %s` with the "
@@ -192,16 +191,16 @@ class _Told:
                 self._run.directory,
             )
 
-    def _try(self) -> None:
-        """Tell what is new; what cannot be told now remains new."""
-        known: tuple[type[Exception], ...] = (OSError, *self._tracker.errors)
+    def _try(self, work: Callable[[], None]) -> None:
+        """Ask something of the tracker that it may not be able to do now."""
         try:
-            self._tell()
-            self._trouble = None
-        except known as trouble:
+            work()
+        except Exception as trouble:  # noqa: BLE001 (libraries raise whatever those raise that they call: none may end the run)
             self._trouble = trouble
+            self._given_up = not isinstance(trouble, (OSError, *self._tracker.errors))  # they may pass
 
     def _tell(self) -> None:
+        """Tell what is new; what cannot be told remains new."""
         by_update: dict[int, dict[str, float]] = {}
         for name, values in RunDirectory(self._run.directory).metrics().items():
             for update, value in values.items():
@@ -215,6 +214,7 @@ class _Told:
                 self._last[PICTURES] = update
             self._last.update(dict.fromkeys(by_update[update], update))
             write_json(self._file, self._all)
+        self._trouble = None
 
     def _pictures(self, update: int) -> Sequence[Picture]:
         images = self._run.directory / "images"

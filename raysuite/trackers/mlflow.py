@@ -46,12 +46,12 @@ class Mlflow(Tracker):
         try:
             self._client = MlflowClient(tracking_uri=address)
             self._id = self._opened(run, str(wanted.experiment))
+            self._client.update_run(self._id, status="RUNNING")
         except MlflowException as error:
             raise UserError(
                 f"expected MLflow at {address} to take the run, got: {error.message}; set trackers.mlflow.uri to a server "
                 "that answers, or to a directory"
             ) from error
-        self._client.update_run(self._id, status="RUNNING")
 
     def _opened(self, run: TrackedRun, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)

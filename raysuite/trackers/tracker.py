@@ -64,7 +64,8 @@ class Tracker(ABC):
     destination: str
     """Where it goes, in words that are the same every time: what was told is remembered by it."""
     errors: tuple[type[Exception], ...] = ()
-    """What its library raises when it cannot be told something now; it will be told again."""
+    """What its library raises, beside OSError, when it cannot be told something now; it will be told again. After anything else, only
+    by `raysuite track`."""
 
     @abstractmethod
     def scalars(self, update: int, values: Mapping[str, float]) -> None:
