@@ -6,12 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
 from raysuite.cluster.interrupt import Interruption
 from raysuite.errors import Stopped
 from raysuite.signals import SIGNALS, Interrupted, handled, heeded, postponed
+from tests.processes import HANG_GUARD
 
 
 def send(number: signal.Signals) -> None:
@@ -65,3 +67,22 @@ def test_a_signal_before_the_learning_stops_the_run_even_if_what_it_raised_is_sw
     with pytest.raises(Stopped, match=f"stopped by {number.name} with no update under way") as stopped:
         run()
     assert stopped.value.status == 128 + number
+
+
+def test_what_cannot_be_asked_to_stop_is_left_at_once() -> None:
+    """By the first signal, without the time that a learner has for its last update."""
+    going, left = threading.Event(), threading.Event()
+
+    def work() -> None:
+        going.set()
+        left.wait(HANG_GUARD)
+
+    def run() -> None:
+        with Interruption() as interruption:
+            threading.Thread(target=lambda: going.wait(HANG_GUARD) and send(signal.SIGINT)).start()
+            interruption.wait_for(work)
+
+    with pytest.raises(Stopped, match="stopped by SIGINT at once") as stopped:
+        run()
+    left.set()
+    assert stopped.value.status == 130 and stopped.value.left

@@ -27,11 +27,14 @@ class Interruption:
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
 
-    def __init__(self, request: Callable[[str], None], answered: Callable[[], bool]) -> None:
+    def __init__(
+        self, request: Callable[[str], None] | None = None, answered: Callable[[], bool] = lambda: False
+    ) -> None:
         """Prepare.
 
         Args:
-            request: asks what is going on to stop, by the name of a signal.
+            request: asks what is going on to stop, by the name of a signal. None where nobody can be asked: the first signal stops it
+                at once.
             answered: whether it has.
         """
         self._request, self._answered = request, answered
@@ -53,11 +56,13 @@ class Interruption:
     ) -> None:
         self._handlers.close()
         if isinstance(error, Interrupted):
-            raise self._stopped(error.signum, "at once" if self._asked else "with no update under way") from None
+            raise self._stopped(
+                error.signum, "at once" if self._asked or self.waiting else "with no update under way"
+            ) from None
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         again, self.signum = self.signum is not None, signal.Signals(number)
-        if not self.waiting or again:
+        if not self.waiting or again or self._request is None:
             raise Interrupted(self.signum)
         self._asked = True
         self._deadline = time.monotonic() + PATIENCE_SECONDS

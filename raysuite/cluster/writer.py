@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from raysuite.cluster import session
 from raysuite.cluster.fitting import fit
+from raysuite.cluster.interrupt import Interruption
 from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
@@ -90,6 +91,7 @@ def train_writer(
         tell: is told what can be known of the loss beforehand.
 
     Raises:
+        Stopped: a signal came while the process in the cluster was at work.
         UserError: the writer is not there, or the process in the cluster was lost too often.
     """
     opened = open_writer(writer)
@@ -111,7 +113,8 @@ def train_writer(
             name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=LOSSES)
         ),
     )
-    fit(trainer, directory / "ray", limit=f"than {LOSSES} times")
+    with Interruption() as interruption:  # what was learned since the last epoch's end is lost
+        interruption.wait_for(lambda: fit(trainer, directory / "ray", limit=f"than {LOSSES} times"))
     shutil.rmtree(directory / "ray", ignore_errors=True)  # Ray Train's own notes
 
 

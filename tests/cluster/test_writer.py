@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +13,13 @@ import pytest
 import ray
 
 from raysuite.cli import main
+from raysuite.cluster.writer import train_writer
+from raysuite.errors import Stopped
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer.losses import PairLoss
 from raysuite.writer.model import open_writer
-from raysuite.writer.train import Lesson, read_pairs, train
+from raysuite.writer.train import Lesson, Pair, read_pairs, train
+from tests.processes import HANG_GUARD
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's processes warn of their own affairs
 
@@ -95,6 +101,32 @@ def test_a_writer_from_pairs_to_evaluation(
     assert "Difference from none" in said and "seen phrasing, training, 2 prompts" in said
     run(*comparing)  # finished already, whoever drew
     assert "Difference from none" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_cluster_trains_a_writer_ends_the_command_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train takes Ctrl-C for itself, and ends as if all were done, where it finds itself in the main thread."""
+    left = threading.Event()
+
+    class Trainer:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def fit(self) -> None:
+            if threading.current_thread() is threading.main_thread():
+                return
+            os.kill(os.getpid(), signal.SIGINT)
+            left.wait(HANG_GUARD)
+
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr("raysuite.cluster.session.connect", lambda: None)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("raysuite.cluster.writer.TorchTrainer", Trainer)
+    with pytest.raises(Stopped, match="stopped by SIGINT at once") as stopped:
+        train_writer(BUNDLED, [Pair("a", "b", "c")], Lesson(PairLoss("sigmoid", 0.1)), tmp_path, pytest.fail)
+    left.set()
+    assert stopped.value.status == 130
 
 
 @pytest.mark.parametrize(
