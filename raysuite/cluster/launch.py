@@ -383,6 +383,7 @@ def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:
     """
     run = RunDirectory(directory)
     run.claim(config, command)
+    StopFile(directory).forget()
     state = _last(directory)
     if state is not None:
         run.check_metrics(state.updates)

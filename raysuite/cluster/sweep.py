@@ -190,8 +190,7 @@ class Queue(Searcher):
             starting = sum(not (self._book.run_directory(r) / "progress.json").exists() for r, _ in self.going.values())
             if not self._places.free(len(self.going), starting):
                 return None
-            if (config := self._begin(waiting[0])) is not None:
-                self.going[trial_id] = waiting[0], config
+            if (config := self._begin(trial_id, waiting[0])) is not None:
                 directory = self._book.run_directory(waiting[0])
                 named = {"name": waiting[0].name, "objective": waiting[0].objective}
                 joined = os.environ.get("RAY_ADDRESS")
@@ -230,8 +229,10 @@ class Queue(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing: trials.json has it."""
 
-    def _begin(self, run: Planned) -> RunConfig | None:
-        """The configuration of a run that is to start; None if it has ended before, or cannot."""
+    def _begin(self, trial_id: str, run: Planned) -> RunConfig | None:
+        """The configuration of a run that is to start, which from then on is among those that go on; None if it has ended before, or
+        cannot, or is not to start any more.
+        """
         directory = self._book.run_directory(run)
         try:
             settings = self._book.settings(run)
@@ -247,6 +248,11 @@ class Queue(Searcher):
         for told in ("progress.json", "failure.json"):  # of an earlier attempt
             (directory / told).unlink(missing_ok=True)
         self._book.note(run, status="running", message=None)
+        self.going[trial_id] = run, config
+        if self._stopping:  # since it was looked at: the run may have been asked to stop, or not have been known
+            del self.going[trial_id]
+            self._book.note(run, status="waiting")
+            return None
         return config
 
 

@@ -17,7 +17,7 @@ class StopRequested(Exception):
 
 
 class StopFile:
-    """Looks for the request a few times a second. As a `with`, it forgets requests of before, and those of meanwhile at the end."""
+    """Looks for the request a few times a second. As a `with`, it forgets requests at the end."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / FILE
@@ -28,12 +28,15 @@ class StopFile:
         with replacing(self._file) as temporary:
             temporary.write_text(who)
 
-    def __enter__(self) -> Self:
+    def forget(self) -> None:
+        """What was asked of an earlier attempt. Whoever begins a run does so: the run itself may be asked as it starts."""
         self._file.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.unlink(missing_ok=True)
+        self.forget()
 
     def check(self) -> None:
         """Nothing, unless there is a request.

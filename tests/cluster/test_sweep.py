@@ -145,8 +145,8 @@ def test_a_run_whose_process_died_is_tried_again_before_anything_is_confirmed(tm
     assert queue.suggest("last") == Queue.FINISHED
 
 
-def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job's environment is its driver's; a run, which another process begins, waits for a cluster to grow as well."""
+def queue_of_two(directory: Path) -> Queue:
+    """A sweep of two runs, one after the other."""
     declared = Sweep.model_validate(
         {
             "recipe": "toy-ddpo",
@@ -155,8 +155,29 @@ def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pyte
             "budget": 900,
         }
     )
-    queue = Queue(Book.open(declared, tmp_path / "sweep", ["test"]), ["test"], Cluster())
+    queue = Queue(Book.open(declared, directory, ["test"]), ["test"], Cluster())
     queue._places = Places(sure=1, most=1)
+    return queue
+
+
+def test_a_run_does_not_start_in_a_sweep_that_was_stopped_while_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = queue_of_two(tmp_path / "sweep")
+    claim = sweeping.launch.claim
+
+    def stopped_meanwhile(*of: Any) -> bool:
+        queue.stop("SIGINT")
+        return claim(*of)
+
+    monkeypatch.setattr(sweeping.launch, "claim", stopped_meanwhile)
+    assert queue.suggest("first") == Queue.FINISHED
+    assert not queue.going and set(statuses(tmp_path / "sweep").values()) == {"waiting"}
+
+
+def test_a_run_knows_that_a_cluster_was_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's environment is its driver's; a run, which another process begins, waits for a cluster to grow as well."""
+    queue = queue_of_two(tmp_path / "sweep")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     options = queue.suggest("first")
     monkeypatch.delenv("RAY_ADDRESS")

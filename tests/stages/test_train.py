@@ -275,7 +275,6 @@ def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bi
 
 
 def test_a_request_to_stop_is_a_file(tmp_path: Path) -> None:
-    StopFile(tmp_path).request("SIGTERM")  # of an earlier attempt
     with StopFile(tmp_path) as asking:
         StopFile(tmp_path).check()
         asking.request("SIGTERM")
@@ -283,6 +282,18 @@ def test_a_request_to_stop_is_a_file(tmp_path: Path) -> None:
             StopFile(tmp_path).check()
     StopFile(tmp_path).check()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_request_of_an_earlier_attempt_is_forgotten_and_one_that_comes_before_the_run_is_not(tmp_path: Path) -> None:
+    """A sweep asks runs to stop whose processes are only starting."""
+    config = toy(updates="2", cluster__actors="0")
+    launch.claim(config, tmp_path, ["test"])
+    StopFile(tmp_path).request("SIGINT")
+    with pytest.raises(UserError, match="stopped by SIGINT with no update under way"):
+        launch.train(config, tmp_path, placed=True)
+    StopFile(tmp_path).request("SIGINT")
+    launch.claim(config, tmp_path, ["test"])
+    StopFile(tmp_path).check()
 
 
 @pytest.mark.parametrize("how", ["file too large", "no space"])
