@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from raysuite import places
+from raysuite.cli import common
+from raysuite.config import load
 from raysuite.errors import UserError
+from raysuite.in_context.draw import find
+from raysuite.rewards.network import check_directory
+from raysuite.study.declared import declare
+from raysuite.sweeps import declared
 
 
 def lay_out(root: Path) -> Path:
@@ -95,6 +101,22 @@ def test_what_is_read_must_be_there(tmp_path: Path) -> None:
             places.existing(root / place)
 
 
-def test_the_home_of_nobody() -> None:
-    with pytest.raises(UserError, match="of which nobody is the user"):
-        places.whole("~nobody-of-this-name/run")
+NOBODYS = "~nobody-of-this-name/run"
+READERS: dict[str, Callable[[str], object]] = {
+    "a path": places.whole,
+    "a run's declaration": load,
+    "a setting": lambda path: load("toy-ddpo", {"model.path": path}),
+    "a sweep's declaration": declared.load,
+    "what is studied": lambda path: declare(path, objectives=["ddpo"]),
+    "who draws": find,
+    "a reward's model": lambda path: check_directory(path, [], "name another"),
+    "where a command works": lambda path: common.place(Path(path)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_home_of_nobody(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / places.JOBS_CODE).mkdir()
+    monkeypatch.chdir(tmp_path / places.JOBS_CODE)  # as in a job, which is asked for whole paths
+    with pytest.raises(UserError, match=f"got {NOBODYS}, of which nobody is the user: write it out"):
+        READERS[reader](NOBODYS)

@@ -23,7 +23,7 @@ def place(directory: Path) -> Path:
     Raises:
         UserError: it cannot be written, or would lie in the copy of the code from which a submitted job runs, and vanish with it.
     """
-    if not directory.expanduser().is_absolute() and places.in_job():
+    if not (directory.is_absolute() or str(directory).startswith("~")) and places.in_job():
         raise UserError(
             f"expected an absolute path in a submitted job, got {directory}: it would lie in Ray's copy of the code, which does not "
             "outlive the job; name a directory that all machines see, such as /shared/run"

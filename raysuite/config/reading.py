@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from raysuite import places
 from raysuite.config.objective import settings_of
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import Model, paths, spelled_out, texts
@@ -99,7 +100,7 @@ def read(recipe_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]
     """
     if recipe_or_file in recipes():
         text = (resources.files("raysuite.recipes") / f"{recipe_or_file}.yaml").read_bytes()
-    elif (path := Path(recipe_or_file).expanduser()).is_file():
+    elif (path := places.whole(recipe_or_file)).is_file():
         text = contents(path)
     elif recipe_or_file.endswith((".yaml", ".yml")):
         raise UserError(f"expected a YAML file, found nothing at {recipe_or_file}: check the path")

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from raysuite import places
 from raysuite.config.objective import build
 from raysuite.config.words import refuse_truth
 from raysuite.errors import UserError
@@ -28,7 +29,6 @@ from raysuite.kernel.objectives import Objective
 from raysuite.kernel.preferences import Choice, Label
 from raysuite.kernel.schedule import NoiseKind, Spacing, check_level
 from raysuite.kernel.soft_prompts import Draw
-from raysuite.places import in_job
 
 TOYS = ("toy", "toy-flow")
 """Models that are built in: Gaussian mixtures with three prompts, for trying things out."""
@@ -41,11 +41,11 @@ def located(path: str | None) -> str | None:
     """
     if path is None or path in ("scenes", "scenes-flow", "scenes-users", *TOYS):
         return path
+    if path.startswith("~"):
+        return str(places.whole(path))
     try:
-        if path.startswith("~"):
-            return str(Path(path).expanduser())
-        exists = Path(path).exists() and not in_job()
-    except (OSError, RuntimeError):  # no name of a file, or the home of nobody: whoever looks there will say so
+        exists = Path(path).exists() and not places.in_job()
+    except OSError:  # no name of a file: whoever looks there will say so
         return path
     return str(Path(path).absolute()) if exists else path
 

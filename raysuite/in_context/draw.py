@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from raysuite import config as configuration
+from raysuite import config as configuration, places
 from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import Policy, check_model, open_policy
@@ -93,16 +93,16 @@ def find(name: str, *, ema: bool = False) -> Named:
     Raises:
         UserError: there is nothing like it, it is damaged, or it has no average.
     """
-    path = Path(name).expanduser()
+    path = places.whole(name)
     if (path / "state.json").is_file():
-        run, model = path.absolute().parents[1], path.absolute()
+        run, model = path.parents[1], path
     elif (path / "config.json").is_file():
         found = checkpoint.completed(path / "checkpoints")
         if not found:
             raise UserError(
                 f"expected a run with a checkpoint, got {name}, which has none yet: wait, or name its recipe"
             )
-        run, model = path.absolute(), found[-1].absolute()
+        run, model = path, found[-1]
     elif path.is_dir():
         raise UserError(
             f"expected a run or one of its checkpoints, got {name}, where there is neither config.json nor state.json: check the path"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from raysuite import places
 from raysuite.errors import UserError
 from raysuite.rewards.clip import ClipReward
 from raysuite.rewards.network import check_converted, load
@@ -38,7 +38,7 @@ class Aesthetic(ClipReward):
     def __init__(self, model: str | None = None, *, clip: str = MODEL, **options: Any) -> None:
         self.check(model, clip=clip)
         super().__init__(clip, **options)
-        file = Path(str(model)).expanduser() / HEAD
+        file = places.whole(str(model)) / HEAD
         weights = load(lambda: load_file(file), "weights of the head", str(file), self.HEAD_OTHERWISE)
         width = self.clip.config.projection_dim
         if weights["layers.0.weight"].shape[1] != width:

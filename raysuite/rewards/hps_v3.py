@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
+from raysuite import places
 from raysuite.errors import UserError
 from raysuite.rewards.network import check_converted, check_network, load, network_of, processor_of, tokenizer_of
 from raysuite.rewards.qwen import Reader
@@ -62,7 +63,7 @@ class HpsV3:
     ) -> None:
         self.check(model, precision=precision, batch=batch)
         self.model, self.device, self.batch = str(model), torch.device(device), batch
-        directory = Path(self.model).expanduser()
+        directory = places.whole(self.model)
         self._read = Reader(str(directory), "qwen2_vl", side="right", otherwise=self.OTHERWISE)
         self._marker = self._read.tokenizer.convert_tokens_to_ids(REWARD)
         self._template = (directory / TEMPLATE).read_bytes().decode("utf-8")  # ends of lines as they are

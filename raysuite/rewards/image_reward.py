@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from raysuite import places
 from raysuite.errors import UserError
 from raysuite.rewards.network import Frame, NetworkReward, check_converted, check_network, load, tokenizer_of
 
@@ -45,7 +45,7 @@ class ImageReward(NetworkReward):
     def __init__(self, model: str | None = None, **options: Any) -> None:
         self.check(model)
         super().__init__(str(model), **options)
-        directory = Path(self.model).expanduser()
+        directory = places.whole(self.model)
         config = load(
             lambda: json.loads((directory / "config.json").read_text()), "a configuration", self.model, self.OTHERWISE
         )

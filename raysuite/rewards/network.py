@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from raysuite import places
 from raysuite.errors import UserError
 
 Loaded = TypeVar("Loaded")
@@ -129,7 +129,7 @@ def check_network(model: str, precision: str, batch: int) -> None:
 
 
 def _place(model: str) -> str:
-    return str(Path(model).expanduser()) if model.startswith("~") else model
+    return str(places.whole(model)) if model.startswith("~") else model
 
 
 def check_directory(model: str, needs: Sequence[str], otherwise: str) -> None:
@@ -138,7 +138,7 @@ def check_directory(model: str, needs: Sequence[str], otherwise: str) -> None:
     Raises:
         UserError: it is a directory that lacks something, or a path to nothing.
     """
-    path = Path(model).expanduser()
+    path = places.whole(model)
     if path.is_dir():
         lacking = [name for name in needs if not (path / name).is_file()]
         if lacking:
@@ -155,7 +155,7 @@ def check_converted(reward: str, model: str | None, needs: Sequence[str], otherw
     """
     if model is None:
         raise UserError(f"expected a model for the reward {reward}, which is published as a pickled file: {otherwise}")
-    if not Path(model).expanduser().is_dir():
+    if not places.whole(model).is_dir():
         raise UserError(f"expected a directory at {model} for the reward {reward}, found none: {otherwise}")
     check_directory(model, needs, otherwise)
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from raysuite import config as configuration
+from raysuite import config as configuration, places
 from raysuite.config import Model, NonNegativeInt, Parameters, RunConfig, Section
 from raysuite.errors import UserError
 from raysuite.kernel.directions import FEWEST_UNITS
@@ -178,7 +178,7 @@ def declare(
     Raises:
         UserError: anything unknown, mistyped, out of range or contradictory.
     """
-    run = place if (place := Path(source).expanduser()).is_dir() else None
+    run = place if (place := places.whole(source)).is_dir() else None
     if run and not (run / "config.json").is_file():
         raise UserError(
             f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe"

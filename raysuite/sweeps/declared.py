@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
 
-from raysuite import config as configuration
+from raysuite import config as configuration, places
 from raysuite.config import NonNegativeInt, RunConfig, Section
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
@@ -281,7 +281,7 @@ def _shipped() -> Any:
 def _read(sweep_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]:
     if sweep_or_file in sweeps():
         text = (_shipped() / f"{sweep_or_file}.yaml").read_bytes()
-    elif (path := Path(sweep_or_file).expanduser()).is_file():
+    elif (path := places.whole(sweep_or_file)).is_file():
         text = configuration.contents(path)
     else:
         raise UserError(
