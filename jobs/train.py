@@ -11,8 +11,17 @@ from pathlib import Path
 
 from raysuite.cli import main
 
+
+def with_place(arguments: list[str]) -> list[str]:
+    """The command's arguments, with --out where there is none."""
+    if any(word == "--out" or word.startswith("--out=") for word in arguments):
+        return arguments
+    before = ["", *arguments]
+    named = [word for last, word in zip(before, arguments, strict=False) if last != "--set" and word[:1] != "-"]
+    if not named:
+        return arguments
+    return [*arguments, "--out", str(Path.home() / "raysuite-runs" / Path(named[0]).stem)]
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if arguments and not any(word == "--out" or word.startswith("--out=") for word in arguments):
-        arguments += ["--out", str(Path.home() / "raysuite-runs" / Path(arguments[0]).stem)]
-    main(["train", *arguments])
+    main(["train", *with_place(sys.argv[1:])])
