@@ -9,9 +9,11 @@ many network evaluations does each need until its signal equals its noise? docs/
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 import torch
 
@@ -22,6 +24,7 @@ from raysuite.families.pipeline import PipelinePolicy
 from raysuite.kernel import directions
 from raysuite.places import replacing
 from raysuite.results.comparison import with_interval
+from raysuite.stages.files import differences
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
@@ -125,18 +128,20 @@ def results(out: Path, config: RunConfig) -> dict[str, np.ndarray]:
     """What `measured` says, or what it said where `out` is there.
 
     Raises:
-        UserError: that was of another number of units.
+        UserError: that was of other settings.
     """
+    wanted = config.identity()
     if not out.exists():
         found = measured(config)
         with replacing(out) as temporary:
-            safetensors.numpy.save_file(found, temporary)
-    found = safetensors.numpy.load_file(out)
-    if len(found["path"]) != config.rollouts.prompts:
+            safetensors.numpy.save_file(found, temporary, metadata={"config": json.dumps(wanted)})
+    with safetensors.safe_open(out, framework="numpy") as file:
+        kept = json.loads((file.metadata() or {}).get("config", "{}"))
+    if other := list(differences(kept, json.loads(json.dumps(wanted)))):
         raise UserError(
-            f"expected {config.rollouts.prompts} units in {out}, got {len(found['path'])}: name another --out"
+            f"expected gradients of these settings in {out}, got others: {'; '.join(other[:3])}; name another --out"
         )
-    return found
+    return safetensors.numpy.load_file(out)
 
 
 def main() -> None:

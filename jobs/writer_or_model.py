@@ -209,7 +209,10 @@ class Experiment:
 
 
 def run(command: list[str], seconds: Path) -> None:
-    """A command of the suite, in this process, where libraries are loaded once for all; and how long it took of its processors."""
+    """A command of the suite, in this process, where libraries are loaded once for all; and how long it took of its processors.
+
+    Of one that was stopped its last part counts; one that is given again after its end has nothing to do, and costs nothing more.
+    """
     print("raysuite", *command, flush=True)
     began = time.process_time()
     try:
@@ -219,8 +222,7 @@ def run(command: list[str], seconds: Path) -> None:
             raise
     known = json.loads(seconds.read_text()) if seconds.exists() else {}
     name = Path(command[command.index("--out") + 1]).name
-    known[name] = known.get(name, 0.0) + time.process_time() - began  # a command may have been stopped and given again
-    write_json(seconds, known)
+    write_json(seconds, {name: time.process_time() - began, **known})
 
 
 def scores(comparisons: Mapping[str, Comparison], seed: int) -> list[dict[str, object]]:

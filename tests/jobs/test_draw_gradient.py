@@ -12,6 +12,7 @@ import torch
 
 from jobs import draw_gradient
 from jobs.draw_gradient import advantages, path_gradient, score_gradient, settings
+from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.kernel import transition
 from raysuite.kernel.directions import FEWEST_UNITS
@@ -65,6 +66,19 @@ def test_both_are_the_gradients_of_what_they_say() -> None:
 
     slope = (value(1e-3) - value(-1e-3)) / 2e-3
     assert slope == pytest.approx(np.linalg.norm(found), rel=0.02) and slope > 1
+
+
+def test_gradients_of_other_settings_are_not_taken_for_those_of_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"path": np.ones((8, 3)), "score": np.ones((8, 3)), "reward": np.ones(8)}
+    monkeypatch.setattr(draw_gradient, "measured", lambda config: found)
+    out, config = tmp_path / "g", settings(8, 2, **SMALL)
+    for _ in range(2):
+        assert set(draw_gradient.results(out, config)) == set(found)
+    for other, mentions in ((settings(8, 4, **SMALL), "samples"), (settings(8, 2, **SMALL, seed=1), "seed")):
+        with pytest.raises(UserError, match=rf"{mentions} \(.* name another --out"):
+            draw_gradient.results(out, other)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +42,22 @@ def option(command: list[str], name: str) -> str:
 
 def settings(command: list[str]) -> dict[str, str]:
     return dict(command[place + 1].split("=", 1) for place, word in enumerate(command) if word == "--set")
+
+
+def test_a_command_that_was_finished_before_costs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(command: list[str]) -> None:
+        began = time.process_time()
+        while time.process_time() - began < 0.01:
+            pass
+        raise SystemExit(0)
+
+    monkeypatch.setattr(writer_or_model.cli, "main", work)
+    seconds = tmp_path / "seconds.json"
+    told = []
+    for name in ("one", "one", "two"):
+        writer_or_model.run(["train", "toy-ddpo", "--out", str(tmp_path / name)], seconds)
+        told.append(json.loads(seconds.read_text()))
+    assert told[0] == told[1] and told[2]["one"] == told[0]["one"] > 0 and told[2]["two"] > 0
 
 
 def test_every_method_has_one_budget_and_both_together_half_of_it_each(commands: dict[str, list[str]]) -> None:
