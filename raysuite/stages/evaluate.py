@@ -125,9 +125,8 @@ def judged_metrics(judged: Sequence[Judged], *, update: int, seed: int) -> dict[
 
 def _write_pictures(run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]]) -> None:
     prompts: dict[str, str] = {}
-    numbers: dict[str, int] = defaultdict(
-        int
-    )  # of the next prompt of each split, whose pictures may fill several blocks
+    # of the next prompt of each split, whose pictures may fill several blocks
+    numbers: dict[str, int] = defaultdict(int)
     for split, rollouts in ordered:
         if rollouts.pictures is not None:
             for asked, picture in zip(rollouts.block.asked_of_N, rollouts.pictures, strict=False):  # the first ones

@@ -239,9 +239,8 @@ class RunDirectory:
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics. They are on the disk before a checkpoint that says so is."""
-        if _breaks_off(
-            self.path / "metrics.jsonl"
-        ):  # what follows in the same line would make it a damaged one among others
+        # what follows in the same line would make it a damaged one among others
+        if _breaks_off(self.path / "metrics.jsonl"):
             self._keep(line for line, _ in self._logged())
         with (self.path / "metrics.jsonl").open("a") as file:
             for name, value in values.items():
