@@ -122,8 +122,8 @@ def _check_rollouts(run: Run) -> None:
         )
     if rollouts.blocks % shares:
         raise UserError(
-            f"expected the {rollouts.blocks} blocks of an update (rollouts.prompts / rollouts.prompts_per_block) to divide "
-            f"evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
+            "expected the blocks of an update (rollouts.prompts / rollouts.prompts_per_block = "
+            f"{rollouts.blocks}) to divide evenly among learn.minibatches x cluster.workers = {shares}: change one of them"
         )
     drawn = rollouts.replay is None and run.preferences.source is None
     if not drawn and (rollouts.keep or rollouts.staleness):
