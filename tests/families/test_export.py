@@ -49,10 +49,10 @@ def test_diffusers_reads_it_back(pipeline: str, open_tiny: Opener, tiny: Callabl
     "options", [{"rank_pattern": {"to_q": 4, "to_k": 3}, "told": False}, {"use_rslora": True}], ids=str
 )
 def test_a_lora_that_was_begun_from_a_file_has_its_own_strengths(
-    options: dict[str, object], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+    options: dict[str, Any], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     layers = ["to_k", "to_out.0", "to_q"]
-    file = theirs(tiny("sdxl"), "sdxl", tmp_path, target_modules=layers, **options)  # type: ignore[arg-type]
+    file = theirs(tiny("sdxl"), "sdxl", tmp_path, target_modules=layers, **options)
     policy = open_tiny("sdxl", parameters={"start": str(file)})
     policy.save(tmp_path / "model", policy.weights())
     to_kohya(tmp_path / "model", tmp_path / "kohya.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,9 +85,9 @@ def theirs(model: Path, pipeline: str, directory: Path, *, told: bool = True, **
     ids=str,
 )
 def test_loras_of_other_kinds_load_in_plain_diffusers_as_they_were_trained(
-    options: dict[str, object], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+    options: dict[str, Any], open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    file = theirs(tiny("sd3"), "sd3", tmp_path / "theirs", **options)  # type: ignore[arg-type]
+    file = theirs(tiny("sd3"), "sd3", tmp_path / "theirs", **options)
     policy = open_tiny("sd3", parameters={"start": str(file)})
     plain = plain_pipeline(tiny("sd3"), "sd3")
     plain.load_lora_weights(file.parent)

@@ -591,6 +591,19 @@ class Blank:
         return pictures
 
 
+class Drawing:
+    """A pipeline that answers with the first picture that it is shown."""
+
+    path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[Part], int]] = []
+
+    def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
+        self.asked.append((list(parts), generator.initial_seed()))
+        return next(part for part in parts if isinstance(part, np.ndarray))
+
+
 class Refusing(Scripted):
     """Refuses every tenth question."""
 
@@ -668,12 +681,6 @@ def test_published_rows_stand_beside_those_who_read_here(
     """A reader that always says a red hat, and a pipeline that draws itself: both are on the page, with what they made of episodes."""
     monkeypatch.setattr(evaluation, "PICTURES", 1)
 
-    class Drawing:
-        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
-
-        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
-            return cast(np.ndarray, parts[2])
-
     rows = (
         published_rows(0)[0],
         Row("reader", "default", Reader(Scripted("a red hat"))),
@@ -701,12 +708,6 @@ def test_a_pipeline_that_draws_itself_has_no_part_in_what_reading_and_drawing_ad
 ) -> None:
     monkeypatch.setattr(evaluation, "PICTURES", 1)
 
-    class Drawing:
-        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
-
-        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
-            return np.zeros((8, 8, 3), np.uint8)
-
     reader = Row("reader", "default", Reader(Scripted("a red hat")))
     rows = (*published_rows(0), reader, interleaved_rows(cast(Any, Drawing()), 0)[0])
     plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2,))
@@ -732,21 +733,13 @@ def test_forms_of_words_are_known(world: OfficialWorld, description: str, meanin
 
 
 def test_a_pipeline_that_draws_itself_is_shown_the_episode_and_keeps_its_noise(world: OfficialWorld) -> None:
-    asked: list[tuple[list[Part], int]] = []
-
-    class Drawing:
-        path, name, steps, size = "somewhere", "OmniGenPipeline", 3, 8
-
-        def __call__(self, parts: Sequence[Part], generator: Any) -> np.ndarray:
-            asked.append((list(parts), generator.initial_seed()))
-            return np.zeros((8, 8, 3), np.uint8)
-
-    (plain, exact, _) = interleaved_rows(cast(Any, Drawing()), seed=0)
+    pipeline = Drawing()
+    (plain, exact, _) = interleaved_rows(cast(Any, pipeline), seed=0)
     assert plain.generator.settings()["class"] == "OmniGenPipeline" and plain.generator.kept
     for row in (plain, exact):
         episode = world.episode(world.tasks[2], 2, 4, row.variant)
         assert row.generator.answer(world, episode).picture is not None
-        parts = asked[-1][0]
+        parts = pipeline.asked[-1][0]
         assert [part for part in parts if isinstance(part, str)][1:] == [
             *(f"{demo.text}: " for demo in episode.demos),
             f"{episode.query}: ",
@@ -755,5 +748,5 @@ def test_a_pipeline_that_draws_itself_is_shown_the_episode_and_keeps_its_noise(w
             assert np.array_equal(parts[2 + 2 * place], demo.picture)
     plain.generator.answer(world, world.episode(world.tasks[2], 4, 4))
     plain.generator.answer(world, world.episode(world.tasks[2], 2, 5))
-    seeds = [seed for _, seed in asked]
+    seeds = [seed for _, seed in pipeline.asked]
     assert seeds[0] == seeds[1] == seeds[2] != seeds[3]

@@ -62,7 +62,9 @@ class ForwardObjective(Objective[Batch]):
         Raises:
             UserError: `noise_range` holds no timestep, or the sampler too few levels in it.
         """
-        self._choices(schedule.to("cpu"))
+        self._range(schedule)
+        if self.levels == "sampler":
+            self._steps_inside(schedule.to("cpu"))
 
     def renoise(
         self,
@@ -120,8 +122,9 @@ class ForwardObjective(Objective[Batch]):
     def _levels(self, schedule: Schedule, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, alpha and sigma of every unit, (R draws,) each."""
         table, units = schedule.training, rows * self.draws
-        low, high, inside_K = self._choices(schedule)
+        low, high = self._range(schedule)
         if self.levels == "sampler":
+            inside_K = self._steps_inside(schedule)
             order_RK = torch.rand(rows, len(inside_K), generator=generator).argsort(1)
             k_U = inside_K[order_RK[:, : self.draws].flatten()]
             return schedule.timesteps_K[k_U], schedule.alpha_K1[k_U], schedule.sigma_K1[k_U]
@@ -132,16 +135,21 @@ class ForwardObjective(Objective[Batch]):
             level_U = (level_U * len(table)).long().clamp(low, high - 1)
         return table.timesteps_T[level_U], table.alpha_T[level_U], table.sigma_T[level_U]
 
-    def _choices(self, schedule: Schedule) -> tuple[int, int, Tensor]:
-        """The first place in the training table that may be drawn and the first that may not, and the sampler's steps between."""
-        table = schedule.training
-        low, high = (round(share * len(table)) for share in self.noise_range)
-        require(low < high, "noise_range", f"with a timestep of {len(table)} in it", list(self.noise_range))
-        place_K = table.nearest(schedule.timesteps_K)
+    def _range(self, schedule: Schedule) -> tuple[int, int]:
+        """The first place in the training table that may be drawn and the first that may not."""
+        timesteps = len(schedule.training)
+        low, high = (round(share * timesteps) for share in self.noise_range)
+        require(low < high, "noise_range", f"with a timestep of {timesteps} in it", list(self.noise_range))
+        return low, high
+
+    def _steps_inside(self, schedule: Schedule) -> Tensor:
+        """The sampler's steps whose levels lie in the range."""
+        low, high = self._range(schedule)
+        place_K = schedule.training.nearest(schedule.timesteps_K)
         inside_K = ((place_K >= low) & (place_K < high)).nonzero().flatten()
         wanted = f"of at most the {len(inside_K)} levels of the sampler in noise_range"
-        require(self.levels != "sampler" or self.draws <= len(inside_K), "draws", wanted, self.draws)
-        return low, high, inside_K
+        require(self.draws <= len(inside_K), "draws", wanted, self.draws)
+        return inside_K
 
     def _logit_normal(self, units: int, low: float, high: float, generator: torch.Generator) -> Tensor:
         """Shares of the table between low and high, by the inverse of their distribution function."""

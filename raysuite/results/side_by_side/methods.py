@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -104,17 +103,17 @@ def _diversity(together: SideBySide, runs: Sequence[Run]) -> Interval | None:
     run's last evaluation may have one picture a prompt, which says nothing.
     """
     for split in together.splits:
-        ends = {run: _at_last(run, f"evaluation/diversity/{split}") for run in together.runs}
-        if None not in ends.values():
-            values = [float(cast(float, ends[run])) for run in runs]
+        name = f"evaluation/diversity/{split}"
+        if all(len(_at_last(run, name)) for run in together.runs):
+            values = [float(_at_last(run, name)[0]) for run in runs]
             return _over_runs([Interval(value, float("nan"), float("nan")) for value in values])
     return None
 
 
-def _at_last(run: Run, name: str) -> float | None:
-    """A metric at the last evaluation; None where that has none."""
+def _at_last(run: Run, name: str) -> np.ndarray:
+    """A metric at the last evaluation, (1,), or (0,) where that does not have it."""
     series = run.metrics.get(name, EMPTY)
-    return next((v for u, v in zip(series.updates, series.values, strict=True) if u == run.evaluations[-1]), None)
+    return series.values[series.updates == run.evaluations[-1]]
 
 
 def contrasts(together: SideBySide) -> list[Contrast]:

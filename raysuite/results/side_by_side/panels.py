@@ -134,9 +134,7 @@ def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
         if lines:
             title = f"{reward} on {SPLITS[split]} prompts against the KL"
             describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each {_what(together)}"
-            base = comparison.by_update(together.runs[0], reward, split)[
-                0
-            ].estimate  # of the pictures that paths are of
+            base = comparison.by_update(together.runs[0], reward, split)[0].estimate  # of the paths' own pictures
             options = {"xlabel": KL, "reference": base, "whole": False}
             yield reward, Chart(f"frontier{i}", title, describe, lines, options)
 
