@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from raysuite.config import RunConfig, is_foreign, validate
 from raysuite.errors import UserError
@@ -50,6 +50,16 @@ class Trial:
     """Why it failed or was stopped."""
     confirms: int | None = None
     """The trial whose settings it has, of a run that confirms."""
+
+
+class Tried(NamedTuple):
+    """What is known of a trial that has ended."""
+
+    settings: dict[str, Any]
+    held_out: float
+    """Mean over its runs."""
+    stopped: bool
+    """Early: its last evaluation has fewer pictures than that of a trial that was finished, so that the two do not compare."""
 
 
 def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
@@ -163,16 +173,17 @@ class Book:
         if self.sweep.searcher == "random":
             return self.sweep.drawn(run.objective, run.trial)
         rng = numpy_generator(seed=self.sweep.seed, stage=Stage.SWEEP, update=run.trial)
-        return suggestion(self.sweep.space_of(run.objective), self.scores(run.objective), seed=int(rng.integers(2**31)))
+        return suggestion(self.sweep.space_of(run.objective), self.tried(run.objective), seed=int(rng.integers(2**31)))
 
-    def scores(self, objective: str) -> list[tuple[dict[str, Any], float]]:
-        """Settings of an objective's trials whose runs have all ended, with the mean of their held-out rewards."""
+    def tried(self, objective: str) -> list[Tried]:
+        """An objective's trials whose runs have all ended."""
         found = []
         for number in {t.trial for t in self.trials.values() if t.objective == objective and t.trial is not None}:
             runs = [t for t in self.trials.values() if (t.objective, t.trial) == (objective, number)]
             ends = [t.held_out for t in runs if t.status in ("done", "stopped") and t.held_out is not None]
             if len(ends) == len(runs) and runs[0].settings is not None:
-                found.append((runs[0].settings, sum(ends) / len(ends)))
+                stopped = any(t.status == "stopped" for t in runs)
+                found.append(Tried(runs[0].settings, sum(ends) / len(ends), stopped))
         return found
 
     def outcome(self, run: Planned, config: RunConfig) -> dict[str, float | None]:
@@ -189,10 +200,9 @@ def outcomes(directory: Path, config: RunConfig) -> list[Outcome]:
     return [Outcome(spent[update - 1] if update else 0.0, reward) for update, reward in rewards.items()]
 
 
-def suggestion(
-    space: dict[str, Dimension], seen: Sequence[tuple[dict[str, Any], float]], *, seed: int
-) -> dict[str, Any]:
-    """What Optuna's TPE tries next after these settings and their rewards.
+def suggestion(space: dict[str, Dimension], seen: Sequence[Tried], *, seed: int) -> dict[str, Any]:
+    """What Optuna's TPE tries next after these trials. Those that were stopped are worse than all that were finished, and compared
+    among themselves.
 
     Nothing is kept between calls: a sweep that goes on tells it again what it knows.
 
@@ -214,12 +224,15 @@ def suggestion(
             low, high = dimension.values
             distributions[path] = optuna.distributions.FloatDistribution(low, high, log=dimension.kind == "loguniform")
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    for settings, value in seen:
+    for trial in seen:
         places = {
             path: space[path].values.index(setting) if space[path].kind == "choice" else setting
-            for path, setting in settings.items()
+            for path, setting in trial.settings.items()
         }
-        study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=value))
+        ended: dict[str, Any] = {"value": trial.held_out}
+        if trial.stopped:
+            ended = {"state": optuna.trial.TrialState.PRUNED, "intermediate_values": {0: trial.held_out}}
+        study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, **ended))
     asked = study.ask(distributions).params
     return {
         path: dimension.values[asked[path]] if dimension.kind == "choice" else asked[path]

@@ -9,7 +9,7 @@ import pytest
 
 from raysuite.errors import UserError
 from raysuite.sweeps.declared import Confirm, Dimension, Sweep
-from raysuite.sweeps.trials import Book, Outcome, outcomes, suggestion
+from raysuite.sweeps.trials import Book, Outcome, Tried, outcomes, suggestion
 
 SWEEP = Sweep.model_validate(
     {
@@ -95,13 +95,15 @@ def test_outcomes_are_of_the_trained_reward_on_held_out_prompts(tmp_path: Path) 
     assert outcomes(tmp_path, config) == [Outcome(0.0, 0.75), Outcome(100.0, 2.0)]
 
 
-def test_scores_wait_for_all_seeds_of_a_trial(tmp_path: Path) -> None:
+def test_a_trial_is_known_once_all_its_seeds_have_ended(tmp_path: Path) -> None:
     book = Book.open(SWEEP, tmp_path / "sweep", ["test"])
     first, second, *_ = SWEEP.runs
     book.note(first, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.5)
-    assert book.scores("toy-ddpo") == []
+    assert book.tried("toy-ddpo") == []
     book.note(second, status="done", settings={"learn.learning_rate": 1e-3}, held_out=0.7)
-    assert book.scores("toy-ddpo") == [({"learn.learning_rate": 1e-3}, pytest.approx(0.6))]
+    assert book.tried("toy-ddpo") == [({"learn.learning_rate": 1e-3}, pytest.approx(0.6), False)]
+    book.note(second, status="stopped")
+    assert [trial.stopped for trial in book.tried("toy-ddpo")] == [True]
 
 
 def test_what_confirms_waits_for_all_trials_and_has_the_winners_settings(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_what_confirms_waits_for_all_trials_and_has_the_winners_settings(tmp_pat
     assert book.settings(again) == {"learn.learning_rate": 1e-4} and book.trials[again.name].confirms == 1
     book.note(first, held_out=0.9)  # were it run again: who won is settled
     assert book.settings(once_more) == {"learn.learning_rate": 1e-4}
-    assert [score for _, score in book.scores("toy-ddpo")] == [0.9, 0.7]
+    assert [trial.held_out for trial in book.tried("toy-ddpo")] == [0.9, 0.7]
 
 
 def test_who_wins_ended_with_most_seeds_and_by_itself(tmp_path: Path) -> None:
@@ -148,9 +150,23 @@ def test_optuna_draws_where_rewards_were_high() -> None:
         "b": Dimension("choice", ([1], [2])),
         "c": Dimension("integers", (1, 9)),
     }
-    seen = [({"a": i / 20, "b": [1 + i % 2], "c": 1 + i % 9}, -abs(i / 20 - 0.8)) for i in range(20)]
+    seen = [
+        Tried({"a": i / 20, "b": [1 + i % 2], "c": 1 + i % 9}, -abs(i / 20 - 0.8), stopped=False) for i in range(20)
+    ]
     drawn = [suggestion(space, seen, seed=seed) for seed in range(8)]
     assert drawn[0] == suggestion(space, seen, seed=0) != drawn[1]
     assert sum(abs(d["a"] - 0.8) < 0.3 for d in drawn) >= 6
     assert all(d["b"] in ([1], [2]) and 1 <= d["c"] <= 9 for d in drawn)
     assert sum(suggestion(space, [], seed=seed)["a"] < 0.5 for seed in range(8)) >= 1
+
+
+def test_optuna_does_not_draw_where_trials_were_stopped() -> None:
+    """Though their last evaluation, of fewer pictures, says more than those of trials that were finished."""
+    space = {"a": Dimension("uniform", (0.0, 1.0))}
+    seen = [Tried({"a": i / 20}, 0.9 if i < 10 else 0.5 + i / 100, stopped=i < 10) for i in range(20)]
+    drawn = [suggestion(space, seen, seed=seed)["a"] for seed in range(8)]
+    assert sum(a > 0.5 for a in drawn) >= 6
+    finished = [trial._replace(stopped=False) for trial in seen]
+    assert sum(suggestion(space, finished, seed=seed)["a"] < 0.5 for seed in range(8)) >= 6
+    among = [Tried({"a": i / 20}, -abs(i / 20 - 0.8), stopped=True) for i in range(20)]
+    assert sum(abs(suggestion(space, among, seed=seed)["a"] - 0.8) < 0.3 for seed in range(8)) >= 6
