@@ -78,14 +78,19 @@ def gained(contest: str) -> dict[str, Bar]:
 
 
 def contest_gained() -> Figure:
-    """Both models side by side, in the order of the first."""
-    first, second = gained("contest"), gained("flow-contest")
-    blank = {method: Bar(method, NOTHING, BLUE) for method in first}
-    titles = ("U-Net (noise): 0.24 before", "transformer (velocity): 0.07 before")
-    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True, width_ratios=(1.0, 0.7))
-    for axes, bars, title in zip(panels, (first, {**blank, **second}), titles, strict=True):
-        Forest("gained", title, "", list(bars.values()), "strict pass on test prompts, gained").draw(axes)
+    """Both models, and the first with a LoRA, side by side, in the order of the first."""
+    panels = {
+        "U-Net (noise), all weights: 0.24 before": gained("contest"),
+        "the same with a LoRA": gained("contest-lora"),
+        "transformer (velocity): 0.07 before": gained("flow-contest"),
+    }
+    order, *_ = panels.values()
+    figure = Figure(figsize=(12.0, 4.6), layout="constrained")
+    all_weights, lora, transformer = figure.subplots(1, len(panels), sharey=True)
+    lora.sharex(all_weights)
+    for axes, (title, bars) in zip((all_weights, lora, transformer), panels.items(), strict=True):
+        shown = [bars.get(method, Bar(method, NOTHING, BLUE)) for method in order]
+        Forest("gained", title, "", shown, "strict pass on test prompts, gained").draw(axes)
         axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")
     figure.legend(handles=_kinds(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure

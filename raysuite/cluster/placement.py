@@ -55,7 +55,8 @@ def places_beside(cluster: Cluster) -> list[dict[str, float]]:
 
 
 def check_room(pieces: Sequence[Piece], *, remedy: str, patience: float = Cluster().patience) -> None:
-    """Refuse what would wait forever. A cluster that was joined is asked to grow, and given so many seconds for it.
+    """Refuse what would wait forever. A cluster that was joined is asked to grow, and given so many seconds for it; where other work
+    holds what it has, that is said, for nothing else would tell why nothing begins.
 
     Args:
         pieces: of all processes together.
@@ -69,9 +70,16 @@ def check_room(pieces: Sequence[Piece], *, remedy: str, patience: float = Cluste
     lacks = _lacking(pieces)
     if lacks and not joined:
         raise UserError(f"expected no more than this machine has, the run wants {lacks}: {remedy}, or join a cluster")
+    tell = logging.getLogger("raysuite").warning
     if not lacks:
+        if joined and (taken := _taken(pieces)):
+            tell(
+                "WARNING: other work holds the cluster at %s, the run wants %s: it begins when that has ended. Ctrl-C ends the waiting.",
+                joined,
+                taken,
+            )
         return
-    logging.getLogger("raysuite").warning(
+    tell(
         "WARNING: the run wants %s of the cluster at %s: it waits up to %g seconds for more. Ctrl-C ends the waiting.",
         lacks,
         joined,
@@ -94,14 +102,30 @@ def _nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def _taken(pieces: Sequence[Piece]) -> str:
+    """What is wanted and not free now, in words; a run of a sweep has its places already."""
+    if ray.util.get_current_placement_group():
+        return ""
+    taken = _more_than(ray.available_resources(), pieces, "%g are free now")
+    if taken:  # Ray is told a little later of what this command let go of itself
+        time.sleep(LOOKS_EVERY)
+        taken = _more_than(ray.available_resources(), pieces, "%g are free now")
+    return taken
+
+
+def _more_than(there: Mapping[str, float], pieces: Sequence[Piece], said: str) -> str:
+    """What the pieces come to that is more than there is, in words."""
+    wanted = {"CPU": sum(piece.cpus for piece in pieces), "GPU": sum(piece.gpus for piece in pieces)}
+    lacks = {kind: n for kind, n in wanted.items() if n > there.get(kind, 0.0) + ROUNDING}
+    return " and ".join(f"{n:g} {kind}s where {said % there.get(kind, 0.0)}" for kind, n in lacks.items())
+
+
 def _lacking(pieces: Sequence[Piece]) -> str:
     """What the cluster has too little of, in words."""
     nodes = _nodes()
-    wanted = {"CPU": sum(piece.cpus for piece in pieces), "GPU": sum(piece.gpus for piece in pieces)}
-    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in wanted}
-    lacks = [f"{n:g} {k}s where there are {total[k]:g}" for k, n in wanted.items() if n > total[k] + ROUNDING]
-    if lacks:
-        return " and ".join(lacks)
+    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    if lacks := _more_than(total, pieces, "there are %g"):
+        return lacks
     left = without_place(pieces, nodes)
     if left is None:
         return ""

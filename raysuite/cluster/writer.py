@@ -19,6 +19,7 @@ from ray.train.torch import TorchTrainer
 from raysuite.cluster import session
 from raysuite.cluster.fitting import fit
 from raysuite.cluster.interrupt import Interruption
+from raysuite.cluster.placement import Piece, check_room
 from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
@@ -104,11 +105,13 @@ def train_writer(
     del opened  # a worker opens its own
     options = {"writer": writer, "rows": list(rows), "lesson": asdict(lesson), "directory": str(directory)}
     session.connect()
+    # the cluster's GPUs, which the machine of this process may have none of
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    check_room([Piece("a learner", 1, int(use_gpu))], remedy="train without RAY_ADDRESS, in this process")
     trainer = TorchTrainer(
         _learner,
         train_loop_config=options,
-        # the cluster's GPUs, which the machine of this process may have none of
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=ray.cluster_resources().get("GPU", 0) >= 1),
+        scaling_config=ScalingConfig(num_workers=1, use_gpu=use_gpu),
         run_config=TrainRunConfig(
             name="ray", storage_path=str(directory), failure_config=FailureConfig(max_failures=LOSSES)
         ),

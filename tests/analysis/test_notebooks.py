@@ -70,8 +70,8 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     monkeypatch.syspath_prepend(str(ANALYSIS))
     figures = importlib.import_module("figures")
     assert all((figures.DOCS / f"{called}.png").is_file() for called in figures.FIGURES)
-    first, second = figures.contest_gained().axes
-    assert [len(axes.collections) for axes in (first, second)] == [2 * 10, 2 * 10]  # an interval and its seeds
+    first, *others = figures.contest_gained().axes
+    assert [len(axes.collections) for axes in (first, *others)] == [2 * 10] * 3  # an interval and its seeds
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names[0] == "forward RL" and first.lines[1].get_xdata() == pytest.approx([0.065625])
     assert len(figures.contest_tuning().axes[0].get_yticklabels()) == 10

@@ -44,6 +44,8 @@ def small_cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
 
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(ray, "nodes", nodes)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray.util, "get_current_placement_group", lambda: None)  # which would look for a cluster
     monkeypatch.setattr(placement, "LOOKS_EVERY", 0.01)
     monkeypatch.setattr(placement, "request_resources", lambda **wanted: seen["asked"].append(wanted))
     return seen

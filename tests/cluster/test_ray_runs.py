@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -232,6 +233,28 @@ def test_more_than_the_machine_has_is_refused() -> None:
         UserError, match=r"expected no more than this machine has, the run wants 256\.5 CPUs where there are"
     ):
         session.check_resources(toy(cluster__actors="64", cluster__actor_cpus="4").cluster, workers=1)
+
+
+def test_what_other_work_holds_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What this command itself let go of a moment ago is not."""
+
+    class Other:
+        def begun(self) -> None:
+            pass
+
+    cores = int(ray.cluster_resources()["CPU"])
+    other = ray.remote(num_cpus=cores)(Other).remote()
+    ray.get(other.begun.remote())
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    wanted = toy(cluster__actors="1").cluster
+    with caplog.at_level(logging.WARNING):
+        session.check_resources(wanted)
+        (said,) = caplog.messages
+        assert "other work holds the cluster at local, the run wants 0.5 CPUs where 0 are free now: it begins when" in said
+        caplog.clear()
+        ray.kill(other)
+        session.check_resources(wanted)
+    assert not caplog.messages
 
 
 @pytest.mark.slow

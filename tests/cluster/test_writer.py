@@ -122,6 +122,7 @@ def test_ctrl_c_while_a_cluster_trains_a_writer_ends_the_command_with_its_status
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr("raysuite.cluster.session.connect", lambda: None)
     monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("raysuite.cluster.writer.check_room", lambda *_, **__: None)
     monkeypatch.setattr("raysuite.cluster.writer.TorchTrainer", Trainer)
     with pytest.raises(Stopped, match="stopped by SIGINT at once") as stopped:
         train_writer(BUNDLED, [Pair("a", "b", "c")], Lesson(PairLoss("sigmoid", 0.1)), tmp_path, pytest.fail)
