@@ -74,7 +74,7 @@ def check_room(pieces: Sequence[Piece], *, remedy: str, patience: float = Cluste
     if not lacks:
         if joined and (taken := _taken(pieces)):
             tell(
-                "WARNING: other work holds the cluster at %s, the run wants %s: it begins when that has ended. Ctrl-C ends the waiting.",
+                "WARNING: other work holds the cluster at %s, the run wants %s: it begins when that ends. Ctrl-C ends the waiting.",
                 joined,
                 taken,
             )

@@ -250,7 +250,7 @@ def test_what_other_work_holds_is_said(monkeypatch: pytest.MonkeyPatch, caplog: 
     with caplog.at_level(logging.WARNING):
         session.check_resources(wanted)
         (said,) = caplog.messages
-        assert "other work holds the cluster at local, the run wants 0.5 CPUs where 0 are free now: it begins when" in said
+        assert "other work holds the cluster at local, the run wants 0.5 CPUs where 0 are free now" in said
         caplog.clear()
         ray.kill(other)
         session.check_resources(wanted)
