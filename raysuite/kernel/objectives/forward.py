@@ -62,9 +62,10 @@ class ForwardObjective(Objective[Batch]):
         Raises:
             UserError: `noise_range` holds no timestep, or the sampler too few levels in it.
         """
-        self._range(schedule)
         if self.levels == "sampler":
             self._steps_inside(schedule.to("cpu"))
+        else:
+            self._range(schedule)
 
     def renoise(
         self,
@@ -121,13 +122,13 @@ class ForwardObjective(Objective[Batch]):
 
     def _levels(self, schedule: Schedule, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, alpha and sigma of every unit, (R draws,) each."""
-        table, units = schedule.training, rows * self.draws
-        low, high = self._range(schedule)
         if self.levels == "sampler":
             inside_K = self._steps_inside(schedule)
             order_RK = torch.rand(rows, len(inside_K), generator=generator).argsort(1)
             k_U = inside_K[order_RK[:, : self.draws].flatten()]
             return schedule.timesteps_K[k_U], schedule.alpha_K1[k_U], schedule.sigma_K1[k_U]
+        table, units = schedule.training, rows * self.draws
+        low, high = self._range(schedule)
         if self.levels == "uniform":
             level_U = torch.randint(low, high, (units,), generator=generator)
         else:

@@ -104,8 +104,9 @@ def _diversity(together: SideBySide, runs: Sequence[Run]) -> Interval | None:
     """
     for split in together.splits:
         name = f"evaluation/diversity/{split}"
-        if all(len(_at_last(run, name)) for run in together.runs):
-            values = [float(_at_last(run, name)[0]) for run in runs]
+        ends = {run: _at_last(run, name) for run in together.runs}
+        if all(len(end) for end in ends.values()):
+            values = [float(ends[run][0]) for run in runs]
             return _over_runs([Interval(value, float("nan"), float("nan")) for value in values])
     return None
 
