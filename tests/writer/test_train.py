@@ -17,6 +17,7 @@ from rich.console import Console
 
 from raysuite.cli import main
 from raysuite.cluster import writer as writing
+from raysuite.cluster.placement import Piece
 from raysuite.errors import UserError
 from raysuite.progress import watch_steps
 from raysuite.stages.rewrites import BUNDLED
@@ -179,7 +180,7 @@ def test_a_training_in_a_cluster_uses_its_gpus_and_tells_what_ended_it(
     gpus: float, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine that starts it may have none."""
-    scaled = []
+    scaled, wanted = [], list[Piece]()
 
     class Trainer:
         def __init__(self, *work: object, scaling_config: ScalingConfig, **options: object) -> None:
@@ -190,12 +191,14 @@ def test_a_training_in_a_cluster_uses_its_gpus_and_tells_what_ended_it(
 
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(writing.session, "connect", lambda: None)
+    monkeypatch.setattr(writing, "check_room", lambda pieces, **_: wanted.extend(pieces))
     monkeypatch.setattr(writing, "TorchTrainer", Trainer)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": gpus})
     monkeypatch.setattr("torch.cuda.is_available", lambda: not gpus)
     with pytest.raises(UserError, match="expected a writer"):
         writing.train_writer(BUNDLED, pairs, Lesson(PairLoss("sigmoid", 0.1)), tmp_path, print)
     assert [scaling.use_gpu for scaling in scaled] == [gpus > 0]
+    assert [(piece.cpus, piece.gpus) for piece in wanted] == [(1, int(gpus > 0))]
 
 
 def test_pairs_of_any_user_of_trl(tmp_path: Path) -> None:
