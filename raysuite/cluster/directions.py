@@ -165,6 +165,11 @@ def _check_gains(rung: Rung) -> None:
             "expected --gain-kl with ddpo or forward_rl among the objectives and sampler.noise.level above 0: gains are predicted "
             "by the policy gradient of the reward"
         )
+    if rung.config.rollouts.samples < 2:
+        raise UserError(
+            "expected rollouts.samples of at least 2 with --gain-kl, got 1: gains are predicted from how rewards of a "
+            "prompt's pictures differ"
+        )
 
 
 @contextmanager

@@ -288,7 +288,8 @@ class Halving(FIFOScheduler):
             for label in book.sweep.labels
         }
         for run in book.sweep.searched:
-            if book.trials[run.name].status in ("done", "stopped"):
+            # those that a kill interrupted, too: they were judged against what had come before them, not against all that came since
+            if book.trials[run.name].settings is not None:
                 self._replay(run)
 
     def _replay(self, run: Planned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def record(
     rewritten = any(TYPED in known for _, rollouts in ordered for known in rollouts.block.metadata)
     values: dict[str, list[float]] = defaultdict(list)
     drawn: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for split, rollouts in ordered:
         block = rollouts.block
         for reward, scores in rollouts.scores.items():
@@ -50,11 +51,8 @@ def record(
                 for number, value in zip(block.prompt_ids, scores, strict=True)
             ]
         if rollouts.kl_N is not None:
-            rng = numpy_generator(seed=seed, stage=Stage.BOOTSTRAP, update=update)
-            kl = bootstrap_mean(rollouts.kl_N.astype(float), np.arange(len(rollouts.kl_N)), rng)
-            metrics["evaluation/kl"] = kl.estimate
-            if len(rollouts.kl_N) > 1:  # one trajectory has no interval
-                metrics |= {"evaluation/kl_low": kl.low, "evaluation/kl_high": kl.high}
+            each = np.arange(len(rollouts.kl_N))
+            metrics |= _with_limits("evaluation/kl", rollouts.kl_N.astype(float), each, update=update, seed=seed)
         if rollouts.thumbnails_N is not None:
             for number, thumbnail in zip(block.prompt_ids, rollouts.thumbnails_N, strict=True):
                 drawn[split, number].append(thumbnail)
@@ -66,7 +64,7 @@ def record(
     if rewritten:
         columns["rewrite"] = given
     run.write_scores(update, columns)
-    _write_pictures(run, update, ordered)
+    _write_pictures(run, update, ordered, names)
     return {**{name: float(np.mean(numbers)) for name, numbers in values.items()}, **metrics}
 
 
@@ -113,24 +111,35 @@ def judged_metrics(judged: Sequence[Judged], *, update: int, seed: int) -> dict[
     """
     ordered = sorted(judged, key=lambda of: of.block)
     prompts = by_prompt(np.array([prompt for of in ordered for prompt in of.prompts_R]))
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name in ordered[0].metrics:
-        values, full = np.concatenate([of.metrics[name] for of in ordered]), f"evaluation/preferences/{name}"
-        mean = bootstrap_mean(values, prompts, numpy_generator(seed=seed, stage=Stage.BOOTSTRAP, update=update))
-        metrics[full] = mean.estimate
-        if len(prompts) > 1:
-            metrics |= {f"{full}_low": mean.low, f"{full}_high": mean.high}
+        values = np.concatenate([of.metrics[name] for of in ordered])
+        metrics |= _with_limits(f"evaluation/preferences/{name}", values, prompts, update=update, seed=seed)
     return metrics
 
 
-def _write_pictures(run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]]) -> None:
-    prompts: dict[str, str] = {}
+def _with_limits(name: str, values_N: np.ndarray, groups_N: np.ndarray, *, update: int, seed: int) -> dict[str, float]:
+    """A mean, and the limits of its interval where there are any: not of one group, nor of what is not finite, which a guard tells."""
+    if not np.isfinite(values_N).all():
+        return {name: float(np.mean(values_N))}
+    mean = bootstrap_mean(values_N, groups_N, numpy_generator(seed=seed, stage=Stage.BOOTSTRAP, update=update))
+    limits = {f"{name}_low": mean.low, f"{name}_high": mean.high} if np.isfinite(mean.low) else {}
+    return {name: mean.estimate, **limits}
+
+
+def _write_pictures(
+    run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]], names: Mapping[int, str]
+) -> None:
+    file = run.path / "images" / "prompts.json"
+    prompts: dict[str, str] = (
+        json.loads(file.read_text()) if file.exists() else {}
+    )  # not every evaluation has every split
     # of the next prompt of each split, whose pictures may fill several blocks
     numbers: dict[str, int] = defaultdict(int)
     for split, rollouts in ordered:
         if rollouts.pictures is not None:
-            for asked, picture in zip(rollouts.block.asked_of_N, rollouts.pictures, strict=False):  # the first ones
+            for number, picture in zip(rollouts.block.number_of_N, rollouts.pictures, strict=False):  # the first ones
                 run.write_image(update, f"{split}-{numbers[split]}-0", picture)
-                prompts[f"{split}-{numbers[split]}"] = asked
+                prompts[f"{split}-{numbers[split]}"] = names[number]
                 numbers[split] += 1
-    write_json(run.path / "images" / "prompts.json", prompts)
+    write_json(file, prompts)

@@ -270,6 +270,7 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     for name in ("credit", "preferences"):  # a ladder goes from one kind to the other
         kept[name] = configuration.without_idle(name, kept.get(name) or {})
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}
+    kept["evaluation"] = {**(kept.get("evaluation") or {}), "ema": False}  # evaluated are the weights that are measured
     return configuration.validate({**kept, "updates": 1, "learn": learn, "objective": dict(objective)})
 
 

@@ -199,6 +199,8 @@ class Sweep(Section):
                     continue
                 path = f"objective.{field}"
             configuration.put(tree, path, deepcopy(value))
+        if until := (tree.get("learn") or {}).get("decline_until"):  # from there on nothing would be learned
+            tree["updates"] = min(tree["updates"], until)
         if run.trial is None and self.confirm is not None and self.confirm.test is not None:
             configuration.put(tree, "prompts.test", self.confirm.test)
         return configuration.validate(tree)
@@ -334,16 +336,17 @@ def _check(sweep: Sweep) -> None:
         raise UserError(
             f"expected other confirm.seeds than the trials', got {both[0]} in both: what chose would report itself"
         )
-    chooses = sweep.confirm or sweep.scheduler or sweep.searcher == "optuna"
+    several = max(map(sweep.trials_of, sweep.labels)) > 1
     for config in _known(sweep):
         if config.prompts.best_of:
             raise UserError(
                 f"expected no prompts.best_of in a sweep, got {config.prompts.best_of}: each of its runs would draw the same pictures "
                 "to choose by; leave it out"
             )
-        if chooses and config.prompts.held_out is None:
+        if (several or sweep.confirm or sweep.scheduler) and config.prompts.held_out is None:
             raise UserError(
-                "expected prompts.held_out with confirm, scheduler=asha or searcher=optuna, which go by its reward: set it"
+                "expected prompts.held_out in a sweep with several trials, confirm or scheduler=asha, got none: settings are chosen "
+                "by its reward; set it"
             )
         if sweep.confirm and config.prompts.test is not None:
             raise UserError(

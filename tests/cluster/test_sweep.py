@@ -86,7 +86,7 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
         row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
         spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
         (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
-        book.note(run, status="done")
+        book.note(run, settings=book.settings(run), status="done")
     halving = Halving(book)
 
     def decide(name: str, objective: str, spent: float, reward: float) -> str:
@@ -105,6 +105,39 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
     # one that is tried again says what it said before, and is no second run
     assert decide(fourth, "toy-ddpo", 110, 0.95) == Halving.CONTINUE
     assert [len(recorded) for _, recorded in halving._of["toy-ddpo"]._brackets[0]._rungs][-1] == 4
+
+
+def test_asha_does_not_judge_anew_what_a_kill_interrupted(tmp_path: Path) -> None:
+    """A trial that was first at its rungs tells its evaluations again when better ones have passed there."""
+    sweep = Sweep.model_validate(
+        {
+            "recipe": "toy-ddpo",
+            "objectives": ["toy-ddpo"],
+            "space": {"learn.learning_rate": {"uniform": [0.001, 0.01]}},
+            "trials": 4,
+            "budget": 900,
+            "scheduler": "asha",
+        }
+    )
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])
+    for run, reward in zip(sweep.runs, (0.2, 0.5, 0.6, 0.7), strict=True):
+        directory = book.run_directory(run)
+        directory.mkdir(parents=True)
+        row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
+        spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
+        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
+        book.note(run, settings=book.settings(run), status="running" if reward == 0.2 else "done")
+    book = Book.open(sweep, tmp_path / "sweep", ["test"])  # by the same command, after the kill
+    first = sweep.runs[0].name
+    assert book.trials[first].status == "waiting"
+    halving = Halving(book)
+    trial: Any = SimpleNamespace(trial_id="again", config={"name": first, "objective": "toy-ddpo"})
+    halving.on_trial_add(None, trial)
+    for spent in (120, 280):  # both before the second rung, at 300
+        result = {"network_evaluations": spent, "held_out": 0.2}
+        assert halving.on_trial_result(None, trial, result) == Halving.CONTINUE
+    assert halving.on_trial_result(None, trial, {"network_evaluations": 310, "held_out": 0.2}) == Halving.CONTINUE
+    assert book.trials[first].status == "waiting"
 
 
 def test_a_run_whose_process_died_is_tried_again_before_anything_is_confirmed(tmp_path: Path) -> None:

@@ -69,6 +69,26 @@ def test_the_runs_of_a_sweep_are_methods_with_intervals_over_seeds_and_prompts(r
     assert seeds.endswith("The intervals are over prompts and seeds.")
 
 
+def test_seeds_that_waited_longer_for_a_reward_are_repetitions(tmp_path: Path):
+    for seed in range(4):
+        seconds = 600.0 if seed % 2 else 1200.0
+        config = CONFIG | {
+            "objective": {"name": "ddpo" if seed < 2 else "dspo"},
+            "rewards": [{"name": "scenes", "weight": 1.0, "seconds": seconds, "retries": seed}],
+            "seed": seed,
+        }
+        fabricate.whole(tmp_path / f"run-{seed}", passing(6), config=config)
+    assert read_runs([tmp_path / f"run-{seed}" for seed in range(4)]).methods == [[0, 1], [2, 3]]
+
+
+def test_without_held_out_rewards_no_setting_is_called_the_best(tmp_path: Path):
+    fabricate_sweep(tmp_path, [("ddpo", trial, 0, 6) for trial in range(3)])
+    rows = json.loads((tmp_path / "trials.json").read_text())
+    (tmp_path / "trials.json").write_text(json.dumps([{**row, "held_out": None} for row in rows]))
+    with pytest.raises(UserError, match=r"by which the best of 3 settings of ddpo in .* is chosen, found none"):
+        read_runs([tmp_path])
+
+
 def test_the_best_so_far_never_falls(tmp_path: Path):
     up_and_down = {0: 3, 5: 9, 10: 6}
     for name in ("a", "b"):

@@ -22,9 +22,21 @@ def nothing_slow(what: str, unit: str) -> Counting:
     pytest.fail(f"{what} was begun")
 
 
-def test_steps_whose_kl_is_not_measured_are_refused_before_anything_is(tmp_path: Path) -> None:
-    wanted = declared({"kl": 0.1}, **{"evaluation.kl": "false"})
-    with pytest.raises(UserError, match=r"expected evaluation.kl=true with --gain-kl, got false"):
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"evaluation.kl": "false"}, r"expected evaluation.kl=true with --gain-kl, got false"),
+        (
+            {"rollouts.samples": "1", "credit.normalise": "global"},
+            r"expected rollouts.samples of at least 2 with --gain-kl, got 1",
+        ),
+    ],
+)
+def test_gains_that_cannot_be_measured_are_refused_before_anything_is(
+    settings: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    wanted = declared({"kl": 0.1}, **settings)
+    with pytest.raises(UserError, match=sentence):
         study(wanted, tmp_path / "study", ["test"], nothing_slow)
     assert not (tmp_path / "study").exists()
 

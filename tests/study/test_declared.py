@@ -155,6 +155,12 @@ def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: st
         declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
 
 
+def test_running_means_of_a_run_do_not_matter_to_a_study() -> None:
+    settings = {"learn.ema": "0.99", "evaluation.ema": "true"}
+    study = declare("toy-ddpo", objectives=["ddpo"], units=16, settings=settings)
+    assert not study.rungs[0].config.evaluation.ema
+
+
 def test_a_study_that_may_grow_doubles_its_units() -> None:
     def sizes(**options: Any) -> tuple[int, ...]:
         return declare("toy-ddpo", objectives=["ddpo"], units=16, **options).sizes

@@ -59,6 +59,8 @@ def test_runs_end_by_the_budget_alone(tmp_path: Path) -> None:
     config = sweep.config(sweep.runs[0], {})
     assert config.budget == 3000 and config.updates >= 3000  # an update costs at least one evaluation
     assert sweep.config(sweep.runs[0], {"updates": 2}).updates == 2
+    declining = {"learn.decline": "cosine", "learn.decline_until": 4}
+    assert sweep.config(sweep.runs[0], declining).updates == 4  # or where its learning rate has come to 0
 
 
 def test_what_wins_is_run_again_on_test_prompts(tmp_path: Path) -> None:
@@ -183,6 +185,10 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
         ({"scheduler": "asha", "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
         ({"confirm": {"seeds": [7]}, "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
+        (
+            {"space": {"learn.epochs": {"grid": [1, 2]}}, "settings": {"prompts.held_out": None}},
+            "expected prompts.held_out in a sweep with several trials",
+        ),
         ({"confirm": {"seeds": [7, 0]}}, "expected other confirm.seeds than the trials', got 0 in both"),
         ({"confirm": {"seeds": []}}, "confirm.seeds"),
         (

@@ -148,6 +148,11 @@ def _best(directory: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Member
         return
     kept = 1 if len({row["objective"] for row in rows}) > 1 else MOST_SETTINGS
     for objective, trials in done.items():
+        if len(trials) > 1 and any(row["held_out"] is None for of in trials.values() for row in of):
+            raise UserError(
+                f"expected held-out rewards, by which the best of {len(trials)} settings of {objective} in {directory} is chosen, "
+                f"found none: compare the runs in {directory / 'trials'} by their names"
+            )
         best = sorted(trials, key=lambda trial: (-len(trials[trial]), -_mean(trials[trial]), trial))
         for trial in best[:kept]:
             for row in sorted(trials[trial], key=lambda row: row["seed"]):

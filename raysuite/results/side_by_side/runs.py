@@ -27,6 +27,8 @@ MUST_AGREE = ("model.path", "model.variant", "model.size", "evaluation.seed")
 """Settings without which two runs did not evaluate the same base on the same noise."""
 WITHOUT_EFFECT = ("seed", "cluster", "checkpoints", "guards", "trackers")
 """Sections that do not say what is learned: runs that differ in these alone are repetitions."""
+PATIENCE = ("seconds", "retries")
+"""Of a reward: the same."""
 SEED = r"([-_.=/]+(seed|s)?[-_.=]*|seed[-_.=]*)?{seed}$"
 """How the name of a run ends that says its seed."""
 
@@ -70,8 +72,7 @@ class SideBySide:
         """Places of the runs of each method: runs with the same settings are its repetitions."""
         found: dict[str, list[int]] = {}
         for place, run in enumerate(self.runs):
-            settings = {name: section for name, section in run.config.items() if name not in WITHOUT_EFFECT}
-            found.setdefault(json.dumps(settings, sort_keys=True), []).append(place)
+            found.setdefault(json.dumps(_learned(run.config), sort_keys=True), []).append(place)
         return list(found.values())
 
     @cached_property
@@ -283,6 +284,26 @@ def _rewards(runs: Sequence[Run], names: Sequence[str]) -> tuple[str, ...]:
         )
     headlines = [name for run in runs if (name := comparison.headline(run)) in shared]
     return tuple(dict.fromkeys([*headlines[:1], *shared]))
+
+
+def _learned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say what is learned and how it is judged."""
+
+    def scored(rewards: Sequence[Any]) -> list[Any]:
+        return [
+            {name: value for name, value in reward.items() if name not in PATIENCE}
+            if isinstance(reward, Mapping)
+            else reward
+            for reward in rewards
+        ]
+
+    kept = {name: section for name, section in config.items() if name not in WITHOUT_EFFECT}
+    evaluation = config["evaluation"]
+    return {
+        **kept,
+        "rewards": scored(config["rewards"]),
+        "evaluation": {**evaluation, "rewards": scored(evaluation["rewards"])},
+    }
 
 
 def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
