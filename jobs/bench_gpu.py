@@ -218,14 +218,15 @@ class Bench:
         learn(self.config, self.policy, self.optimizer, batches, update=update, accelerator=self.accelerator)
 
     def plain(self, update: int) -> None:
-        """As many pictures from the pipeline's own call."""
+        """As many pictures from the pipeline's own call, decoded as rollouts are: in float32."""
         pipeline, steps = self.policy.pipeline, self.config.sampler.steps
         pipeline.set_progress_bar_config(disable=True)
-        options: dict[str, Any] = {"guidance_scale": 1.0, "output_type": "np"}
+        options: dict[str, Any] = {"guidance_scale": 1.0, "output_type": "latent"}
         options |= {name: self.policy.driver.arguments[name] for name in ("height", "width")}
         for block in training_blocks(self.config, self.prompts, update):
             with torch.no_grad(), self.policy._autocast():
-                pipeline(list(block.prompt_of_N), num_inference_steps=steps, **options)
+                drawn = pipeline(list(block.prompt_of_N), num_inference_steps=steps, **options)
+            self.policy.decode(drawn.images)
 
     def operations(self) -> tuple[int, int]:
         """Of a block's prediction, and of a microbatch's with its way back, without what checkpointing does again."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +92,9 @@ def replacing(path: Path) -> Iterator[Path]:
     where there is none yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}"
+    )  # another machine may write there, with the same process number
     try:
         yield temporary
         _for_others(temporary)

@@ -16,7 +16,7 @@ from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import TOYS, RunConfig
 from raysuite.families import open_policy
 from raysuite.stages.files import write_json
-from raysuite.stages.prompts import run_prompts
+from raysuite.stages.prompts import drawn, run_prompts
 
 PROMPTS_AT_ONCE = 32
 """That an actor is given: what is lost when one dies."""
@@ -46,7 +46,7 @@ def encode_once(
         config: of the run.
         directory: of the run, or of what is made with its settings: of one model.
         threads: of each process.
-        prompts: what will be drawn or learned; by default all prompts of the run.
+        prompts: what will be drawn or learned; by default what the run may draw of its prompts.
         here: encode in this one, and not in actors, which need Ray to run.
 
     Raises:
@@ -56,9 +56,10 @@ def encode_once(
         return None
     texts = directory / "texts"
     if prompts is None:
-        prompts = (prompt.given for prompt in run_prompts(config, directory).all)
+        prompts = (prompt.given for prompt in drawn(config, run_prompts(config, directory)))
     wanted = list(dict.fromkeys(["", *prompts]))
     of = {
+        "files": "one a tensor",  # earlier versions had one an answer
         "prompts": hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
         "model": config.canonical()["model"],
         "guided": config.sampler.guidance > 1,

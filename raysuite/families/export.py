@@ -27,8 +27,9 @@ def to_kohya(model: Path, file: Path) -> int:
     """Write the LoRA of a checkpoint's `model` directory as kohya's tools do, and return how many layers it has.
 
     Each layer has `lora_down`, `lora_up` and `alpha`, of which readers make up @ down x alpha / rank: the strength with which it was
-    trained. Alpha is the same for all; what a layer has beyond it is in its `lora_up`. Layers of U-Nets are called
-    `lora_unet_<name with underscores>`, those of transformers by their names in diffusers, `transformer.<name>`.
+    trained. Layers of U-Nets are called `lora_unet_<name with underscores>` and have the common alpha, since diffusers passes over
+    alphas that differ. Those of transformers have their names in diffusers, `transformer.<name>`, and their rank as alpha, since
+    diffusers passes over every alpha of FLUX.1. What a layer's strength is beyond that is in its `lora_up`.
 
     Raises:
         UserError: the checkpoint has no LoRA, or one of another kind.
@@ -51,20 +52,22 @@ def to_kohya(model: Path, file: Path) -> int:
             )
         part, _, inside = layer.partition(".")
         called = f"lora_unet_{inside.replace('.', '_')}" if part == "unet" else layer
-        # in the matrix: diffusers passes over alphas that differ between layers of a U-Net
-        gain = _gain(said, part, inside, tensor.shape[1]) if matrix == "lora_B" else 1.0
-        found[f"{called}.{MATRICES[matrix]}.weight"] = (tensor * gain).contiguous()
-        found[f"{called}.alpha"] = torch.tensor(float(said[f"{part}.lora_alpha"]))
+        if matrix == "lora_B":
+            rank = tensor.shape[1]
+            alpha = float(said[f"{part}.lora_alpha"]) if part == "unet" else float(rank)
+            tensor = tensor * (_strength(said, part, inside, rank) * rank / alpha)
+            found[f"{called}.alpha"] = torch.tensor(alpha)
+        found[f"{called}.{MATRICES[matrix]}.weight"] = tensor.contiguous()
         layers.add(layer)
     with replacing(file) as temporary:
         safetensors.torch.save_file(found, temporary)
     return len(layers)
 
 
-def _gain(said: Mapping[str, Any], part: str, layer: str, rank: int) -> float:
-    """How much stronger than the common alpha over its rank a layer is. A LoRA that was begun from a file may have an alpha for each,
-    found as peft does, and be rank-stabilised, where alpha is over the rank's root.
+def _strength(said: Mapping[str, Any], part: str, layer: str, rank: int) -> float:
+    """What a layer's up @ down is multiplied with: alpha over rank. A LoRA that was begun from a file may have an alpha for each
+    layer, found as peft does, and be rank-stabilised, where alpha is over the rank's root.
     """
-    pattern, common = said.get(f"{part}.alpha_pattern") or {}, float(said[f"{part}.lora_alpha"])
-    own = float(pattern.get(get_pattern_key(pattern, layer), common)) / common
-    return own * math.sqrt(rank) if said.get(f"{part}.use_rslora") else own
+    pattern = said.get(f"{part}.alpha_pattern") or {}
+    alpha = float(pattern.get(get_pattern_key(pattern, layer), said[f"{part}.lora_alpha"]))
+    return alpha / (math.sqrt(rank) if said.get(f"{part}.use_rslora") else rank)

@@ -48,7 +48,8 @@ PLAIN = {"use_resolution_binning": False, "clean_caption": False}
 FACTS: Mapping[str, Facts] = {
     "StableDiffusionPipeline": Facts(joint=True, load=NO_CHECKER),
     # None: its own default, zeros in place of an encoding where the model's configuration says so
-    "StableDiffusionXLPipeline": Facts(joint=True, negative=None),
+    # no watermark, which it puts on pictures where a package for that is installed
+    "StableDiffusionXLPipeline": Facts(joint=True, negative=None, load={"add_watermarker": False}),
     "StableDiffusion3Pipeline": Facts(joint=True),
     "FluxPipeline": Facts(guidance="true_cfg_scale", embedded="guidance_scale"),
     "Flux2Pipeline": Facts(

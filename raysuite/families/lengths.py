@@ -22,9 +22,9 @@ UNLIMITED = 10**9
 def cut_prompts(model: Model, prompts: Sequence[str]) -> tuple[list[str], int]:
     """Prompts that no text encoder of the pipeline reads to their end, and the tokens that the one with the longest breath reads.
 
-    What a template adds around a prompt is not counted, as pipelines with templates do not count it either. Models whose tokenizers
-    cannot be had from a hub, or are of a kind that transformers cannot open by itself, are not looked at: that a model is missing is
-    for others to say.
+    What a template adds around a prompt is not counted. Nor do Qwen-Image, Krea 2 and Sana count it; Z-Image, FLUX.2 and Lumina 2 do,
+    so that theirs is cut without a word where a prompt fits by less than its template. Models whose tokenizers cannot be had from a
+    hub, or are of a kind that transformers cannot open by itself, are not looked at: that a model is missing is for others to say.
 
     Args:
         model: a directory, or a hub id, of which tokenizers are read from the hub or its cache.

@@ -430,10 +430,12 @@ def _patches(z_N: Tensor) -> Tensor:
 def _stored(network: Any, dtype: torch.dtype) -> Any:
     """The network with the weights in `dtype` that autocast would cast to it at every use, and no others.
 
-    Half the memory of float32, and the same outputs to the bit. Norms run in float32 with float32 weights.
+    Half the memory of float32, and the same outputs to the bit. Norms run in float32 with float32 weights. So does what has the first
+    parameter: its type is the network's, to which FLUX.2 rounds latents and times before any layer sees them.
     """
+    first = next(network.parameters())
     for module in network.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and first not in {*module.parameters(recurse=False)}:
             module.to(dtype)
     return network
 

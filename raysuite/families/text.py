@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class TextMemory:
             path = None if self.directory is None else answer_file(self.directory, question)
             if path is None or not path.is_file():
                 raise KeyError(question)
-            self.keep(question, read(path)[question])
+            self.keep(question, unpack(json.loads(path.read_text()), self._tensor)[question])
         self._answers.move_to_end(question)
         return self._answers[question]
 
@@ -79,7 +79,7 @@ class TextMemory:
         """Keep an answer on the CPU, and write it down where there is a directory."""
         self.keep(question, answer)
         if self.directory is not None:
-            write(answer_file(self.directory, question), {question: self._answers[question]})
+            self._write(self.directory, question)
 
     def keep(self, question: str, answer: Answer) -> None:
         """Keep an answer on the CPU."""
@@ -107,6 +107,23 @@ class TextMemory:
             self.bytes += tensor.nbytes
         self._uses[digest] += 1
         return self._tensors[digest]
+
+    def _write(self, directory: Path, question: str) -> None:
+        """An index for the answer, and a file for each of its tensors that has none: several answers may have it."""
+        kept = self._answers[question]
+        for tensor in tensors_of(kept):
+            file = _tensor_file(directory, self._digests[id(tensor)])
+            if not file.exists():
+                with replacing(file) as temporary:
+                    safetensors.torch.save_file({"tensor": tensor}, temporary)
+        with replacing(answer_file(directory, question)) as temporary:  # last: whoever finds it finds its tensors
+            temporary.write_text(json.dumps({question: _plain(kept, lambda tensor: self._digests[id(tensor)])}))
+
+    def _tensor(self, digest: str) -> Tensor:
+        if digest in self._tensors:
+            return self._tensors[digest]
+        assert self.directory is not None
+        return safetensors.torch.load_file(_tensor_file(self.directory, digest))["tensor"]
 
     def _forget(self, question: str) -> None:
         for tensor in tensors_of(self._answers.pop(question, None)):
@@ -158,16 +175,21 @@ def pack(states: TextStates) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     known: dict[int, str] = {}
 
-    def plain(answer: Answer) -> Any:
-        if isinstance(answer, Tensor):
-            name = known.setdefault(id(answer), f"text/{len(known)}")
-            tensors[name] = answer.contiguous()
-            return name
-        if isinstance(answer, list | tuple):
-            return {type(answer).__name__: [plain(part) for part in answer]}
-        return None
+    def named(tensor: Tensor) -> str:
+        name = known.setdefault(id(tensor), f"text/{len(known)}")
+        tensors[name] = tensor.contiguous()
+        return name
 
-    return tensors, {question: plain(answer) for question, answer in states.items()}
+    return tensors, {question: _plain(answer, named) for question, answer in states.items()}
+
+
+def _plain(answer: Answer, named: Callable[[Tensor], str]) -> Any:
+    """An answer with names in place of its tensors."""
+    if isinstance(answer, Tensor):
+        return named(answer)
+    if isinstance(answer, list | tuple):
+        return {type(answer).__name__: [_plain(part, named) for part in answer]}
+    return None
 
 
 def unpack(index: Mapping[str, Any], tensor: Any) -> dict[str, Answer]:
@@ -184,17 +206,12 @@ def unpack(index: Mapping[str, Any], tensor: Any) -> dict[str, Answer]:
 
 def answer_file(directory: Path, question: str) -> Path:
     """Where the answer to a question is written: named by a digest, since prompts are no file names."""
-    return directory / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.safetensors"
+    return directory / f"{_hashed(question)}.json"
 
 
-def write(path: Path, states: TextStates) -> None:
-    """Write answers into one file, whole or not at all."""
-    tensors, index = pack(states)
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"index": json.dumps(index)})
+def _tensor_file(directory: Path, digest: str) -> Path:
+    return directory / f"{_hashed(digest)}.safetensors"
 
 
-def read(path: Path) -> dict[str, Answer]:
-    """Read what `write` wrote."""
-    with safetensors.safe_open(path, framework="pt") as stored:
-        return unpack(json.loads(stored.metadata()["index"]), stored.get_tensor)
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

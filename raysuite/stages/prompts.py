@@ -129,17 +129,22 @@ def run_prompts(config: RunConfig, directory: Path) -> PromptSet:
     return PromptSet(training, held_out, test, known.repeated)
 
 
-def drawn_texts(config: RunConfig, prompts: PromptSet) -> list[str]:
-    """What users typed of all prompts that a run may draw."""
-    drawn = {
+def drawn(config: RunConfig, prompts: PromptSet) -> list[Prompt]:
+    """All prompts that a run may draw, which are few of a large file."""
+    numbers = {
         number
         for split in evaluation_blocks(config, prompts, 0, final=True).values()
         for b in split
         for number in b.prompt_ids
     }
     for update in range(_most_updates(config)):
-        drawn |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
-    return list(dict.fromkeys(prompt.text for prompt in prompts.all if prompt.number in drawn))
+        numbers |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
+    return [prompt for prompt in prompts.all if prompt.number in numbers]
+
+
+def drawn_texts(config: RunConfig, prompts: PromptSet) -> list[str]:
+    """What users typed of them."""
+    return list(dict.fromkeys(prompt.text for prompt in drawn(config, prompts)))
 
 
 def _most_updates(config: RunConfig) -> int:

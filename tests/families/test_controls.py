@@ -85,3 +85,12 @@ def test_a_lora_of_twice_its_alpha(
     loaded.load_lora_weights(tmp_path)
     pictures = [np.asarray(plainly(found, pipeline, PROMPTS[:1], steps=2)) for found in (policy.pipeline, loaded)]
     assert np.abs(pictures[0] - pictures[1]).max() > 1 / 255
+
+
+def test_no_watermark_is_put_on_pictures(
+    open_tiny: Callable[..., PipelinePolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the package for it is installed, which a name that is not there would show."""
+    there = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl.is_invisible_watermark_available"
+    monkeypatch.setattr(there, lambda: True)
+    assert open_tiny("sdxl").pipeline.watermark is open_tiny("sdxl", weights=False).pipeline.watermark is None

@@ -9,6 +9,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named, PolicyDrawer
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.progress import Counting
-from raysuite.stages.prompts import load_prompts
+from raysuite.stages.prompts import drawn, load_prompts
 from raysuite.study.declared import declare
 from raysuite.writer.candidates import Candidate
 
@@ -92,6 +93,32 @@ def test_encoders_that_have_encoded_are_gone_when_the_network_is_loaded(
     finally:
         gc.enable()
     assert not left
+
+
+def test_only_what_may_be_drawn_is_encoded_and_every_tensor_is_kept_once(
+    configured: Callable[[bool], RunConfig], tmp_path: Path
+) -> None:
+    """Of a file of 1,000 prompts two updates draw four; with guidance a prompt has two answers, and all have the negative's."""
+    (tmp_path / "many.txt").write_text("\n".join(f"picture number {n}" for n in range(1000)))
+    config = configured(True)
+    config = config.model_copy(
+        update={
+            "updates": 2,
+            "prompts": config.prompts.model_copy(update={"training": str(tmp_path / "many.txt"), "held_out": None}),
+            "evaluation": config.evaluation.model_copy(update={"prompts": 1}),
+            "sampler": config.sampler.model_copy(update={"guidance": 3.0}),
+        }
+    )
+    texts = encode_once(config, tmp_path, threads=1, here=True)
+    assert texts is not None
+    expected = drawn(config, load_prompts(config.prompts))
+    assert 4 <= len(expected) <= 5  # and one that is looked at
+    answers = [json.loads(file.read_text()) for file in texts.glob("*.json") if file.name != "complete.json"]
+    assert len(answers) == 2 * (len(expected) + 1)  # "" is for whoever drops prompts
+    tensors = [safetensors.torch.load_file(file)["tensor"] for file in texts.glob("*.safetensors")]
+    assert len(tensors) == 2 * (len(expected) + 1)  # a sequence and a pooled vector of each
+    kinds = {tensor.shape: [t for t in tensors if t.shape == tensor.shape] for tensor in tensors}
+    assert all(not torch.equal(a, b) for of in kinds.values() for a, b in combinations(of, 2))
 
 
 Work = Callable[[RunConfig, Path], object]

@@ -50,7 +50,8 @@ def test_a_killed_run_goes_on_without_encoders(tiny_run: Callable[..., RunConfig
         begun.kill()
         end(started)
     known = {file.name: file.stat().st_mtime_ns for file in (disturbed / "texts").iterdir()}
-    assert "complete.json" in known and len(known) == 1 + 2 * 4  # guided and not: three prompts and the empty one
+    # three prompts and the empty one: guided and not, and a sequence and a pooled vector of each
+    assert "complete.json" in known and len(known) == 1 + 2 * 4 + 2 * 4
     try:
         assert not launch.claim(config, disturbed, ["test"])
         launch.train(config, disturbed)
