@@ -53,7 +53,10 @@ def test_images_run_the_pinned_ray(cluster: dict[str, Any], pins: dict[str, str]
     assert tag.startswith(f"{pins['ray']}-py311-")
 
 
-def test_mounted_files_are_in_the_checkout(cluster: dict[str, Any]) -> None:
+def test_mounted_files_are_in_the_checkout_or_the_token(cluster: dict[str, Any]) -> None:
+    """Without a token Ray would let in whoever reaches it, with a warning on the machines alone."""
+    assert cluster["file_mounts"].pop("/home/ray/.ray/auth_token") == "~/.ray/auth_token"
+    assert "-e RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     for remote, local in cluster["file_mounts"].items():
         assert (ROOT / local).exists()
         assert any(remote in command for command in cluster["setup_commands"])

@@ -31,6 +31,9 @@ def in_context(
         typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads \\[default: 0.1]."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures that a model draws at once \\[default: 50, with --data 8].")
+    ] = None,
     ema: Annotated[
         bool, typer.Option("--ema", help="The average of runs' weights (learn.ema) in place of them.")
     ] = False,
@@ -101,6 +104,7 @@ def in_context(
             language=language,
             leave_out=leave_out,
             seed=seed,
+            batch=batch or 50,
             ema=ema,
         )
     else:
@@ -114,6 +118,7 @@ def in_context(
             shots=asked,
             paired=paired,
             seed=seed,
+            batch=batch or 8,
             ema=ema,
         )
     with locked(directory):

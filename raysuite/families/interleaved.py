@@ -84,8 +84,8 @@ class InterleavedPipeline:
             raise UserError(
                 f"expected a pipeline that takes several pictures and a text ({', '.join(PLACEMENTS)}) at {path}, got {self.name}"
             )
-        # its processor would miss it when the weights are read
-        if self.name == "OmniGenPipeline" and not is_torchvision_available():
+        # their processors would miss it when the weights are read
+        if self.name in ("OmniGenPipeline", "QwenImageEditPlusPipeline") and not is_torchvision_available():
             raise UserError(
                 f"expected torchvision for {self.name}, whose processor uses it, found none: pip install torchvision"
             )

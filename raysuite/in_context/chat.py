@@ -128,9 +128,16 @@ class TransformersChat:
     """
 
     def __init__(self, model: str, *, precision: str = "bfloat16") -> None:
-        from transformers import AutoProcessor
+        from transformers import AutoConfig, AutoProcessor
+        from transformers.utils import is_torchvision_available
 
         self.model, self.precision = model, precision
+        kind = load(lambda: AutoConfig.from_pretrained(model), "a configuration", model, OTHERWISE).model_type
+        if kind.startswith("qwen") and not is_torchvision_available():
+            raise UserError(
+                f"expected torchvision for {model}, whose processor uses it, found none: pip install torchvision, or ask a server "
+                "(--reader-url, --judge-url)"
+            )
         self._processor: Any = load(lambda: AutoProcessor.from_pretrained(model), "a processor", model, OTHERWISE)
 
     @cached_property

@@ -72,6 +72,7 @@ def scenes(
     language: bool,
     leave_out: bool,
     seed: int,
+    batch: int = 50,
     ema: bool = False,
 ) -> tuple[Plan, list[Named]]:
     """An evaluation in the bundled world; language models are kept in the directory.
@@ -87,7 +88,7 @@ def scenes(
         from raysuite.in_context.language import language_rows  # transformers take seconds to import
 
         rows += language_rows(world, directory / "language", errors=misread, left_out=leave_out, seed=seed)
-    return Plan(world, Exact(world), rows, episodes, shots, seed), named(models, ema=ema)
+    return Plan(world, Exact(world), rows, episodes, shots, seed, batch), named(models, ema=ema)
 
 
 def evaluate(plan: Plan, drawers: Sequence[Named], directory: Path, command: Sequence[str], progress: Progress) -> None:
@@ -116,6 +117,7 @@ def published(
     shots: tuple[int, ...],
     paired: bool,
     seed: int,
+    batch: int = 8,
     ema: bool = False,
 ) -> tuple[Plan, list[Named]]:
     """An evaluation on the published data.
@@ -128,7 +130,7 @@ def published(
     world = OfficialWorld(data, paired=paired)
     rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
     rows += interleaved_rows(interleaved, seed) if interleaved else ()
-    return Plan(world, judge, rows, episodes, shots, seed), named(models, ema=ema)
+    return Plan(world, judge, rows, episodes, shots, seed, batch), named(models, ema=ema)
 
 
 def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | None = None, seed: int) -> Judge:

@@ -40,9 +40,9 @@ from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import is_held, provenance, write_json
 
 BLOCK = 50
-"""Pictures of a batch."""
+"""Answers that are kept together, and pictures that are judged together."""
 PICTURES = 2
-"""Of every cell, for the calibration of the judge."""
+"""Of every cell that has several, for the calibration of the judge."""
 SHOWN = 3
 """Episodes of each task whose demonstrations are kept for the page."""
 SHOWN_PIXELS = 192
@@ -66,6 +66,8 @@ class Plan:
     """Where a task has texts enough."""
     seed: int = 0
     """Of the noise of pictures."""
+    batch: int = BLOCK
+    """Pictures that a model draws at once."""
 
     def settings(self, drawers: Sequence[Mapping[str, object]]) -> dict[str, Any]:
         """What decides every number."""
@@ -78,7 +80,7 @@ class Plan:
             "seed": self.seed,
             "shots": list(self.shots),
             "drawers": [dict(one) for one in drawers],
-            "block": BLOCK,
+            "block": self.batch,
         }
 
     @property
@@ -148,7 +150,7 @@ def evaluate(
     _write(directory / "examples.parquet", _examples(plan))
     _write(directory / "answers.parquet", [_row(plan, answered) for answered in answers])
     keys = sorted({answered.key for answered in answers if answered.answer.description is not None})
-    blocks = [keys[first : first + BLOCK] for first in range(0, len(keys), BLOCK)]
+    blocks = [keys[first : first + plan.batch] for first in range(0, len(keys), plan.batch)]
     for place, (label, opened) in enumerate(drawers):
         files = [directory / "pictures" / str(place) / f"{number:05d}.parquet" for number in range(len(blocks))]
         missing = [number for number, file in enumerate(files) if not file.exists()]
@@ -174,7 +176,7 @@ def _calibrate(plan: Plan, file: Path, through: Callable[[np.ndarray], np.ndarra
         (theme, cell, plan.world.picture(theme, cell, _generator(number, place, again)))
         for number, theme in enumerate(themes.values())
         for place, cell in enumerate(theme.cells)
-        for again in range(PICTURES)
+        for again in range(1 if plan.world.one_picture else PICTURES)
     ]
     rows = []
     for first in range(0, len(known), BLOCK):

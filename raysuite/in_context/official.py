@@ -149,6 +149,8 @@ class OfficialWorld(World):
         UserError: pictures or captions are missing.
     """
 
+    one_picture = True
+
     def __init__(self, directory: Path, *, paired: bool = False) -> None:
         self.name, self.paired = "CoBSAT", paired
         self.directory = directory / "datasets" if (directory / "datasets").is_dir() else directory

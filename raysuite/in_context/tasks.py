@@ -160,6 +160,8 @@ class World(ABC):
     tasks: tuple[Task, ...]
     size: tuple[int, int] | None = None
     """Height and width of every picture, where they have one."""
+    one_picture = False
+    """Whether a cell has no more than one."""
 
     @abstractmethod
     def episode(self, task: Task, shots: int, index: int, variant: Variant = "default") -> Episode:

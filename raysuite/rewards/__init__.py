@@ -202,14 +202,14 @@ def check(
 
 
 def _check_class(name: str, found: type, model: str | None, options: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(found).bind(**_arguments(found, model, options))
-    except TypeError as error:
-        raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
     others = sorted(set(options) - _names(found))
     if others and found.__module__.startswith(f"{__name__}."):  # users' own may do with theirs what they like
         known = one_of(others[0], _names(found))
         raise UserError(f"expected options that the reward {name} takes ({known}), got {others[0]}")
+    try:
+        inspect.signature(found).bind(**_arguments(found, model, options))
+    except TypeError as error:
+        raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
     if hasattr(found, "check"):
         found.check(model, **options)
 

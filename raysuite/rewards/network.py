@@ -73,7 +73,7 @@ def load(make: Callable[[], Loaded], what: str, model: str, otherwise: str) -> L
     """
     try:
         return make()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"expected {what} at {model}, could not read it ({first[0]}): {otherwise}") from error
 

@@ -48,10 +48,13 @@ def test_every_class_is_taken_by_its_name(name: str, tmp_path: Path, monkeypatch
     assert InterleavedPipeline(str(tmp_path)).name == name
 
 
-def test_a_package_that_omnigen_wants_is_named_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["OmniGenPipeline", "QwenImageEditPlusPipeline"])
+def test_a_package_that_is_wanted_is_named_beforehand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(interleaved, "is_torchvision_available", lambda: False)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "OmniGenPipeline"}))
-    with pytest.raises(UserError, match=r"expected torchvision for OmniGenPipeline, .*: pip install torchvision"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UserError, match=rf"expected torchvision for {name}, .*: pip install torchvision"):
         InterleavedPipeline(str(tmp_path))
 
 

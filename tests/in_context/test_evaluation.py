@@ -7,6 +7,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_a_description_is_drawn_once_whoever_gave_it(tmp_path: Path) -> None:
     drawer = Perfect(plan.world)
     evaluated(tmp_path, plan, drawer)
     texts = {a.key for a in evaluation._answers(plan, tmp_path, silent) if a.answer.description is not None}
-    assert drawer.blocks == -(-len(texts) // evaluation.BLOCK)
+    assert drawer.blocks == -(-len(texts) // plan.batch)
     assert len(texts) < 0.6 * len([c for c in plan.coordinates if c[0] < 5])
 
 
@@ -124,9 +125,8 @@ def digests(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_stop_repeats_nothing_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "BLOCK", 10)
     monkeypatch.setattr(evaluation, "PICTURES", 1)
-    plan = planned(2, shots=(2,))
+    plan = replace(planned(2, shots=(2,)), batch=10)
     assert isinstance(plan.world, ScenesWorld)
     whole = Perfect(plan.world)
     wanted = digests(evaluated(tmp_path / "whole", plan, whole))
@@ -134,7 +134,7 @@ def test_a_stop_repeats_nothing_and_changes_nothing(tmp_path: Path, monkeypatch:
     first, second = Perfect(plan.world, fails_after=2), Perfect(plan.world)
     with pytest.raises(KeyboardInterrupt):
         evaluated(tmp_path / "stopped", plan, first)
-    assert digests(evaluated(tmp_path / "stopped", planned(2, shots=(2,)), second)) == wanted
+    assert digests(evaluated(tmp_path / "stopped", replace(planned(2, shots=(2,)), batch=10), second)) == wanted
     assert first.blocks + second.blocks == whole.blocks
     third = Perfect(plan.world)
     assert digests(evaluated(tmp_path / "stopped", plan, third)) == wanted and third.blocks == 0

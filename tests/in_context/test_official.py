@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
 from raysuite import cli
 from raysuite.errors import UserError
@@ -363,6 +364,20 @@ def test_a_model_of_transformers_is_given_texts_and_pictures_in_order(
     assert known([dark, "1"]) == known([dark, "1"])
 
 
+@pytest.mark.skipif(is_torchvision_available(), reason="it is there")
+def test_a_package_that_qwen_wants_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    with pytest.raises(UserError, match=r"expected torchvision for .*, whose processor uses it, found none"):
+        TransformersChat(str(tmp_path))
+
+
+def test_a_picture_that_a_cell_has_alone_is_judged_once(data: Path, tmp_path: Path) -> None:
+    world = OfficialWorld(data)
+    plan = Plan(world, MultipleChoice(Knowing(), seed=0), (), 1, (2,))
+    evaluation._calibrate(plan, tmp_path / "0.parquet", lambda pictures: pictures)
+    assert pq.read_table(tmp_path / "0.parquet").num_rows == sum(len(theme.cells) for theme in world.themes)
+
+
 def test_a_model_that_judges_and_reads_is_opened_once_and_when_it_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,8 +503,8 @@ def test_a_judges_errors_are_shown_and_corrected(data: Path, tmp_path: Path) -> 
     evaluation.evaluate(plan, tmp_path, [], silent)
     found = read_in_context(tmp_path)
     (source,) = found.sources
-    assert (source.pictures, source.right, source.invalid, source.wrong_cell) == (1000, 980, 0, 20)
-    assert source.confusions == (("Color", "red", "blue", 20, 20),)
+    assert (source.pictures, source.right, source.invalid, source.wrong_cell) == (500, 490, 0, 10)
+    assert source.confusions == (("Color", "red", "blue", 10, 10),)
     copy = factors(found, ("copy", "default"), -1)
     assert copy.right.estimate == 0 and copy.textual.estimate == 0
     assert copy.visual.estimate < 1
@@ -498,7 +513,7 @@ def test_a_judges_errors_are_shown_and_corrected(data: Path, tmp_path: Path) -> 
     assert corrected(random.right, source).estimate == pytest.approx(
         max(0, (random.right.estimate - (1 - b)) / (0.98 + b - 1))
     )
-    assert "calls 980 of 1000 ground-truth pictures right" in in_context_summary(tmp_path)
+    assert "calls 490 of 500 ground-truth pictures right" in in_context_summary(tmp_path)
     html = write_in_context_report(tmp_path).read_text()
     check_self_contained(html)
     assert "Confusions, ground truth" in html and "Corrected for the judge" in html
@@ -530,7 +545,7 @@ def test_the_command_reads_the_data_and_draws_with_a_model(data: Path, tmp_path:
             {"kind": "vlm", "model": "m", "url": "http://a", "fields": "many"},
             "expected fields of requests such as .*, got 'many'",
         ),
-        ({"kind": "vlm", "model": "/nowhere", "url": None}, "expected a processor at /nowhere"),
+        ({"kind": "vlm", "model": "/nowhere", "url": None}, "expected a configuration at /nowhere"),
     ],
 )
 def test_judges_that_lack_something_are_refused(options: dict[str, Any], sentence: str) -> None:

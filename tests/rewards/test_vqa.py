@@ -146,7 +146,7 @@ def test_an_answer_is_what_is_most_probable_word_by_word(kind: str, models: Mapp
         ("vqa", "qwen2_vl", {"answer": " "}, {}, "expected an answer"),
         ("vqa", "qwen2_vl", {"precision": "int8"}, {}, "expected precision of float32"),
         ("vqa", "qwen2_vl", {"batch": 0}, {}, "expected batch of at least 1"),
-        ("vqa", "qwen2_vl", {"mean": "geometric"}, {}, "unexpected keyword argument 'mean'"),
+        ("vqa", "qwen2_vl", {"mean": "geometric"}, {}, "expected options that the reward vqa takes .*, got mean"),
         ("soft_tifa", "qwen2_vl", {"mean": "harmonic"}, ROW, "expected mean of geometric or arithmetic"),
         ("soft_tifa", "qwen2_vl", {}, {}, "expected vqa_list, pairs of question and answer"),
         ("soft_tifa", "qwen2_vl", {}, {"vqa_list": []}, "expected vqa_list"),
