@@ -211,7 +211,8 @@ class _Deal:
         self._blocks, self._weights, self._version = list(enumerate(blocks)), weights, version
         self._free = list(actors) * at_once
         self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
-        self._hung: Counter[int] = Counter()
+        self._replaced: Counter[int] = Counter()
+        """Times that a block's actor was given a fresh process."""
         self._unreached: set[int] = set()
         self._results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()
 
@@ -256,7 +257,9 @@ class _Deal:
         self._flying[actor.rollout.remote(block, [self._weights], self._version)] = (actor, number, block, life)
 
     def _take(self, done: ray.ObjectRef) -> None:
-        """An answer. An actor that could not be reached is asked once more, one in which a reward hangs gets a fresh process."""
+        """An answer. An actor that could not be reached is asked once more. One in which a reward hangs gets a fresh process, and so
+        does one that raises what is no sentence, once a block: after a fault of its GPU a process computes nothing any more.
+        """
         actor, number, block, life_before = self._flying.pop(done)
         try:
             life, rollouts = ray.get(done)
@@ -268,9 +271,12 @@ class _Deal:
             self._submit(actor, number, block, life_before)
             return
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, RewardHung) or self._hung[number] >= error.cause.retries:
+            hung = isinstance(error.cause, RewardHung)
+            if isinstance(error.cause, UserError) and not hung:
                 raise
-            self._hung[number] += 1
+            if self._replaced[number] >= (error.cause.retries if hung else 1):
+                raise
+            self._replaced[number] += 1
             ray.kill(actor, no_restart=False)
             self._lives.pop(actor, None)
             self._free.append(actor)
@@ -278,6 +284,6 @@ class _Deal:
             return
         self._free.append(actor)
         self._lives[actor] = life
-        times = self._hung[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
+        times = self._replaced[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
         redone = sum([rollouts.cost] * times, rollouts.redone)
         self._results.put(dataclasses.replace(rollouts, redone=redone))

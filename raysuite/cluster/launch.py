@@ -17,6 +17,7 @@ from typing import Any
 import ray
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -273,10 +274,12 @@ def _learner(options: dict[str, Any]) -> None:
     config, directory = validate(options["config"]), Path(options["directory"])
     check_shared(directory / "config.json", "a learner")
     failure = directory / "failure.json"
-    if failure.exists():  # another worker found something that only the user can mend: do not try again
-        return
     accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
     workers = accelerator.num_processes
+    # another worker found something that only the user can mend: do not try again. They look together, as one machine may know
+    # later than another that the file is there
+    if any(gather_object([failure.exists()]) if workers > 1 else [failure.exists()]):
+        return
     # only the first worker looks for a request to stop: the others wait for it, and end with it
     check = StopFile(directory).check if accelerator.is_main_process else lambda: None
     try:

@@ -281,9 +281,8 @@ class PipelinePolicy(Policy):
         return {**self.driver.states(prompt, guided=False), **guided}
 
     def remember(self, states: TextStates) -> None:
-        """Keep answers, within the memory's budget."""
-        for question, answer in states.items():
-            self.driver.memory.keep(question, answer)
+        """Keep answers, all of them."""
+        self.driver.memory.keep_together(states)
 
     # pictures
 

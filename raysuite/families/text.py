@@ -89,6 +89,13 @@ class TextMemory:
         while self.bytes > self.budget and len(self._answers) > 1:
             self._forget(next(iter(self._answers)))
 
+    def keep_together(self, answers: TextStates) -> None:
+        """Keep answers that are needed at once, whatever the budget was: it grows to what they take."""
+        found = {id(tensor): tensor.nbytes for answer in answers.values() for tensor in tensors_of(answer)}
+        self.budget = max(self.budget, sum(found.values()))
+        for question, answer in answers.items():
+            self.keep(question, answer)
+
     def _kept(self, answer: Answer) -> Answer:
         if isinstance(answer, list | tuple):
             return type(answer)(self._kept(part) for part in answer)

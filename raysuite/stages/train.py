@@ -27,6 +27,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share
+from raysuite.families.text import Answer
 from raysuite.kernel.credit import PromptTracker, RewardScale
 from raysuite.kernel.learning_rate import share_of_peak
 from raysuite.stages import checkpoint, stored
@@ -309,11 +310,13 @@ class Training:
         assert self.set is not None
         rank, workers = self.accelerator.process_index, self.accelerator.num_processes
         blocks: dict[int, Batch] = {}
+        texts: dict[str, Answer] = {}
         for number_of_block in (b for members in minibatches(self.config, number) for b in members[rank::workers]):
             rows = rows_of_set(self.config, len(self.set), update=number, block=number_of_block)
             blocks[number_of_block] = self.set.rows(rows)
             if not self.policy.draws_prompts:  # whose states change as it learns
-                self.policy.remember(self.set.texts(rows))
+                texts |= self.set.texts(rows)
+        self.policy.remember(texts)
         return blocks, {"train/rankings": float(self.config.rollouts.prompts)}, []
 
     def refresh_reference(self) -> None:

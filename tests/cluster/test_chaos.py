@@ -24,13 +24,14 @@ import torch
 from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Judges
-from raysuite.config import load
+from raysuite.config import RunConfig, load
 from raysuite.errors import RewardHung, Stopped
 from raysuite.families import open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.types import Block, Rollouts
 from tests.processes import HANG_GUARD, below, called, end, ended, until
 from tests.stages.worker import train_alone
 
@@ -168,6 +169,37 @@ def test_a_reward_that_always_hangs_is_named_with_its_prompts(cluster: None) -> 
     # a learner that draws for itself has no other process to ask again in
     with contextlib.closing(Judges({})) as here, pytest.raises(RewardHung, match=expected):
         list(LocalCollector(policy, config, ask=here.ask).start(blocks, policy.weights(), 0))
+
+
+class Broken(RolloutActor):
+    """Its first process draws nothing, as after a fault of its GPU; with a directory in `place`, none does."""
+
+    def __init__(self, config: RunConfig, place: Path, *, threads: int) -> None:
+        super().__init__(config, threads=threads)
+        self._broken = place.is_dir() or not place.exists()
+        if self._broken and not place.is_dir():
+            place.touch()
+
+    def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> tuple[str, Rollouts]:
+        if self._broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().rollout(block, weights, version)
+
+
+@pytest.mark.slow
+def test_a_process_that_can_draw_nothing_any_more_is_replaced_once_a_block(cluster: None, tmp_path: Path) -> None:
+    config = load("toy-ddpo", SETTINGS)
+    policy = open_policy(config, torch.device("cpu"))
+    blocks = training_blocks(config, load_prompts(config.prompts), update=0)
+    one = config.cluster.model_copy(update={"actors": 1})
+    with session.killed_at_the_end(start_actors(one, Broken, config, tmp_path / "first", threads=1)) as actors:
+        drawn = list(RayCollector(actors).start(blocks, policy.weights(), 0))
+        assert len(drawn) == len(blocks) and any(rollouts.redone for rollouts in drawn)
+    with (
+        session.killed_at_the_end(start_actors(one, Broken, config, tmp_path, threads=1)) as actors,
+        pytest.raises(ray.exceptions.RayTaskError, match="CUDA error"),
+    ):
+        list(RayCollector(actors).start(blocks, policy.weights(), 0))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])

@@ -264,6 +264,16 @@ def test_memory_is_counted_in_bytes() -> None:
     memory.get("first"), memory.get("third")
 
 
+def test_answers_that_are_needed_at_once_are_kept_beyond_the_budget() -> None:
+    """Those that an update learns from: three of 400 bytes in 1,000, and one that is asked for besides."""
+    memory = TextMemory(budget=1000)
+    memory.put("before", torch.zeros(50))
+    memory.keep_together({name: torch.full((100,), float(number)) for number, name in enumerate("abc")})
+    assert all(memory.get(name) is not None for name in "abc") and memory.bytes == 1200
+    with pytest.raises(KeyError):
+        memory.get("before")
+
+
 def test_equal_tensors_are_kept_once() -> None:
     """Until the last answer that has one is forgotten; another type or shape is another tensor."""
     memory, shared = TextMemory(budget=1000), torch.arange(50.0)
