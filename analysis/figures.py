@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from itertools import product
-from math import nan
+from math import ceil, nan
 from pathlib import Path
 from statistics import mean
 
 import pyarrow.parquet as pq
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from pandas import DataFrame
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.figures import PRINT, RUNS, Bar, Forest
@@ -38,7 +40,6 @@ GAINED = "test/scenes_strict gained"
 BEFORE = "before training"
 NOTHING = Interval(nan, nan, nan)
 """Of a row that shows nothing."""
-LONGER = (("scenes", "reward on validation prompts"), ("scenes_strict", "strict pass on validation prompts"))
 LABELS = {"labels by the reward": BLUE, "labels tossed": ORANGE}
 """Of the two rungs of `labels_tossed`."""
 TOSSED = (
@@ -58,10 +59,10 @@ def look(method: str) -> dict[str, str]:
     return {"colour": BLUE, "marker": "o"} if name(method) in FROM_REWARDS else {"colour": ORANGE, "marker": "s"}
 
 
-def gained(contest: str) -> dict[str, Bar]:
-    """What each method gained in strict pass on test prompts, with a point a seed."""
-    rows = pq.read_table(RESULTS / contest / "comparison.parquet").to_pylist()
-    scores = pq.read_table(RESULTS / contest / "comparison.scores.parquet").to_pandas()
+def gained(contest: str, file: str = "comparison") -> dict[str, Bar]:
+    """What each method gained in strict pass on test prompts, with a point a seed; the best comes first."""
+    rows = pq.read_table(RESULTS / contest / f"{file}.parquet").to_pylist()
+    scores = pq.read_table(RESULTS / contest / f"{file}.scores.parquet").to_pandas()
     scores = scores[(scores.reward == "scenes_strict") & (scores.split == "test")]
     means = scores.groupby(["method", "seed", "evaluation"]).value.mean().unstack()
     seeds = (means["last"] - means["first"]).unstack()
@@ -78,21 +79,23 @@ def gained(contest: str) -> dict[str, Bar]:
 
 
 def contest_gained() -> Figure:
-    """Both models, and the first with a LoRA, side by side, in the order of the first."""
+    """The first model at two budgets and with a LoRA, and the other model, side by side, in the order of the first."""
     panels = {
-        "U-Net (noise), all weights: 0.24 before": gained("contest"),
-        "the same with a LoRA": gained("contest-lora"),
-        "transformer (velocity): 0.07 before": gained("flow-contest"),
+        "U-Net, 0.24 before": gained("contest"),
+        "the same, four times the budget": gained("contest", "longer"),
+        "the same, with a LoRA": gained("contest-lora"),
+        "flow transformer, 0.07 before": gained("flow-contest"),
     }
     order, *_ = panels.values()
-    figure = Figure(figsize=(12.0, 4.6), layout="constrained")
-    all_weights, lora, transformer = figure.subplots(1, len(panels), sharey=True)
-    lora.sharex(all_weights)
-    for axes, (title, bars) in zip((all_weights, lora, transformer), panels.items(), strict=True):
+    figure = Figure(figsize=(13.0, 4.4), layout="constrained")
+    for axes, (title, bars) in zip(
+        figure.subplots(1, len(panels), sharex=True, sharey=True), panels.items(), strict=True
+    ):
         shown = [bars.get(method, Bar(method, NOTHING, BLUE)) for method in order]
-        Forest("gained", title, "", shown, "strict pass on test prompts, gained").draw(axes)
+        Forest("gained", title, "", shown, "").draw(axes)
         axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")
-    figure.legend(handles=_kinds(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.supxlabel("strict pass gained on test prompts", color=PRINT["ink"], fontsize=9)
+    figure.legend(handles=_kinds(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -119,31 +122,46 @@ def contest_tuning() -> Figure:
 
 
 def contest_longer() -> Figure:
-    """What three methods do with four times the budget: a thin line a seed, a thick one their mean."""
+    """The reward on validation prompts with four times the budget, a panel a method: a thin line a seed, a thick one their mean."""
     curves = pq.read_table(RESULTS / "contest" / "longer.curves.parquet").to_pandas()
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    for axes, (quantity, label) in zip(figure.subplots(1, 2), LONGER, strict=True):
-        for method, colour in zip(
-            ("scenes-forward-rl", "scenes-ddpo", "scenes-cal-dpo"), (RUNS[0], RUNS[5], RUNS[1]), strict=True
-        ):
-            of_it = curves[curves.method == method]
-            for _, run in of_it.groupby("seed"):
-                axes.plot(run.network_evaluations / 1000, run[quantity], color=PRINT[colour], linewidth=0.8, alpha=0.4)
-            order = of_it.groupby("seed").cumcount()  # updates of Cal-DPO differ in cost, as ties are left out
-            average = of_it.groupby(order)[["network_evaluations", quantity]].mean()
-            spent = average.network_evaluations / 1000
-            axes.plot(spent, average[quantity], color=PRINT[colour], linewidth=2.2, label=name(method))
-        axes.axhline(
-            curves[curves["update"] == 0][quantity].mean(), color=PRINT["ink"], linewidth=0.8, linestyle=(0, (3, 3))
-        )
-        axes.axvline(36.864, color=PRINT["grid"], linewidth=1.2)
-        axes.set_title(label, fontsize=10, color=PRINT["ink"], loc="left")
-        axes.set_xlabel("thousand network evaluations of training", color=PRINT["ink"], fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=PRINT["ink"], labelsize=9)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    curves["thousands"] = curves.network_evaluations / 1000
+    before = curves[curves["update"] == 0].scenes.mean()
+    by_name = {name(method): of_it for method, of_it in curves.groupby("method")}
+    methods = gained("contest", "longer")
+    rows = ceil(len(methods) / 5)
+    figure = Figure(figsize=(12.0, 0.7 + 2.3 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, ceil(len(methods) / rows), sharex=True, sharey=True, squeeze=False).flat)
+    for (method, bar), axes in zip(methods.items(), panels, strict=False):
+        _curve(axes, by_name[method], bar.colour, before)
+        axes.set_title(method, fontsize=10, color=PRINT["ink"], loc="left")
+    for axes in panels[len(methods) :]:
+        axes.set_axis_off()
+    figure.supxlabel("thousand network evaluations of training", color=PRINT["ink"], fontsize=9)
+    figure.supylabel("reward on validation prompts", color=PRINT["ink"], fontsize=9)
+    figure.legend(handles=_kinds(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def mean_curve(runs: DataFrame) -> DataFrame:
+    """The mean over a method's seeds, of evaluations that all of them have: the first of each, the second and so on, and the last.
+
+    Runs that leave ties out are looked at after as many updates, but not after as many evaluations, and end an update apart.
+    """
+    order = runs.groupby("seed").cumcount()
+    order = order.where(runs["update"] < runs.groupby("seed")["update"].transform("max"), order.max())
+    of_all = runs.groupby(order).seed.transform("nunique") == runs.seed.nunique()
+    return runs[of_all].groupby(order[of_all]).mean(numeric_only=True)
+
+
+def _curve(axes: Axes, runs: DataFrame, colour: str, before: float) -> None:
+    for _, run in runs.groupby("seed"):
+        axes.plot(run.thousands, run.scenes, color=PRINT[colour], linewidth=0.8, alpha=0.4)
+    average = mean_curve(runs)
+    axes.plot(average.thousands, average.scenes, color=PRINT[colour], linewidth=2.2)
+    axes.axhline(before, color=PRINT["ink"], linewidth=0.8, linestyle=(0, (3, 3)))
+    axes.axvline(36.864, color=PRINT["grid"], linewidth=1.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=PRINT["ink"], labelsize=8)
 
 
 def before_and_after(before: str = "directions", after: str = "directions-after") -> dict[str, Study]:

@@ -71,13 +71,12 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     figures = importlib.import_module("figures")
     assert all((figures.DOCS / f"{called}.png").is_file() for called in figures.FIGURES)
     first, *others = figures.contest_gained().axes
-    assert [len(axes.collections) for axes in (first, *others)] == [2 * 10] * 3  # an interval and its seeds
+    assert [len(axes.collections) for axes in (first, *others)] == [2 * 10] * 4  # an interval and its seeds
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names[0] == "forward RL" and first.lines[1].get_xdata() == pytest.approx([0.065625])
     assert len(figures.contest_tuning().axes[0].get_yticklabels()) == 10
-    assert [len(axes.lines) for axes in figures.contest_longer().axes] == [
-        3 * (5 + 1) + 2
-    ] * 2  # seeds, means, two marks
+    panels = [axes for axes in figures.contest_longer().axes if axes.axison]
+    assert len(panels) == 6 and {len(axes.lines) for axes in panels} == {5 + 1 + 2}  # seeds, their mean, two marks
     cosines = [[line.get_xdata()[0] for line in axes.lines[1:]] for axes in figures.contest_directions_after().axes]
     assert [(len(of), sum(cosine > 0 for cosine in of), of[0] < 0) for of in cosines] == [
         (10, 3, True),
