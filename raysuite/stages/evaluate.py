@@ -131,9 +131,8 @@ def _write_pictures(
     run: RunDirectory, update: int, ordered: Sequence[tuple[str, Rollouts]], names: Mapping[int, str]
 ) -> None:
     file = run.path / "images" / "prompts.json"
-    prompts: dict[str, str] = (
-        json.loads(file.read_text()) if file.exists() else {}
-    )  # not every evaluation has every split
+    # of earlier evaluations, too: not every one has every split
+    prompts: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
     # of the next prompt of each split, whose pictures may fill several blocks
     numbers: dict[str, int] = defaultdict(int)
     for split, rollouts in ordered:

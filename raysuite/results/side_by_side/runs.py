@@ -290,12 +290,8 @@ def _learned(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that say what is learned and how it is judged."""
 
     def scored(rewards: Sequence[Any]) -> list[Any]:
-        return [
-            {name: value for name, value in reward.items() if name not in PATIENCE}
-            if isinstance(reward, Mapping)
-            else reward
-            for reward in rewards
-        ]
+        terms = ({"name": reward} if isinstance(reward, str) else reward for reward in rewards)
+        return [{name: value for name, value in term.items() if name not in PATIENCE} for term in terms]
 
     kept = {name: section for name, section in config.items() if name not in WITHOUT_EFFECT}
     evaluation = config["evaluation"]
