@@ -226,7 +226,7 @@ class Bench:
         for block in training_blocks(self.config, self.prompts, update):
             with torch.no_grad(), self.policy._autocast():
                 drawn = pipeline(list(block.prompt_of_N), num_inference_steps=steps, **options)
-            self.policy.decode(drawn.images)
+            self.policy.decode(drawn.images.float())
 
     def operations(self) -> tuple[int, int]:
         """Of a block's prediction, and of a microbatch's with its way back, without what checkpointing does again."""

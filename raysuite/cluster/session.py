@@ -167,7 +167,7 @@ def drawing_actors(
     Args:
         config: of the work, with actors.
         directory: where text states go if they are wanted beforehand, under texts/; it is yielded besides.
-        prompts: what will be drawn; by default all prompts of the run.
+        prompts: what will be drawn; by default what the run may draw of its own.
 
     Raises:
         UserError: the cluster is too small, or the model cannot be opened.

@@ -64,7 +64,8 @@ def _evaluate(
     counted: Callable[[str, str], Counting],
 ) -> None:
     config, everything = work[0][0].config.with_actors(), len(protocol.blocks())
-    with session.drawing_actors(config, evaluation.of(directory, work[0][0])) as (actors, texts):
+    asked = [text for block in protocol.blocks() for text in block.prompts]
+    with session.drawing_actors(config, evaluation.of(directory, work[0][0]), prompts=asked) as (actors, texts):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):
