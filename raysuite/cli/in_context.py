@@ -104,7 +104,7 @@ def in_context(
             language=language,
             leave_out=leave_out,
             seed=seed,
-            batch=batch or 50,
+            batch=batch,
             ema=ema,
         )
     else:
@@ -118,7 +118,7 @@ def in_context(
             shots=asked,
             paired=paired,
             seed=seed,
-            batch=batch or 8,
+            batch=batch,
             ema=ema,
         )
     with locked(directory):

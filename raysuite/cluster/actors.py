@@ -271,10 +271,9 @@ class _Deal:
             self._submit(actor, number, block, life_before)
             return
         except ray.exceptions.RayTaskError as error:
-            hung = isinstance(error.cause, RewardHung)
-            if isinstance(error.cause, UserError) and not hung:
-                raise
-            if self._replaced[number] >= (error.cause.retries if hung else 1):
+            cause = error.cause
+            most = cause.retries if isinstance(cause, RewardHung) else int(not isinstance(cause, UserError))
+            if self._replaced[number] >= most:
                 raise
             self._replaced[number] += 1
             ray.kill(actor, no_restart=False)

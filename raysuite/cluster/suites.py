@@ -63,14 +63,14 @@ def _evaluate(
     work: list[tuple[Member, list[Block]]],
     counted: Callable[[str, str], Counting],
 ) -> None:
-    config, everything = work[0][0].config.with_actors(), len(protocol.blocks())
-    asked = [text for block in protocol.blocks() for text in block.prompts]
+    config, planned = work[0][0].config.with_actors(), protocol.blocks()
+    asked = [text for block in planned for text in block.prompts]
     with session.drawing_actors(config, evaluation.of(directory, work[0][0]), prompts=asked) as (actors, texts):
         policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):
             with counted(f"drawing and scoring {member.label}", "blocks") as counting:
-                counting.begin(everything, done=everything - len(blocks))
+                counting.begin(len(planned), done=len(planned) - len(blocks))
                 weights = began
                 if member.checkpoint is not None:
                     state = checkpoint.load(member.checkpoint, policy)

@@ -68,7 +68,7 @@ class TextMemory:
             KeyError: it is in neither.
         """
         if question not in self._answers:
-            path = None if self.directory is None else answer_file(self.directory, question)
+            path = None if self.directory is None else _answer_file(self.directory, question)
             if path is None or not path.is_file():
                 raise KeyError(question)
             self.keep(question, unpack(json.loads(path.read_text()), self._tensor)[question])
@@ -123,7 +123,7 @@ class TextMemory:
             if not file.exists():
                 with replacing(file) as temporary:
                     safetensors.torch.save_file({"tensor": tensor}, temporary)
-        with replacing(answer_file(directory, question)) as temporary:  # last: whoever finds it finds its tensors
+        with replacing(_answer_file(directory, question)) as temporary:  # last: whoever finds it finds its tensors
             temporary.write_text(json.dumps({question: _plain(kept, lambda tensor: self._digests[id(tensor)])}))
 
     def _tensor(self, digest: str) -> Tensor:
@@ -211,7 +211,7 @@ def unpack(index: Mapping[str, Any], tensor: Any) -> dict[str, Answer]:
     return {question: answer(plain) for question, plain in index.items()}
 
 
-def answer_file(directory: Path, question: str) -> Path:
+def _answer_file(directory: Path, question: str) -> Path:
     """Where the answer to a question is written: named by a digest, since prompts are no file names."""
     return directory / f"{_hashed(question)}.json"
 

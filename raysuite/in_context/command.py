@@ -20,6 +20,9 @@ from raysuite.in_context.policies import interleaved_rows, published_rows, readi
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import SHOTS
 
+LARGE = 8
+"""Pictures that a model draws at once on --data, as in suites: they are large."""
+
 
 def numbers(shots: str) -> tuple[int, ...]:
     """Numbers of demonstrations, ascending, from "2,4".
@@ -72,7 +75,7 @@ def scenes(
     language: bool,
     leave_out: bool,
     seed: int,
-    batch: int = 50,
+    batch: int | None = None,
     ema: bool = False,
 ) -> tuple[Plan, list[Named]]:
     """An evaluation in the bundled world; language models are kept in the directory.
@@ -88,7 +91,7 @@ def scenes(
         from raysuite.in_context.language import language_rows  # transformers take seconds to import
 
         rows += language_rows(world, directory / "language", errors=misread, left_out=leave_out, seed=seed)
-    return Plan(world, Exact(world), rows, episodes, shots, seed, batch), named(models, ema=ema)
+    return Plan(world, Exact(world), rows, episodes, shots, seed, batch or evaluation.BLOCK), named(models, ema=ema)
 
 
 def evaluate(plan: Plan, drawers: Sequence[Named], directory: Path, command: Sequence[str], progress: Progress) -> None:
@@ -117,7 +120,7 @@ def published(
     shots: tuple[int, ...],
     paired: bool,
     seed: int,
-    batch: int = 8,
+    batch: int | None = None,
     ema: bool = False,
 ) -> tuple[Plan, list[Named]]:
     """An evaluation on the published data.
@@ -130,7 +133,7 @@ def published(
     world = OfficialWorld(data, paired=paired)
     rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
     rows += interleaved_rows(interleaved, seed) if interleaved else ()
-    return Plan(world, judge, rows, episodes, shots, seed, batch), named(models, ema=ema)
+    return Plan(world, judge, rows, episodes, shots, seed, batch or LARGE), named(models, ema=ema)
 
 
 def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | None = None, seed: int) -> Judge:

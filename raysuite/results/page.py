@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,8 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> Path:
     )
     environment.filters |= {"number": number, "interval": with_interval, "short": short, "duration": duration}
     html = environment.get_template(template).render(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with places.replacing(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

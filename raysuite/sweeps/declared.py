@@ -199,8 +199,9 @@ class Sweep(Section):
                     continue
                 path = f"objective.{field}"
             configuration.put(tree, path, deepcopy(value))
-        if until := (tree.get("learn") or {}).get("decline_until"):  # from there on nothing would be learned
-            tree["updates"] = min(tree["updates"], until)
+        until, updates = (tree.get("learn") or {}).get("decline_until"), tree.get("updates")
+        if isinstance(until, int) and isinstance(updates, int):  # from there on nothing would be learned
+            tree["updates"] = min(updates, until)
         if run.trial is None and self.confirm is not None and self.confirm.test is not None:
             configuration.put(tree, "prompts.test", self.confirm.test)
         return configuration.validate(tree)

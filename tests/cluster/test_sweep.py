@@ -21,7 +21,7 @@ from raysuite.cluster import sweep as sweeping
 from raysuite.cluster.placement import strategy_of_actors
 from raysuite.cluster.sweep import Halving, Places, Queue
 from raysuite.config import Cluster
-from raysuite.sweeps.declared import Sweep, load
+from raysuite.sweeps.declared import Planned, Sweep, load
 from raysuite.sweeps.trials import Book
 from tests.processes import HANG_GUARD, until
 from tests.stages.worker import train_alone
@@ -67,26 +67,36 @@ def test_the_user_may_want_fewer_or_more() -> None:
     ]
 
 
-def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp_path: Path) -> None:
-    sweep = Sweep.model_validate(
+def stopping_sweep(*objectives: str | dict[str, Any]) -> Sweep:
+    """Four trials of each; its rungs are at 100 and 300 network evaluations."""
+    return Sweep.model_validate(
         {
             "recipe": "toy-ddpo",
-            "objectives": ["toy-ddpo", {"name": "sft"}],
+            "objectives": objectives,
             "space": {"learn.learning_rate": {"uniform": [0.001, 0.01]}},
             "trials": 4,
             "budget": 900,
             "scheduler": "asha",
         }
     )
+
+
+def pretend(book: Book, run: Planned, *, reward: float, status: str) -> None:
+    """That a run was evaluated once, after 120 network evaluations."""
+    directory = book.run_directory(run)
+    directory.mkdir(parents=True)
+    row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
+    spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
+    (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
+    book.note(run, settings=book.settings(run), status=status)
+
+
+def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp_path: Path) -> None:
+    sweep = stopping_sweep("toy-ddpo", {"name": "sft"})
     book = Book.open(sweep, tmp_path / "sweep", ["test"])
     of_ddpo = [run for run in sweep.runs if run.objective == "toy-ddpo"]
     for run, reward in zip(of_ddpo, (0.5, 0.9), strict=False):  # from before the sweep was stopped
-        directory = book.run_directory(run)
-        directory.mkdir(parents=True)
-        row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
-        spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
-        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
-        book.note(run, settings=book.settings(run), status="done")
+        pretend(book, run, reward=reward, status="done")
     halving = Halving(book)
 
     def decide(name: str, objective: str, spent: float, reward: float) -> str:
@@ -109,34 +119,19 @@ def test_asha_stops_what_is_not_among_the_best_third_also_of_an_earlier_part(tmp
 
 def test_asha_does_not_judge_anew_what_a_kill_interrupted(tmp_path: Path) -> None:
     """A trial that was first at its rungs tells its evaluations again when better ones have passed there."""
-    sweep = Sweep.model_validate(
-        {
-            "recipe": "toy-ddpo",
-            "objectives": ["toy-ddpo"],
-            "space": {"learn.learning_rate": {"uniform": [0.001, 0.01]}},
-            "trials": 4,
-            "budget": 900,
-            "scheduler": "asha",
-        }
-    )
+    sweep = stopping_sweep("toy-ddpo")
     book = Book.open(sweep, tmp_path / "sweep", ["test"])
     for run, reward in zip(sweep.runs, (0.2, 0.5, 0.6, 0.7), strict=True):
-        directory = book.run_directory(run)
-        directory.mkdir(parents=True)
-        row = {"update": 1, "name": "evaluation/held_out/redness", "value": reward}
-        spent = {"update": 0, "name": "budget/network_evaluations", "value": 120.0}
-        (directory / "metrics.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(spent)}\n")
-        book.note(run, settings=book.settings(run), status="running" if reward == 0.2 else "done")
+        pretend(book, run, reward=reward, status="running" if reward == 0.2 else "done")
     book = Book.open(sweep, tmp_path / "sweep", ["test"])  # by the same command, after the kill
     first = sweep.runs[0].name
     assert book.trials[first].status == "waiting"
     halving = Halving(book)
     trial: Any = SimpleNamespace(trial_id="again", config={"name": first, "objective": "toy-ddpo"})
     halving.on_trial_add(None, trial)
-    for spent in (120, 280):  # both before the second rung, at 300
+    for spent in (120, 280, 310):  # the first rung anew, and the second, at which it is the first
         result = {"network_evaluations": spent, "held_out": 0.2}
         assert halving.on_trial_result(None, trial, result) == Halving.CONTINUE
-    assert halving.on_trial_result(None, trial, {"network_evaluations": 310, "held_out": 0.2}) == Halving.CONTINUE
     assert book.trials[first].status == "waiting"
 
 

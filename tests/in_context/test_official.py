@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from transformers.utils import is_torchvision_available
 
 from raysuite import cli
 from raysuite.errors import UserError
@@ -364,8 +363,8 @@ def test_a_model_of_transformers_is_given_texts_and_pictures_in_order(
     assert known([dark, "1"]) == known([dark, "1"])
 
 
-@pytest.mark.skipif(is_torchvision_available(), reason="it is there")
-def test_a_package_that_qwen_wants_is_named(tmp_path: Path) -> None:
+def test_a_package_that_qwen_wants_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.utils.is_torchvision_available", lambda: False)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
     with pytest.raises(UserError, match=r"expected torchvision for .*, whose processor uses it, found none"):
         TransformersChat(str(tmp_path))

@@ -181,6 +181,7 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ),
         ({"space": {"cluster.actors": {"choice": [1, 2]}}}, "expected no cluster.actors in space"),
         ({"trials": 2}, "they would all be the same"),
+        ({"settings": {"learn.decline": "cosine", "learn.decline_until": "sixty"}}, "learn.decline_until"),
         ({"searcher": "optuna"}, "expected a space without grids"),
         ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
         ({"scheduler": "asha", "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
