@@ -15,6 +15,7 @@ from typing import Any
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler, put, validate
 from raysuite.errors import UserError
 from raysuite.families.outline import Outline
+from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.forward import ForwardObjective
 from raysuite.rewards import weights_of
 from raysuite.stages.prompts import latents_kept, load_prompts
@@ -181,12 +182,21 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     follows = config.reference.refresh > 0
     # the policy's versions, the average, the reference, and where a learner draws for itself the model as it came
     weights = 1 + config.rollouts.staleness + (learn.ema is not None) + follows + (follows and not cluster.actors)
+    kept, pictures = _latents(config), -(-config.rollouts.blocks // cluster.workers) * block
     main = {
-        "latents of an update": _latents(config) * outline.latent * config.rollouts.prompts * config.rollouts.samples,
+        "latents of an update": kept * outline.latent * pictures,
+        "what is asked of them": _asked(objective, kept) * outline.latent * pictures // learn.minibatches,
         "text states": config.rollouts.prompts * outline.text,
         "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
+
+
+def _asked(objective: Objective[Any], kept: int) -> int:
+    """Latents that the queries of a whole minibatch hold of each picture: they are made before the first of them is answered."""
+    if isinstance(objective, ForwardObjective):  # the clean one, the noisy one and what the network should say there
+        return 3 * objective.draws
+    return 2 * (kept - 1)  # before and after each step
 
 
 def _actor(config: RunConfig, outline: Outline) -> Process:

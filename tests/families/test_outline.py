@@ -19,10 +19,11 @@ from raysuite.families import open_policy
 from raysuite.families.allocated import Allocated
 from raysuite.families.loading import modules_of
 from raysuite.families.outline import Outline
-from raysuite.stages.learn import learn
+from raysuite.stages.learn import Batch, ask, learn
 from raysuite.stages.plan import plan
+from raysuite.stages.prompts import latents_kept
 from raysuite.stages.rollout import sample
-from raysuite.types import Block, Transitions
+from raysuite.types import Block, Preferences, Queries, Transitions
 from tests.families.conftest import SIDE, WITHOUT_GUIDANCE, WITHOUT_LORA
 from tests.families.pipelines import ARGUMENTS, BUILDERS
 
@@ -96,6 +97,38 @@ def test_an_update_takes_what_was_planned(
     assert learner["network"] == weights[policy.part]
     assert learner["VAE"] == weights["vae"]
     assert learner["text encoders"] == sum(size for name, size in weights.items() if name.startswith("text_encoder"))
+
+
+@pytest.mark.parametrize("name", ["ddpo", "trajectory_dpo", "diffusion_dpo", "forward_rl"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_asked_takes_what_was_planned(tiny_run: Callable[..., RunConfig], name: str, workers: int) -> None:
+    """Latents in main memory, of a learner's share of the blocks and of what the objective asks of a minibatch."""
+    rollouts = {"prompts": 4, "samples": 2, "prompts_per_block": 1}
+    changes: dict[str, Any] = {"learn": {"minibatches": 2}, "cluster": {"workers": workers}}
+    if name == "forward_rl":
+        changes["reference"] = {"refresh": 1}
+    config = tiny_run("sd15", name, rollouts=rollouts, **changes)
+    planned = plan(config).processes[0].main
+    objective, policy = config.built_objective, open_policy(config, torch.device("cpu"))
+    latents = torch.randn(2, latents_kept(config, None), *policy.latent_shape)
+    steps = torch.zeros(2, config.sampler.steps)
+    prompts = ("a photo of a red cat",)
+    batch: Batch = (
+        Preferences(latents_RMK=latents[None], prompts_R=prompts)
+        if objective.consumes == "preferences"
+        else Transitions(latents_NK=latents, logp_NK=steps, advantage_NK=steps, prompts_N=prompts * 2)
+    )
+    blocks = 4 // workers
+    assert planned["latents of an update"] == blocks * latents.nbytes
+    queries = ask(objective, policy, batch, torch.Generator().manual_seed(0))
+    shared = 1.2 if name == "diffusion_dpo" else 1  # a pair's one noise is also its target
+    assert planned["what is asked of them"] == pytest.approx(blocks // 2 * shared * bytes_of(queries), rel=0.01)
+
+
+def bytes_of(queries: Queries) -> int:
+    """Of its latents."""
+    tensors = (queries.x_UM, *queries.extra.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.dim() > 3)
 
 
 @pytest.mark.parametrize("pipeline", ["sd15", "sd3"])
