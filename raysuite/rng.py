@@ -6,12 +6,13 @@ happen on the CPU and are moved to the device, so that one set of coordinates me
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 import torch
 
 
+@unique
 class Stage(IntEnum):
     """What a draw is for. Numbers are part of every seed: append, never renumber."""
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from raysuite.config import TOYS, RunConfig, validate
 from raysuite.families import Policy, open_policy
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")  # no example fails for being slow
 
 POLICIES = ("toy", "toy-flow", "epsilon-lora-1", "epsilon-all-3", "v_prediction-lora-3", "v_prediction-all-1")
 """Every family: the toys; prediction type, what is trained, guidance. Any two of the three meet in every combination."""

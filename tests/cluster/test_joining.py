@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -62,7 +64,9 @@ def test_what_is_waited_for_is_said(small_cluster: dict[str, list], caplog: pyte
     assert small_cluster["asked"] == [{"bundles": [{"CPU": 1.0}] * 6}, {"num_cpus": 0}]
 
 
-def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list]) -> None:
+def test_waiting_for_a_cluster_ends(small_cluster: dict[str, list], monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count(step=0.1)
+    monkeypatch.setattr(placement, "time", SimpleNamespace(monotonic=lambda: next(ticks), sleep=lambda seconds: None))
     wanted = Cluster(actors=8, actor_gpus=0.25, patience=0.5)
     with pytest.raises(
         UserError, match=r"to grow within 0\.5 seconds .* wants 9 CPUs where there are 6 and 2 GPUs where there are 0"

@@ -15,6 +15,11 @@ from raysuite.config import load
 from raysuite.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_before() -> None:
+    launch._say_once.cache_clear()
+
+
 def test_what_there_is_to_tell_of_prompts_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -46,7 +51,6 @@ def test_a_gpu_that_nothing_asks_for_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    launch._say_once.cache_clear()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: there)
     with caplog.at_level(logging.WARNING, logger="raysuite"):

@@ -107,6 +107,7 @@ def test_a_command_on_a_page_is_one(words: list[str], tmp_path: Path, monkeypatc
     command: Any = group
     while hasattr(command, "commands") and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
+    assert not hasattr(command, "commands"), f"expected a command of raysuite, got {words}"
     given = command.make_context("raysuite", list(words)).params  # refuses what is no option or is missing
     run = given.get("run")
     if isinstance(run, str) and given.get("settings") and run in recipes():

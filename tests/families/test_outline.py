@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
@@ -164,6 +165,11 @@ def test_every_class_is_planned_from_configurations_alone(
         )
 
     found = outline()
+    read = diffusers.DiffusionPipeline.from_pretrained(
+        whole, **({"safety_checker": None} if pipeline == "sd15" else {})
+    )
+    files = {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in modules_of(read).items()}
+    assert found.weights == {**files, found.part: files[found.part] + found.lora * 4 * found.trained}
     if pipeline in BY_CONTENT:
         with pytest.raises(UserError, match="cannot be planned"):
             found.drawing(2)

@@ -214,8 +214,6 @@ def test_gradients_are_those_of_the_prediction(pipeline: str, policy: PipelinePo
 
 def test_prompts_of_a_batch_do_not_see_each_other(pipeline: str, policy: PipelinePolicy) -> None:
     """Of unlike lengths, too."""
-    if pipeline == "hidream":
-        pytest.skip("2 seconds a picture")
     prompts = ("a cat", "a drawing of a large blue house", "a photo of a green car")
     x, t = latents(policy, 3), policy.schedule.timesteps_K[1].expand(3)
     with torch.no_grad():
@@ -238,8 +236,8 @@ def test_rows_at_times_of_their_own(pipeline: str, guided: bool, policy: Pipelin
 
 def test_guidance_means_the_same_everywhere(pipeline: str, open_tiny: Opener) -> None:
     """Guidance w leads from the negative prompt to the prompt and beyond: away + w (towards - away)."""
-    if pipeline in RENORMALISED | WITHOUT_GUIDANCE | {"hidream"}:
-        pytest.skip("scales the result, has none, or takes long")
+    if pipeline in RENORMALISED | WITHOUT_GUIDANCE:
+        pytest.skip("scales the result, or has none")
     negative = "" if pipeline == "flux2_klein" else "a small apple"
     more = {} if pipeline == "flux2_klein" else {"negative_prompt": negative}
     policy = open_tiny(pipeline, sampler={"guidance": 2.5, **more})
@@ -273,15 +271,16 @@ def test_checkpointing_changes_no_bit(pipeline: str, policy: PipelinePolicy) -> 
 
 def test_bfloat16(pipeline: str, policy: PipelinePolicy, open_tiny: Opener) -> None:
     """Near float32's answers, handed over in float32, and the same bits whether a gradient is wanted or not."""
-    if pipeline == "hidream":
-        pytest.skip("2 seconds a picture")
+    count = 1 if pipeline == "hidream" else 2
     half = open_tiny(pipeline, model={"precision": "bfloat16"})
-    x, (t, prompts) = latents(policy), rows(policy, 2)
+    x, (t, prompts) = latents(policy, count), rows(policy, count)
     with torch.no_grad():
         whole, drawn = policy.predict(x, t, prompts), half.predict(x, t, prompts)
     learned = half.predict(x, t, prompts)
     assert drawn.dtype == torch.float32 and torch.equal(learned, drawn)
-    assert 0 < float((drawn - whole).norm() / whole.norm()) < 0.35  # 0.25 for Chroma, 0.11 and less for all others
+    assert (
+        0 < float((drawn - whole).norm() / whole.norm()) < (0.35 if pipeline == "chroma" else 0.15)
+    )  # 0.25, and 0.11 and less
     learned.square().sum().backward()
     trained = half.trainable().values()
     assert all(p.dtype == torch.float32 for p in trained)
@@ -290,13 +289,12 @@ def test_bfloat16(pipeline: str, policy: PipelinePolicy, open_tiny: Opener) -> N
 
 def test_the_reference_in_bfloat16_is_the_policy_before_training(pipeline: str, open_tiny: Opener) -> None:
     """At every step to the bit: FLUX.2 rounds times to its network's type, which half of a copy had been."""
-    if pipeline == "hidream":
-        pytest.skip("2 seconds a picture")
+    count = 1 if pipeline == "hidream" else 2
     half = open_tiny(pipeline, model={"precision": "bfloat16"}, parameters={"kind": "all"})
-    x, (_, prompts) = latents(half), rows(half, 2)
+    x, (_, prompts) = latents(half, count), rows(half, count)
     for t in half.schedule.timesteps_K:
         with torch.no_grad():
-            found = [half.predict(x, t.expand(2), prompts, reference=reference) for reference in (False, True)]
+            found = [half.predict(x, t.expand(count), prompts, reference=reference) for reference in (False, True)]
         assert torch.equal(*found)
 
 

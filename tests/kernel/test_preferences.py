@@ -29,7 +29,7 @@ def ranked(reward_RM: Any, **changes: Any) -> np.ndarray:
     return rank(np.asarray(reward_RM, float), **{**options, **changes})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     how=st.sampled_from(["best_worst", "random", "spread", "all"]),
     rewards=st.lists(st.integers(0, 4), min_size=5, max_size=9),
@@ -50,7 +50,7 @@ def test_tuples_hold_different_samples_and_come_once(
     assert np.array_equal(found, chosen(rewards, how=how, members=members, limit=limit, rng=rng(seed)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rewards=st.lists(st.integers(0, 4), min_size=2, max_size=9), seed=st.integers(0, 99))
 def test_a_pair_of_extremes_is_the_best_with_the_worst(rewards: list[int], seed: int) -> None:
     ((one, other),) = chosen(rewards, rng=rng(seed))
@@ -71,7 +71,7 @@ def test_spread_keeps_the_released_codes_quantiles() -> None:
     assert len(found) == 10
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(kept=st.integers(2, 40), more=st.integers(0, 40), seed=st.integers(0, 99))
 @example(kept=23, more=8, seed=0)  # np.linspace(0, 30, 23)[11] is 15 less a rounding error
 def test_spread_keeps_both_ends_and_what_lies_evenly_between(kept: int, more: int, seed: int) -> None:

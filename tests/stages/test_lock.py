@@ -79,10 +79,14 @@ def test_a_job_waits_until_the_lock_of_a_lost_machine_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    for name, seconds in {"FORGOTTEN_SECONDS": 0.3, "TOUCH_SECONDS": 0.3, "AGAIN_SECONDS": 0.05}.items():
+    for name, seconds in {"FORGOTTEN_SECONDS": 0.3, "TOUCH_SECONDS": 1.5, "AGAIN_SECONDS": 0.05}.items():
         monkeypatch.setattr(lock, name, seconds)
     card = json.loads(lock._card())
-    (tmp_path / "lock").write_text(json.dumps({**card, "host": "elsewhere", "machine": "elsewhere"}))
+    file = tmp_path / "lock"
+    file.write_text(json.dumps({**card, "host": "elsewhere", "machine": "elsewhere"}))
+    os.utime(
+        file, (file.stat().st_mtime + 1,) * 2
+    )  # it is not forgotten before it was looked at, however slow the machine
     with locked(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["host"] == card["host"]
         (said,) = (record.getMessage() for record in caplog.records)

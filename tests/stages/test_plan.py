@@ -75,10 +75,10 @@ def test_verdicts(run_config: Callable[..., RunConfig]) -> None:
 
 
 def test_bytes_follow_from_shapes() -> None:
-    """The bundled U-Net has 2,759,428 weights, and a latent 4 x 4 x 4 numbers."""
+    """The bundled U-Net has 2,765,540 weights."""
     config = load("scenes-dspo", {})
     learner, actor = plan(config).processes
-    weights = 4 * learner.device["gradients"] // 4
+    weights = 4 * 2_765_540
     assert learner.device["network"] == weights == learner.device["gradients"] == actor.device["reference"]
     assert learner.device["moments"] == 2 * weights
     assert learner.device["reference"] == weights

@@ -51,7 +51,7 @@ def block(prompts: int, samples: int) -> Block:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prompts=st.integers(1, 4),
     samples=st.integers(3, 7),

@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,19 +58,7 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     tmp_path: Path, settings: dict[str, str]
 ) -> None:
     config = toy(**settings)
-    whole = begin(config, tmp_path / "whole")
-    whole.train()
-    stopped = begin(config, tmp_path / "stopped")
-    stopped.resume()
-    stopped.evaluate()
-    for _ in range(3):
-        stopped.update()
-        stopped.save()
-    stopped.update()  # lost: it reached the metrics but no checkpoint
-    continued = begin(config, tmp_path / "stopped")
-    continued.train()
-    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
-    assert numbers(tmp_path / "whole") == numbers(tmp_path / "stopped")
+    whole = goes_on(config, tmp_path, after=3)
     ledgers = [json.loads((tmp_path / run / "ledger.json").read_text()) for run in ("whole", "stopped")]
     assert ledgers[0]["training"] == ledgers[1]["training"]
     lost = (
@@ -79,6 +68,37 @@ def test_a_run_stopped_and_continued_equals_an_undisturbed_one_bit_for_bit(
     assert redone["forward"] + 2 * redone["backward"] == lost and redone["seconds"] > 0
     assert not any(ledgers[0]["redone"].values())
     assert not np.array_equal(whole.policy.weights(), open_policy(config, torch.device("cpu")).weights())
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{}, {"objective": {"kl_weight": 0.1}, "reference": {"refresh": 1}, "learn": {"ema": 0.9}}],
+    ids=["alone", "beside"],
+)
+def test_every_family_goes_on_bit_for_bit(
+    policy_name: str, beside: dict[str, Any], run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """With all weights and with a LoRA; alone, and beside a reference that follows and an average of the weights."""
+    short = {"evaluation": {"samples": 2, "final_samples": 2, "prompts": 2}, "checkpoints": {"every": 1}}
+    goes_on(run_config(policy_name, updates=3, **short, **beside), tmp_path, after=1)
+
+
+def goes_on(config: RunConfig, directory: Path, *, after: int) -> Training:
+    """An undisturbed run. One that was stopped after so many updates, in the midst of the next, ended with its weights and numbers."""
+    whole = begin(config, directory / "whole")
+    whole.train()
+    stopped = begin(config, directory / "stopped")
+    stopped.resume()
+    stopped.evaluate()
+    for _ in range(after):
+        stopped.update()
+        stopped.save()
+    stopped.update()  # lost: it reached the metrics but no checkpoint
+    continued = begin(config, directory / "stopped")
+    continued.train()
+    assert np.array_equal(whole.policy.weights(), continued.policy.weights())
+    assert numbers(directory / "whole") == numbers(directory / "stopped")
+    return whole
 
 
 def test_every_update_learns_with_its_own_rate(tmp_path: Path) -> None:

@@ -274,8 +274,12 @@ def test_a_unit_of_a_set_is_one_prompt_with_all_its_rankings(tmp_path: Path, lim
     assert [len(unit) for unit in seen if unit] == [of_each] * 8
     assert all(len(set(unit.prompts_R)) == 1 for unit in seen if isinstance(unit, Preferences))
     assert len({unit.prompts_R[0] for unit in seen if isinstance(unit, Preferences)}) == 8
-    rows = [row for unit in seen if isinstance(unit, Preferences) for row in unit.latents_RMK[:, 0, 0, 0].tolist()]
-    assert len(set(rows)) == 8 * of_each and all(prompts[int(row)] for row in rows)
+    units = [unit for unit in seen if isinstance(unit, Preferences)]
+    rows = [[int(row) for row in unit.latents_RMK[:, 0, 0, 0].tolist()] for unit in units]
+    assert len({row for of_unit in rows for row in of_unit}) == 8 * of_each
+    assert all(
+        {prompts[row] for row in of_unit} == set(unit.prompts_R) for of_unit, unit in zip(rows, units, strict=True)
+    )
 
 
 def test_units_of_soft_prompts_have_their_own_draws(tmp_path: Path) -> None:
