@@ -390,14 +390,19 @@ def _arithmetic() -> dict[str, Any]:
     }
 
 
-def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """What produced a run: versions, commit, command."""
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of packages; raysuite itself may be a folder on a job's path."""
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    return versions
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What produced a run: versions, commit, command."""
     source = Path(__file__).parent
 
     def git(*words: str) -> str | None:
@@ -414,7 +419,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "machine": f"{processor()}, {usable_cpus()} cores, {_accelerator()}",
         "arithmetic": _arithmetic(),
         "python": sys.version.split()[0],
-        "versions": versions,
+        "versions": versions_of(PACKAGES),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
     }

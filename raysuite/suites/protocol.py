@@ -7,7 +7,6 @@ otherwise than the first are refused, and a directory that was begun with anothe
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from raysuite.config import TOYS, Reward, RunConfig
 from raysuite.errors import UserError
 from raysuite.families import located
 from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory, differences, digest
+from raysuite.stages.files import RunDirectory, differences, digest, versions_of
 from raysuite.stages.prompts import Prompt
 from raysuite.suites.declared import Suite, categories_of
 from raysuite.types import Block
@@ -115,7 +114,7 @@ class Protocol:
             **drawn(self.config),
             "rewards": {reward.name: _known(reward) for reward in self.config.rewards},
             "order": [reward.name for reward in self.config.rewards],  # the first is what a page is about
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": versions_of(VERSIONS),
         }
 
     @cached_property

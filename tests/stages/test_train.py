@@ -21,7 +21,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.kernel.credit import PromptTracker, global_advantages, terminal_credit
 from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory
+from raysuite.stages.files import RunDirectory, versions_of
 from raysuite.stages.learn import advantages, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
@@ -292,6 +292,10 @@ def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bi
         ledgers = [json.loads((run / "ledger.json").read_text()) for run in (tmp_path / "whole", directory)]
         assert all(ledgers[0][side] == ledgers[1][side] for side in ("training", "evaluation"))
     assert stopped_at == {None, "000001", "000002", "000003"}
+
+
+def test_code_that_is_a_folder_of_a_job_has_no_version() -> None:
+    assert versions_of(["torch", "no-such-package"]) == {"torch": torch.__version__, "no-such-package": "not installed"}
 
 
 def test_a_request_to_stop_is_a_file(tmp_path: Path) -> None:
