@@ -114,7 +114,7 @@ def group_advantages(
     With `deviation: batch` each group is centred, and all are divided by the standard deviation of the whole batch: a prompt on
     which samples hardly differ then counts for little, where its own deviation makes it count like any other.
 
-    Source: Shao et al., "DeepSeekMath", 2024, equation 21, for the first; Liu et al., "Flow-GRPO", 2025, released code
+    Source: Shao et al., "DeepSeekMath", 2024, section 4.1.2, for the first; Liu et al., "Flow-GRPO", 2025, released code
     (`global_std`, its default, and that of DiffusionNFT's), for the second. That code adds 1e-4 to the deviation, where
     this adds 1e-8.
     """
@@ -200,9 +200,9 @@ class RewardScale:
 class PromptTracker:
     """Running mean and standard deviation of each prompt's rewards, as DDPO normalises them.
 
-    Source: Black et al., "Training Diffusion Models with Reinforcement Learning", 2024, section 5, and their released
-    code: new rewards enter a prompt's buffer before its statistics are read, and a prompt with fewer than `minimum`
-    rewards uses the batch's statistics.
+    Source: Black et al., "Training Diffusion Models with Reinforcement Learning", 2024, and their released code: new rewards
+    enter a prompt's buffer before its statistics are read, and a prompt with fewer than `minimum` rewards uses the batch's
+    statistics. That code adds 1e-6 to the deviation, where this adds 1e-8.
     """
 
     size: int

@@ -220,8 +220,8 @@ def noisy_schedule(
     Source: ddim: Song et al., "Denoising Diffusion Implicit Models", 2021, equation 16, which is this for alpha^2 + sigma^2 = 1.
     cps: Wang and Yu, "Coefficients-Preserving Sampling for Reinforcement Learning with Flow Matching", 2025, whose released code takes
     the squared distance itself for a log-density: here it is over 2 noise^2, so that its clip does not carry over. flow_sde:
-    Liu et al., "Flow-GRPO", 2025, with the released code's rule that at sigma = 1, or next to it, the first step's denominator takes
-    the next sigma. dance: Xue et al., "DanceGRPO", 2025.
+    Liu et al., "Flow-GRPO", 2025, with the released code's rule that at sigma = 1 the first step's denominator takes the next
+    sigma; here it does so next to 1, too. dance: Xue et al., "DanceGRPO", 2025.
 
     Args:
         timesteps_K: (K,) descending, kept as they are.

@@ -34,7 +34,8 @@ class ForwardRl(ForwardObjective[Transitions]):
     A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, cancels. Credit by previews is refused.
 
     Source: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025, equations for the
-    policy loss and the adaptive weight; their velocity form and this one agree, since all quantities are affine in x0.
+    policy loss and the adaptive weight; their velocity form and this one agree, since all quantities are affine in x0. The released
+    code keeps w at 1e-5 or more, where this keeps it at the rounding of its type.
     """
 
     contrast: float

@@ -25,7 +25,8 @@ class Sft(ForwardObjective[Preferences]):
     """Probability of training on the empty prompt instead. It is encoded like any other, also for SDXL, whose guided sampling may have
     zeros in its place."""
     min_snr: float | None = None
-    """Gamma (5) of min-SNR weighting: each term times min(SNR, gamma) over what an error of the clean latent counts at that level."""
+    """Gamma (5) of min-SNR weighting: at every level an error of the clean latent weighs min(SNR, gamma), whatever the network
+    predicts."""
 
     consumes = "preferences"
 

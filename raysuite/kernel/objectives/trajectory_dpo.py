@@ -33,9 +33,10 @@ class TrajectoryDpo(Objective[Preferences]):
     nothing to speak of while scores are small.
 
     Source: Yang, Chen and Zhou, "A Dense Reward View on Aligning Text-to-Image Diffusion with Preference", 2024. The released
-    code draws 1 or 3 steps, takes the mean over the latent's D dimensions (`per_dimension`), and clamps every step's
-    log-ratio to 1e-4 or 5e-4 before anything else (`clip`): with its strengths of 10 and 12.5 the clamp, not the strength, is
-    what limits how far the policy goes. Here the clamp is off unless asked for.
+    code draws 1 or 3 steps, the same for a whole batch, takes the mean over the latent's D dimensions (`per_dimension`), and
+    clamps every step's log-ratio to 1e-4 or 5e-4 before anything else (`clip`): with its strengths of 10 and 12.5 the clamp, not
+    the strength, is what limits how far the policy goes. Here the clamp is off unless asked for. The code's option to leave the
+    reference out at first (`no_reg_warmup_ratio`, off by default) is not here.
     """
 
     strength: float
