@@ -185,7 +185,7 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     kept, pictures = _latents(config), -(-config.rollouts.blocks // cluster.workers) * block
     main = {
         "latents of an update": kept * outline.latent * pictures,
-        "what is asked of them": _asked(objective, kept) * outline.latent * pictures // learn.minibatches,
+        "copies for a minibatch": _asked(objective, kept) * outline.latent * pictures // learn.minibatches,
         "text states": config.rollouts.prompts * outline.text,
         "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
     }

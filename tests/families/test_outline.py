@@ -102,7 +102,7 @@ def test_an_update_takes_what_was_planned(
 
 @pytest.mark.parametrize("name", ["ddpo", "trajectory_dpo", "diffusion_dpo", "forward_rl"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_is_asked_takes_what_was_planned(tiny_run: Callable[..., RunConfig], name: str, workers: int) -> None:
+def test_a_minibatch_takes_what_was_planned(tiny_run: Callable[..., RunConfig], name: str, workers: int) -> None:
     """Latents in main memory, of a learner's share of the blocks and of what the objective asks of a minibatch."""
     rollouts = {"prompts": 4, "samples": 2, "prompts_per_block": 1}
     changes: dict[str, Any] = {"learn": {"minibatches": 2}, "cluster": {"workers": workers}}
@@ -123,7 +123,7 @@ def test_what_is_asked_takes_what_was_planned(tiny_run: Callable[..., RunConfig]
     assert planned["latents of an update"] == blocks * latents.nbytes
     queries = ask(objective, policy, batch, torch.Generator().manual_seed(0))
     shared = 1.2 if name == "diffusion_dpo" else 1  # a pair's one noise is also its target
-    assert planned["what is asked of them"] == pytest.approx(blocks // 2 * shared * bytes_of(queries), rel=0.01)
+    assert planned["copies for a minibatch"] == pytest.approx(blocks // 2 * shared * bytes_of(queries), rel=0.01)
 
 
 def bytes_of(queries: Queries) -> int:
