@@ -129,7 +129,7 @@ def contest_longer() -> Figure:
     by_name = {name(method): of_it for method, of_it in curves.groupby("method")}
     methods = gained("contest", "longer")
     rows = ceil(len(methods) / 5)
-    figure = Figure(figsize=(12.0, 0.7 + 2.3 * rows), layout="constrained")
+    figure = Figure(figsize=(13.0, 0.7 + 2.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, ceil(len(methods) / rows), sharex=True, sharey=True, squeeze=False).flat)
     for (method, bar), axes in zip(methods.items(), panels, strict=False):
         _curve(axes, by_name[method], bar.colour, before)
