@@ -17,7 +17,7 @@ import ray
 import torch
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.cluster.lives import answer, as_written, life_of
+from raysuite.cluster.lives import answer, as_written, life_after, life_of
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -276,8 +276,8 @@ class _Deal:
             if self._replaced[number] >= most:
                 raise
             self._replaced[number] += 1
-            ray.kill(actor, no_restart=False)
-            self._lives.pop(actor, None)
+            if life_before == self._lives.get(actor):  # else another block's failure has replaced it already
+                self._replace(actor)
             self._free.append(actor)
             self._blocks.insert(0, (number, block))
             return
@@ -286,3 +286,9 @@ class _Deal:
         times = self._replaced[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
         redone = sum([rollouts.cost] * times, rollouts.redone)
         self._results.put(dataclasses.replace(rollouts, redone=redone))
+
+    def _replace(self, actor: ray.actor.ActorHandle) -> None:
+        """Give an actor a fresh process, and wait for it: the old one fails whatever reaches it before it is gone."""
+        ended = self._lives.get(actor)
+        ray.kill(actor, no_restart=False)
+        self._lives[actor] = life_after(actor, ended)

@@ -37,6 +37,13 @@ def life_of(actor: Any) -> str:
             time.sleep(PAUSE_SECONDS)
 
 
+def life_after(actor: Any, ended: str | None) -> str:
+    """Which life it is in after one that was ended: the process of that one may answer for a moment yet."""
+    while (life := life_of(actor)) == ended:
+        time.sleep(PAUSE_SECONDS)
+    return life
+
+
 def answer(actor: Any, ask: Callable[[], ray.ObjectRef], asked: ray.ObjectRef | None = None) -> Any:
     """What an actor answers, or has when it was `asked` before; where it could not be reached it is asked once more.
 

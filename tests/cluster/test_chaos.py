@@ -187,7 +187,19 @@ class Broken(RolloutActor):
 
 
 @pytest.mark.slow
-def test_a_process_that_can_draw_nothing_any_more_is_replaced_once_a_block(cluster: None, tmp_path: Path) -> None:
+def test_a_process_that_can_draw_nothing_any_more_is_replaced_once_a_block(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes to be gone."""
+    kill = ray.kill
+
+    def kill_late(actor: ray.actor.ActorHandle, no_restart: bool = True) -> None:
+        if no_restart:
+            kill(actor)
+        else:
+            threading.Timer(1, kill, [actor], {"no_restart": False}).start()
+
+    monkeypatch.setattr(ray, "kill", kill_late)
     config = load("toy-ddpo", SETTINGS)
     policy = open_policy(config, torch.device("cpu"))
     blocks = training_blocks(config, load_prompts(config.prompts), update=0)
