@@ -769,3 +769,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 def build(name: str, directory: Path) -> None:
     """Write a pipeline. A tokenizer that is trained anew is another one: tests compare what was read from one directory."""
     BUILDERS[name]().save_pretrained(directory, safe_serialization=True)
+
+
+def plain_pipeline(path: Path, pipeline: str) -> Any:
+    """What users have of it: plain diffusers."""
+    options = {"safety_checker": None} if pipeline == "sd15" else {}
+    found = df.DiffusionPipeline.from_pretrained(path, **options)
+    found.set_progress_bar_config(disable=True)
+    return found

@@ -23,7 +23,7 @@ from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.train import Training
 from raysuite.study.gradients import _gradients
-from tests.stages.worker import begin
+from tests.stages.worker import stop_in_the_midst
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -51,12 +51,7 @@ def test_two_updates(pipeline: str, objective: str, tiny_run: Callable[..., RunC
     """The second one after a stop in its midst, too: the same bits."""
     config = tiny_run(pipeline, objective, **settings_beside(objective), checkpoints={"every": 1})
     weights, metrics = trained(config, tmp_path / "whole")
-    stopped = begin(config, tmp_path / "stopped")
-    stopped.resume()
-    stopped.evaluate()
-    stopped.update()
-    stopped.save()
-    stopped.update()  # which reached no checkpoint
+    stop_in_the_midst(config, tmp_path / "stopped", after=1)
     again, same_metrics = trained(config, tmp_path / "stopped")
     assert np.array_equal(again, weights) and same_metrics == metrics
     assert np.isfinite(weights).all()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
@@ -26,7 +25,7 @@ from raysuite.stages.prompts import latents_kept
 from raysuite.stages.rollout import sample
 from raysuite.types import Block, Preferences, Queries, Transitions
 from tests.families.conftest import SIDE, WITHOUT_GUIDANCE, WITHOUT_LORA
-from tests.families.pipelines import ARGUMENTS, BUILDERS
+from tests.families.pipelines import ARGUMENTS, BUILDERS, plain_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -92,9 +91,7 @@ def test_an_update_takes_what_was_planned(
         learn(config, policy, optimizer, blocks, update=0, accelerator=Accelerator(cpu=True))
     planned = learner["gradients"] + learner["moments"] + learner["activations"]
     assert planned == pytest.approx(found.peak, rel=TOLERANCE)
-    weights = {
-        name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in modules_of(policy.pipeline).items()
-    }
+    weights = bytes_of_parts(policy.pipeline)
     assert learner["network"] == weights[policy.part]
     assert learner["VAE"] == weights["vae"]
     assert learner["text encoders"] == sum(size for name, size in weights.items() if name.startswith("text_encoder"))
@@ -124,6 +121,11 @@ def test_a_minibatch_takes_what_was_planned(tiny_run: Callable[..., RunConfig], 
     queries = ask(objective, policy, batch, torch.Generator().manual_seed(0))
     shared = 1.2 if name == "diffusion_dpo" else 1  # a pair's one noise is also its target
     assert planned["copies for a minibatch"] == pytest.approx(blocks // 2 * shared * bytes_of(queries), rel=0.01)
+
+
+def bytes_of_parts(pipeline: Any) -> dict[str, int]:
+    """Of the weights of each of its networks."""
+    return {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in modules_of(pipeline).items()}
 
 
 def bytes_of(queries: Queries) -> int:
@@ -165,10 +167,7 @@ def test_every_class_is_planned_from_configurations_alone(
         )
 
     found = outline()
-    read = diffusers.DiffusionPipeline.from_pretrained(
-        whole, **({"safety_checker": None} if pipeline == "sd15" else {})
-    )
-    files = {name: sum(v.nbytes for v in (*m.parameters(), *m.buffers())) for name, m in modules_of(read).items()}
+    files = bytes_of_parts(plain_pipeline(whole, pipeline))
     assert found.weights == {**files, found.part: files[found.part] + found.lora * 4 * found.trained}
     if pipeline in BY_CONTENT:
         with pytest.raises(UserError, match="cannot be planned"):

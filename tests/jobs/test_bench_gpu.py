@@ -44,9 +44,8 @@ def test_a_row_is_measured() -> None:
     assert row.way == "bfloat16" and min(row.rollout, row.plain, row.update, row.loop, row.first) > 0
     assert row.outside is not None and row.outside >= 0
     assert (row.memory, row.rollout_share) == (None, None)  # CPUs do not say
-    assert (
-        0 < 1 / row.loop - 1 / row.rollout < row.update
-    )  # seconds of learning from a picture are not those of an update
+    learning = 1 / row.loop - 1 / row.rollout  # seconds a picture, of which an update has several
+    assert 0 < learning < row.update
     assert len(bench_gpu.line(row)) == len(bench_gpu.HEAD.splitlines()[1])
     rows.close()
 

@@ -84,9 +84,8 @@ def test_a_job_waits_until_the_lock_of_a_lost_machine_is_forgotten(
     card = json.loads(lock._card())
     file = tmp_path / "lock"
     file.write_text(json.dumps({**card, "host": "elsewhere", "machine": "elsewhere"}))
-    os.utime(
-        file, (file.stat().st_mtime + 1,) * 2
-    )  # it is not forgotten before it was looked at, however slow the machine
+    touched = file.stat().st_mtime + 1  # or a slow machine may have forgotten it before it looks
+    os.utime(file, (touched, touched))
     with locked(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["host"] == card["host"]
         (said,) = (record.getMessage() for record in caplog.records)

@@ -26,7 +26,7 @@ from raysuite.stages.learn import advantages, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
-from tests.stages.worker import begin, train_alone
+from tests.stages.worker import begin, stop_in_the_midst, train_alone
 
 FORWARD_RL = {"name": "forward_rl", "contrast": 1.0, "advantage_limit": 2.0, "draws": 4, "noise_range": [0.0, 1.0]}
 """Without noise in the sampler, which it does not need."""
@@ -85,17 +85,9 @@ def test_every_family_goes_on_bit_for_bit(
 
 def goes_on(config: RunConfig, directory: Path, *, after: int) -> Training:
     """An undisturbed run. One that was stopped after so many updates, in the midst of the next, ended with its weights and numbers."""
-    whole = begin(config, directory / "whole")
-    whole.train()
-    stopped = begin(config, directory / "stopped")
-    stopped.resume()
-    stopped.evaluate()
-    for _ in range(after):
-        stopped.update()
-        stopped.save()
-    stopped.update()  # lost: it reached the metrics but no checkpoint
-    continued = begin(config, directory / "stopped")
-    continued.train()
+    whole = train_alone(config, directory / "whole")
+    stop_in_the_midst(config, directory / "stopped", after=after)
+    continued = train_alone(config, directory / "stopped")
     assert np.array_equal(whole.policy.weights(), continued.policy.weights())
     assert numbers(directory / "whole") == numbers(directory / "stopped")
     return whole

@@ -36,6 +36,17 @@ def begin(config: RunConfig, directory: Path, check: Callable[[], None] = lambda
     return Training(config, directory, policy, LocalCollector(policy, config), Accelerator(cpu=True), check=check)
 
 
+def stop_in_the_midst(config: RunConfig, directory: Path, *, after: int) -> None:
+    """A run whose update after so many is lost: it reached the metrics but no checkpoint."""
+    run = begin(config, directory)
+    run.resume()
+    run.evaluate()
+    for _ in range(after):
+        run.update()
+        run.save()
+    run.update()
+
+
 def train_alone(config: RunConfig, directory: Path) -> Training:
     """The same to its end: what several processes are compared with."""
     run = begin(config, directory)
