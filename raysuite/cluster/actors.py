@@ -258,7 +258,8 @@ class _Deal:
 
     def _take(self, done: ray.ObjectRef) -> None:
         """An answer. An actor that could not be reached is asked once more. One in which a reward hangs gets a fresh process, and so
-        does one that raises what is no sentence, once a block: after a fault of its GPU a process computes nothing any more.
+        does one that raises what is no sentence, once a block: after a fault of its GPU a process computes nothing any more. The fresh
+        one is waited for, since the old one fails whatever reaches it before it is gone.
         """
         actor, number, block, life_before = self._flying.pop(done)
         try:
@@ -277,7 +278,8 @@ class _Deal:
                 raise
             self._replaced[number] += 1
             if life_before == self._lives.get(actor):  # else another block's failure has replaced it already
-                self._replace(actor)
+                ray.kill(actor, no_restart=False)
+                self._lives[actor] = life_after(actor, life_before)
             self._free.append(actor)
             self._blocks.insert(0, (number, block))
             return
@@ -286,9 +288,3 @@ class _Deal:
         times = self._replaced[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
         redone = sum([rollouts.cost] * times, rollouts.redone)
         self._results.put(dataclasses.replace(rollouts, redone=redone))
-
-    def _replace(self, actor: ray.actor.ActorHandle) -> None:
-        """Give an actor a fresh process, and wait for it: the old one fails whatever reaches it before it is gone."""
-        ended = self._lives.get(actor)
-        ray.kill(actor, no_restart=False)
-        self._lives[actor] = life_after(actor, ended)
