@@ -25,7 +25,7 @@ from raysuite.types import Block
 
 EPISODES = 1_000_000
 """Of one task, at most: the noise of a picture has one number for its task and episode."""
-BARE = {"scenes": "scenes-ddpo", "scenes-flow": "scenes-flow-grpo"}
+BARE = {"scenes": "scenes-ddpo", "scenes-flow": "scenes-flow-ddpo"}
 """Bundled models by their names, and the recipe whose sampler they are drawn with."""
 
 
