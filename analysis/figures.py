@@ -18,6 +18,7 @@ from pandas import DataFrame
 from raysuite.kernel.stats import Interval
 from raysuite.results.figures import PRINT, RUNS, Bar, Forest
 from raysuite.results.study import Study, read_study
+from raysuite.results.study.figures import heat_map
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -164,6 +165,11 @@ def _curve(axes: Axes, runs: DataFrame, colour: str, before: float) -> None:
     axes.tick_params(colors=PRINT["ink"], labelsize=8)
 
 
+def contest_directions() -> Figure:
+    """Cosines of expected directions of every two objectives, at the model as it came."""
+    return heat_map(read_study(RESULTS / "contest" / "directions"))
+
+
 def before_and_after(before: str = "directions", after: str = "directions-after") -> dict[str, Study]:
     """Studies of directions before training, and of what three methods had trained for four times the budget."""
     studies = {BEFORE: read_study(RESULTS / "contest" / before)}
@@ -223,6 +229,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-gained": contest_gained,
     "contest-tuning": contest_tuning,
     "contest-longer": contest_longer,
+    "contest-directions": contest_directions,
     "contest-directions-after": contest_directions_after,
     "contest-labels-tossed": contest_labels_tossed,
 }

@@ -126,8 +126,8 @@ def gradient(
 ) -> tuple[Metrics, Cost]:
     """Add the gradient of the objective's mean over all units of `batches` to the parameters' `grad`.
 
-    This is the only place that takes gradients: what is analysed is what is trained. Any `microbatch` gives the same
-    gradient up to rounding.
+    All training calls it. A study takes each unit's gradient by itself from the same queries and losses (study/gradients.py).
+    Any `microbatch` gives the same gradient up to rounding.
 
     Args:
         objective: what is descended.
