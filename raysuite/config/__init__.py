@@ -7,7 +7,19 @@
 
 from raysuite.config.checks import without_idle
 from raysuite.config.objective import class_of, is_foreign, label_of
-from raysuite.config.reading import base_of, contents, document, load, load_model, parse, put, read, recipes, validate
+from raysuite.config.reading import (
+    base_of,
+    contents,
+    document,
+    load,
+    load_model,
+    merging,
+    parse,
+    put,
+    read,
+    recipes,
+    validate,
+)
 from raysuite.config.run import RunConfig
 from raysuite.config.sections import (
     SPLITS,
@@ -70,6 +82,7 @@ __all__ = [
     "label_of",
     "load",
     "load_model",
+    "merging",
     "nearest",
     "one_of",
     "parse",

@@ -218,11 +218,15 @@ _Loader.add_constructor(  # leading zeros are decimal
 
 def _over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A base with changes: a budget is inherited with the model that it was measured out for."""
-    sections = {path.rpartition(".")[0] for path in paths()} - REPLACED
-    merged = _merged(base, changes, sections)
+    merged = _merged(base, changes, merging())
     if _path_of_model(merged) != _path_of_model(base) and "budget" not in changes:
         merged.pop("budget", None)
     return merged
+
+
+def merging() -> set[str]:
+    """Paths of the sections that merge with those of what they extend."""
+    return {path.rpartition(".")[0] for path in paths()} - REPLACED
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:

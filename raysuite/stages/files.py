@@ -70,7 +70,7 @@ def is_held(
     """
     file = directory / name
     if file.exists():
-        differing = list(differences(settled(_json_of(file, what)), wanted))
+        differing = list(differences(settled(read_json(file, what)), wanted))
         if differing and _any(directory, begun):
             shown = "; ".join(differing[:3]) + (f"; and {len(differing) - 3} more" if differing[3:] else "")
             raise UserError(
@@ -100,11 +100,23 @@ def _any(directory: Path, patterns: Sequence[str]) -> bool:
     return any(True for pattern in patterns for _ in directory.glob(pattern))
 
 
-def _json_of(file: Path, what: str) -> dict[str, Any]:
+def read_json(file: Path, what: str, kind: type = dict) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        file: which.
+        what: it belongs to, in a word.
+        kind: of its outermost value.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
     try:
-        found: dict[str, Any] = json.loads(file.read_text())
-        return dict(found)
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(file.read_text())
+        if not isinstance(found, kind):
+            raise ValueError(f"expected a {kind.__name__}, got a {type(found).__name__}")
+        return found
+    except (OSError, ValueError) as error:
         raise UserError(
             f"expected {file} of a {what}, it is damaged ({error}): copy it from where it is whole, or name another --out"
         ) from error
@@ -143,8 +155,20 @@ def inputs(config: RunConfig) -> dict[str, str]:
     if config.rollouts.replay is not None:
         replayed = Path(config.rollouts.replay) / "provenance.json"
         if replayed.is_file():  # gigabytes of rollouts are known by when their run began
-            digests["rollouts.replay"] = str(_json_of(replayed, "run")["date"])
+            digests["rollouts.replay"] = str(read_json(replayed, "run")["date"])
     return digests
+
+
+def edited(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The first setting that names something whose digest is another."""
+    return next((setting for setting in sorted(before.keys() & now.keys()) if before[setting] != now[setting]), None)
+
+
+def was_edited(setting: str, what: str) -> UserError:
+    """That what a setting names is not what it was."""
+    return UserError(
+        f"expected what {setting} names as it was when {what} began, its content was changed: put it back, or name another --out"
+    )
 
 
 def trained_rewards(metrics: Mapping[str, Mapping[int, float]], config: RunConfig, split: str) -> dict[int, float]:
@@ -190,16 +214,11 @@ class RunDirectory:
         begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
         held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
         known, read = self.path / "provenance.json", inputs(config)
-        began = _json_of(known, "run") if held and known.exists() else {}
+        began = read_json(known, "run") if held and known.exists() else {}
         before = began.get("inputs", {})
-        changed = next(
-            (setting for setting in sorted(before.keys() & read.keys()) if before[setting] != read[setting]), None
-        )
+        changed = edited(before, read)
         if changed and _any(self.path, begun):
-            raise UserError(
-                f"expected what {changed} names as it was when the run in {self.path} began, its content was changed: put "
-                "it back, or name another --out"
-            )
+            raise was_edited(changed, f"the run in {self.path}")
         if changed or not held:  # nothing ties what lies there to what is claimed now
             self._drop_prepared()
         if began:  # what began the run stays, what goes on with it is added
@@ -222,7 +241,7 @@ class RunDirectory:
 
     def inputs(self) -> dict[str, str]:
         """Digests of what the run read when it began, by the setting that names it."""
-        return dict(_json_of(self.path / "provenance.json", "run").get("inputs", {}))
+        return dict(read_json(self.path / "provenance.json", "run").get("inputs", {}))
 
     def config(self) -> RunConfig:
         """What the run in the directory was declared as.
@@ -235,7 +254,7 @@ class RunDirectory:
             raise UserError(
                 f"expected a run in {self.path}, found no config.json: name the --out of a `raysuite train`"
             )
-        return validate(_json_of(file, "run"))
+        return validate(read_json(file, "run"))
 
     def log(self, update: int, values: Mapping[str, float]) -> None:
         """Append metrics. They are on the disk before a checkpoint that says so is."""

@@ -29,7 +29,17 @@ METHOD = ("objective", "credit", "preferences", "reference", "learn")
 """Sections that a recipe in `objectives` brings with it, besides evaluation.every (updates of methods cost differently).
 All others are the base recipe's, and so the same for everybody."""
 
-YARDSTICK = ("rewards", "evaluation", "prompts.held_out", "prompts.test", "prompts")
+YARDSTICK = (
+    "rewards",
+    "evaluation",
+    "prompts",
+    "prompts.held_out",
+    "prompts.test",
+    "prompts.writer",
+    "model.path",
+    "model.variant",
+    "model.size",
+)
 """Settings and sections by which trials are judged."""
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "integers")
@@ -164,12 +174,13 @@ class Sweep(Section):
 
     def space_of(self, label: str) -> dict[str, Dimension]:
         """What is searched for one objective."""
-        others = tuple(f"objectives.{other}." for other in self.labels if other != label)
-        return {path: dimension for path, dimension in self.space.items() if not path.startswith(others)}
+        return {path: dimension for path, dimension in self.space.items() if _whose(path) in (None, label)}
 
     def trials_of(self, label: str) -> int:
-        """How many settings of one objective are tried."""
-        return self.trials * math.prod(len(d.values) for d in self.space_of(label).values() if d.kind == "grid")
+        """How many settings of one objective are tried: the draws at every point of its grids, or one where nothing is drawn."""
+        space = self.space_of(label).values()
+        draws = self.trials if any(d.kind != "grid" for d in space) else 1
+        return draws * math.prod(len(d.values) for d in space if d.kind == "grid")
 
     def drawn(self, label: str, trial: int) -> dict[str, Any]:
         """The settings of a trial by path, drawn at random: a function of the sweep's seed and the trial's number."""
@@ -193,11 +204,10 @@ class Sweep(Section):
         if "replay" not in (tree.get("rollouts") or {}):
             tree["updates"] = self.budget  # more than it buys: runs end by the budget, which is equal, and nothing else
         for path, value in {**self.settings, **drawn}.items():
-            if path.startswith("objectives."):
-                label, _, field = path.removeprefix("objectives.").rpartition(".")
+            if (label := _whose(path)) is not None:
                 if label != run.objective:
                     continue
-                path = f"objective.{field}"
+                path = f"objective.{path.rpartition('.')[2]}"
             configuration.put(tree, path, deepcopy(value))
         until, updates = (tree.get("learn") or {}).get("decline_until"), tree.get("updates")
         if isinstance(until, int) and isinstance(updates, int):  # from there on nothing would be learned
@@ -224,6 +234,11 @@ class Sweep(Section):
         confirm = fields.pop("confirm")
         fields |= {} if confirm is None else {"confirm": confirm.model_dump()}
         return json.loads(json.dumps({**fields, "space": space}))
+
+
+def _whose(path: str) -> str | None:
+    """The objective that `objectives.<label>.<field>` is for; a label may have dots. None for a setting of all."""
+    return path.rpartition(".")[0].removeprefix("objectives.") if path.startswith("objectives.") else None
 
 
 def _tree(entry: str | dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +307,10 @@ def _read(sweep_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]
             "the path"
         )
     tree = configuration.document(text, sweep_or_file)
+    if not isinstance(tree.get("settings") or {}, dict):
+        raise UserError(
+            f"expected settings by dotted path in {sweep_or_file}, such as `learn.epochs: 2`, got {tree['settings']!r}: correct it"
+        )
     chain = (*extended_by, sweep_or_file)
     base = configuration.base_of(tree, chain)
     if base is None:
@@ -309,11 +328,18 @@ def _check(sweep: Sweep) -> None:
                 f"expected different {what}, got {list(names)}: name each once (the same twice in two files)"
             )
     for path in (*sweep.settings, *sweep.space):
-        if path.startswith("objectives.") and path.rpartition(".")[0].removeprefix("objectives.") not in sweep.labels:
+        if (label := _whose(path)) is not None and label not in sweep.labels:
             raise UserError(f"expected objectives.<one of {', '.join(sweep.labels)}>.<field>, got {path!r}")
         if path in ("seed", "budget") or (path in sweep.settings and path in sweep.space):
             raise UserError(
                 f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space"
+            )
+    for path, value in sweep.settings.items():
+        if isinstance(value, dict) and path in configuration.merging():
+            inner = ", ".join(f"{path}.{name}" for name in value)
+            raise UserError(
+                f"expected single settings, got the whole section {path}, which would put all that it does not name to its default: "
+                f"name {inner or 'them'}"
             )
     for path in sweep.space:
         if path in YARDSTICK or path.startswith("evaluation."):
@@ -326,6 +352,10 @@ def _check(sweep: Sweep) -> None:
     kinds = {dimension.kind for dimension in sweep.space.values()}
     if sweep.trials > 1 and not kinds - {"grid"}:
         raise UserError(f"expected something to draw in space with trials={sweep.trials}: they would all be the same")
+    if sweep.seed and not kinds - {"grid"}:
+        raise UserError(
+            f"expected something to draw in space with seed={sweep.seed}, which is the draws': the runs' are seeds=[{sweep.seed}]"
+        )
     if sweep.searcher == "optuna" and ("grid" in kinds or not kinds):
         raise UserError("expected a space without grids with searcher=optuna: list values as choice")
     if sweep.scheduler == "asha" and len(sweep.seeds) > 1:
@@ -338,7 +368,14 @@ def _check(sweep: Sweep) -> None:
             f"expected other confirm.seeds than the trials', got {both[0]} in both: what chose would report itself"
         )
     several = max(map(sweep.trials_of, sweep.labels)) > 1
+    offline = set()
     for config in _known(sweep):
+        offline.add(config.preferences.source is not None)
+        if len(offline) > 1:
+            raise UserError(
+                "expected objectives that all learn on-line or all from a set (preferences.source), got both, which would share their "
+                "rollouts: train them by themselves, and compare the runs"
+            )
         if config.prompts.best_of:
             raise UserError(
                 f"expected no prompts.best_of in a sweep, got {config.prompts.best_of}: each of its runs would draw the same pictures "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,13 +11,23 @@ from typing import Any, Literal, NamedTuple
 from raysuite.config import RunConfig, is_foreign, validate
 from raysuite.errors import UserError
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages.files import RunDirectory, is_held, provenance, trained_rewards, write_json
+from raysuite.stages.files import (
+    RunDirectory,
+    edited,
+    inputs,
+    is_held,
+    provenance,
+    read_json,
+    trained_rewards,
+    was_edited,
+    write_json,
+)
 from raysuite.sweeps.declared import Dimension, Planned, Sweep
 
 Status = Literal["waiting", "running", "done", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("done", "stopped", "failed")
-UNCHANGED = ("concurrent",)
-"""Fields of a sweep that may change between its parts."""
+SETTLED_BY_RUNS = ("concurrent", "settings")
+"""Fields of a sweep that may change between its parts, as far as its runs stay the same."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,14 @@ class Tried(NamedTuple):
 
 
 def _settled(sweep: dict[str, Any]) -> dict[str, Any]:
-    settled = {name: value for name, value in sweep.items() if name not in UNCHANGED}
+    settled = {name: value for name, value in sweep.items() if name not in SETTLED_BY_RUNS}
     return settled | {"configs": {label: validate(tree).identity() for label, tree in sweep["configs"].items()}}
+
+
+def _read(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Digests of what the runs read, by objective and the setting that names it; of runs that confirm, which read most."""
+    runs = {label: Planned(label, None, sweep.seeds[0]) for label in sweep.labels}
+    return {label: inputs(sweep.config(run, sweep.drawn(label, 0))) for label, run in runs.items()}
 
 
 def _objectives(sweep: dict[str, Any]) -> dict[str, Any]:
@@ -83,12 +98,12 @@ class Book:
     def open(cls, sweep: Sweep, directory: Path, command: Sequence[str]) -> Book:
         """Make `directory` this sweep's, or find that it already is, and read how far it got.
 
-        A recipe or a file that it names may have been edited since: sweep.json has what they came to.
+        A recipe or a file that it names may have been edited since: sweep.json has what they came to, provenance.json what was read.
 
         Raises:
-            UserError: the directory holds something else.
+            UserError: the directory holds something else, or what its runs read was edited.
         """
-        wanted = {**sweep.canonical(), "configs": sweep.configs()}
+        wanted, read = {**sweep.canonical(), "configs": sweep.configs()}, _read(sweep)
 
         def settled(found: dict[str, Any]) -> dict[str, Any]:
             there, here = (_objectives(sweep) for sweep in (found, wanted))
@@ -99,12 +114,19 @@ class Book:
             except UserError as error:
                 raise UserError(f"expected {directory} of a sweep, this version cannot read it: {error}") from error
 
-        if not is_held(directory, "sweep.json", _settled(wanted), "sweep", settled, begun=["trials/*"]):
-            (directory / "trials.json").unlink(missing_ok=True)
+        known, told = directory / "provenance.json", directory / "trials.json"
+        held = is_held(directory, "sweep.json", _settled(wanted), "sweep", settled, begun=["trials/*"])
+        before = read_json(known, "sweep").get("inputs", {}) if held and known.exists() else {}
+        for label in before.keys() & read.keys():
+            if setting := edited(before[label], read[label]):
+                if any(directory.glob("trials/*")):
+                    raise was_edited(setting, f"the sweep in {directory}")
+                held = False
+        if not held:
+            told.unlink(missing_ok=True)
             write_json(directory / "sweep.json", wanted)
-            write_json(directory / "provenance.json", provenance(command))
-        told = directory / "trials.json"
-        rows = {row["name"]: Trial(**row) for row in json.loads(told.read_text())} if told.exists() else {}
+            write_json(known, {**provenance(command), "inputs": read})
+        rows = {row["name"]: Trial(**row) for row in read_json(told, "sweep", list)} if told.exists() else {}
         book = cls(sweep, directory)
         for run in sweep.runs:
             trial = rows.get(run.name, Trial(run.name, run.objective, run.trial, run.seed))

@@ -172,7 +172,7 @@ def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
         "ddpo: the settings of trial 01 were chosen at 0.12 on held-out prompts, and reach 0.085 there with 2 other seeds."
         in said
     )
-    assert "The settings were chosen by other runs, on held-out prompts; what is shown are new seeds." in said
+    assert "what is shown are new seeds, and the prompts are those that they were chosen by." in said
     assert "partly luck" not in said
     page = " ".join(write_comparison([directory]).read_text().split())
     cells = ("ddpo", "2", "0.090", "0.120", "0.085 [0.080, 0.090]", "-0.035")

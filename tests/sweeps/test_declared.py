@@ -148,6 +148,29 @@ def test_every_point_of_a_grid_meets_every_draw(tmp_path: Path) -> None:
     assert len({d["learn.learning_rate"] for d in drawn}) == 2
 
 
+def test_what_is_not_searched_is_tried_once(tmp_path: Path) -> None:
+    space = {
+        "objectives.toy-ddpo.clip": {"uniform": [0.1, 0.3]},
+        "objectives.toy-ddpo.advantage_clip": {"grid": [5.0, 10.0]},
+    }
+    sweep = declare(tmp_path, space=space, trials=3)
+    assert (sweep.trials_of("toy-ddpo"), sweep.trials_of("sft")) == (6, 1)
+    assert sum(run.objective == "sft" for run in sweep.runs) == 1
+
+
+def test_a_name_may_begin_with_another_one(tmp_path: Path) -> None:
+    for name in ("mine", "mine.v2"):
+        (tmp_path / f"{name}.yaml").write_text("extends: toy-ddpo\n")
+    files = [str(tmp_path / "mine.yaml"), str(tmp_path / "mine.v2.yaml")]
+    space = {"objectives.mine.v2.clip": {"uniform": [0.1, 0.3]}}
+    sweep = declare(
+        tmp_path, objectives=files, space=space, trials=2, settings={"objectives.mine.v2.advantage_clip": 7.0}
+    )
+    assert list(sweep.drawn("mine.v2", 1)) == ["objectives.mine.v2.clip"] and not sweep.drawn("mine", 0)
+    configs = {run.objective: sweep.config(run, sweep.drawn(run.objective, run.trial or 0)) for run in sweep.runs}
+    assert configs["mine.v2"].objective["advantage_clip"] == 7.0 != configs["mine"].objective.get("advantage_clip")
+
+
 def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) -> None:
     declare(tmp_path)
     sweep = load(str(tmp_path / "sweep.yaml"), {"seeds": "[3, 4]", "learn.learning_rate": "3e-5"})
@@ -178,6 +201,15 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         *(
             ({"space": {path: {"choice": [1, 2]}}}, f"expected no {path} in space, got it, by which trials are judged")
             for path in ("rewards", "evaluation", "evaluation.seed", "prompts", "prompts.held_out", "prompts.test")
+        ),
+        ({"space": {"model.path": {"choice": ["toy", "toy-flow"]}}}, "expected no model.path in space"),
+        ({"settings": {"learn": {"epochs": 2}}}, "got the whole section learn"),
+        ({"settings": {"learn": {"epochs": 2}}}, "name learn.epochs"),
+        ({"settings": ["learn.epochs"]}, "expected settings by dotted path"),
+        ({"seed": 5}, "the runs' are seeds=[5]"),
+        (
+            {"recipe": "scenes-ddpo", "objectives": ["scenes-ddpo", "scenes-diffusion-dpo-offline"]},
+            "all learn on-line or all from a set",
         ),
         ({"space": {"cluster.actors": {"choice": [1, 2]}}}, "expected no cluster.actors in space"),
         ({"trials": 2}, "they would all be the same"),

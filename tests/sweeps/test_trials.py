@@ -82,6 +82,47 @@ def test_a_recipe_that_was_edited_is_noticed(tmp_path: Path) -> None:
     opened(0.5)
 
 
+def test_where_runs_go_may_change_between_its_parts(tmp_path: Path) -> None:
+    """And what a guard does, as in a run: what decides numbers may not."""
+
+    def opened(**settings: object) -> Book:
+        return Book.open(SWEEP.model_copy(update={"settings": settings}), tmp_path / "sweep", ["test"])
+
+    book = opened()
+    book.run_directory(book.sweep.runs[0]).mkdir(parents=True)
+    opened(**{"cluster.max_failures": 5, "guards.kl": "stop"})
+    with pytest.raises(UserError, match=r"differs in configs.toy-ddpo.learn.epochs \(1 there, 2 here\)"):
+        opened(**{"learn.epochs": 2})
+
+
+def test_prompts_that_were_edited_are_noticed(tmp_path: Path) -> None:
+    """Trials that are compared learned from the same, and were judged by the same."""
+    training, test, out = tmp_path / "training.txt", tmp_path / "test.txt", tmp_path / "sweep"
+    training.write_text("left\n")
+    test.write_text("right\n")
+    settings = {"prompts.training": str(training)}
+    sweep = SWEEP.model_copy(update={"settings": settings, "confirm": Confirm(seeds=(7,), test=str(test))})
+    Book.open(sweep, out, ["test"])
+    training.write_text("right\n")
+    book = Book.open(sweep, out, ["test"])  # nothing was done yet
+    book.run_directory(sweep.runs[0]).mkdir(parents=True)
+    for file, setting in ((training, "prompts.training"), (test, "prompts.test")):
+        before = file.read_text()
+        file.write_text("up\n")
+        with pytest.raises(UserError, match=f"expected what {setting} names as it was when the sweep in .* began"):
+            Book.open(sweep, out, ["test"])
+        file.write_text(before)
+    assert Book.open(sweep, out, ["test"]).waiting()
+
+
+@pytest.mark.parametrize("damage", ["[{", "{}", "null"])
+def test_a_damaged_list_of_trials_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    Book.open(SWEEP, tmp_path / "sweep", ["test"])
+    (tmp_path / "sweep" / "trials.json").write_text(damage)
+    with pytest.raises(UserError, match=r"trials.json of a sweep, it is damaged"):
+        Book.open(SWEEP, tmp_path / "sweep", ["test"])
+
+
 def test_outcomes_are_of_the_trained_reward_on_held_out_prompts(tmp_path: Path) -> None:
     config = SWEEP.config(
         SWEEP.runs[0], {"rewards": [{"name": "redness", "weight": 2.0}, {"name": "jpeg", "weight": -1.0}]}

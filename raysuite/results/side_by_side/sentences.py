@@ -150,7 +150,8 @@ def _tuned(together: SideBySide) -> list[str]:
             f"Not tuned equally hard: settings tried are {each}. More trials alone can put a method above another."
         )
     if all(origin is not None and origin.confirms for origin in together.origins):
-        found.append("The settings were chosen by other runs, on held-out prompts; what is shown are new seeds.")
+        own = "" if together.splits[0] == "test" else ", and the prompts are those that they were chosen by"
+        found.append(f"The settings were chosen by other runs, on held-out prompts; what is shown are new seeds{own}.")
     elif any(origin is not None and origin.tried > 1 and not origin.confirms for origin in together.origins):
         shown = "The settings of each objective are" if len(objectives) > 1 else "The settings at the top are"
         found.append(
