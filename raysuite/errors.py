@@ -1,5 +1,6 @@
 """Errors for the person who can mend them."""
 
+import errno
 import signal
 
 
@@ -28,6 +29,11 @@ class Stopped(UserError):
         """Whether a thread was left that still waits for Ray: ending the interpreter in order would end it with that."""
         self.status = 128 + signum
         """The exit status that shells know: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk or a quota has no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def in_words(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -11,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from raysuite.errors import UserError
 
@@ -90,6 +93,9 @@ def file(path: Path | str) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes when it does not: of a file, or of a directory
     where there is none yet.
+
+    Raises:
+        OSError: what the system answered, for safetensors too, which has an error of its own for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(
@@ -99,6 +105,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _for_others(temporary)
         temporary.replace(path)
+    except SafetensorError as error:
+        if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(number := int(told[1]), os.strerror(number), str(path)) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

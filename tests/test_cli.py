@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -185,6 +187,17 @@ def test_a_lora_that_is_not_there_is_told_at_once(tmp_path: Path, capsys: pytest
     message = fails(["train", "scenes-ddpo", *start, "--out", str(tmp_path / "run")], capsys)
     assert "theirs.safetensors, there is nothing: name its file, or a hub's owner/name" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_a_sentence(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(args: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/blocks")
+
+    monkeypatch.setattr("raysuite.cli.app", write)
+    assert f"{os.strerror(number)}: '/somewhere/blocks'): make room there" in fails(["pairs"], capsys)
 
 
 @pytest.mark.parametrize("words", [["train"], ["trian"], ["train", "toy-ddpo", "--fast"], ["report"]])

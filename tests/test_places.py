@@ -7,7 +7,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from raysuite import places
 from raysuite.cli import common
@@ -39,6 +42,15 @@ BAD = [
     ("/dev/null/below", "/dev/null is a device"),
     ("/proc/below/it", "expected a place that can be written, got /proc/below/it"),
 ]
+
+
+def test_what_safetensors_cannot_write_is_the_systems_answer(tmp_path: Path) -> None:
+    """Who looks for a full disk looks at `errno`; safetensors has an error of its own, which has the number in words."""
+    with pytest.raises(FileNotFoundError), places.replacing(tmp_path / "tensors") as temporary:
+        save_file({"a": np.zeros(2)}, temporary / "below")
+    with pytest.raises(SafetensorError), places.replacing(tmp_path / "tensors"):
+        raise SafetensorError("of another kind")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("place", "mentions"), BAD, ids=[place[:20] for place, _ in BAD])

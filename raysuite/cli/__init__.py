@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raysuite.cli import directions, evaluation, in_context, prompts, rewards, runs, sets, writer
 from raysuite.cli.common import console
-from raysuite.errors import Stopped, UserError
+from raysuite.errors import Stopped, UserError, is_full
 from raysuite.signals import Interrupted, heeded
 from raysuite.terminal import speak_plainly
 
@@ -65,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, Stopped) and error.left:
             os._exit(error.status)
         sys.exit(error.status)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        full = UserError(
+            f"expected room to write, found none ({error}): make room there, and give the same command again"
+        )
+        _say(full)
+        sys.exit(full.status)
     except Interrupted as interrupted:
         stopped = _stopped(interrupted.signum)
         _say(stopped)

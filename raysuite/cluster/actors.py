@@ -36,13 +36,13 @@ class PolicyActor:
     def __init__(self, opening: Callable[[], Policy]) -> None:
         self._life = uuid.uuid4().hex
         try:
-            self._opened: Policy | UserError = opening()
-        except UserError as error:
+            self._opened: Policy | Exception = opening()
+        except Exception as error:  # noqa: BLE001 (it is raised where the policy is asked for)
             self._opened = error
 
     @property
     def _policy(self) -> Policy:
-        if isinstance(self._opened, UserError):
+        if isinstance(self._opened, Exception):
             raise self._opened
         return self._opened
 
@@ -50,7 +50,7 @@ class PolicyActor:
         """Which of the actor's lives this is: another one after a restart.
 
         Raises:
-            UserError: the policy could not be opened.
+            Exception: what kept the policy from being opened.
         """
         _ = self._policy
         return self._life
@@ -240,17 +240,20 @@ class _Deal:
         except ray.exceptions.RayTaskError as error:
             # a sentence for the user crosses processes as it was written
             self._results.put(error.cause if isinstance(error.cause, UserError) else error)
-        except ray.exceptions.RayActorError:
-            self._results.put(self._lost())
+        except ray.exceptions.RayActorError as error:
+            lost = self._lost(error)
+            lost.__cause__ = error
+            self._results.put(lost)
         except Exception as error:  # noqa: BLE001 (it is handed on: who waits for blocks would wait for ever)
             self._results.put(error)
 
-    def _lost(self) -> UserError:
+    def _lost(self, error: ray.exceptions.RayActorError) -> UserError:
         """A sentence about an actor that could not be kept alive."""
         asked = f" (with {', '.join(self._rewards)})" if self._rewards else ""
         return UserError(
             f"expected an actor that draws pictures and scores them{asked} to go on, its process ended again and again: a reward may "
-            "leave it (os._exit), crash it, or need more memory than there is; try the reward alone on a picture"
+            f"leave it (os._exit), crash it, or need more memory than there is ({in_a_line(error, 300)}); try the reward alone on a "
+            "picture"
         )
 
     def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block, life: str | None) -> None:

@@ -21,7 +21,9 @@ import torch
 from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
 from raysuite.cluster.judges import Names, running_judges
+from raysuite.cluster.placement import pieces_of
 from raysuite.cluster.texts import encode_once
+from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
@@ -179,9 +181,10 @@ def _working(held: RungDirectory, *, steps: bool = False) -> Iterator[tuple[list
     cluster = config.cluster
     threads = session.threads_of(config, cluster.actors, cluster.actor_cpus)
     texts = encode_once(config, _common(held), threads=threads, prompts=asked_prompts(held.study, held.rung))
-    with running_judges(config) as judges:
+    with own_turn(pieces_of(cluster, workers=0)) as turn, running_judges(config) as judges:
         options = {"threads": threads, "texts": texts, "steps": steps, "judges": judges}
         with session.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
+            end_once_there(turn, actors)
             policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
             held.load(policy)
             yield actors, policy

@@ -36,10 +36,15 @@ def fit(trainer: TorchTrainer, notes: Path, *, limit: str, known: Callable[[], b
         for failure in failures:
             if isinstance(failure, UserError):
                 raise failure from None
-        notes.mkdir(parents=True, exist_ok=True)
-        (notes / "error.txt").write_text(str(error))
+        kept = notes / "error.txt"
+        try:
+            notes.mkdir(parents=True, exist_ok=True)
+            kept.write_text(str(error))
+            where = f"{kept} has all of it"
+        except OSError as full:
+            where = f"{kept} could not be written ({full})"
         cause = failures[0] if failures else error
         raise UserError(
             f"expected learners to be lost no more often {limit}, the last one with {type(cause).__name__}: "
-            f"{in_a_line(cause, CAUSE)}; {notes / 'error.txt'} has all of it; the same command goes on from the last checkpoint"
+            f"{in_a_line(cause, CAUSE)}; {where}; the same command goes on from the last checkpoint"
         ) from error

@@ -117,7 +117,9 @@ class Judges:
                     raise UserError(str(hung)) from None
                 told(UserError(str(hung)))
             except ray.exceptions.RayActorError as error:
-                raise _lost(reward.name) from error
+                if attempt == reward.retries:
+                    raise _lost(reward.name) from error
+                told(UserError(f"a judge of {reward.name} was lost"))
         life, scores, failures = answered
         for failure in failures:
             told(failure)

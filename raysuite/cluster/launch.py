@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from raysuite.cluster.actors import RayCollector
 from raysuite.cluster.fitting import fit
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.cluster.placement import worker_resources
+from raysuite.cluster.placement import pieces_of, worker_resources
 from raysuite.cluster.session import (
     check_answer,
     check_resources,
@@ -39,9 +38,10 @@ from raysuite.cluster.session import (
     threads_of,
 )
 from raysuite.cluster.texts import encode_once
+from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Model, RunConfig, validate
-from raysuite.errors import Stopped, UserError
+from raysuite.errors import Stopped, UserError, is_full
 from raysuite.families import Policy, check_model, cut_prompts, encoder_digests, open_policy
 from raysuite.families.compiled import check_compiler
 from raysuite.stages import checkpoint
@@ -210,11 +210,16 @@ def _through_ray(config: RunConfig, directory: Path) -> Iterator[Callable[[], ob
     cluster, drawing = config.cluster, config.cluster.with_actors()
     check_resources(cluster, workers=cluster.workers)
     texts = encode_once(config, directory, threads=threads_of(config, drawing.actors, drawing.actor_cpus))
-    with running_actors(config, workers=cluster.workers, texts=texts) as (actors, judges):
+    with (
+        own_turn(pieces_of(cluster, workers=cluster.workers)) as turn,
+        running_actors(config, workers=cluster.workers, texts=texts) as (actors, judges),
+    ):
         threads = threads_of(config, cluster.workers, cluster.worker_cpus)
         trainer = TorchTrainer(
             _learner,
-            train_loop_config=_options(config, directory, threads=threads, texts=texts, actors=actors, judges=judges),
+            train_loop_config=_options(
+                config, directory, threads=threads, texts=texts, actors=actors, judges=judges, turn=turn
+            ),
             # learners wait for one whose actors wait for a machine, which takes longer than the half an hour that is Ray's
             # default; that one of them was lost Ray Train sees without it
             torch_config=TorchConfig(timeout_s=24 * 3600),
@@ -245,6 +250,7 @@ def _options(
     texts: Path | None,
     actors: Sequence[ray.actor.ActorHandle] = (),
     judges: Names | None = None,
+    turn: ray.actor.ActorHandle | None = None,
 ) -> dict[str, Any]:
     """What a learner is told, in a form that travels."""
     return {
@@ -254,6 +260,7 @@ def _options(
         "texts": texts,
         "actors": list(actors),
         "judges": judges or {},
+        "turn": turn,
     }
 
 
@@ -276,6 +283,8 @@ def _learner(options: dict[str, Any]) -> None:
     failure = directory / "failure.json"
     accelerator = Accelerator(cpu=config.cluster.worker_gpus == 0)
     workers = accelerator.num_processes
+    if accelerator.is_main_process:  # all learners have their places
+        end_once_there(options["turn"], options["actors"])
     # another worker found something that only the user can mend: do not try again. They look together, as one machine may know
     # later than another that the file is there
     if any(gather_object([failure.exists()]) if workers > 1 else [failure.exists()]):
@@ -289,9 +298,13 @@ def _learner(options: dict[str, Any]) -> None:
         with _collecting(config, policy, accelerator, options, check) as collector:
             Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and not is_full(error):
             raise
-        write_json(failure, {"message": _sentence(error, directory)})
+        told = _sentence(error, directory)
+        try:
+            write_json(failure, {"message": told})
+        except OSError:  # there is no room for that either
+            raise UserError(told) from error
         if workers > 1:  # the others wait for this one: let Ray Train end them all
             raise
 

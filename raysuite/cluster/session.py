@@ -19,6 +19,7 @@ from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.lives import as_written
 from raysuite.cluster.placement import check_room, pieces_of, room_for_learners, wait_for
 from raysuite.cluster.texts import encode_once
+from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.config import Cluster, RunConfig
 from raysuite.cpus import usable_cpus
 from raysuite.errors import UserError, in_a_line
@@ -177,7 +178,8 @@ def drawing_actors(
     check_resources(cluster)
     threads = threads_of(config, cluster.actors, cluster.actor_cpus)
     texts = encode_once(config, directory, threads=threads, prompts=prompts)
-    with running_actors(config, texts=texts) as (actors, _):
+    with own_turn(pieces_of(cluster, workers=0)) as turn, running_actors(config, texts=texts) as (actors, _):
+        end_once_there(turn, actors)
         yield actors, texts
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def _placed(file: Path, own: bytes) -> bool:
 
 def _touch(file: Path, ended: threading.Event) -> None:
     while not ended.wait(TOUCH_SECONDS):
-        if file.exists():
+        with suppress(OSError):  # a network file system that answers again the next time
             os.utime(file)
 
 

@@ -25,7 +25,7 @@ from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.judges import Judges
 from raysuite.config import RunConfig, load
-from raysuite.errors import RewardHung, Stopped
+from raysuite.errors import RewardHung, Stopped, UserError
 from raysuite.families import open_policy
 from raysuite.stages import checkpoint
 from raysuite.stages.collect import LocalCollector
@@ -232,6 +232,18 @@ def test_a_disk_without_room_for_metrics_ends_the_run_with_a_sentence(
     assert failed.exists() is (number != errno.EACCES)
     if failed.exists():
         assert "the last checkpoint stands; make room there" in json.loads(failed.read_text())["message"]
+
+
+def test_a_disk_that_has_no_room_for_the_sentence_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    config = load("toy-ddpo", SETTINGS)
+    launch.claim(config, tmp_path, ["test"])
+    monkeypatch.setattr(RunDirectory, "log", full)
+    monkeypatch.setattr(launch, "write_json", full)
+    with pytest.raises(UserError, match="the last checkpoint stands; make room there"):
+        launch._learner(launch._options(config, tmp_path, threads=1, texts=None))
 
 
 # of runs with actors, tests/families/test_ray.py kills a driver, tests/cluster/test_stopping.py terminates one

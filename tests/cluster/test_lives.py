@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
-from raysuite.cluster import lives
+from raysuite.cluster import actors, judges, lives
 from raysuite.cluster.actors import RolloutActor, dealt
+from raysuite.cluster.judges import Judges
 from raysuite.cluster.texts import TextEncoder
-from raysuite.config import Model, load
+from raysuite.config import Model, Reward, load
 from raysuite.errors import UserError
 
 
@@ -33,6 +35,39 @@ def test_actors_without_their_model_say_so_to_all_who_ask(tmp_path: Path) -> Non
     for ask in asked:
         with pytest.raises(UserError, match=r"expected .*nowhere"):
             ask()
+
+
+def test_what_else_keeps_a_policy_from_being_opened_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a GPU that has no room: the cause, and not that a reward may have ended the process."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(actors, "open_policy", full)
+    drawing: Any = RolloutActor(load("toy-ddpo", {}), threads=1)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        drawing.life()
+
+
+def test_a_question_that_waited_behind_one_that_hung_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge is ended with the one that hangs, and Ray repeats what waits only so often."""
+    lost, seen = [ray.exceptions.RayActorError()] * 2, list[str]()
+    monkeypatch.setattr(ray, "get_actor", lambda name: SimpleNamespace())
+
+    def answered(*asked: object) -> tuple[str, list[float], list[UserError]]:
+        if lost:
+            raise lost.pop()
+        return "life", [0.5], []
+
+    monkeypatch.setattr(judges, "answer", answered)
+    block: Any = SimpleNamespace(index=0, first_sample=0)
+    ask = Judges({"mine:score": ["judge"]}).ask
+    reward, pictures = Reward(name="mine:score", retries=2), np.zeros((1, 2, 2, 3), np.uint8)
+    assert ask(reward, pictures, block, lambda failure: seen.append(str(failure))) == [0.5]
+    assert seen == ["a judge of mine:score was lost"] * 2
+    lost += [ray.exceptions.RayActorError()] * 3
+    with pytest.raises(UserError, match="its process ended again and again"):
+        ask(reward, pictures, block, lambda failure: None)
 
 
 def test_work_of_an_actor_that_was_out_of_reach_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,12 +22,13 @@ from ray.cluster_utils import Cluster as Nodes
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysuite.cluster import launch, session
+from raysuite.cluster import launch, session, turns
 from raysuite.cluster.actors import start_actors
-from raysuite.cluster.placement import room_for_learners, worker_resources
+from raysuite.cluster.placement import Piece, room_for_learners, worker_resources
+from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.config import Cluster, RunConfig, load, validate
 from raysuite.stages.files import RunDirectory
-from tests.processes import called, end, until
+from tests.processes import HANG_GUARD, called, end, until
 from tests.rewards.networks import save_clip
 from tests.stages.worker import train_alone
 
@@ -109,6 +110,40 @@ def test_a_run_outlives_the_loss_of_a_node(lose: Callable[[Nodes, Any], None], n
     assert np.array_equal(safetensors.numpy.load_file(model)["perturbation"].ravel(), expected)
     ledgers = [json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("run", "one")]
     assert all(ledgers[0][what] == ledgers[1][what] for what in ("training", "evaluation"))
+
+
+@pytest.mark.slow
+def test_two_runs_that_begin_together_both_end(nodes: Nodes, tmp_path: Path) -> None:
+    """Each wants all three places that there are: with a part of them each, they would wait for each other."""
+    settings = [f"--set={path}={value}" for path, value in {**SETTINGS, "updates": "1"}.items()]
+    command = [sys.executable, "-m", "raysuite.cli", "train", "toy-ddpo", *settings, "--out"]
+    runs = [subprocess.Popen([*command, str(tmp_path / name)], stdout=subprocess.DEVNULL) for name in ("a", "b")]
+    try:
+        assert [run.wait(HANG_GUARD) for run in runs] == [0, 0]
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def test_a_command_takes_its_places_when_there_are_some_for_all(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "FOUND_SECONDS", 1.0)
+    three, bundles = [Piece("an actor", 0.75, 0)] * 3, [{"CPU": 0.75}] * 3
+    with own_turn(three) as turn:
+        assert turn is not None and turns._begun(bundles) is None  # another's
+    held = placement_group([{"CPU": 1}])
+    ray.get(held.ready())
+    until(lambda: not called("Turn"), "the end of the turn")
+    assert turns._begun(bundles) is None  # there is no room, and others have their turn
+    remove_placement_group(held)
+    with own_turn(three) as turn:
+        end_once_there(turn, [])  # while the command goes on
+        with own_turn(three) as another:
+            assert another is not None
+    with own_turn([Piece("a judge", 0, 0)]) as turn:
+        assert turn is None  # it takes nothing
+    monkeypatch.delenv("RAY_ADDRESS")
+    with own_turn(three) as turn:
+        assert turn is None
 
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
