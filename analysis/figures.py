@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from math import ceil, nan
 from pathlib import Path
@@ -165,9 +166,9 @@ def _curve(axes: Axes, runs: DataFrame, colour: str, before: float) -> None:
     axes.tick_params(colors=PRINT["ink"], labelsize=8)
 
 
-def contest_directions() -> Figure:
-    """Cosines of expected directions of every two objectives, at the model as it came."""
-    return heat_map(read_study(RESULTS / "contest" / "directions"))
+def directions(contest: str) -> Figure:
+    """Cosines of expected directions of every two objectives, at a contest's model as it came."""
+    return heat_map(read_study(RESULTS / contest / "directions"))
 
 
 def before_and_after(before: str = "directions", after: str = "directions-after") -> dict[str, Study]:
@@ -229,7 +230,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-gained": contest_gained,
     "contest-tuning": contest_tuning,
     "contest-longer": contest_longer,
-    "contest-directions": contest_directions,
+    "contest-directions": partial(directions, "contest"),
+    "flow-directions": partial(directions, "flow-contest"),
     "contest-directions-after": contest_directions_after,
     "contest-labels-tossed": contest_labels_tossed,
 }
