@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import ray
 import torch
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.cluster.lives import answer, as_written, life_after, life_of
+from raysuite.cluster.lives import PAUSE_SECONDS, REACHED_SECONDS, answer, as_written, life_after, life_of
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -26,6 +27,11 @@ from raysuite.stages.collect import IDLE_SECONDS, Collector
 from raysuite.stages.rollout import sample, score
 from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
+
+LOOKS_EVERY = 30.0
+"""Seconds without an answer after which it is looked whether all actors are there."""
+ANSWER_SECONDS = 5.0
+"""How long that may take. Whoever is at work does not answer; Ray does for one that has no place."""
 
 
 class PolicyActor:
@@ -209,10 +215,14 @@ class _Deal:
     ) -> None:
         self._actors, self._lives, self._rewards = actors, lives, rewards
         self._blocks, self._weights, self._version = list(enumerate(blocks)), weights, version
-        self._free = list(actors) * at_once
+        self._free, self._at_once = list(actors) * at_once, at_once
         self._flying: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int, Block, str | None]] = {}
         self._replaced: Counter[int] = Counter()
         """Times that a block's actor was given a fresh process."""
+        self._moved: Counter[int] = Counter()
+        """Times that a block was taken from an actor that had lost its place."""
+        self._away: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, float]] = {}
+        """Those actors, by what they answer once they have another, and since when."""
         self._unreached: set[int] = set()
         self._results: queue.SimpleQueue[Rollouts | BaseException] = queue.SimpleQueue()
 
@@ -235,8 +245,13 @@ class _Deal:
                 while self._blocks and self._free:
                     actor = self._free.pop(0)
                     self._submit(actor, *self._blocks.pop(0), self._lives.get(actor))
-                (done,), _ = ray.wait(list(self._flying), num_returns=1)
-                self._take(done)
+                done, _ = ray.wait([*self._flying, *self._away], num_returns=1, timeout=LOOKS_EVERY)
+                if not done:
+                    self._hand_on()
+                elif done[0] in self._away:
+                    self._back(done[0])
+                else:
+                    self._take(done[0])
         except ray.exceptions.RayTaskError as error:
             # a sentence for the user crosses processes as it was written
             self._results.put(error.cause if isinstance(error.cause, UserError) else error)
@@ -259,10 +274,51 @@ class _Deal:
     def _submit(self, actor: ray.actor.ActorHandle, number: int, block: Block, life: str | None) -> None:
         self._flying[actor.rollout.remote(block, [self._weights], self._version)] = (actor, number, block, life)
 
+    def _hand_on(self) -> None:
+        """Give blocks of actors that lost their place, where no machine has room for them, to those who have nothing to do."""
+        at_work = {actor for actor, *_ in self._flying.values()}
+        if not set(self._free) - at_work:
+            return
+        asked: dict[Any, ray.actor.ActorHandle] = {
+            actor.life.options(max_task_retries=0).remote(): actor for actor in at_work
+        }
+        for answered in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)[0]:
+            try:
+                ray.get(answered)
+            except ray.exceptions.ActorUnavailableError:
+                self._leave(asked[answered])
+
+    def _leave(self, actor: ray.actor.ActorHandle) -> None:
+        """Do without an actor until it is there again."""
+        for ref, (whose, number, block, _) in list(self._flying.items()):
+            if whose == actor:
+                del self._flying[ref]
+                ray.cancel(ref)
+                self._put_back(number, block)
+        self._free = [free for free in self._free if free != actor]
+        self._away[actor.life.remote()] = actor, time.monotonic()
+
+    def _put_back(self, number: int, block: Block) -> None:
+        self._moved[number] += 1
+        self._blocks.insert(0, (number, block))
+
+    def _back(self, answered: ray.ObjectRef) -> None:
+        """An actor is there again, or cannot be reached yet: then it is asked again, for some time where nobody else is there."""
+        actor, since = self._away.pop(answered)
+        try:
+            self._lives[actor] = ray.get(answered)
+        except ray.exceptions.ActorUnavailableError:
+            if not (self._free or self._flying) and time.monotonic() - since > REACHED_SECONDS:
+                raise
+            time.sleep(PAUSE_SECONDS)
+            self._away[actor.life.remote()] = actor, since
+        else:
+            self._free += [actor] * self._at_once
+
     def _take(self, done: ray.ObjectRef) -> None:
-        """An answer. An actor that could not be reached is asked once more. One in which a reward hangs gets a fresh process, and so
-        does one that raises what is no sentence, once a block: after a fault of its GPU a process computes nothing any more. The fresh
-        one is waited for, since the old one fails whatever reaches it before it is gone.
+        """An answer. A block of an actor that could not be reached is dealt once more. An actor in which a reward hangs gets a fresh
+        process, and so does one that raises what is no sentence, once a block: after a fault of its GPU a process computes nothing
+        any more. The fresh one is waited for, since the old one fails whatever reaches it before it is gone.
         """
         actor, number, block, life_before = self._flying.pop(done)
         try:
@@ -271,8 +327,8 @@ class _Deal:
             if number in self._unreached:
                 raise
             self._unreached.add(number)
-            life_of(actor)
-            self._submit(actor, number, block, life_before)
+            self._put_back(number, block)
+            self._leave(actor)
             return
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
@@ -288,6 +344,7 @@ class _Deal:
             return
         self._free.append(actor)
         self._lives[actor] = life
-        times = self._replaced[number] + (life_before not in (None, life))  # Ray repeats what an actor had when it died
+        repeated = life_before not in (None, life)  # by Ray, which repeats what an actor had when it died
+        times = self._replaced[number] + self._moved[number] + repeated
         redone = sum([rollouts.cost] * times, rollouts.redone)
         self._results.put(dataclasses.replace(rollouts, redone=redone))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,22 @@ import psutil
 import pytest
 import ray
 import safetensors.numpy
+import torch
 from ray._private.authentication import authentication_token_setup as tokens
 from ray.cluster_utils import Cluster as Nodes
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysuite.cluster import launch, session, turns
-from raysuite.cluster.actors import start_actors
+from raysuite.cluster import actors, launch, session, turns
+from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
 from raysuite.cluster.placement import Piece, room_for_learners, worker_resources
 from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.config import Cluster, RunConfig, load, validate
+from raysuite.families import open_policy
+from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.types import Block, Rollouts
 from tests.processes import HANG_GUARD, called, end, until
 from tests.rewards.networks import save_clip
 from tests.stages.worker import train_alone
@@ -123,6 +129,49 @@ def test_two_runs_that_begin_together_both_end(nodes: Nodes, tmp_path: Path) -> 
     finally:
         for run in runs:
             run.kill()
+
+
+@pytest.mark.slow
+def test_blocks_of_a_lost_machine_are_done_by_those_that_are_left(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other machine has room for its actors; when there is one again they work on."""
+    monkeypatch.setattr(actors, "LOOKS_EVERY", 1.0)
+    config = load("toy-ddpo", {**SETTINGS, "cluster.actors": "3", "rollouts.prompts_per_block": "1"})
+    policy = open_policy(config, torch.device("cpu"))
+    blocks = [
+        block for update in range(8) for block in training_blocks(config, load_prompts(config.prompts), update=update)
+    ]
+    expected = {
+        (r.block.update, r.block.index): r.reward_N
+        for r in LocalCollector(policy, config).start(blocks, policy.weights(), 0)
+    }
+
+    def drawn(collector: RayCollector) -> dict[tuple[int, int], np.ndarray]:
+        return {(r.block.update, r.block.index): r.reward_N for r in collector.start(blocks, policy.weights(), 0)}
+
+    (second,) = nodes.worker_nodes
+    with session.killed_at_the_end(start_actors(config.cluster, Pausing, config, threads=1)) as held:
+        ray.get([actor.life.remote() for actor in held])
+        collector = RayCollector(held)
+        answers = collector.start(blocks, policy.weights(), 0)
+        found = {}
+        for number, rollouts in enumerate(answers):
+            found[rollouts.block.update, rollouts.block.index] = rollouts.reward_N
+            if number == 2:
+                shut(nodes, second)
+        assert found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in expected)
+        nodes.add_node(num_cpus=2, num_gpus=2)
+        again = drawn(collector)
+        assert all(np.array_equal(again[key], expected[key]) for key in expected)
+
+
+class Pausing(RolloutActor):
+    """Takes a moment for each block, so that all have one when a machine is lost."""
+
+    def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> tuple[str, Rollouts]:
+        time.sleep(0.3)
+        return super().rollout(block, weights, version)
 
 
 def test_a_command_takes_its_places_when_there_are_some_for_all(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
