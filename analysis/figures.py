@@ -123,13 +123,13 @@ def contest_tuning() -> Figure:
     return figure
 
 
-def contest_longer() -> Figure:
+def longer_curves(contest: str) -> Figure:
     """The reward on validation prompts with four times the budget, a panel a method: a thin line a seed, a thick one their mean."""
-    curves = pq.read_table(RESULTS / "contest" / "longer.curves.parquet").to_pandas()
+    curves = pq.read_table(RESULTS / contest / "longer.curves.parquet").to_pandas()
     curves["thousands"] = curves.network_evaluations / 1000
     before = curves[curves["update"] == 0].scenes.mean()
     by_name = {name(method): of_it for method, of_it in curves.groupby("method")}
-    methods = gained("contest", "longer")
+    methods = gained(contest, "longer")
     rows = ceil(len(methods) / 5)
     figure = Figure(figsize=(13.0, 0.7 + 2.3 * rows), layout="constrained")
     panels = list(figure.subplots(rows, ceil(len(methods) / rows), sharex=True, sharey=True, squeeze=False).flat)
@@ -166,7 +166,7 @@ def _curve(axes: Axes, runs: DataFrame, colour: str, before: float) -> None:
     axes.tick_params(colors=PRINT["ink"], labelsize=8)
 
 
-def directions(contest: str) -> Figure:
+def cosines(contest: str) -> Figure:
     """Cosines of expected directions of every two objectives, at a contest's model as it came."""
     return heat_map(read_study(RESULTS / contest / "directions"))
 
@@ -229,9 +229,10 @@ def _kinds() -> Sequence[Line2D]:
 FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-gained": contest_gained,
     "contest-tuning": contest_tuning,
-    "contest-longer": contest_longer,
-    "contest-directions": partial(directions, "contest"),
-    "flow-directions": partial(directions, "flow-contest"),
+    "contest-longer": partial(longer_curves, "contest"),
+    "flow-longer": partial(longer_curves, "flow-contest"),
+    "contest-directions": partial(cosines, "contest"),
+    "flow-directions": partial(cosines, "flow-contest"),
     "contest-directions-after": contest_directions_after,
     "contest-labels-tossed": contest_labels_tossed,
 }

@@ -75,7 +75,7 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names[0] == "forward RL" and first.lines[1].get_xdata() == pytest.approx([0.065625])
     assert len(figures.contest_tuning().axes[0].get_yticklabels()) == 10
-    panels = [axes for axes in figures.contest_longer().axes if axes.axison]
+    panels = [axes for axes in figures.longer_curves("contest").axes if axes.axison]
     assert len(panels) == 10 and {len(axes.lines) for axes in panels} == {5 + 1 + 2}  # seeds, their mean, two marks
     cosines = [[line.get_xdata()[0] for line in axes.lines[1:]] for axes in figures.contest_directions_after().axes]
     assert [(len(of), sum(cosine > 0 for cosine in of), of[0] < 0) for of in cosines] == [
