@@ -166,7 +166,7 @@ def _curve(axes: Axes, runs: DataFrame, colour: str, before: float) -> None:
     axes.tick_params(colors=PRINT["ink"], labelsize=8)
 
 
-def cosines(contest: str) -> Figure:
+def cosine_map(contest: str) -> Figure:
     """Cosines of expected directions of every two objectives, at a contest's model as it came."""
     return heat_map(read_study(RESULTS / contest / "directions"))
 
@@ -231,8 +231,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "contest-tuning": contest_tuning,
     "contest-longer": partial(longer_curves, "contest"),
     "flow-longer": partial(longer_curves, "flow-contest"),
-    "contest-directions": partial(cosines, "contest"),
-    "flow-directions": partial(cosines, "flow-contest"),
+    "contest-directions": partial(cosine_map, "contest"),
+    "flow-directions": partial(cosine_map, "flow-contest"),
     "contest-directions-after": contest_directions_after,
     "contest-labels-tossed": contest_labels_tossed,
 }
