@@ -28,8 +28,8 @@ from raysuite.stages.rollout import sample, score
 from raysuite.stages.warm import warm_drawing
 from raysuite.types import Block, Rollouts
 
-LOOKS_EVERY = 30.0
-"""Seconds without an answer after which it is looked whether all actors are there."""
+SILENT_SECONDS = 30.0
+"""How long no actor may answer before it is looked whether all are there."""
 ANSWER_SECONDS = 5.0
 """How long that may take. Whoever is at work does not answer; Ray does for one that has no place."""
 
@@ -245,7 +245,7 @@ class _Deal:
                 while self._blocks and self._free:
                     actor = self._free.pop(0)
                     self._submit(actor, *self._blocks.pop(0), self._lives.get(actor))
-                done, _ = ray.wait([*self._flying, *self._away], num_returns=1, timeout=LOOKS_EVERY)
+                done, _ = ray.wait([*self._flying, *self._away], num_returns=1, timeout=SILENT_SECONDS)
                 if not done:
                     self._hand_on()
                 elif done[0] in self._away:

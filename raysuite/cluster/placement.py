@@ -48,6 +48,12 @@ def pieces_of(cluster: Cluster, *, workers: int) -> list[Piece]:
     ]
 
 
+def bundles_of(pieces: Sequence[Piece]) -> list[dict[str, float]]:
+    """What Ray is asked for: a bundle for every piece that takes something."""
+    bundles = [{kind: n for kind, n in (("CPU", piece.cpus), ("GPU", piece.gpus)) if n} for piece in pieces]
+    return [bundle for bundle in bundles if bundle]
+
+
 def places_beside(cluster: Cluster) -> list[dict[str, float]]:
     """What a run of a sweep has places reserved for beside its learners': Ray has none for a judge that takes nothing."""
     pieces = pieces_of(cluster, workers=0)
@@ -190,8 +196,7 @@ def _ask_for(pieces: Sequence[Piece], address: str) -> None:
     )
     gap = next(fits) - least
     gaps = [1.0] * int(gap + ROUNDING) + ([gap % 1] if ROUNDING < gap % 1 < 1 - ROUNDING else [])
-    bundles = [{kind: n for kind, n in (("CPU", p.cpus), ("GPU", p.gpus)) if n} for p in pieces]
-    request_resources(bundles=[bundle for bundle in bundles if bundle] + [{"GPU": gap} for gap in gaps])
+    request_resources(bundles=bundles_of(pieces) + [{"GPU": gap} for gap in gaps])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from raysuite.cluster.placement import LOOKS_EVERY, Piece
+from raysuite.cluster.placement import LOOKS_EVERY, Piece, bundles_of
 
 TURN = {"name": "taking-places", "namespace": "raysuite"}
 """There is one of the name in a cluster."""
@@ -35,8 +35,7 @@ def own_turn(pieces: Sequence[Piece]) -> Iterator[ray.actor.ActorHandle | None]:
 
     None where nobody else takes places: in a cluster that was not joined, and in a run of a sweep, which has places for its actors.
     """
-    wanted = [{kind: n for kind, n in (("CPU", piece.cpus), ("GPU", piece.gpus)) if n} for piece in pieces]
-    bundles = [bundle for bundle in wanted if bundle]
+    bundles = bundles_of(pieces)
     if not bundles or not os.environ.get("RAY_ADDRESS") or ray.util.get_current_placement_group():
         yield None
         return
@@ -48,13 +47,13 @@ def own_turn(pieces: Sequence[Piece]) -> Iterator[ray.actor.ActorHandle | None]:
         ray.kill(turn)
 
 
-def _begun(bundles: Sequence[dict[str, float]]) -> ray.actor.ActorHandle | None:
+def _begun(bundles: list[dict[str, float]]) -> ray.actor.ActorHandle | None:
     remote: Any = ray.remote(Turn)
     try:
         turn = remote.options(num_cpus=0, **TURN).remote()
     except ActorAlreadyExistsError:  # it is another command's
         return None
-    places = placement_group(list(bundles))
+    places = placement_group(bundles)
     try:
         if places.wait(FOUND_SECONDS):
             return turn

@@ -350,9 +350,10 @@ def _check(sweep: Sweep) -> None:
         if path.partition(".")[0] == "cluster":
             raise UserError(f"expected no {path} in space, got it, which only says where runs go: name it in settings")
     kinds = {dimension.kind for dimension in sweep.space.values()}
-    if sweep.trials > 1 and not kinds - {"grid"}:
+    draws = kinds - {"grid"}
+    if sweep.trials > 1 and not draws:
         raise UserError(f"expected something to draw in space with trials={sweep.trials}: they would all be the same")
-    if sweep.seed and not kinds - {"grid"}:
+    if sweep.seed and not draws:
         raise UserError(
             f"expected something to draw in space with seed={sweep.seed}, which is the draws': the runs' are seeds=[{sweep.seed}]"
         )

@@ -30,7 +30,7 @@ from raysuite.cluster.placement import Piece, room_for_learners, worker_resource
 from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.config import Cluster, RunConfig, load, validate
 from raysuite.families import open_policy
-from raysuite.stages.collect import LocalCollector
+from raysuite.stages.collect import Collector, LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.types import Block, Rollouts
@@ -133,33 +133,30 @@ def test_two_runs_that_begin_together_both_end(nodes: Nodes, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_blocks_of_a_lost_machine_are_done_by_those_that_are_left(
-    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No other machine has room for its actors; when there is one again they work on."""
-    monkeypatch.setattr(actors, "LOOKS_EVERY", 1.0)
+    monkeypatch.setattr(actors, "SILENT_SECONDS", 1.0)
     config = load("toy-ddpo", {**SETTINGS, "cluster.actors": "3", "rollouts.prompts_per_block": "1"})
     policy = open_policy(config, torch.device("cpu"))
     blocks = [
         block for update in range(8) for block in training_blocks(config, load_prompts(config.prompts), update=update)
     ]
-    expected = {
-        (r.block.update, r.block.index): r.reward_N
-        for r in LocalCollector(policy, config).start(blocks, policy.weights(), 0)
-    }
 
-    def drawn(collector: RayCollector) -> dict[tuple[int, int], np.ndarray]:
-        return {(r.block.update, r.block.index): r.reward_N for r in collector.start(blocks, policy.weights(), 0)}
+    def drawn(collector: Collector, *, losing: Any = None) -> dict[tuple[int, int], np.ndarray]:
+        found = {}
+        for number, rollouts in enumerate(collector.start(blocks, policy.weights(), 0)):
+            found[rollouts.block.update, rollouts.block.index] = rollouts.reward_N
+            if number == 2 and losing is not None:
+                shut(nodes, losing)
+        return found
 
+    expected = drawn(LocalCollector(policy, config))
     (second,) = nodes.worker_nodes
     with session.killed_at_the_end(start_actors(config.cluster, Pausing, config, threads=1)) as held:
         ray.get([actor.life.remote() for actor in held])
         collector = RayCollector(held)
-        answers = collector.start(blocks, policy.weights(), 0)
-        found = {}
-        for number, rollouts in enumerate(answers):
-            found[rollouts.block.update, rollouts.block.index] = rollouts.reward_N
-            if number == 2:
-                shut(nodes, second)
+        found = drawn(collector, losing=second)
         assert found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in expected)
         nodes.add_node(num_cpus=2, num_gpus=2)
         again = drawn(collector)
