@@ -116,6 +116,16 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove what `replacing` was writing anywhere below when its process was killed, and nothing else that is hidden."""
+    for left in directory.rglob(".*"):
+        if re.search(r"\.[0-9a-f]{32}$", left.name):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
 def _for_others(path: Path) -> None:
     """Give a file, or all in a directory, the mode that files of this process have: safetensors writes for their owner alone."""
     for at in path.rglob("*") if path.is_dir() else [path]:

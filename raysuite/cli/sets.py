@@ -17,7 +17,12 @@ def pairs(
     run: Annotated[
         str, typer.Argument(metavar="RECIPE_OR_YAML", help="Whose model, sampler, prompts, rewards and preferences.")
     ] = "scenes-diffusion-dpo",
-    prompts: Annotated[int, typer.Option(min=1, help="Prompts to draw; each has rollouts.samples pictures.")] = 256,
+    prompts: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Prompts to draw, all different while there are enough; each has rollouts.samples pictures."
+        ),
+    ] = 256,
     trajectories: Annotated[
         bool, typer.Option("--trajectories", help="Keep whole trajectories, which trajectory_dpo needs.")
     ] = False,

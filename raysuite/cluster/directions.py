@@ -18,6 +18,7 @@ import numpy as np
 import ray
 import torch
 
+from raysuite import places
 from raysuite.cluster import launch, session
 from raysuite.cluster.actors import RayCollector, RolloutActor, dealt, start_actors
 from raysuite.cluster.judges import Names, running_judges
@@ -130,8 +131,7 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
         return {**study, "gain": gain, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
 
     if is_held(directory, "study.json", settled(wanted), "study", settled, begun=["rung-*"]):
-        for unfinished in directory.rglob(".*"):  # what a killed process was writing
-            unfinished.unlink()
+        places.remove_unfinished(directory)
     else:
         write_json(directory / "provenance.json", provenance(command))
     write_json(directory / "study.json", wanted)

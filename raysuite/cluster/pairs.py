@@ -18,7 +18,7 @@ from raysuite.progress import Counting
 from raysuite.stages import preference_set
 from raysuite.stages.files import inputs
 from raysuite.stages.preferences import compared, rankings
-from raysuite.stages.prompts import load_prompts, training_blocks
+from raysuite.stages.prompts import distinct_blocks, load_prompts
 from raysuite.stages.rewrites import refuse_writer
 from raysuite.stages.rollout import refuse_scale
 from raysuite.types import Preferences
@@ -75,12 +75,13 @@ def make_pairs(
             "kind": "rollouts",
             "read": inputs(config),
             "blocks": rounds * config.rollouts.blocks,
+            "distinct_prompts": True,  # sets of earlier versions drew some again and others never
             **{s: canonical[s] for s in sections},
         },
     }
     preference_set.claim(directory, identity, command)
     done, known = preference_set.finished_blocks(directory), load_prompts(config.prompts)
-    blocks = [b for r in range(rounds) for b in training_blocks(config, known, r)]
+    blocks = distinct_blocks(config, known, rounds)
     missing = [b for b in blocks if b.update * config.rollouts.blocks + b.index not in done]
     counting.begin(len(blocks), done=len(blocks) - len(missing))
     if missing:

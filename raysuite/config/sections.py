@@ -461,9 +461,9 @@ class Guards(Section):
     """Nats a trajectory; null for 2 for each number of a latent. The bundled model's latents have 256: its methods ended at 42 to 538
     nats, tuned at 72 to 719; of runs above 800 some had collapsed, others had gained."""
     ratio: Reaction = "warn"
-    """The importance ratio before the first step of an update is off 1, with rollouts of the policy itself."""
+    """Importance ratios before the first step of an update are off 1, with rollouts of the policy itself."""
     ratio_tolerance: PositiveFloat = 0.01
-    """How far the ratio may be off 1."""
+    """How far their mean may be off 1, and what share of them may be clipped."""
     spread: Reaction = "warn"
     """In an update the pictures of most prompts had equal rewards."""
     prompts: Reaction = "warn"

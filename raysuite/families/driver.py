@@ -247,6 +247,9 @@ class Driver:
 
     def _first_latents(self) -> Tensor:
         """One latent in the form of the loop."""
+        self._put(
+            scheduler=copy.deepcopy(self.scheduler)
+        )  # whose own table is that of training until a pipeline asks for steps
         try:
             with self._up_to_the_network(), torch.no_grad():
                 self._go([""], steps=2)  # one would leave some schedulers without a table

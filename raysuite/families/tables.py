@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -114,8 +113,7 @@ def _flow_levels(driver: Driver, timesteps_K: Tensor, sigma_K: Tensor) -> Levels
     Where it is told another time (CogView4 unshifted ones, some schedulers whole ones), these are the levels that the pipeline
     would visit in as many steps as there are of training.
     """
-    count = driver.scheduler.config.num_train_timesteps
-    scheduler = copy.deepcopy(driver.scheduler)
+    scheduler, count = driver.scheduler, driver.scheduler.config.num_train_timesteps
     if not torch.equal((sigma_K * count).float(), timesteps_K.float()) or len(scheduler.timesteps) != count:
         scheduler = driver.asked_for(count)
     return Levels.flow(scheduler.timesteps.cpu(), scheduler.sigmas.cpu()[:count].float())

@@ -66,9 +66,15 @@ def kl(*, nats: float, limit: float) -> str | None:
     return f"the KL is {nats:.4g} nats a trajectory, more than {limit:g}" if nats > limit else None
 
 
-def ratio(*, ratio: float, tolerance: float) -> str | None:
-    """Whether the mean importance ratio before the first step of an update, which ought to be 1, is off by more."""
-    return f"the first importance ratio is {ratio:.6g}, not 1" if abs(ratio - 1) > tolerance else None
+def ratio(*, ratio: float, clipped: float, tolerance: float) -> str | None:
+    """Whether importance ratios before the first step of an update, each of which ought to be 1, are off: their mean by more than the
+    tolerance, or a larger share of them clipped. A clip may be far narrower than what a mean shows.
+    """
+    if abs(ratio - 1) > tolerance:
+        return f"the first importance ratio is {ratio:.6g}, not 1"
+    if clipped > tolerance:
+        return f"{clipped:.0%} of the first importance ratios are so far off 1 that they are clipped"
+    return None
 
 
 def spread(*, without: float, groups: float) -> str | None:

@@ -95,26 +95,31 @@ def _paired(before: Scores, after: Scores) -> tuple[np.ndarray, np.ndarray, np.n
     return after.prompt[rows_after], before.value[rows_before], after.value[rows_after]
 
 
-def curve(run: Run, reward: str, split: str) -> Curve:
-    """A reward's way through the evaluations."""
-    means = by_update(run, reward, split)
+def curve(run: Run, reward: str, split: str, *, samples: int | None = None) -> Curve:
+    """A reward's way through the evaluations, as `by_update` has it."""
+    means = by_update(run, reward, split, samples=samples)
     columns = np.array([(p.estimate, p.low, p.high) for p in means.values()]).reshape(-1, 3).T
     return Curve(run.spent(list(means)), *columns)
 
 
-def by_update(run: Run, reward: str, split: str) -> dict[int, Interval]:
-    """A reward's mean at each evaluation that has it, over the pictures that all of these have."""
-    return {update: mean(scores) for update, scores in _alike(run, reward, split).items()}
+def by_update(run: Run, reward: str, split: str, *, samples: int | None = None) -> dict[int, Interval]:
+    """A reward's mean at each evaluation that has it, over the pictures that all of these have: at most `samples` of a prompt."""
+    return {update: mean(scores) for update, scores in _alike(run, reward, split, samples).items()}
 
 
-def _alike(run: Run, reward: str, split: str) -> dict[int, Scores]:
+def shared_samples(run: Run, reward: str, split: str) -> int:
+    """How many pictures of a prompt every evaluation has that has the reward."""
+    scores = run.scores.where(reward=reward, split=split)
+    return min((1 + int(scores.where(update=update).sample.max()) for update in np.unique(scores.update)), default=0)
+
+
+def _alike(run: Run, reward: str, split: str, samples: int | None = None) -> dict[int, Scores]:
     """A reward's scores at each evaluation that has it, of the pictures that all of these have: the first and the last have more, and
     the noise of one picture of a prompt may be kinder than that of the next.
     """
     scores = run.scores.where(reward=reward, split=split)
-    found = {update: scores.where(update=update) for update in np.unique(scores.update).tolist()}
-    last = min((of.sample.max() for of in found.values()), default=0)
-    return {update: of.keep(of.sample <= last) for update, of in found.items()}
+    scores = scores.keep(scores.sample < (shared_samples(run, reward, split) if samples is None else samples))
+    return {update: scores.where(update=update) for update in np.unique(scores.update).tolist()}
 
 
 def mean(scores: Scores) -> Interval:

@@ -32,7 +32,12 @@ DIAGNOSTICS = {
     "ratio": ("Importance ratio", "first minibatch; 1 when on-policy", 1.0),
     "clip_fraction": ("Clip fraction", "share of steps whose ratio left the band", None),
     "grad_norm": ("Gradient norm", "before clipping", None),
-    "kl_behaviour": ("KL from the behaviour policy", "as the objective estimates it", None),
+    "clipped_at_first": ("Clipped at first", "share of steps in the first minibatch; 0 when on-policy", 0.0),
+    "kl_behaviour": (
+        "Distance from the behaviour policy",
+        "mean of ratio - 1 - log ratio, of the objective's ratios",
+        None,
+    ),
     "reward_margin": (
         "Implicit reward margin",
         "how much more the policy prefers the preferred one than the reference does",

@@ -89,7 +89,7 @@ class State:
     def average(self, weights: np.ndarray, *, decay: float) -> None:
         """Let the exponential moving average follow, after `updates` updates.
 
-        The bound on the decay is that of diffusers' `EMAModel`, which Flow-GRPO and DiffusionNFT use without it.
+        The bound on the decay is that of Flow-GRPO and, one update later, of diffusers' `EMAModel`.
         """
         if self.ema is not None:
             share = min(decay, (1 + self.updates) / (10 + self.updates))

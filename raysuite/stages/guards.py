@@ -40,7 +40,9 @@ class Watch:
         found = {"finite": guards.finite(metrics), "diversity": self._diversity(metrics, "train/diversity")}
         rollouts = self._config.rollouts
         if "learn/ratio" in metrics and rollouts.staleness == 0 and rollouts.replay is None:
-            found["ratio"] = guards.ratio(ratio=metrics["learn/ratio"], tolerance=self._guards.ratio_tolerance)
+            clipped = metrics["learn/clipped_at_first"]
+            tolerance = self._guards.ratio_tolerance
+            found["ratio"] = guards.ratio(ratio=metrics["learn/ratio"], clipped=clipped, tolerance=tolerance)
         if "learn/prompt_spread" in metrics:
             found["prompts"] = guards.prompts(now=metrics["learn/prompt_spread"], share=self._guards.diversity_share)
         if "train/groups" in metrics:

@@ -347,6 +347,7 @@ def learn(
     means = {f"learn/{name}": float(np.mean([m[name] for m in history])) for name in history[0]}
     if "ratio" in history[0]:
         means["learn/ratio"] = history[0]["ratio"]  # before any step of this update: 1 when on-policy
+        means["learn/clipped_at_first"] = history[0].get("clip_fraction", 0.0)  # the same: none
     return means, cost
 
 

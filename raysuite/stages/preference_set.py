@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from raysuite.config import Model, RunConfig, Sampler
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_a_line
 from raysuite.families import encoder_digests, told_encoders
 from raysuite.families.text import TextStates, pack, unpack
-from raysuite.places import replacing
-from raysuite.stages.files import is_held, provenance, refuse_occupied, write_json
+from raysuite.places import remove_unfinished, replacing
+from raysuite.stages.files import is_held, provenance, read_json, refuse_occupied, write_json
 from raysuite.types import Preferences
 
 FORMAT = 2
@@ -58,8 +60,7 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
     """
     wanted = {"format": FORMAT, **json.loads(json.dumps(identity))}
     if is_held(directory, MANIFEST, wanted, KIND, _identity, begun=["blocks/[0-9]*"]):
-        for unfinished in directory.glob("*/.*"):  # what a killed process was writing
-            unfinished.unlink()
+        remove_unfinished(directory)
         return
     write_json(directory / MANIFEST, {**wanted, "provenance": provenance(command)})
 
@@ -76,8 +77,9 @@ def _sampler(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def finished_blocks(directory: Path) -> set[int]:
-    """Numbers of the blocks that are there."""
-    return {int(path.stem) for path in (directory / "blocks").glob("[0-9]*.parquet")}
+    """Numbers of the blocks of which both files are there."""
+    tables, tensors = ((directory / "blocks").glob(f"[0-9]*.{kind}") for kind in ("parquet", "safetensors"))
+    return {int(path.stem) for path in tables} & {int(path.stem) for path in tensors}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +128,42 @@ def write_block(
         "row": pa.array(rows_R, pa.int64()),
         "prompt": pa.array(rankings.prompts_R, pa.string()),
     }
-    counts = {b"read": str(read).encode(), b"ties": str(ties).encode(), b"content": content.encode()}
+    learned = hashlib.sha256(arrays["latents"].reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    counts = {"read": str(read), "ties": str(ties), "content": content, "latents": learned}
     with replacing(directory / "blocks" / f"{number:06d}.parquet") as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata(counts), temporary)
 
 
+@contextmanager
+def _reading(directory: Path, number: int, kind: str = "parquet") -> Iterator[Path]:
+    """A file of a block.
+
+    Raises:
+        UserError: it is not there, or damaged.
+    """
+    file = directory / "blocks" / f"{number:06d}.{kind}"
+    try:
+        yield file
+    except (OSError, pa.ArrowInvalid, SafetensorError) as error:
+        raise UserError(
+            f"expected {file} of a preference set, it is not there or damaged ({in_a_line(error)}): copy the set from where it is "
+            "whole, or remove that file and repeat the command that made the set"
+        ) from error
+
+
 def _facts(directory: Path, number: int) -> dict[str, str]:
     """What is said of a block beside its rows."""
-    metadata = pq.read_schema(directory / "blocks" / f"{number:06d}.parquet").metadata or {}
+    with _reading(directory, number) as file:
+        metadata = pq.read_schema(file).metadata or {}
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
-def content_of(directory: Path, number: int) -> str:
-    """The digest that a block was written with; of an earlier version empty."""
-    return _facts(directory, number).get("content", "")
+def content_of(directory: Path, number: int) -> str | None:
+    """The digest that a block was written with, of an earlier version empty; None where it cannot be read."""
+    try:
+        return _facts(directory, number).get("content", "")
+    except UserError:
+        return None
 
 
 def forget(directory: Path, numbers: Iterable[int]) -> None:
@@ -160,8 +184,10 @@ def summarise(directory: Path) -> dict[str, Any]:
     for number in sorted(finished_blocks(directory)):
         facts = _facts(directory, number)
         totals += Counter({name: int(facts[name]) for name in ("read", "ties")})
-        contents.update(facts.get("content", "").encode())
-        totals["rankings"] += pq.read_metadata(directory / "blocks" / f"{number:06d}.parquet").num_rows
+        for digest in ("content", "latents"):  # of earlier versions there is none
+            contents.update(facts.get(digest, "").encode())
+        with _reading(directory, number) as file:
+            totals["rankings"] += pq.read_metadata(file).num_rows
         lines = (directory / "rejects" / f"{number:06d}.jsonl").read_text().splitlines()
         rejected.update(json.loads(line)["reason"] for line in lines)
         totals["blocks"] += 1
@@ -219,7 +245,7 @@ class PreferenceSet:
         """Open a set.
 
         Raises:
-            UserError: there is none, or it is not finished, or not readable by this version.
+            UserError: there is none, or it is not finished, not whole, or not readable by this version.
         """
         self.directory = directory
         if not (directory / MANIFEST).is_file():
@@ -233,14 +259,20 @@ class PreferenceSet:
                 f"expected a finished preference set at {directory}, its summary.json is missing: repeat the command that "
                 "began it, it goes on where it was stopped"
             )
-        self.manifest: dict[str, Any] = json.loads((directory / MANIFEST).read_text())
+        self.manifest: dict[str, Any] = read_json(directory / MANIFEST, KIND)
         if self.manifest["format"] != FORMAT:
             raise UserError(f"expected format {FORMAT} in {directory}, got {self.manifest['format']}: make it again")
-        self._tables = {
-            number: pq.read_table(directory / "blocks" / f"{number:06d}.parquet", columns=["prompt"])
-            for number in sorted(finished_blocks(directory))
-        }
+        self._tables: dict[int, pa.Table] = {}
+        for number in sorted(finished_blocks(directory)):
+            with _reading(directory, number) as file:
+                self._tables[number] = pq.read_table(file, columns=["prompt"])
         self._ends = np.cumsum([len(table) for table in self._tables.values()])
+        told, rankings = read_json(directory / "summary.json", KIND), sum(map(len, self._tables.values()))
+        if (len(self._tables), rankings) != (told["blocks"], told["rankings"]):
+            raise UserError(
+                f"expected {told['rankings']} rankings in {told['blocks']} blocks in {directory}, as its summary.json says, found "
+                f"{rankings} in {len(self._tables)}: copy it from where it is whole, or repeat the command that made it"
+            )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -343,5 +375,10 @@ class PreferenceSet:
         before = int(self._ends[which - 1]) if which else 0
         return list(self._tables)[which], number - before
 
-    def _open(self, block: int) -> Any:
-        return safetensors.safe_open(self.directory / "blocks" / f"{block:06d}.safetensors", framework="pt")
+    @contextmanager
+    def _open(self, block: int) -> Iterator[Any]:
+        with (
+            _reading(self.directory, block, "safetensors") as file,
+            safetensors.safe_open(file, framework="pt") as stored,
+        ):
+            yield stored

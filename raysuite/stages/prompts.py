@@ -253,14 +253,43 @@ def training_blocks(config: RunConfig, prompts: PromptSet, update: int, *, indep
         independent: draw every prompt by itself, with the chances that it has in an update. One that comes again in the update
             has another number, and so noise of its own.
     """
-    rollouts = config.rollouts
-    if rollouts.prompts > len(prompts.training):
+    _check_enough(config, prompts)
+    rng = numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
+    deal = _independent if independent else dealt
+    return _blocks(config, deal(prompts.training, config.rollouts.prompts, rng), update)
+
+
+def distinct_blocks(config: RunConfig, prompts: PromptSet, rounds: int) -> list[Block]:
+    """The blocks of so many rounds, each as large as an update, in which no prompt comes again before all have come but those that
+    fill no round.
+
+    Args:
+        config: says how many a round.
+        prompts: to draw from.
+        rounds: one after the other, as updates.
+    """
+    _check_enough(config, prompts)
+    size, found = config.rollouts.prompts, list[Block]()
+    while (done := len(found) // config.rollouts.blocks) < rounds:
+        fit = min(rounds - done, len(prompts.training) // size)
+        rng = numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=done)
+        chosen = dealt(prompts.training, fit * size, rng)
+        for i in range(fit):
+            found += _blocks(config, chosen[i * size : (i + 1) * size], done + i)
+    return found
+
+
+def _check_enough(config: RunConfig, prompts: PromptSet) -> None:
+    if config.rollouts.prompts > len(prompts.training):
         raise UserError(
-            f"expected rollouts.prompts of at most the {len(prompts.training)} training prompts, got {rollouts.prompts}: lower "
+            f"expected rollouts.prompts of at most the {len(prompts.training)} training prompts, got {config.rollouts.prompts}: lower "
             "it (rollouts.samples can rise instead) or add prompts"
         )
-    rng = numpy_generator(seed=config.seed, stage=Stage.PROMPTS, update=update)
-    chosen = (_independent if independent else dealt)(prompts.training, rollouts.prompts, rng)
+
+
+def _blocks(config: RunConfig, chosen: list[Prompt], update: int) -> list[Block]:
+    """An update's prompts, dealt out."""
+    rollouts = config.rollouts
     size, window = rollouts.prompts_per_block, noisy_steps(config, update)
     compared = config.built_objective.consumes == "preferences" and not config.preferences.across_draws
     return [

@@ -30,6 +30,9 @@ RENORMALISED = {"qwen_image", "lumina2"}
 VARIANCE_PRESERVING = {"sd15", "sdxl", "pixart"}
 """Whose schedulers go to a clean picture at the end, where ours ends at the level of the first training timestep."""
 
+TOLD_ANOTHER_TIME = {"cogview4", "sana", "wan"}
+"""Whose networks are told another time than their noise level."""
+
 
 def latents(policy: PipelinePolicy, count: int = 2, seed: int = 0) -> Tensor:
     return torch.randn(count, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
@@ -159,6 +162,22 @@ def test_tables_are_the_schedulers_own(
     else:
         assert torch.equal(schedule.sigma_K1, sigmas)
         assert torch.equal(schedule.alpha_K1, (1 - sigmas.double()).float())
+
+
+def test_levels_of_training_are_the_fresh_schedulers_own(
+    pipeline: str, policy: PipelinePolicy, tiny: Callable[[str], Path]
+) -> None:
+    """Those that the pipeline would visit in as many steps are other ones wherever it shifts levels when it asks for steps."""
+    fresh, training = plain_pipeline(tiny(pipeline), pipeline).scheduler, policy.schedule.training
+    if pipeline in VARIANCE_PRESERVING:
+        assert torch.equal(training.sigma_T, (1 - fresh.alphas_cumprod).sqrt())
+    elif pipeline not in TOLD_ANOTHER_TIME:
+        assert torch.equal(training.sigma_T, fresh.sigmas[:1000].flip(0))
+        assert torch.equal(training.timesteps_T, fresh.timesteps.flip(0))
+        shift = 1 if fresh.config.use_dynamic_shifting else fresh.config.shift
+        assert training.sigma_T.median() == pytest.approx(shift / (1 + shift), abs=1e-3)
+    else:
+        assert torch.equal(training.sigma_T, policy.driver.asked_for(1000).sigmas[:1000].flip(0))
 
 
 # one network call

@@ -280,6 +280,22 @@ def test_how_far_the_policy_moved() -> None:
         assert loss.metrics["kl_behaviour"].tolist() == pytest.approx([expected] * STEPS * SAMPLES, abs=1e-12)
 
 
+def test_how_far_the_policy_moved_is_no_rounding() -> None:
+    """In float32, at log ratios as small as clips of 1e-4 leave them: half of their square."""
+    schedule = sampler(torch.float32)
+    batch, outputs = trajectories(schedule)
+    queries = make().queries(batch, schedule, generator())
+    k = queries.extra["k"]
+    prediction_UM = outputs[k, torch.arange(SAMPLES).repeat(len(k) // SAMPLES)][:, None]
+    logp = transition.log_density(
+        schedule, k, transition.mean(schedule, k, queries.x_UM[:, 0], prediction_UM[:, 0]), queries.extra["next"]
+    )
+    queries.extra["logp_old"] = logp - 1e-5 * DIMENSIONS
+    log_ratio = ((logp - queries.extra["logp_old"]) / DIMENSIONS).double()
+    found = make().loss(queries, schedule, prediction_UM, None).metrics["kl_behaviour"].double()
+    torch.testing.assert_close(found, log_ratio**2 / 2, rtol=0.2, atol=0.0)
+
+
 def test_only_the_kl_term_needs_the_reference() -> None:
     assert not make().needs_reference
     assert make(kl_weight=1e-3).needs_reference

@@ -50,10 +50,13 @@ def test_limits_are_where_they_are_said_to_be():
     )
     assert guards.kl(nats=500.0, limit=500.0) is None
     assert "500.1 nats a trajectory, more than 500" in str(guards.kl(nats=500.1, limit=500.0))
-    assert guards.ratio(ratio=1.0, tolerance=1e-9) is None
-    assert guards.ratio(ratio=1.009, tolerance=0.01) is None
+    assert guards.ratio(ratio=1.0, clipped=0.0, tolerance=1e-9) is None
+    assert guards.ratio(ratio=1.009, clipped=0.009, tolerance=0.01) is None
     for off in (0.98, 1.02):
-        assert f"ratio is {off}, not 1" in str(guards.ratio(ratio=off, tolerance=0.01))
+        assert f"ratio is {off}, not 1" in str(guards.ratio(ratio=off, clipped=0.5, tolerance=0.01))
+    assert guards.ratio(ratio=1.0, clipped=0.2, tolerance=0.01) == (
+        "20% of the first importance ratios are so far off 1 that they are clipped"
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -63,7 +66,7 @@ def test_a_metric_that_is_no_number_is_named(value: float):
 
 
 def test_a_nan_ratio_or_kl_is_left_to_the_guard_of_numbers():
-    assert guards.ratio(ratio=math.nan, tolerance=0.1) is None
+    assert guards.ratio(ratio=math.nan, clipped=0.0, tolerance=0.1) is None
     assert guards.kl(nats=math.nan, limit=0.1) is None
 
 

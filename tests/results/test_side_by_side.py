@@ -352,7 +352,7 @@ def test_repetitions_that_are_named_by_their_seeds_are_called_what_they_share(
         objective = seed if isinstance(seed, str) else "dspo" if name.startswith("dspo") else "ddpo"
         run(tmp_path / name, 6, {"objective": {"name": objective}, "seed": 0 if isinstance(seed, str) else seed})
     together = read_runs([tmp_path / name for name in names])
-    assert [together.method_name(number) for number in range(len(together.methods))] == called
+    assert together.method_names == called
 
 
 def test_many_repetitions_are_shown_as_methods(tmp_path: Path):

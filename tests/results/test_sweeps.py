@@ -124,7 +124,7 @@ def test_every_objective_is_shown_with_its_best_settings_and_unequal_tuning_is_s
     ]
     together = read_runs([fabricate_sweep(tmp_path, runs)])
     assert together.names == ("ddpo-01-seed0", "dspo-00-seed0")
-    assert [together.method_name(i) for i in range(2)] == ["ddpo", "dspo"]
+    assert together.method_names == ["ddpo", "dspo"]
     said = " ".join(sentences.cautions(together))
     assert "1 of 5 runs of" in said and "ddpo-02-seed0: out of paint" in said
     assert "have not ended and are left out" in said

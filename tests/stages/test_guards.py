@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from raysuite.cluster import launch
 from raysuite.errors import UserError
+from raysuite.families.toy import ToyPolicy
 from raysuite.kernel.guards import REMEDIES
 from raysuite.results.report import summary, write_report
 from raysuite.stages import checkpoint
@@ -176,9 +180,30 @@ def test_a_ratio_off_one_counts_only_for_rollouts_of_the_policy_itself(
 ) -> None:
     training = begin(toy(**SOON, rollouts__staleness=staleness, guards__diversity="ignore"), tmp_path)
     training.resume()
-    training.watch.after_update(1, {"learn/ratio": 1.02, "train/reward": 1.0})
+    training.watch.after_update(1, {"learn/ratio": 1.02, "learn/clipped_at_first": 0.0, "train/reward": 1.0})
     assert (guard_lines(tmp_path) == {("guard/ratio", 1): 1.0}) is says
     assert bool(training.watch.warnings) is says
+
+
+def test_a_learner_that_computes_other_densities_than_rollouts_is_noticed_by_what_is_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By so little that the mean ratio says nothing: clips are as narrow as 1e-4 where densities are taken per dimension."""
+    config = toy(**SOON, guards__diversity="ignore", objective="{name: ddpo, clip: 1.0e-4, advantage_clip: 5.0}")
+    begin(config, tmp_path / "right").train()
+    assert guard_lines(tmp_path / "right") == {}
+    predict = ToyPolicy.predict
+
+    def off(self: ToyPolicy, *args: Any, **options: Any) -> Tensor:
+        return predict(self, *args, **options) + (1e-3 if torch.is_grad_enabled() else 0.0)
+
+    monkeypatch.setattr(ToyPolicy, "predict", off)
+    training = begin(config, tmp_path / "off")
+    training.train()
+    told = training.run.metrics()
+    assert max(abs(ratio - 1) for ratio in told["learn/ratio"].values()) < config.guards.ratio_tolerance
+    assert min(told["learn/clipped_at_first"].values()) > 0.1
+    assert guard_lines(tmp_path / "off") == {("guard/ratio", update): 1.0 for update in range(3)}
 
 
 @pytest.mark.parametrize("name", REMEDIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from raysuite.config import Noise, RunConfig, Sampler, load
 from raysuite.errors import UserError
 from raysuite.kernel.directions import Gram, has_direction
 from raysuite.stages.files import write_json
-from raysuite.stages.preference_set import FORMAT, PreferenceSet, Reject, claim, finished_blocks, summarise, write_block
+from raysuite.stages.preference_set import (
+    FORMAT,
+    PreferenceSet,
+    Reject,
+    claim,
+    content_of,
+    finished_blocks,
+    summarise,
+    write_block,
+)
 from raysuite.types import Preferences
 
 IDENTITY = {
@@ -101,6 +111,7 @@ def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {**earlier, "provenance": {}})
     (tmp_path / "blocks").mkdir()
     (tmp_path / "blocks" / "000000.parquet").touch()
+    (tmp_path / "blocks" / "000000.safetensors").touch()
     claim(tmp_path, now, ["test"])
     with pytest.raises(UserError, match=r"differs in sampler.noise.level \(0.5 there, 1.0 here\)"):
         claim(tmp_path, {**now, "sampler": Sampler(steps=4).model_dump(mode="json")}, ["test"])
@@ -130,10 +141,12 @@ def test_counts(tmp_path: Path) -> None:
 
 def test_what_is_begun_goes_on_and_other_things_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "set", [2])
-    half = tmp_path / "set" / "blocks" / ".000001.safetensors.123"
+    half = tmp_path / "set" / "blocks" / f".000001.safetensors.{uuid.uuid4().hex}"
     half.write_bytes(b"what a killed process was writing")
+    (tmp_path / "set" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "set" / ".notes").write_text("the user's own")
     claim(tmp_path / "set", IDENTITY, ["another", "command"])
-    assert not half.exists()
+    assert sorted(path.name for path in (tmp_path / "set").rglob(".*")) == [".ipynb_checkpoints", ".notes"]
     assert finished_blocks(tmp_path / "set") == {0}
     with pytest.raises(UserError, match=r'differs in model \(".*" there, "other" here\); source'):
         claim(tmp_path / "set", {**IDENTITY, "model": "other", "source": {}}, ["test"])
@@ -156,6 +169,55 @@ def test_only_finished_sets_are_read(tmp_path: Path) -> None:
     fill(tmp_path, [2])
     with pytest.raises(UserError, match="expected a finished preference set"):
         PreferenceSet(tmp_path)
+
+
+DAMAGES = {
+    "no table": lambda blocks: (blocks / "000001.parquet").unlink(),
+    "no tensors": lambda blocks: (blocks / "000001.safetensors").unlink(),
+    "no blocks": lambda blocks: [file.unlink() for file in blocks.iterdir()],
+    "table cut": lambda blocks: cut(blocks / "000001.parquet"),
+    "manifest cut": lambda blocks: cut(blocks.parent / "manifest.json"),
+    "summary cut": lambda blocks: cut(blocks.parent / "summary.json"),
+}
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_set_that_is_not_whole_is_refused(damage: str, tmp_path: Path) -> None:
+    fill(tmp_path, [2, 3, 1])
+    summarise(tmp_path)
+    DAMAGES[damage](tmp_path / "blocks")
+    with pytest.raises(UserError, match=r"copy .* from where it is whole"):
+        PreferenceSet(tmp_path)
+
+
+def test_tensors_that_are_cut_are_a_sentence(tmp_path: Path) -> None:
+    fill(tmp_path, [2, 3])
+    summarise(tmp_path)
+    cut(tmp_path / "blocks" / "000001.safetensors")
+    found = PreferenceSet(tmp_path)
+    found.rows([0, 1])
+    with pytest.raises(UserError, match=r"000001.safetensors of a preference set, it is not there or damaged"):
+        found.rows([2])
+
+
+def test_a_block_is_finished_with_both_files_and_one_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+    fill(tmp_path, [2, 3, 1])
+    (tmp_path / "blocks" / "000000.safetensors").unlink()
+    cut(tmp_path / "blocks" / "000001.parquet")
+    assert finished_blocks(tmp_path) == {1, 2}
+    assert [content_of(tmp_path, number) for number in (1, 2)] == [None, ""]
+
+
+def test_sets_of_the_same_counts_and_other_latents_are_told_apart(tmp_path: Path) -> None:
+    for name, first in (("a", 0), ("again", 0), ("other", 2)):
+        claim(tmp_path / name, IDENTITY, ["test"])
+        write_block(tmp_path / name, 0, preferences(first, 2), rows_R=[0, 1], texts={}, read=2)
+    a, again, other = (summarise(tmp_path / name)["content"] for name in ("a", "again", "other"))
+    assert a == again != other
 
 
 def test_a_set_without_a_preference_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from raysuite.stages.prompts import (
     AGAIN,
     Prompt,
     PromptSet,
+    distinct_blocks,
     evaluation_blocks,
     load_prompts,
     noisy_steps,
@@ -369,6 +370,23 @@ def test_independent_draws_have_the_chances_of_an_update_and_noise_of_their_own(
         assert bool(again) == independent
     for prompt, count in counts[0].items():
         assert abs(counts[1][prompt] - count) < 5 * count**0.5
+
+
+def test_a_sets_prompts_are_distinct_while_there_are_enough(run_config: Maker) -> None:
+    """Ten prompts of two strata, three a round: three rounds hold nine of them, and only then does any come again."""
+    config = run_config("epsilon-lora-1", rollouts={"prompts": 3, "samples": 2, "prompts_per_block": 1})
+    known = PromptSet(tuple(Prompt(f"prompt {n}", n, {}, stratum="small" if n < 4 else "large") for n in range(10)), ())
+    blocks = distinct_blocks(config, known, 7)
+    assert [(b.update, b.index) for b in blocks] == [(update, index) for update in range(7) for index in range(3)]
+    rounds = [[n for b in blocks if b.update == update for n in b.prompt_ids] for update in range(7)]
+    assert all(len(set(of_round)) == 3 for of_round in rounds)
+    assert (
+        len({n for of_round in rounds[:3] for n in of_round})
+        == len({n for of_round in rounds[3:6] for n in of_round})
+        == 9
+    )
+    drawn = [n for b in distinct_blocks(config, known, 2) for n in b.prompt_ids]
+    assert sorted(n < 4 for n in drawn) == [False] * 3 + [True] * 3  # alike from both
 
 
 def test_draws_depend_on_seed_and_update(run_config: Maker) -> None:

@@ -22,8 +22,9 @@ class Ddpo(Objective[Transitions]):
     rho = exp((log p_theta - log p_old) / D): the ratio is per step, not the product over the trajectory.
 
     With clip = None the term is -A (log p_theta) / D, the score-function form (DDPO-SF): its gradient is that of
-    the clipped form at theta = old. Each unit is one transition; advantages come from `kernel.credit`, so that with
-    group-normalised ones this is GRPO.
+    the clipped form at theta = old. Nothing corrects it once theta has moved on, so that it is biased with `learn.minibatches` or
+    `learn.epochs` above 1, stale rollouts or replayed ones. Each unit is one transition; advantages come from `kernel.credit`, so
+    that with group-normalised ones this is GRPO.
 
     Source: Black et al., "Training Diffusion Models with Reinforcement Learning", 2024, equations for DDPO-SF and
     DDPO-IS in section 4.3. The paper writes joint densities; the released code takes the mean over the latent's
@@ -99,7 +100,7 @@ class Ddpo(Objective[Transitions]):
         dimensions = x_U[0].numel() if self.per_dimension else 1
         log_ratio = (logp - logp_old) / dimensions
         ratio = log_ratio.exp()
-        metrics = {"ratio": ratio, "kl_behaviour": ratio - 1 - log_ratio}
+        metrics = {"ratio": ratio, "kl_behaviour": torch.expm1(log_ratio) - log_ratio}
         if self.clip is None:
             terms = -advantage * logp / dimensions
         else:

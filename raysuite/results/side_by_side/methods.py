@@ -79,7 +79,7 @@ def _method(together: SideBySide, number: int) -> Method:
     kls = [comparison.kl(run).get(run.evaluations[-1]) for run in runs]
     origin = together.origins[places[0]]
     return Method(
-        name=together.method_name(number),
+        name=together.method_names[number],
         runs=tuple(places),
         tried=origin.tried if origin else None,
         last=gain.after,
@@ -199,7 +199,7 @@ def _own(together: SideBySide, methods: Sequence[Method]) -> Iterator[tuple[obje
 
 def _between(together: SideBySide, found: Sequence[Contrast]) -> Iterator[tuple[object, ...]]:
     for contrast in found:
-        names = together.method_name(contrast.higher), together.method_name(contrast.lower)
+        names = together.method_names[contrast.higher], together.method_names[contrast.lower]
         for quantity, i in {"difference": contrast.difference, "improvement": contrast.improvement}.items():
             yield *names, quantity, i.estimate, i.low, i.high, len(together.methods[contrast.higher]), None
 
@@ -208,7 +208,7 @@ def best_so_far(together: SideBySide, number: int) -> tuple[np.ndarray, np.ndarr
     """Network evaluations, and what the best evaluation within them reached (headline reward): mean, lowest, highest run."""
     tracks = []
     for place in together.methods[number]:
-        curve = comparison.curve(together.runs[place], together.headline, together.along)
+        curve = together.curve(place)
         tracks.append((curve.network_evaluations, np.maximum.accumulate(curve.mean)))
     budgets = np.unique(np.concatenate([spent for spent, _ in tracks]))
     best_RB = np.array([best[np.searchsorted(spent, budgets, side="right") - 1] for spent, best in tracks])

@@ -91,7 +91,7 @@ def curves(together: SideBySide) -> Iterator[tuple[str, str, Chart]]:
         for split in together.splits:
 
             def track(run: Run, reward: str = reward, split: str = split) -> Track:
-                return _against_spent(run, comparison.by_update(run, reward, split))
+                return _against_spent(run, together.by_update(run, reward, split))
 
             title = f"{reward} on {SPLITS[split]} prompts"
             describe = f"{title} against {SPENT}, a line for each {_what(together)}"
@@ -104,7 +104,7 @@ def best_curve(together: SideBySide) -> Chart:
     lines = {}
     for number, look in enumerate(looks_of_methods(together)):
         spent, *best = best_so_far(together, number)
-        lines[together.method_name(number)] = _line(look, spent, best)
+        lines[together.method_names[number]] = _line(look, spent, best)
     title = f"Best {together.headline} on {SPLITS[together.along]} prompts within a budget"
     describe = (
         f"{title}, a line for each method: a highest of noisy evaluations, so that more of them reach further by chance"
@@ -127,14 +127,14 @@ def frontiers(together: SideBySide) -> Iterator[tuple[str, Chart]]:
     for i, reward in enumerate(together.rewards):
 
         def track(run: Run, reward: str = reward) -> Track:
-            kl, means = comparison.kl(run), comparison.by_update(run, reward, split)
+            kl, means = comparison.kl(run), together.by_update(run, reward, split)
             return {update: (kl[update].estimate, mean) for update, mean in means.items() if update in kl}
 
         lines = _lines(together, track, band=False)
         if lines:
             title = f"{reward} on {SPLITS[split]} prompts against the KL"
             describe = f"{reward} on {SPLITS[split]} prompts against the {KL}, a path for each {_what(together)}"
-            base = comparison.by_update(together.runs[0], reward, split)[0].estimate  # of the paths' own pictures
+            base = together.by_update(together.runs[0], reward, split)[0].estimate  # of the paths' own pictures
             options = {"xlabel": KL, "reference": base, "whole": False}
             yield reward, Chart(f"frontier{i}", title, describe, lines, options)
 

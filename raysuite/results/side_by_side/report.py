@@ -128,7 +128,7 @@ def _places(gains: Sequence[Comparison]) -> int:
 
 
 def _pair(together: SideBySide, contrast: Contrast) -> tuple[str, ...]:
-    higher, lower = together.method_name(contrast.higher), together.method_name(contrast.lower)
+    higher, lower = together.method_names[contrast.higher], together.method_names[contrast.lower]
     return higher, lower, with_interval(contrast.difference, signed=True), with_interval(contrast.improvement, places=2)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from raysuite.errors import UserError
-from raysuite.kernel.stats import by_prompt, mean_over_runs
+from raysuite.kernel.stats import Interval, by_prompt, mean_over_runs
 from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, compare_one, generator
+from raysuite.results.comparison import Comparison, Curve, compare_one, generator
 from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, Scores, flat, read_run
 from raysuite.results.side_by_side.members import Origin, Tuned, choose
 
@@ -79,7 +79,7 @@ class SideBySide:
     def shown(self) -> list[Shown]:
         """Every run, or every method where there are more than `MOST_SINGLE` runs of fewer methods."""
         if self.by_method:
-            return [Shown(self.method_name(number), number, tuple(runs)) for number, runs in enumerate(self.methods)]
+            return [Shown(self.method_names[number], number, tuple(runs)) for number, runs in enumerate(self.methods)]
         method_of = {place: number for number, places in enumerate(self.methods) for place in places}
         return [Shown(name, method_of[place], (place,)) for place, name in enumerate(self.names)]
 
@@ -88,7 +88,17 @@ class SideBySide:
         """Whether the runs of a method are shown as one."""
         return len(self.runs) > MOST_SINGLE and len(self.methods) < len(self.runs)
 
-    def method_name(self, method: int) -> str:
+    @cached_property
+    def method_names(self) -> list[str]:
+        """No two alike: where one is called as a sweep's objective is, the sweep is named, too."""
+        names = [self._method_name(number) for number in range(len(self.methods))]
+        origins = [self.origins[places[0]] for places in self.methods]
+        return [
+            f"{name} ({origin.sweep})" if origin is not None and names.count(name) > 1 else name
+            for name, origin in zip(names, origins, strict=True)
+        ]
+
+    def _method_name(self, method: int) -> str:
         """Its objective's in a sweep, with its settings or its sweep where there are others; else what the names of its runs have in
         common but for their seeds, or these names.
         """
@@ -130,6 +140,18 @@ class SideBySide:
     def along(self) -> str:
         """The split that shows the way: test prompts are evaluated at its ends alone."""
         return next((split for split in self.splits if split != "test"), self.splits[0])
+
+    def by_update(self, run: Run, reward: str, split: str) -> dict[int, Interval]:
+        """A reward's mean at each evaluation of one of the runs, over the pictures that evaluations of all of them have."""
+        return comparison.by_update(run, reward, split, samples=self._samples(reward, split))
+
+    def curve(self, place: int) -> Curve:
+        """The headline reward's way through the evaluations of a run, over the same pictures."""
+        reward, split = self.headline, self.along
+        return comparison.curve(self.runs[place], reward, split, samples=self._samples(reward, split))
+
+    def _samples(self, reward: str, split: str) -> int:
+        return min(comparison.shared_samples(run, reward, split) for run in self.runs)
 
     @cached_property
     def gains(self) -> list[Comparison]:

@@ -21,6 +21,8 @@ MOST_PAIRS = 3
 OF_ROUNDING = ("batch", "device")
 """Options of a reward that change nothing but rounding."""
 NUMBER = re.compile(r"[+−]?[0-9][0-9.,]*")
+MORE = re.compile(r" and [0-9]+ more times")
+"""What a guard says that warned again."""
 
 
 def verdict(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast]) -> list[str]:
@@ -45,10 +47,10 @@ def _against_the_base(together: SideBySide, methods: Sequence[Method]) -> str:
 def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
     if not found:
         return "All runs have the same settings."
-    name, methods = together.method_name, "runs" if len(together.methods) == len(together.runs) else "settings"
+    names, methods = together.method_names, "runs" if len(together.methods) == len(together.runs) else "settings"
     told = sorted((c for c in found if c.told), key=lambda c: -c.difference.estimate)
     untold = [c for c in found if not c.told]
-    above = listed([f"{name(c.higher)} ended above {name(c.lower)} ({_size(c)})" for c in told[:MOST_PAIRS]])
+    above = listed([f"{names[c.higher]} ended above {names[c.lower]} ({_size(c)})" for c in told[:MOST_PAIRS]])
     if len(told) > MOST_PAIRS:
         return f"{len(told)} of {len(found)} pairs of {methods} can be told apart; most clearly {above}."
     if told and untold:
@@ -56,7 +58,7 @@ def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
     if told:
         return f"{above}."
     if len(untold) == 1:
-        return f"{name(untold[0].higher)} and {name(untold[0].lower)} cannot be told apart ({_size(untold[0])})."
+        return f"{names[untold[0].higher]} and {names[untold[0].lower]} cannot be told apart ({_size(untold[0])})."
     return f"No two of the {len(together.methods)} {methods} can be told apart by their last evaluations."
 
 
@@ -90,7 +92,7 @@ def _repetitions(together: SideBySide, method: int, ends: Sequence[float]) -> st
     places = together.methods[method]
     reached = listed([number(ends[place], 3) for place in places])
     if together.origins[places[0]] is not None and together.named_by_origin:
-        return f"{together.method_name(method)}, {len(places)} seeds, ended at {reached}."
+        return f"{together.method_names[method]}, {len(places)} seeds, ended at {reached}."
     seeds = {together.runs[place].config["seed"] for place in places}
     what = "differ in their seed only" if len(seeds) == len(places) else "have the same settings, even the seed,"
     return f"{listed([together.names[place] for place in places])} {what} and ended at {reached}."
@@ -118,7 +120,7 @@ def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], lis
     said: dict[str, list[tuple[int, str]]] = {}
     for place, run in enumerate(together.whole):
         for sentence in about(run, comparison.compare(run)):
-            alike = NUMBER.sub("#", sentence) if together.by_method else sentence
+            alike = NUMBER.sub("#", MORE.sub("", sentence)) if together.by_method else sentence
             said.setdefault(alike, []).append((place, sentence))
     found = []
     for of in said.values():
@@ -137,7 +139,7 @@ def _said(together: SideBySide, about: Callable[[Run, Sequence[Comparison]], lis
 def _tuned(together: SideBySide) -> list[str]:
     """Whether the methods were tuned equally hard, and what choosing the best does to their numbers."""
     tried = {
-        together.method_name(number): origin.tried if (origin := together.origins[places[0]]) else None
+        together.method_names[number]: origin.tried if (origin := together.origins[places[0]]) else None
         for number, places in enumerate(together.methods)
     }
     if set(tried.values()) <= {1, None} and len(set(tried.values())) == 1:
@@ -166,7 +168,7 @@ def _budgets(together: SideBySide) -> list[str]:
     if max(spent) <= SAME_BUDGET * min(spent):
         return []
     means = [float(np.mean([spent[place] for place in places])) for places in together.methods]
-    each = listed([f"{together.method_name(number)} {cost:,.0f}" for number, cost in enumerate(means)])
+    each = listed([f"{together.method_names[number]} {cost:,.0f}" for number, cost in enumerate(means)])
     return [
         f"The budgets differ: network evaluations spent on training until the last evaluation are {each}. Compare the "
         "curves where they have spent the same."
