@@ -42,16 +42,18 @@ def begin(command: str, directory: Path) -> None:
 
 
 def by_path(given: Sequence[str], option: str = "--set") -> dict[str, str]:
-    """Values by path, of an option that is given as `path=value`.
+    """Values by path, of an option that is given as `path=value`. Of `--set` the last word counts.
 
     Raises:
-        UserError: one of them has no equals sign.
+        UserError: one of them has no equals sign, or a path comes again in another option.
     """
     found = {}
     for setting in given:
         path, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"expected {option} path=value, got {setting!r}: put an equals sign between them")
+        if path in found and option != "--set":
+            raise UserError(f"expected every path of {option} once, got {path} again: put all its values into one list")
         found[path] = value
     return found
 

@@ -10,6 +10,7 @@ import typer
 
 from raysuite import places
 from raysuite.cli.common import console, numbers
+from raysuite.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -139,6 +140,11 @@ def measure(
     ema: Ema = False,
 ) -> None:
     """Where differences between pictures of a prompt come from (the draw, the noise, or both), and how they lie to real ones."""
+    if references is None and (features, samples, neighbours) != ("pixels", 64, 5):
+        raise UserError(
+            "expected --references with --features, --samples or --neighbours, got none: they say how pictures are set beside real "
+            "ones; name a folder of these, or leave them out"
+        )
     folder = places.existing(references) if references else None
     from raysuite.datasets.pictures import of_folder
     from raysuite.results.comparison import with_interval

@@ -40,7 +40,7 @@ from raysuite.study.estimates import NOTHING, predicted_gain
 from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward, unpredicted
 from raysuite.study.measure import Advantages, Measurement, asked_prompts, block_number, study_blocks
 from raysuite.study.rung import RungDirectory, Totals, collect
-from raysuite.types import Block
+from raysuite.types import Block, Cost
 
 Progress = Callable[[str, str], Counting]
 """Makes a counter from what is counted and its unit."""
@@ -199,18 +199,16 @@ def _common(held: RungDirectory) -> Path:
 def _measure_rung(held: RungDirectory, progress: Progress) -> None:
     rungs = len(held.study.rungs)
     of = f"rung {held.rung.number + 1} of {rungs}: " if rungs > 1 else ""
-    seconds = {"draw": 0.0, "measure": 0.0}
     with _working(held) as (actors, policy):
         for units in held.sizes:
-            started, grown = time.monotonic(), held.of_size(units)
+            grown = held.of_size(units)
             blocks = study_blocks(grown.study, grown.rung)
             if grown.rung.draws:
-                _draw(grown, blocks, actors, policy.weights(), progress(f"{of}drawing", "blocks"))
-            drawn = time.monotonic()
-            _measure(grown, blocks, actors, progress(f"{of}measuring", "blocks"))
-            seconds["draw"] += drawn - started
-            seconds["measure"] += time.monotonic() - drawn
-            if grown.estimate(policy, seconds, last=units == held.sizes[-1]):
+                with grown.timed("draw"):
+                    _draw(grown, blocks, actors, policy.weights(), progress(f"{of}drawing", "blocks"))
+            with grown.timed("measure"):
+                _measure(grown, blocks, actors, progress(f"{of}measuring", "blocks"))
+            if grown.estimate(policy, last=units == held.sizes[-1]):
                 break
 
 
@@ -256,13 +254,17 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
     measuring = [(split, block) for split, block in blocks if block.measure_kl]
     rewards = {term.name: term.weight for term in config.rewards}
     rows: list[dict[str, Any]] = []
+    cost, started = Cost(), time.monotonic()
     with _working(held, steps=True) as (actors, policy), progress("taking steps", "objectives") as counting:
         weights = policy.weights()
         note = unpredicted(policy.schedule.windowed(config.sampler.evaluated_window).stochastic_K)
         collector, versions = RayCollector.of(config, actors), iter(range(1, 1_000_000))
 
         def scored(of: Sequence[tuple[str, Block]], flat: np.ndarray) -> Scored:
-            return list(collector.by_split(of, flat, next(versions)))
+            nonlocal cost
+            found = list(collector.by_split(of, flat, next(versions)))
+            cost += sum((rollouts.cost for _, rollouts in found), Cost())
+            return found
 
         counting.begin(len(labels), done=0)
         before = scored(blocks, weights)
@@ -297,4 +299,4 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
                     }
                 )
             counting.advance()
-    held.write_gains(rows)
+    held.write_gains(rows, cost, time.monotonic() - started)

@@ -129,7 +129,10 @@ class PipelinePolicy(Policy):
         if parameters.kind == "prompts":
             return SoftPrompts(self.pipeline, network, parameters.prompts, seed=seed, device=self.device)
         if not (hasattr(self.pipeline, "save_lora_weights") and hasattr(network, "add_adapter")):
-            raise UserError(f"expected parameters.kind=all with {self.name}, for which diffusers reads no LoRA: set it")
+            raise UserError(
+                f"expected parameters.kind=all with {self.name}, for which diffusers reads no LoRA: set it (to evaluate it as it is, "
+                "--model '{path: DIR, kind: all}')"
+            )
         if parameters.start is not None:
             self._start(parameters.start)
             kind = network.peft_config["default"].peft_type.value

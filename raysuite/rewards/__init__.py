@@ -198,19 +198,35 @@ def check(
     else:
         _check_class(name, found, model, options or {})
     if hasattr(found, "check_prompts"):
+        _check_prompts(name, found, prompts, metadata)
+
+
+def _check_prompts(name: str, found: Any, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    if isinstance(found, type) and inspect.isfunction(inspect.getattr_static(found, "check_prompts")):
+        raise UserError(
+            f"expected check_prompts of the reward {name} as a static or a class method, since it is asked before the reward is made, "
+            "got a method of what is made: put @staticmethod above it, without self"
+        )
+    try:
         found.check_prompts(prompts, metadata)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        raise UserError(
+            f"the reward {name} could not look at the prompts, check_prompts raised {in_words(error)}"
+        ) from error
 
 
 def _check_class(name: str, found: type, model: str | None, options: Mapping[str, Any]) -> None:
-    others = sorted(set(options) - _names(found))
-    if others and found.__module__.startswith(f"{__name__}."):  # users' own may do with theirs what they like
+    others, ours = sorted(set(options) - _names(found)), found.__module__.startswith(f"{__name__}.")
+    if others and ours:  # users' own may do with theirs what they like
         known = one_of(others[0], _names(found))
         raise UserError(f"expected options that the reward {name} takes ({known}), got {others[0]}")
     try:
         inspect.signature(found).bind(**_arguments(found, model, options))
     except TypeError as error:
         raise UserError(f"expected options that the reward {name} takes, got others: {error}") from error
-    if hasattr(found, "check"):
+    if ours and hasattr(found, "check"):
         found.check(model, **options)
 
 

@@ -79,6 +79,8 @@ def convert(name: str, file: Path, out: Path, *, tokenizer: str | None = None, t
         )
     if template is not None:
         return _hps_v3(file, out, tokenizer or hps_v3.BASE, template)
+    if tokenizer is not None and PUBLISHED[name].tokenizer is None:
+        raise UserError(f"expected no --tokenizer for {name}, which reads no text, got {tokenizer}: leave it out")
     published, state = PUBLISHED[name], _read(file)
     try:
         weights = published.weights(state)

@@ -100,9 +100,9 @@ def _lines(path: Path, names: Sequence[str]) -> list[Row]:
     for number, line in ((number, line) for number, line in lines if line):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
-                f"expected a JSON object in {path}, line {number}, got something else ({error.msg}): correct the line"
+                f"expected a JSON object in {path}, line {number}, got something else ({in_a_line(error, 200)}): correct the line"
             ) from error
         rows.append(_json_row(row, f"{path}, line {number}", names))
     return rows
@@ -111,9 +111,10 @@ def _lines(path: Path, names: Sequence[str]) -> list[Row]:
 def _list(path: Path, names: Sequence[str]) -> list[Row]:
     try:
         rows = json.loads(_text_of(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"expected JSON in {path}, line {error.lineno} is none ({error.msg}): correct it; a file with an object a line is a .jsonl"
+            f"expected JSON in {path}, got something else ({in_a_line(error, 200)}): correct it; a file with an object a line is a "
+            ".jsonl"
         ) from error
     if not isinstance(rows, list):
         raise UserError(
@@ -131,6 +132,10 @@ def _json_row(row: Any, where: str, names: Sequence[str]) -> Row:
     if not isinstance(text, str) or not text.strip():
         got = json.dumps(row, ensure_ascii=False)[:80]
         raise UserError(f'expected an object with a non-empty "{names[0]}" in {where}, got {got}: add it')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(
+            f"expected whole characters in {where}, got half of one in {json.dumps(text)[:80]}: write the prompt again"
+        )
     return text.strip(), {name: value for name, value in row.items() if name != named[0]}
 
 
@@ -169,7 +174,7 @@ def _data_set(source: str, names: Sequence[str]) -> list[Row]:
     name, _, split = source.partition(":")
     try:
         found = datasets.load_dataset(name)
-    except (OSError, ValueError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"expected prompts in the data set {name}, could not load it ({in_a_line(error, 200)}): name a file "
             f"({FORMS}), or check name and connection"

@@ -40,6 +40,8 @@ ROLLOUTS = ("prompts", "samples", "prompts_per_block", "replay")
 """What of a run's rollouts matters here."""
 LEARN = ("microbatch", "betas", "epsilon")
 """What of its learning does: the size of batches, and the optimiser's scale."""
+UNREAD = ("updates", "budget", "reference", "evaluation.ema", "cluster.workers", "cluster.shard")
+"""What does not: a study takes no step of training, so that nothing follows its policy."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def declare(
     chosen = {label: _objective(name, own) for label, name in zip(labels, objectives, strict=True)}
     held = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
     for path, text in (settings or {}).items():
+        _check_read(path)
         _put(tree, chosen, path, configuration.parse(path, text))
     checkpoints = _checkpoints(run, checkpoint)
     tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
@@ -251,6 +254,17 @@ def _put(tree: dict[str, Any], objectives: dict[str, dict[str, Any]], path: str,
     else:
         raise UserError(
             f"expected objectives.<one of {', '.join(objectives)}>.<field>, got {path!r}: name an objective of this study"
+        )
+
+
+def _check_read(path: str) -> None:
+    """Refuse a setting that a study would show and not use."""
+    section, _, rest = path.partition(".")
+    name, read = rest.partition(".")[0], {"learn": LEARN, "rollouts": ROLLOUTS}.get(section)
+    if any(f"{path}.".startswith(f"{unread}.") for unread in UNREAD) or (read and name and name not in read):
+        raise UserError(
+            f"expected a setting that changes what a study of directions measures, got {path}: a study draws and measures, and takes "
+            "no step of training; leave it out"
         )
 
 

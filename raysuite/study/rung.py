@@ -1,11 +1,12 @@
 """A rung of a study on disk: rollouts and units as they come, and in the end the estimates that take their place.
 
+    seconds.json            what was spent so far
     drawn.json, rollouts/   what was drawn
     units/, sums/           what was measured, block by block
     totals.safetensors      sums over all blocks
     estimates.parquet, facts.json, inner_products-<space>.safetensors, gains.parquet
 
-The first two are removed when there are estimates, since they can be had again; totals when steps along them were taken.
+The first three are removed when there are estimates, since they can be had again; totals when steps along them were taken.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +35,7 @@ from raysuite.kernel.directions import Gram
 from raysuite.kernel.sketch import Sketch
 from raysuite.places import replacing
 from raysuite.stages import checkpoint, stored
-from raysuite.stages.files import write_json
+from raysuite.stages.files import read_json, write_json
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import estimates, widest
 from raysuite.study.gradients import bin_ranges
@@ -105,6 +107,24 @@ class RungDirectory:
         """Of the optimiser at the rung's checkpoint; None for the model as it came."""
         return adam_scale(self._checkpoint, policy, self.rung.config) if self._checkpoint is not None else None
 
+    # what was spent
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By what they were spent on, of all attempts."""
+        known = self.path / "seconds.json"
+        return read_json(known, "study") if known.exists() else {}
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the seconds of a `with`, however it ends."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            before = self.seconds
+            write_json(self.path / "seconds.json", {**before, what: before.get(what, 0.0) + time.monotonic() - started})
+
     # what was drawn
 
     @cached_property
@@ -174,20 +194,19 @@ class RungDirectory:
                     )
         return {int(file.stem) for file in self._units}
 
-    def estimate(self, policy: Policy, seconds: Mapping[str, float], *, last: bool = True) -> bool:
+    def estimate(self, policy: Policy, *, last: bool = True) -> bool:
         """Write what comes of the units, and remove them.
 
         Args:
             policy: of the family and with the parameters that were measured.
-            seconds: by what they were spent on so far.
             last: whether that is all. Otherwise nothing is written where the study wants more units, to know cosines better.
 
         Returns:
             Whether it was written.
         """
-        started = time.monotonic()
-        sketch = study_sketch(self.study, self.rung.config.seed, policy)
-        rows = list(self._rows(sketch))
+        with self.timed("estimate"):
+            sketch = study_sketch(self.study, self.rung.config.seed, policy)
+            rows = list(self._rows(sketch))
         if not last and self.study.until is not None and widest(rows) > self.study.until:
             return False
         facts = {
@@ -196,12 +215,13 @@ class RungDirectory:
             "blocks": sketch.coordinates,
             "exact": sketch.error == 0,
             "projection_error": sketch.error,
-            "rungs": [self._facts({**seconds, "estimate": time.monotonic() - started})],
+            "rungs": [self._facts()],
         }
         write_json(self.path / "facts.json", facts)
         with replacing(self.path / "estimates.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows), temporary)
-        (self.path / "drawn.json").unlink(missing_ok=True)
+        for file in ("drawn.json", "seconds.json"):
+            (self.path / file).unlink(missing_ok=True)
         for done_with in ("units", "rollouts", "sums"):
             shutil.rmtree(self.path / done_with, ignore_errors=True)
         return True
@@ -227,7 +247,7 @@ class RungDirectory:
             for row in estimates(own, labels, list(spans)):
                 yield {**self.place, "space": space, **row}
 
-    def _facts(self, seconds: Mapping[str, float]) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         drawn, ranked = self.drawn, 0
         cost = sum((Cost(**block["cost"]) for block in drawn.values()), Cost())
         for file in self._units:
@@ -241,7 +261,7 @@ class RungDirectory:
             "units": self.study.units,
             "rankings": ranked,
             "reward": float(np.mean(rewards)) if rewards else None,
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "network_evaluations": cost.network_evaluations,
         }
 
@@ -270,8 +290,13 @@ class RungDirectory:
                 found[label] = Gram(**sums).over_bins()
         return found
 
-    def write_gains(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Steps were taken; their directions are needed no more."""
+    def write_gains(self, rows: Sequence[Mapping[str, Any]], cost: Cost, seconds: float) -> None:
+        """Steps were taken, at a cost of their own; their directions are needed no more."""
+        facts = read_json(self.path / "facts.json", "study")
+        for rung in facts["rungs"]:
+            rung["step_evaluations"] = cost.network_evaluations
+            rung["seconds"]["steps"] = round(seconds, 1)
+        write_json(self.path / "facts.json", facts)
         with replacing(self.path / "gains.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
         (self.path / Totals.FILE).unlink()

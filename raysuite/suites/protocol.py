@@ -173,7 +173,8 @@ def declare(
         suite: which.
         prompts: of it.
         runs: directories.
-        models: directories or hub ids, or `{path: DIR, lora: FILE, variant: fp16, name: LABEL}` as YAML.
+        models: directories or hub ids, or `{path: DIR, lora: FILE, variant: fp16, name: LABEL}` as YAML, with
+            `kind: all` for a class that takes no LoRA.
         file: where the prompts will lie for whoever encodes them.
         rewards: names, or entries of a run's `rewards`, as YAML; none for the suite's own.
         settings: by path, in place of the runs' own.
@@ -251,11 +252,11 @@ def _published(text: str, like: RunConfig) -> tuple[str, RunConfig]:
     """The label and the configuration of a model that is no run's: that of a run, with the model in place of its own."""
     said = configuration.parse("--model", text)
     entry = {"path": said} if isinstance(said, str) else said
-    if not isinstance(entry, dict) or "path" not in entry or entry.keys() - {"path", "lora", "variant", "name"}:
+    if not isinstance(entry, dict) or "path" not in entry or entry.keys() - {"path", "lora", "variant", "name", "kind"}:
         raise UserError(f"expected a directory, a hub id or {{path: DIR, lora: FILE}} with --model, got {text!r}")
     tree = like.canonical()
     tree["model"] |= {"path": entry["path"], "variant": entry.get("variant")}
-    tree["parameters"] = {"kind": "lora", "start": entry.get("lora")}
+    tree["parameters"] = {"kind": entry.get("kind", "lora"), "start": entry.get("lora")}
     config = configuration.validate(tree)
     label = str(entry.get("name", _name(config)))
     if label != Path(label).name:

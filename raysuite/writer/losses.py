@@ -6,7 +6,7 @@ h is log pi(y|x) - log pi_ref(y|x) of a whole completion, w the preferred one of
     cal_dpo    -log sigma(Delta) + weight [(h_w - target_w)^2 + (h_l - target_l)^2]   (Xiao et al., 2024; their code has weight 1/2)
     ipo        (Delta / tokens - 1 / (2 beta))^2, each h by its own number of tokens    (Azar et al., 2024, eq. 17, as TRL has it)
     apo_zero   1 - sigma(beta h_w) + sigma(beta h_l)                                    (D'Oosterlinck et al., 2024)
-    sft        -log pi(y_w), the preferred completion alone
+    sft        -log pi(y_w) a token, mean over all tokens of the preferred completions of a batch
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class PairLoss:
         for name, value, known in (("--loss", self.kind, Kind), ("--targets", self.targets, Targets)):
             if value not in get_args(known):
                 raise UserError(f"expected {name} of {', '.join(get_args(known))}, got {value!r}: name one of them")
+        if self.kind != "cal_dpo" and (self.targets, self.weight) != ("plain", 1.0):
+            raise UserError(
+                f"expected --targets and --weight with --loss cal_dpo alone, got them with {self.kind}: leave them out"
+            )
         if not self.beta > 0 or not self.weight >= 0:
             raise UserError(
                 f"expected --beta above 0 and --weight of at least 0, got {self.beta:g} and {self.weight:g}: correct them"

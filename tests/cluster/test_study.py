@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path:
                 ["test"],
                 lambda w, u, k=kind: (Stops if w == k else Counting)(w, u, Console(quiet=True)),
             )
-        (tmp_path / "two" / "rung-00" / ".half-written").touch()
+        (tmp_path / "two" / "rung-00" / f".half-written.{uuid.uuid4().hex}").touch()
     study(two, tmp_path / "two", ["test"], counting)
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
@@ -91,6 +92,9 @@ def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path:
     assert facts["blocks"] == {"perturbation": 60}
     assert facts["exact"]
     assert facts["rungs"][0]["rankings"] == 8
+    one = json.loads((tmp_path / "one" / "facts.json").read_text())
+    assert facts["rungs"][0]["step_evaluations"] == one["rungs"][0]["step_evaluations"] > 0
+    assert set(facts["rungs"][0]["seconds"]) == {"draw", "measure", "estimate", "steps"}
     other = declare("toy-ddpo", objectives=OBJECTIVES[::-1], units=16, gain={"kl": 0.1})
     expected = r"hold this study, got one that differs in order .*; run.rollouts.samples \(8 there, 16 here\)"
     with pytest.raises(UserError, match=expected):

@@ -408,6 +408,20 @@ def test_what_many_runs_are_warned_of_is_said_once(tmp_path: Path):
     assert said.startswith(f"{together.shown[0].name} (3 of 9); of a-0: The trained reward rose on training prompts")
 
 
+def test_a_guard_is_one_guard_however_often_it_warned(tmp_path: Path):
+    """Of nine runs each the first three of one method had a guard warn, once, twice and three times."""
+    directories = [
+        run(tmp_path / f"{name}-{seed}", 6, {"objective": {"name": name}, "seed": seed})
+        for name in "ab"
+        for seed in range(9)
+    ]
+    for seed in range(3):
+        for update in range(seed + 1):
+            fabricate.log(tmp_path / f"a-{seed}", update, {"guard/spread": 1.0})
+    (said,) = [alarm for alarm in sentences.alarms(read_runs(directories)) if "Guard spread" in alarm]
+    assert said.startswith("a (3 of 9); of a-0: Guard spread")
+
+
 @pytest.mark.parametrize(("cost", "said"), [(1_000, False), (1_090, False), (1_200, True)])
 def test_budgets_that_differ(tmp_path: Path, cost: int, said: bool):
     directories = [run(tmp_path / "a", 9), short_of(tmp_path / "b", updates=10, cost=cost)]

@@ -215,6 +215,46 @@ def test_the_lead_claims_what_intervals_support(tmp_path: Path) -> None:
     assert matched == "With timesteps weighted alike, all push the same way (cosine above 0.9)."
 
 
+def with_matched(directory: Path, said: dict[tuple[int, str, str], dict[str, Any]]) -> Path:
+    """Write over some matched cosines of the parameters, by rung and pair."""
+    rows = pq.read_table(directory / "estimates.parquet").to_pylist()
+    for row in rows:
+        if (row["space"], row["quantity"]) == ("parameters", "matched_cosine"):
+            row |= said.get((row["rung"], row["a"], row["b"]), {})
+    pq.write_table(pa.Table.from_pylist(rows), directory / "estimates.parquet")
+    return directory
+
+
+def test_matched_cosines_name_the_timesteps_that_they_rest_on(tmp_path: Path) -> None:
+    """Of two objectives of which one draws the noisier half alone the other half is not compared."""
+    notes = {
+        (0, "ddpo", "dspo"): {"note": "bins 0, 1"},
+        (0, "ddpo", "sft"): {"note": "bins 1"},
+        (0, "dspo", "sft"): {"note": "low power: sft 58%; bins 0"},
+    }
+    study = read_study(with_matched(fabricate(tmp_path, THREE), notes))
+    found = [study.one("matched_cosine", *pair) for pair in study.pairs]
+    weak = "low power: sft 58%; timesteps 0 to 499 alone"
+    assert [study.cautions(e) for e in found if e] == ["", "timesteps 500 to 999 alone", weak]
+    summary = study_summary(tmp_path)
+    assert (
+        "Of these 3 cosines 2 rest on those timesteps alone in which both show a direction, and 1 on directions that may "
+        "have been found by luck." in summary
+    )
+    assert "0.97 [0.95, 0.99] (timesteps 500 to 999 alone)" in summary
+    assert weak in write_study_report(tmp_path).read_text()
+
+
+def test_matched_cosines_over_other_timesteps_are_no_ladder(tmp_path: Path) -> None:
+    lower = {"estimate": 0.4, "low": 0.3, "high": 0.5}
+    other = {(1, "ddpo", "dspo"): {**lower, "note": "bins 1"}, (1, "ddpo", "sft"): lower}
+    study = read_study(with_matched(fabricate(tmp_path, THREE, rungs=2), other))
+    assert along(study, "sampler.eta", "matched_cosine") == (
+        "With timesteps weighted alike, along sampler.eta agreement with ddpo moves: sft from 0.97 [0.95, 0.99] at 0.0 to "
+        "0.40 [0.30, 0.50] at 0.5."
+    )
+
+
 @pytest.mark.parametrize(
     ("interval", "said"),
     [

@@ -114,6 +114,39 @@ def test_evaluations_are_compared_by_the_pictures_that_all_of_them_have(tmp_path
     assert best_so_far(together, 0)[1] == pytest.approx([1.0, 1.0, 1.0])
 
 
+def test_a_run_that_is_called_as_a_sweeps_objective_is_another_method(tmp_path: Path):
+    sweep = fabricate_sweep(tmp_path / "race", [("ddpo", 0, 0, 6), ("ddpo", 0, 1, 6), ("dspo", 0, 0, 7)])
+    config = CONFIG | {"objective": {"name": "ddpo"}, "learn": {"rate": 5}}
+    together = read_runs([fabricate.whole(tmp_path / "ddpo", passing(9), config=config), sweep])
+    assert together.method_names == ["ddpo", "ddpo (race)", "dspo"]
+    assert list(panels.best_curve(together).lines) == together.method_names
+    assert [method.name for method in summarise(together)] == together.method_names
+
+
+def test_curves_of_runs_are_of_the_same_pictures(tmp_path: Path):
+    """Second pictures always pass, first ones of 3 prompts in 12: one run draws both each time, one at its ends, one is not looked
+    at between."""
+    evaluated = {"both": {0: 2, 5: 2, 10: 2}, "ends": {0: 2, 5: 1, 10: 2}, "twice": {0: 2, 10: 2}}
+    for rate, (name, samples) in enumerate(evaluated.items()):
+        fabricate.begin(tmp_path / name, CONFIG | {"learn": {"rate": rate}})
+        for update in (0, 5, 10):
+            if update in samples:
+                fabricate.evaluate(
+                    tmp_path / name,
+                    update,
+                    lambda _, __, prompt, sample, ____: float(sample == 1 or prompt < 3),
+                    samples=samples[update],
+                )
+            fabricate.learn(tmp_path / name, range(update, min(update + 5, 10)))
+    together = read_runs([tmp_path / name for name in evaluated])
+    curves = {(reward, split): chart for reward, split, chart in panels.curves(together)}
+    for number, name in enumerate(evaluated):
+        assert set(best_so_far(together, number)[1]) == {0.25}
+        assert set(curves["scenes_strict", "held_out"].lines[name].y) == {0.25}
+        gain = together.gain_of((number,), "scenes_strict", "held_out")  # of both pictures
+        assert gain is not None and gain.before.estimate == 0.625
+
+
 def test_every_objective_is_shown_with_its_best_settings_and_unequal_tuning_is_said(tmp_path: Path):
     runs = [
         ("ddpo", 0, 0, 6),

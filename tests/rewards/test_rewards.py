@@ -118,6 +118,31 @@ def test_prompts_that_scenes_cannot_judge_are_found_before_anything_is_drawn(nam
 # the user's own
 
 
+class WithMethods:
+    """A reward whose methods are called as hooks are, and are none."""
+
+    def check(self, image: np.ndarray) -> bool:
+        return bool(image.any())
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+        return [int(self.check(image)) for image in images]
+
+
+class WithAStumble(WithMethods):
+    @staticmethod
+    def check_prompts(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        raise KeyError("colour")
+
+
+def test_methods_that_are_called_as_hooks_are() -> None:
+    with pytest.raises(UserError, match=r"expected check_prompts of the reward .* as a static or a class method"):
+        rewards.check(f"{__name__}:WithMethods")
+    with pytest.raises(UserError, match="could not look at the prompts, check_prompts raised KeyError: 'colour'"):
+        rewards.check(f"{__name__}:WithAStumble")
+
+
 def test_a_function_beside_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_rewards_of_a_test.py").write_text(
         "def length(images, prompts, metadata):\n"

@@ -121,7 +121,10 @@ def test_a_byte_order_mark_is_not_part_of_the_prompt(tmp_path: Path) -> None:
         ("p.jsonl", '{"text": "a cat"}\n', 'non-empty "prompt"'),
         ("p.jsonl", '{"prompt": "  "}\n', 'non-empty "prompt"'),
         ("p.jsonl", '{"prompt": 3}\n', 'non-empty "prompt"'),
-        ("p.json", '["a cat",\n', "JSON in .*p.json, line 2 is none .*an object a line is a .jsonl"),
+        ("p.json", '["a cat",\n', "JSON in .*p.json, got something else .*line 2.*an object a line is a .jsonl"),
+        ("p.json", "[" * 100_000, "JSON in .*p.json, got something else"),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5_000 + "}\n", "p.jsonl, line 1, got something else"),
+        ("p.jsonl", '{"prompt": "a \\ud83d cat"}\n', r"whole characters in .*p.jsonl, line 1, got half of one"),
         ("p.json", '{"prompt": "a cat"}', "a list of prompts, or of objects with a prompt, in .*p.json, got dict"),
         ("p.json", '["a cat", " "]', 'non-empty "prompt" in .*p.json, entry 2'),
         ("p.json", '[{"text": "a cat"}]', 'non-empty "prompt" in .*p.json, entry 1, got {"text": "a cat"}'),
@@ -235,6 +238,10 @@ def test_a_data_set_that_is_not_there_and_a_split_that_it_has_not(
     assert texts(str(tmp_path / "set")) == ["a cat"]
     with pytest.raises(UserError, match=r"the split dev of .*set, found test: name one as .*set:SPLIT"):
         texts(f"{tmp_path / 'set'}:dev")
+    (tmp_path / "cut").mkdir()
+    write(tmp_path / "cut", "test.jsonl", '{"prompt": "a cat"}\n{"prompt": ')
+    with pytest.raises(UserError, match=r"prompts in the data set .*cut, could not load it"):
+        texts(str(tmp_path / "cut"))
 
 
 def test_a_prompt_to_learn_from_is_not_held_out(tmp_path: Path) -> None:

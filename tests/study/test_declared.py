@@ -147,6 +147,10 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"settings": {"sampler.eta": "0"}}, "expected sampler.noise.level above 0 for ddpo"),
         ({"along": {"sampler.eta": "0.5"}}, "expected a list of at least two values for sampler.eta"),
         ({"along": {"sampler.eta": "[0.5, 2]"}}, "expected sampler.noise.level between 0 and 1"),
+        ({"settings": {"reference.refresh": "3"}}, r"measures, got reference.refresh: .* leave it out"),
+        ({"settings": {"reference": "{refresh: 3}"}}, "measures, got reference:"),
+        ({"settings": {"learn.learning_rate": "0.1"}}, "measures, got learn.learning_rate:"),
+        ({"settings": {"rollouts.staleness": "1"}}, "measures, got rollouts.staleness:"),
         ({"settings": {"model.precision": "bfloat16"}}, "expected model.precision=float32 with --probes above 0"),
     ],
 )
@@ -155,9 +159,11 @@ def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: st
         declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
 
 
-def test_running_means_of_a_run_do_not_matter_to_a_study() -> None:
+def test_running_means_of_a_run_do_not_matter_to_a_study(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
     settings = {"learn.ema": "0.99", "evaluation.ema": "true"}
-    study = declare("toy-ddpo", objectives=["ddpo"], units=16, settings=settings)
+    (run / "config.json").write_text(json.dumps(load("toy-ddpo", settings).canonical()))
+    study = declare(str(run), objectives=["ddpo"], units=16)
     assert not study.rungs[0].config.evaluation.ema
 
 

@@ -139,10 +139,9 @@ def test_rollouts_are_measured_with_the_prompts_that_they_were_drawn_with(tmp_pa
     settings = {
         "rollouts.prompts": "1",
         "rollouts.prompts_per_block": "1",
-        "learn.minibatches": "1",
         "sampler.steps": "5",
     }
-    config = load("toy-ddpo", {**settings, "rollouts.keep": "true", "seed": "1"})
+    config = load("toy-ddpo", {**settings, "learn.minibatches": "1", "rollouts.keep": "true", "seed": "1"})
     policy, prompts = open_policy(config, torch.device("cpu")), load_prompts(config.prompts)
     drawn_for = [block for update in range(8) for block in training_blocks(config, prompts, update)]
     for block in drawn_for:
@@ -230,7 +229,7 @@ def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:
 
 def test_units_with_ties_count_as_they_do_in_training(tmp_path: Path) -> None:
     """Of six pairs three or five are left: the sum of both units is the gradient on all eight, but for a constant."""
-    settings = {"rollouts.prompts_per_block": "2", "rollouts.samples": "4", "learn.minibatches": "1"}
+    settings = {"rollouts.prompts_per_block": "2", "rollouts.samples": "4"}
     settings |= {"sampler.steps": "3", "preferences": "{choose: all, limit: 6}"}
     study = declare("toy-ddpo", objectives=["trajectory_dpo"], units=8, probes=0, settings=settings)
     (rung,) = study.rungs

@@ -257,6 +257,8 @@ def test_models_that_are_no_runs_are_drawn_as_the_runs_are(runs: Runs, tmp_path:
     protocol = runs.declare(tmp_path / "e", models=models)
     assert [member.label for member in protocol.members] == ["base-epsilon", "first@1", "epsilon", "published"]
     assert [member.base for member in protocol.members] == ["base-epsilon", "base-epsilon", "epsilon", "published"]
+    plain = runs.declare(tmp_path / "all", models=[f"{{path: {path}, kind: all}}"]).members[-1]
+    assert plain.config.parameters.kind == "all"
     draw(protocol, tmp_path / "e")
     drawn = {member.label: scores(tmp_path / "e", member.label) for member in protocol.members}
     assert drawn["epsilon"] == drawn["base-epsilon"] != drawn["first@1"]

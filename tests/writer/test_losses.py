@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,15 @@ def test_warnings(loss: PairLoss, logp: list[float], told: list[str]) -> None:
     assert all(part in line for part, line in zip(told, found, strict=True))
 
 
+@pytest.mark.parametrize("options", [{"targets": "normalised"}, {"weight": 2.0}])
+def test_what_only_cal_dpo_reads_is_refused_elsewhere(options: dict[str, Any]) -> None:
+    PairLoss("cal_dpo", 0.1, **options)
+    with pytest.raises(
+        UserError, match="expected --targets and --weight with --loss cal_dpo alone, got them with sigmoid"
+    ):
+        PairLoss("sigmoid", 0.1, **options)
+
+
 @pytest.mark.parametrize("room", [0.012, 0.11, 0.379, 0.5, 0.6931, 2.1])
 def test_what_a_warning_advises_silences_it(room: float) -> None:
     (told, *more) = warnings(PairLoss("cal_dpo", 0.01), torch.tensor([-room]))
@@ -131,7 +141,7 @@ def test_what_training_did() -> None:
         ({"kind": "dpo"}, "expected --loss of sigmoid, cal_dpo"),
         ({"targets": "soft"}, "expected --targets of plain, normalised"),
         ({"beta": 0.0}, "expected --beta above 0"),
-        ({"weight": -1.0}, "--weight of at least 0"),
+        ({"kind": "cal_dpo", "weight": -1.0}, "--weight of at least 0"),
     ],
 )
 def test_refusals(settings: dict[str, object], mentions: str) -> None:

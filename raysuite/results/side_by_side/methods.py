@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, differences_of_methods, improvement
+from raysuite.places import replacing
 from raysuite.results import comparison
 from raysuite.results.comparison import generator
 from raysuite.results.run import EMPTY, Run
@@ -167,13 +168,8 @@ def write_scores(together: SideBySide, methods: Sequence[Method], path: Path) ->
 
 
 def _put(table: pa.Table, path: Path) -> None:
-    """Write a whole table, or nothing."""
-    temporary = path.with_name(f".{path.name}")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _own(together: SideBySide, methods: Sequence[Method]) -> Iterator[tuple[object, ...]]:

@@ -28,6 +28,8 @@ CONTENT = {
     ),
 }
 """What is read of every file."""
+BINS, WEAK = "bins ", "low power"
+"""How the words of a note begin (`study.estimates`)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Rung:
     value: Any
     checkpoint: int
     facts: Mapping[str, Any]
+
+    @property
+    def network_evaluations(self) -> int:
+        """Of drawing, measuring and taking steps; studies of earlier versions did not count the last."""
+        return int(self.facts["network_evaluations"] + self.facts.get("step_evaluations", 0))
 
     @property
     def title(self) -> str:
@@ -66,6 +73,17 @@ class Estimate:
     where: str
     interval: Interval
     note: str
+
+    @property
+    def bins(self) -> tuple[int, ...]:
+        """Ranges of timesteps in which both objectives of a matched cosine show a direction: it rests on these alone."""
+        said = next((words for words in self.note.split("; ") if words.startswith(BINS)), BINS)
+        return tuple(map(int, filter(None, said.removeprefix(BINS).split(", "))))
+
+    @property
+    def weak(self) -> str:
+        """Which objectives may have been found by luck."""
+        return next((words for words in self.note.split("; ") if words.startswith(WEAK)), "")
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,17 @@ class Study:
         keys = {(a, b or a), (b or a, a)}
         found = self._index.get((quantity, space, rung, part, where), ())
         return next((e for e in found if (e.a, e.b) in keys), None)
+
+    def cautions(self, e: Estimate) -> str:
+        """What is to be read beside a cosine: whether it may be luck, and which timesteps it rests on if not all."""
+        edges, kept = self.facts["bins"], e.bins
+        if len(kept) == len(edges):
+            return e.weak
+        runs = [[edges[n][0], edges[n][1]] for n in kept if n - 1 not in kept]
+        for run, last in zip(runs, [n for n in kept if n + 1 not in kept], strict=True):
+            run[1] = edges[last][1]
+        at = f"timesteps {' and '.join(f'{first} to {last}' for first, last in runs)} alone" if runs else ""
+        return "; ".join(filter(None, [e.weak, at]))
 
     def matrix(
         self, quantity: str = "expected_cosine", *, space: str = "parameters", rung: int = 0

@@ -21,11 +21,12 @@ from raysuite.results.study.read import Gain, Rung, Study, read_study
 
 QUANTITIES = {
     "expected_cosine": ("Expected directions", "what an update would do with infinitely many units"),
-    "matched_cosine": ("Timesteps weighted alike", "the same after every range of timesteps was given equal size"),
+    "matched_cosine": (
+        "Timesteps weighted alike",
+        "the same over the ranges of timesteps in which both show a direction, each given equal size",
+    ),
     "batch_cosine": ("These very batches", "what one update of this size does; shared noise moves it away from zero"),
 }
-WEAK = "low power"
-"""How the note of a cosine begins whose objectives may have been found by luck."""
 GAINS = ("step along", "reward", "predicted [95 %]", "realised [95 %]", "KL [95 %]")
 SPACES = {
     "parameters": "In the space of parameters",
@@ -125,7 +126,7 @@ def _content(study: Study) -> dict[str, Any]:
         "error": study.facts["projection_error"],
         "probed": "prediction" in study.spaces,
         "costs": [
-            (rung.title, short(rung.facts["network_evaluations"]), duration(sum(rung.facts["seconds"].values())))
+            (rung.title, short(rung.network_evaluations), duration(sum(rung.facts["seconds"].values())))
             for rung in study.rungs
         ],
         "objectives": study.settings["objectives"],
@@ -161,7 +162,7 @@ def _cell(study: Study, quantity: str, a: str, b: str, space: str, rung: int) ->
     return {
         "value": number(i.estimate, 2),
         "limits": "" if math.isnan(i.low) else limits(i, 2),
-        "note": found.note if found.note.startswith(WEAK) else "",
+        "note": study.cautions(found),
         "title": "\n".join(filter(None, [f"{a} and {b}: {exact}", found.note])),
         "share": round(55 * abs(figures.supported(i))),
         "colour": "held_out" if i.estimate > 0 else "bad",
@@ -172,7 +173,8 @@ def _inline(study: Study, quantity: str, a: str, b: str, rung: Rung) -> str:
     found = study.one(quantity, a, b, rung=rung.number)
     if found is None or math.isnan(found.interval.estimate):
         return found.note if found else ""
-    return with_interval(found.interval, places=2) + (f" ({found.note})" if found.note.startswith(WEAK) else "")
+    cautions = study.cautions(found)
+    return with_interval(found.interval, places=2) + (f" ({cautions})" if cautions else "")
 
 
 def _noise(study: Study, space: str, rung: int) -> Iterator[tuple[str, str, str, str]]:

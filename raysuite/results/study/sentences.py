@@ -10,7 +10,7 @@ from raysuite.kernel.stats import ENOUGH_POWER, Interval
 from raysuite.results.comparison import number, with_interval
 from raysuite.results.run import SPLITS
 from raysuite.results.side_by_side.runs import listed
-from raysuite.results.study.read import Gain, Study
+from raysuite.results.study.read import Estimate, Gain, Study
 
 SAME = 0.9
 """Two objectives push the same way where the whole interval of their cosine lies above this."""
@@ -30,6 +30,9 @@ def lead(study: Study) -> list[str]:
         found = {pair: study.one(quantity, *pair, rung=rung.number) for pair in combinations(shown, 2)}
         if intervals := {pair: e.interval for pair, e in found.items() if e is not None}:
             said.append(before + _agreement(intervals, "all that show a direction" if silent else "all"))
+            told = [e for e in found.values() if e is not None and not math.isnan(e.interval.estimate)]
+            if quantity == "matched_cosine" and (limits := _limits(study, told)):
+                said.append(limits)
     if silent:
         who = listed(silent) if shown else "no objective"
         verb = "show no" if len(silent) > 1 and shown else "shows no" if shown else "shows a"
@@ -45,6 +48,15 @@ def lead(study: Study) -> list[str]:
     if len(study.rungs) > 1:
         said[0] = f"of {len(study.rungs)} measurements the first ({rung.title}): {said[0]}"
     return [f"{_capital(clause, study.labels)}." for clause in said]
+
+
+def _limits(study: Study, matched: Sequence[Estimate]) -> str:
+    """How many matched cosines rest on some ranges of timesteps alone, and how many on directions that may be luck."""
+    some = sum(len(e.bins) < len(study.facts["bins"]) for e in matched)
+    weak = sum(bool(e.weak) for e in matched)
+    said = [f"{some} rest on those timesteps alone in which both show a direction"] if some else []
+    said += [f"{weak} on directions that may have been found by luck"] if weak else []
+    return f"of these {len(matched)} cosines " + ", and ".join(said) if said else ""
 
 
 def _capital(clause: str, labels: Sequence[str]) -> str:
@@ -112,7 +124,9 @@ def along(study: Study, path: str, quantity: str) -> str:
     moved, still = [], []
     for label in study.labels:
         found = [(rung, study.one(quantity, base, label, rung=rung.number)) for rung in rungs if label != base]
-        points = [(rung, e.interval) for rung, e in found if e is not None and not math.isnan(e.interval.low)]
+        known = [(rung, e) for rung, e in found if e is not None and not math.isnan(e.interval.low)]
+        # matched cosines over other timesteps are other quantities
+        points = [(rung, e.interval) for rung, e in known if e.bins == known[0][1].bins]
         if len(points) < 2:
             continue
         lowest, highest = min(points, key=lambda p: p[1].high), max(points, key=lambda p: p[1].low)
