@@ -109,6 +109,38 @@ def test_nothing_is_written_of_a_set_that_cannot_be_made(
     assert not out.exists()
 
 
+ALONG = ["--along", "sampler.eta=[0.5, 1]", "--along", "sampler.eta=[0.2, 1]"]
+
+
+@pytest.mark.parametrize(
+    ("words", "mentions"),
+    [
+        (
+            ["directions", "toy-ddpo", "--objectives", "ddpo", *ALONG, "--out", "x"],
+            "every path of --along once, got sampler.eta",
+        ),
+        (
+            ["prompts", "measure", "x", "--prompt", "a cat", "--samples", "8"],
+            "expected --references with --features, --samples",
+        ),
+        (
+            ["rewards", "convert", "aesthetic", "x.pth", "--tokenizer", "y", "--out", "z"],
+            "no --tokenizer for aesthetic",
+        ),
+        (
+            ["writer", "train", "x", "--targets", "normalised", "--out", "y"],
+            "--targets and --weight with --loss cal_dpo alone",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: list[str], mentions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mentions in fails(words, capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def pickled(model: Path) -> None:
     (model / "unet" / "diffusion_pytorch_model.safetensors").rename(model / "unet" / "diffusion_pytorch_model.bin")
 

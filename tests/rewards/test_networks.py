@@ -36,6 +36,11 @@ def pictures(height: int, width: int, count: int = 3) -> np.ndarray:
     return ((0.9 * smooth + 0.1 * rng.random(smooth.shape)) * 255).astype(np.uint8)
 
 
+def reads(name: str) -> str | None:
+    """The tokenizer of a reward that reads prompts."""
+    return None if name == "aesthetic" else str(networks.TOKENIZER)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkReward]:
     """Every network reward, of directories that `convert` made where the weights are published as a file."""
@@ -48,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NetworkReward]:
         ("aesthetic", networks.aesthetic_state(12)),
     ):
         torch.save(state, root / f"{name}.pt")
-        convert(name, root / f"{name}.pt", root / name, tokenizer=str(networks.TOKENIZER))
+        convert(name, root / f"{name}.pt", root / name, tokenizer=reads(name))
     return {
         "clip_score": ClipScore(str(clip)),
         "pickscore": PickScore(str(clip)),
@@ -224,7 +229,7 @@ def test_another_file_is_not_converted_and_leaves_nothing(name: str, tmp_path: P
     for kind, content in contents.items():
         torch.save(content, wrong)
         with pytest.raises(UserError, match=wanted[kind]):
-            convert(name, wrong, tmp_path / "out", tokenizer=str(networks.TOKENIZER))
+            convert(name, wrong, tmp_path / "out", tokenizer=reads(name))
         assert not (tmp_path / "out").exists()
     wrong.write_bytes(b"not a file of torch")
     with pytest.raises(UserError, match=r"expected weights that torch saved in .*wrong\.pt"):
@@ -241,7 +246,7 @@ def test_a_file_that_lacks_weights_is_not_converted_and_leaves_nothing(tmp_path:
     ):
         torch.save({key: value for key, value in state.items() if key != lacking}, tmp_path / "file.pt")
         with pytest.raises(UserError, match=f"expected the weights '{lacking}' in .*file.pt"):
-            convert(name, tmp_path / "file.pt", tmp_path / "out", tokenizer=str(networks.TOKENIZER))
+            convert(name, tmp_path / "file.pt", tmp_path / "out", tokenizer=reads(name))
     assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
 
 
