@@ -43,7 +43,7 @@ def test_the_race_is_of_the_recipes_own_methods_on_common_ground() -> None:
         )  # of the scenes recipes, which share all else
 
 
-@pytest.mark.parametrize("name", ["scenes-race", "scenes-contest", "scenes-flow-contest"])
+@pytest.mark.parametrize("name", ["scenes-race", "scenes-contest", "scenes-flow-contest", "scenes-flow-contest-lora"])
 def test_shipped_runs_take_one_core_each(name: str) -> None:
     """So that as many go on at once as there are cores: with an actor each, two cores would have one run at a time."""
     sweep = load(name)
