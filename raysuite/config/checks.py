@@ -143,7 +143,8 @@ def _check_learning(run: Run) -> None:
         if learn.decline_until is None or learn.decline_until < run.updates:
             raise UserError(
                 f"expected learn.decline_until of at least updates={run.updates} with learn.decline={learn.decline}, got "
-                f"{learn.decline_until or 'none'}: set it; from there on the learning rate would be 0"
+                f"{learn.decline_until or 'none'}: set it, or updates{' to what the budget allows' if run.budget else ''}; from there "
+                "on the learning rate would be 0"
             )
         if learn.warmup >= learn.decline_until:
             raise UserError(
@@ -210,6 +211,11 @@ def _check_preferences(run: Run) -> None:
                 f"expected no preferences settings with {name}, which learns from rewards: leave preferences out"
             )
         return
+    if preferences.held_out is not None and run.reference.refresh:
+        raise UserError(
+            f"expected reference.refresh=0 with preferences.held_out, got {run.reference.refresh}: what is held out is judged against "
+            "the reference, which would follow the policy, so that its numbers would begin anew each time; leave one of them out"
+        )
     if preferences.source is not None:
         if run.rollouts.replay is not None:
             raise UserError("expected preferences.source or rollouts.replay, got both: leave one out")
@@ -297,6 +303,11 @@ def _check_rewards(run: Run) -> None:
             "watched in evaluation.rewards"
         )
     if run.reward_scale != "given":
+        if run.checkpoints.best is True and sum(reward.weight != 0 for reward in run.rewards) > 1:
+            raise UserError(
+                f"expected the name of a reward as checkpoints.best with reward_scale={run.reward_scale}, got true: evaluations have "
+                "rewards as they are given, and the largest would decide; name one"
+            )
         if run.preferences.source is not None:
             raise UserError(
                 f"expected reward_scale=given with preferences.source, got {run.reward_scale}: in a set it is settled who is "

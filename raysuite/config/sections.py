@@ -327,7 +327,8 @@ class Credit(Section):
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     """1: a step is answerable for all later gains; below 1: less for those of later steps."""
     discount: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps."""
+    """Weight gamma^k of step k counted from pure noise: below 1 favours the first steps. Weights have mean 1 over all steps of the
+    sampler: in a window of it they may be all above 1, or all below."""
     normalise: Literal["global", "group", "group_mean", "tracked"] = "group"
     """Over the batch; per prompt group (as GRPO); each group's mean with the batch's deviation (as Flow-GRPO and DiffusionNFT); or
     by each prompt's running statistics (as DDPO)."""
@@ -627,8 +628,8 @@ class Run(Section):
     """Terms of the trained reward, which is their weighted sum."""
     reward_scale: Literal["given", "batch", "running"] = "given"
     """Of each term before it is weighted: as its reward gives it, or less its mean and over its standard deviation, in the update's
-    `batch` or `running` over all updates so far. A weight then says what a term counts for, whatever its units. Curves and evaluations
-    show rewards as they are given."""
+    `batch` or `running` over all updates so far. A weight then says what a term counts for, whatever its units. Curves, evaluations
+    and guards have rewards, and their weighted sum, as they are given."""
     rollouts: RolloutSettings = RolloutSettings()
     credit: Credit = Credit()
     preferences: Preferences = Preferences()

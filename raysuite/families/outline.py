@@ -83,6 +83,8 @@ class Outline:
             for module in self.network.modules():
                 if isinstance(module, nn.GroupNorm | nn.LayerNorm):
                     module.register_forward_pre_hook(_widened)
+                elif isinstance(module, nn.RMSNorm):
+                    module.forward = partial(_wide_rms_norm, module)  # type: ignore[method-assign]
         self.driver = Driver(
             pipeline,
             facts,
@@ -232,6 +234,14 @@ def _widened(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if not torch.is_autocast_enabled("cpu"):
         return args
     return tuple(value.float() if isinstance(value, Tensor) else value for value in args)
+
+
+def _wide_rms_norm(module: nn.RMSNorm, x: Tensor) -> Tensor:
+    """The same of a norm that wants its weight in the type of what it is given."""
+    if not torch.is_autocast_enabled("cpu"):
+        return nn.RMSNorm.forward(module, x)
+    weight = module.weight.float() if module.elementwise_affine else None
+    return nn.functional.rms_norm(x.float(), module.normalized_shape, weight, module.eps)
 
 
 def _instead(module: nn.Module, name: str, run: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ from raysuite.errors import UserError
 from raysuite.kernel import guards
 from raysuite.kernel.stats import Interval, by_prompt, paired_difference
 from raysuite.rng import Stage, numpy_generator
+from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory
 
 Rows = Sequence[Mapping[str, Any]]
@@ -94,9 +95,10 @@ class Watch:
         for name, sentence in said.items():
             text = f"after {updates} update{'' if updates == 1 else 's'} {sentence}: {guards.REMEDIES[name]}"
             if getattr(self._guards, name) == "stop":
+                there = checkpoint.completed(self._run.path / "checkpoints")
+                last = f"Its last checkpoint is {there[-1]}" if there else "It has no checkpoint yet"
                 raise UserError(
-                    f"guards.{name}=stop ended the run: {text} Its last checkpoint is from before; to go on all the same, add "
-                    f"--set guards.{name}=warn"
+                    f"guards.{name}=stop ended the run: {text} {last}; to go on all the same, add --set guards.{name}=warn"
                 )
             self.warnings.setdefault(name, f"{text[0].upper()}{text[1:]}")
 

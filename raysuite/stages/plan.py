@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from raysuite.config import TOYS, Model, Parameters, RunConfig, Sampler, put, validate
 from raysuite.errors import UserError
 from raysuite.families.outline import Outline
+from raysuite.families.text import REMEMBERED_BYTES
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.forward import ForwardObjective
+from raysuite.kernel.preferences import choose
 from raysuite.rewards import weights_of
-from raysuite.stages.prompts import latents_kept, load_prompts
+from raysuite.stages.prompts import PromptSet, drawn, latents_kept, load_prompts
 
 GB = 10**9
 GPUS: Mapping[str, int] = {
@@ -39,6 +43,8 @@ ROOM = 0.9
 """Share of a GPU that may be planned for: the rest is for CUDA's context, libraries' workspaces and gaps."""
 STAND_IN = "a picture of " + ", ".join(f"a thing of colour number {number}" for number in range(16))
 """In place of prompts whose file is not here."""
+LOADED = "the model as it loads"
+"""What main memory holds only until the model is on its GPU."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +115,16 @@ def plan(config: RunConfig) -> Plan:
             "expected parameters.kind=lora or all to plan for, got prompts: what gradients through text encoders keep is not counted"
         )
     cluster, notes = config.cluster, []
-    prompt = _longest_prompt(config)
-    if prompt is None:
+    read, prompts = config.rollouts.prompts, _prompts(config)
+    if prompts is None:
         prompt = STAND_IN
         notes.append(
             f"prompts.training={config.prompts.training} is not here: a prompt of {len(prompt)} characters stands in"
         )
+    else:
+        prompt = max((prompt.text for prompt in prompts.all), key=len)
+        of_a_set = config.preferences.source is not None
+        read = len(drawn(config, prompts)) + (config.rollouts.prompts if of_a_set else 0)
     about = (
         config.model.model_dump_json(),
         config.sampler.model_dump_json(),
@@ -122,9 +132,14 @@ def plan(config: RunConfig) -> Plan:
         prompt,
     )
     learns = _outline(*about, cluster.worker_gpus > 0)
-    processes = [_learner(config, learns)]
+    texts = read * learns.text
+    processes = [_learner(config, learns, texts)]
     if cluster.actors:
-        processes.append(_actor(config, _outline(*about, cluster.actor_gpus > 0)))
+        processes.append(_actor(config, _outline(*about, cluster.actor_gpus > 0), texts))
+    if cluster.encode_once and texts:
+        notes.append(
+            f"on disk, in texts/ of the run: {_gb(texts)} GB, the text states of {read:,} prompts as long as the longest"
+        )
     if config.model.compile:
         notes.append(
             "counted without model.compile: what a compiler keeps for the way back, and works with, is its own choice"
@@ -153,19 +168,18 @@ def _outline(model: str, sampler: str, parameters: str, prompt: str, gpu: bool) 
     )
 
 
-def _learner(config: RunConfig, outline: Outline) -> Process:
+def _learner(config: RunConfig, outline: Outline, texts: int) -> Process:
     objective, cluster, learn = config.built_objective, config.cluster, config.learn
     shares = cluster.workers if cluster.shard else 1
     network = outline.weights[outline.part]
-    measured = not cluster.actors and config.evaluation.kl
+    measured = not cluster.actors and _measures_kl(config)
     copies = (outline.copy if objective.needs_reference or measured else 0) + (
         outline.copy if objective.needs_base and config.reference.refresh else 0
     )
     second = 4 * outline.trained if config.reference.refresh else 0
     guided = objective.process == "reverse"
     block = config.rollouts.prompts_per_block * config.rollouts.samples
-    points = block * (objective.draws if isinstance(objective, ForwardObjective) else 1)  # noise levels of each picture
-    rows = min(learn.microbatch, points) if objective.consumes == "advantages" else learn.microbatch
+    rows = min(learn.microbatch, _points(config))
     activations = outline.learning(rows, guided=guided, reference=objective.needs_reference or objective.needs_base)
     passing = 4 * outline.trained // shares  # of the optimiser's step, or gradients that are summed over workers
     device = {
@@ -182,14 +196,44 @@ def _learner(config: RunConfig, outline: Outline) -> Process:
     follows = config.reference.refresh > 0
     # the policy's versions, the average, the reference, and where a learner draws for itself the model as it came
     weights = 1 + config.rollouts.staleness + (learn.ema is not None) + follows + (follows and not cluster.actors)
+    if config.preferences.source is not None:
+        block = config.rollouts.prompts_per_block * config.preferences.members
     kept, pictures = _latents(config), -(-config.rollouts.blocks // cluster.workers) * block
     main = {
         "latents of an update": kept * outline.latent * pictures,
         "copies for a minibatch": _asked(objective, kept) * outline.latent * pictures // learn.minibatches,
-        "text states": config.rollouts.prompts * outline.text,
+        "text states": min(texts, REMEMBERED_BYTES),
         "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
+        LOADED: _loaded(config, outline) if cluster.worker_gpus else 0,
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
+
+
+def _measures_kl(config: RunConfig) -> bool:
+    """Whether evaluations compare with the model as it came: between samplers without noise there is no finite KL."""
+    return config.evaluation.kl and config.sampler.noise.level > 0
+
+
+def _points(config: RunConfig) -> int:
+    """What may go through the network at once: a microbatch crosses no block, and no step of one."""
+    objective, rollouts, compared = config.built_objective, config.rollouts, config.preferences
+    pictures = rollouts.samples
+    if objective.consumes == "preferences":
+        rankings = 1
+        if compared.source is None:
+            rankings = len(
+                choose(
+                    np.arange(rollouts.samples),
+                    how=compared.choose,
+                    members=compared.members,
+                    kept=compared.kept,
+                    limit=compared.limit,
+                    rng=np.random.default_rng(0),
+                )
+            )
+        pictures = rankings * compared.members
+    draws = objective.draws if isinstance(objective, ForwardObjective) else 1  # noise levels of each picture
+    return rollouts.prompts_per_block * pictures * draws
 
 
 def _asked(objective: Objective[Any], kept: int) -> int:
@@ -199,15 +243,24 @@ def _asked(objective: Objective[Any], kept: int) -> int:
     return 2 * (kept - 1)  # before and after each step
 
 
-def _actor(config: RunConfig, outline: Outline) -> Process:
-    reference = outline.copy if not outline.lora and config.evaluation.kl else 0
+def _actor(config: RunConfig, outline: Outline, texts: int) -> Process:
+    reference = outline.copy if not outline.lora and _measures_kl(config) else 0
     device = {
         **_weights(config, outline, outline.weights[outline.part]),
         "reference": reference,
         "activations": _calls_of_drawing(config, outline),
     }
-    main = {"text states": config.rollouts.prompts * outline.text, "weights and moments": 4 * outline.trained}
+    main = {
+        "text states": min(texts, REMEMBERED_BYTES),
+        "weights and moments": 4 * outline.trained,
+        LOADED: _loaded(config, outline) if config.cluster.actor_gpus else 0,
+    }
     return Process("actor", config.cluster.actors, config.cluster.actor_gpus, device, main)
+
+
+def _loaded(config: RunConfig, outline: Outline) -> int:
+    """Bytes of a pipeline that is read into main memory before it goes to a GPU."""
+    return sum(_weights(config, outline, outline.weights[outline.part]).values())
 
 
 def _weights(config: RunConfig, outline: Outline, network: int) -> dict[str, int]:
@@ -228,12 +281,12 @@ def _latents(config: RunConfig) -> int:
     return latents_kept(config, config.sampler.evaluated_window)
 
 
-def _longest_prompt(config: RunConfig) -> str | None:
+def _prompts(config: RunConfig) -> PromptSet | None:
+    """Those of the run; None where their files are not here."""
     try:
-        prompts = load_prompts(config.prompts)
+        return load_prompts(config.prompts)
     except UserError:
         return None
-    return max((prompt.text for prompt in prompts.all), key=len)
 
 
 # whether it fits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,8 +138,13 @@ def drawn(config: RunConfig, prompts: PromptSet) -> list[Prompt]:
         for b in split
         for number in b.prompt_ids
     }
-    for update in range(_most_updates(config)):
-        numbers |= {number for block in training_blocks(config, prompts, update) for number in block.prompt_ids}
+    if config.preferences.source is None:  # a set brings its own
+        choosing = config
+        if config.rollouts.replay is not None:  # the drawing run's seed chose
+            drawing = json.loads((Path(config.rollouts.replay) / "config.json").read_text())
+            choosing = config.model_copy(update={"seed": drawing["seed"]})
+        for update in range(_most_updates(config)):
+            numbers |= {number for block in training_blocks(choosing, prompts, update) for number in block.prompt_ids}
     return [prompt for prompt in prompts.all if prompt.number in numbers]
 
 

@@ -131,7 +131,10 @@ def _identity(config: RunConfig, digests: Mapping[str, str], *, credit: bool) ->
     best_of = config.prompts.best_of
     facts["prompts.best_of (or seed, which draws its pictures)"] = (best_of, config.seed if best_of else None)
     drawn = config.parameters.kind == "prompts"
-    facts["distribution of prompts"] = config.parameters.prompts.model_dump(mode="json") if drawn else None
+    facts["distribution of prompts (or seed, which draws where it begins)"] = (
+        (config.parameters.prompts.model_dump(mode="json"), config.seed) if drawn else None
+    )
+    facts["parameters.start"] = digests.get("parameters.start", config.parameters.start)
     if credit:
         facts["credit"] = (config.credit.kind, config.credit.previews, config.credit.preview_steps)
     return facts

@@ -328,11 +328,18 @@ class Training:
         self.state.reference = spec.decay * old + (1 - spec.decay) * new if spec.decay else new
         self.policy.set_reference(self.state.reference)
 
+    def ends_before(self, update: int) -> bool:
+        """Whether the budget will probably be spent before an update that is not the next."""
+        done, spent = self.state.updates, self.state.training.network_evaluations
+        if self.config.budget is None or not done or update <= done:
+            return False
+        return spent + (update - done) * spent / done >= self.config.budget
+
     def collect(self, number: int) -> list[Rollouts]:
         """This worker's rollouts of an update; rollouts of later updates may begin too, as far as staleness lets them."""
         last = min(number + self.config.rollouts.staleness, self.config.updates - 1)
         for update in range(number, last + 1):
-            if update not in self.pending:
+            if update not in self.pending and not self.ends_before(update):
                 version = max(0, update - self.config.rollouts.staleness)
                 blocks = training_blocks(self.config, self.prompts, update)
                 mine = blocks_of_worker(
@@ -459,7 +466,7 @@ class Training:
     def write_checkpoint(self) -> None:
         """Write a checkpoint, and drop those that are not to be kept."""
         self.snapshot.wait()
-        best, kept = None, self.config.checkpoints
+        best, kept, directory = None, self.config.checkpoints, self.run.path / "checkpoints"
         if kept.best:
             split = "held_out" if self.prompts.held_out else "training"
             alike = min(self.config.evaluation.samples, self.config.evaluation.final_samples)
@@ -469,9 +476,10 @@ class Training:
                 if kept.best is True
                 else scores.get(f"evaluation/{split}/{kept.best}", {})
             )
-            rewards.pop(0, None)  # of the model as it came, which has no checkpoint
-            best = max(rewards, key=rewards.__getitem__, default=None)
-        checkpoint.save(self.run.path / "checkpoints", self.policy, self.state, keep=kept.keep, best=best)
+            # the model as it came has none, and some went before the best one was to be kept
+            there = {int(path.name) for path in checkpoint.completed(directory)} | {self.state.updates}
+            best = max(there & rewards.keys(), key=rewards.__getitem__, default=None)
+        checkpoint.save(directory, self.policy, self.state, keep=kept.keep, best=best)
 
     def write_ledger(self) -> None:
         """Write what the run has cost so far."""

@@ -665,6 +665,22 @@ DENSE = {"objective": "{name: trajectory_dpo, strength: 5, discount: 0.9}", "cre
         ({"credit.tracker_minimum": "8"}, "set credit.normalise=tracked, or leave tracker_minimum out"),
         ({"reference.refresh": "1"}, "expected no reference settings with ddpo"),
         ({**DPO, "reference.decay": "0.5"}, "expected reference.refresh above 0"),
+        (
+            {**DPO, "reference.refresh": "2", "preferences.held_out": "a/set"},
+            "expected reference.refresh=0 with preferences.held_out, got 2",
+        ),
+        (
+            {
+                "reward_scale": "running",
+                "rewards": "[{name: redness}, {name: jpeg_compressibility}]",
+                "checkpoints.best": "true",
+            },
+            "expected the name of a reward as checkpoints.best with reward_scale=running, got true",
+        ),
+        (
+            {"budget": "9000", "learn.decline": "linear", "learn.decline_until": "3"},
+            "got 3: set it, or updates to what the budget allows; from there on",
+        ),
         ({**DPO, "objective.beta": "-1"}, "expected objective.beta of at least 0"),
         ({**DPO, "objective.beta": "0"}, "expected objective.beta above 0, where there is something to learn, got 0"),
         ({**DPO, "objective": "{name: dmpo, beta: 0}"}, "expected objective.beta above 0"),

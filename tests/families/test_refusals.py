@@ -248,6 +248,27 @@ def test_default_targets_reach_every_block_of_flux_2(double: int, single: int) -
     assert len(linear_layers(network, FACTS["FluxPipeline"].targets)) == double * 4
 
 
+@pytest.mark.parametrize(
+    ("recipe", "network", "double", "single", "each"),
+    [
+        ("sd35-medium-grpo", diffusers.SD3Transformer2DModel, 24, 0, 8),
+        ("flux1-dev-grpo", diffusers.FluxTransformer2DModel, 19, 38, 12),
+        ("qwen-image-grpo", diffusers.QwenImageTransformer2DModel, 60, 0, 8),
+    ],
+)
+def test_recipes_train_both_streams_of_released_networks(
+    recipe: str, network: Any, double: int, single: int, each: int
+) -> None:
+    """In double blocks as many layers as there are names, in single ones q, k and v; SD3's last block has no way out for the text."""
+    with torch.device("meta"):
+        made = network(
+            **({"num_layers": double} if single == 0 else {"num_layers": double, "num_single_layers": single})
+        )
+    targets = load(recipe, {"prompts.training": "toy"}).parameters.targets
+    assert targets is not None
+    assert len(linear_layers(made, targets)) == double * each + single * 3 - (recipe == "sd35-medium-grpo")
+
+
 # the memory of text
 
 

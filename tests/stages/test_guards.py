@@ -138,6 +138,7 @@ def test_a_guard_that_stops_leaves_the_last_good_checkpoint(
     last = int(checkpoint.completed(tmp_path / "checkpoints")[-1].name)
     (line,) = guard_lines(tmp_path)
     assert last == line[1]  # the update before the one that the guard ended at
+    assert f"Its last checkpoint is {tmp_path / 'checkpoints'}/{last:06d}; to go on" in str(stopped.value)
     with pytest.raises(UserError) as again:  # the same command: the same end
         begin(config, tmp_path).train()
     assert str(again.value) == str(stopped.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +99,59 @@ def test_every_noise_level_of_a_picture_is_a_row() -> None:
         return learner.device["activations"]
 
     assert activations(samples=2, draws=8) == activations(samples=16, draws=1) > activations(samples=2, draws=1)
+
+
+def test_no_microbatch_crosses_a_block() -> None:
+    """One prompt's best and worst picture at one level are two points, however large a microbatch may be; all pairs of 8 are 56."""
+
+    def activations(**settings: str) -> int:
+        block = {"rollouts.prompts_per_block": "1", "objective.draws": "1"}
+        given = {name.replace("__", "."): value for name, value in settings.items()}
+        learner, *_ = plan(load("scenes-diffusion-dpo", {**block, **given})).processes
+        return learner.device["activations"]
+
+    two = activations(preferences="{choose: best_worst}", learn__microbatch="2")
+    assert activations(preferences="{choose: best_worst}", learn__microbatch="64") == two
+    every = activations(preferences="{choose: all}", learn__microbatch="64")
+    assert every == activations(preferences="{choose: all}", learn__microbatch="56") > 10 * two
+
+
+def test_main_memory_holds_the_model_as_it_loads_and_the_texts_that_a_run_may_draw(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"{n} red circles" for n in range(20, 60)))
+    files = {"prompts.training": str(tmp_path / "prompts.txt"), "prompts.held_out": "null"}
+    small = {
+        "rollouts.prompts": "8",
+        "rollouts.prompts_per_block": "4",
+        "learn.minibatches": "1",
+        "updates": "1",
+        "budget": "null",
+    }
+    options = {**files, **small, "parameters.kind": "lora", "evaluation.prompts": "8", "cluster.encode_once": "true"}
+    found = plan(
+        load(
+            "scenes-diffusion-dpo",
+            {**options, "cluster.worker_gpus": "0.5", "cluster.actor_gpus": "0", "cluster.actors": "1"},
+        )
+    )
+    learner, actor = found.processes
+    assert learner.main[planning.LOADED] == learner.device["network"] + learner.device["VAE"]
+    assert actor.main[planning.LOADED] == 0
+    more = plan(load("scenes-diffusion-dpo", {**options, "updates": "20", "evaluation.prompts": "40"}))
+    counts = [
+        int(re.findall(r"in texts/ of the run: .* text states of (\d+) prompts", told(p))[0]) for p in (found, more)
+    ]
+    assert 8 <= counts[0] <= 16 and counts[1] == 40
+    texts = [p.processes[0].main["text states"] for p in (found, more)]
+    assert texts[0] * counts[1] == texts[1] * counts[0] > 0
+
+
+def test_what_is_never_loaded_is_not_counted() -> None:
+    """Evaluations without noise measure no KL, so that actors need no second network."""
+    silent = {"parameters.kind": "all", "sampler.noise.level": "0"}
+    assert plan(load("scenes-forward-rl", silent)).processes[1].device["reference"] == 0
+    assert plan(load("scenes-forward-rl", {"parameters.kind": "all"})).processes[1].device["reference"] > 0
 
 
 @pytest.mark.parametrize(

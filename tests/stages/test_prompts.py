@@ -24,6 +24,7 @@ from raysuite.stages.prompts import (
     Prompt,
     PromptSet,
     distinct_blocks,
+    drawn,
     evaluation_blocks,
     load_prompts,
     noisy_steps,
@@ -394,6 +395,41 @@ def test_a_sets_prompts_are_distinct_while_there_are_enough(run_config: Maker) -
     )
     drawn = [n for b in distinct_blocks(config, known, 2) for n in b.prompt_ids]
     assert sorted(n < 4 for n in drawn) == [False] * 3 + [True] * 3  # alike from both
+
+
+def test_a_run_draws_of_a_set_nothing_and_of_kept_rollouts_what_their_seed_chose(
+    run_config: Maker, tmp_path: Path
+) -> None:
+    (tmp_path / "training.txt").write_text("\n".join(f"prompt {n}" for n in range(40)))
+    (tmp_path / "held-out.txt").write_text("other prompt")
+    files = {"training": str(tmp_path / "training.txt"), "held_out": str(tmp_path / "held-out.txt")}
+    sizes = {"prompts": 8, "samples": 2, "prompts_per_block": 4}
+    evaluation = {"prompts": 1, "every": 1}
+    kept = run_config("epsilon-lora-1", prompts=files, rollouts=sizes, updates=2, evaluation=evaluation, seed=3)
+    known = load_prompts(kept.prompts)
+    learned = {p for update in range(2) for b in training_blocks(kept, known, update) for p in b.prompts}
+    (tmp_path / "config.json").write_text(json.dumps(kept.canonical()))
+
+    def texts(config: RunConfig) -> set[str]:
+        return {prompt.text for prompt in drawn(config, known)}
+
+    evaluated = {
+        p for blocks in evaluation_blocks(kept, known, 0, final=True).values() for b in blocks for p in b.prompts
+    }
+    assert texts(kept) == learned | evaluated
+    replaying = kept.model_copy(
+        update={"seed": 4, "rollouts": kept.rollouts.model_copy(update={"replay": str(tmp_path)})}
+    )
+    assert texts(replaying) == learned | evaluated
+    of_a_set = kept.model_copy(
+        update={
+            "preferences": kept.preferences.model_copy(update={"source": "a/set"}),
+            "rollouts": kept.rollouts.model_copy(
+                update={"prompts": 64}
+            ),  # rankings an update: more than there are prompts
+        }
+    )
+    assert texts(of_a_set) == evaluated
 
 
 def test_draws_depend_on_seed_and_update(run_config: Maker) -> None:

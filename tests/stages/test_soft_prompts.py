@@ -111,6 +111,10 @@ def test_rollouts_of_another_distribution_are_not_replayed(
     for settings in ({"prompts": {"spread": 0.5}}, {"parameters": {"kind": "lora"}}):
         with pytest.raises(UserError, match="drawn with another distribution of prompts"):
             check_replay(config_of(rollouts=replay, **settings))
+    with pytest.raises(
+        UserError, match=r"drawn with another distribution of prompts \(or seed, which draws where it begins\)"
+    ):
+        check_replay(config_of(rollouts=replay, seed=7))
 
 
 def test_pictures_of_several_draws_are_not_replayed_to_be_compared(

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import torch
@@ -358,6 +360,35 @@ def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
         training.state.updates += 1
         training.state.behaviour[update + 1] = training.policy.weights()
     assert versions == [{0}, {0}, {1}]
+
+
+def test_no_rollouts_are_begun_beyond_the_budget(tmp_path: Path) -> None:
+    """Which the third update spends, at 1,280 evaluations each; what staleness would begin before is never asked for."""
+    training = begin(toy(rollouts__staleness="2", budget="3000", updates="50", evaluation__every="50"), tmp_path)
+    asked, start = [], training.collector.start
+
+    def started(blocks: Sequence[Block], weights: np.ndarray, version: int) -> Iterator[Rollouts]:
+        asked.extend(block.update for block in blocks if not block.evaluation)
+        return start(blocks, weights, version)
+
+    training.collector.start = started  # type: ignore[method-assign]
+    training.train()
+    assert training.state.updates == 3
+    assert sorted(set(asked)) == [0, 1, 2]
+
+
+def test_the_best_checkpoint_is_one_that_is_there(tmp_path: Path) -> None:
+    """Turned on late: the best evaluation's checkpoint went long ago, and the best of those that are left is kept from then on."""
+    settings = {"updates": "6", "evaluation__every": "1", "checkpoints__keep": "1"}
+    training = begin(toy(**settings), tmp_path)
+    training.train()
+    for path in (tmp_path / "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        high = {2: 3.0, 6: 2.0}.get(int(path.stem), 0.0)  # of all that follow the sixth is the best
+        values = pa.array([high] * len(table), table.schema.field("value").type)
+        pq.write_table(table.set_column(table.schema.get_field_index("value"), "value", values), path)
+    begin(toy(**{**settings, "updates": "8"}, checkpoints__best="true"), tmp_path).train()
+    assert [path.name for path in checkpoint.completed(tmp_path / "checkpoints")] == ["000006", "000008"]
 
 
 def test_the_old_policy_draws_what_it_is_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
