@@ -247,9 +247,8 @@ class Driver:
 
     def _first_latents(self) -> Tensor:
         """One latent in the form of the loop."""
-        self._put(
-            scheduler=copy.deepcopy(self.scheduler)
-        )  # whose own table is that of training until a pipeline asks for steps
+        # the pipeline's own keeps the table of training, which a call that asks for steps writes over
+        self._put(scheduler=copy.deepcopy(self.scheduler))
         try:
             with self._up_to_the_network(), torch.no_grad():
                 self._go([""], steps=2)  # one would leave some schedulers without a table
