@@ -238,7 +238,7 @@ def test_matched_cosines_name_the_timesteps_that_they_rest_on(tmp_path: Path) ->
     assert [study.cautions(e) for e in found if e] == ["", "timesteps 500 to 999 alone", weak]
     summary = study_summary(tmp_path)
     assert (
-        "Of these 3 cosines 2 rest on those timesteps alone in which both show a direction, and 1 on directions that may "
+        "Of these 3 cosines 2 rest on those timesteps alone in which both show a direction, and 1 rest on directions that may "
         "have been found by luck." in summary
     )
     assert "0.97 [0.95, 0.99] (timesteps 500 to 999 alone)" in summary

@@ -143,15 +143,21 @@ class SideBySide:
 
     def by_update(self, run: Run, reward: str, split: str) -> dict[int, Interval]:
         """A reward's mean at each evaluation of one of the runs, over the pictures that evaluations of all of them have."""
-        return comparison.by_update(run, reward, split, samples=self._samples(reward, split))
+        return comparison.by_update(run, reward, split, samples=self._samples[reward, split])
 
     def curve(self, place: int) -> Curve:
         """The headline reward's way through the evaluations of a run, over the same pictures."""
         reward, split = self.headline, self.along
-        return comparison.curve(self.runs[place], reward, split, samples=self._samples(reward, split))
+        return comparison.curve(self.runs[place], reward, split, samples=self._samples[reward, split])
 
-    def _samples(self, reward: str, split: str) -> int:
-        return min(comparison.shared_samples(run, reward, split) for run in self.runs)
+    @cached_property
+    def _samples(self) -> dict[tuple[str, str], int]:
+        """How many pictures of a prompt evaluations of all runs have, by reward and split."""
+        return {
+            (reward, split): min(comparison.shared_samples(run, reward, split) for run in self.runs)
+            for reward in self.rewards
+            for split in self.splits
+        }
 
     @cached_property
     def gains(self) -> list[Comparison]:

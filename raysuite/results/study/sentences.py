@@ -55,7 +55,7 @@ def _limits(study: Study, matched: Sequence[Estimate]) -> str:
     some = sum(len(e.bins) < len(study.facts["bins"]) for e in matched)
     weak = sum(bool(e.weak) for e in matched)
     said = [f"{some} rest on those timesteps alone in which both show a direction"] if some else []
-    said += [f"{weak} on directions that may have been found by luck"] if weak else []
+    said += [f"{weak} rest on directions that may have been found by luck"] if weak else []
     return f"of these {len(matched)} cosines " + ", and ".join(said) if said else ""
 
 
