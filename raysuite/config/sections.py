@@ -50,6 +50,11 @@ def located(path: str | None) -> str | None:
     return str(Path(path).absolute()) if exists else path
 
 
+def _located_clip(options: dict[str, Any]) -> dict[str, Any]:
+    """The same of a network that a reward reads beside its own."""
+    return options | ({"clip": located(options["clip"])} if isinstance(options.get("clip"), str) else {})
+
+
 Location = Annotated[str, AfterValidator(located)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -279,7 +284,7 @@ class Reward(Section):
     """In the sum."""
     model: Annotated[str | None, AfterValidator(located)] = None
     """Hub id or directory of a reward that is a network; by default the weights that it was published with, where a hub has them."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], AfterValidator(_located_clip)] = Field(default_factory=dict)
     """Other arguments of a reward that is a class, such as `{precision: bfloat16, batch: 8}`."""
     seconds: PositiveFloat = 600.0
     """What it may take for the pictures of one block; then it has hung, and its process is replaced. Rewards that are only

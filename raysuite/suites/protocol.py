@@ -349,7 +349,11 @@ def _known(reward: Reward) -> dict[str, Any]:
     """What decides a reward's scores."""
     there = reward.model is not None and Path(reward.model).exists()
     sha256 = content(reward.model) if there and reward.model else None
-    return {"model": reward.model, "options": reward.options, "sha256": sha256}
+    known = {"model": reward.model, "options": reward.options, "sha256": sha256}
+    beside = reward.options.get("clip")
+    if isinstance(beside, str) and Path(beside).exists():
+        known["clip"] = content(beside)
+    return known
 
 
 def _digest_of(prompts: Sequence[Prompt]) -> str:

@@ -808,3 +808,15 @@ def test_recipes_of_large_models_say_what_they_are(name: str) -> None:
         1 if config.preferences.source else config.rollouts.samples
     )
     assert f"`{name}`" in (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+def test_networks_of_rewards_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a cluster may run in other directories; what is on a hub keeps its name."""
+    (tmp_path / "head").mkdir()
+    (tmp_path / "clip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    here = load("toy-ddpo", {"rewards": "[redness, {name: aesthetic, model: head, options: {clip: clip, batch: 8}}]"})
+    reward = here.rewards[1]
+    assert (reward.model, reward.options) == (str(tmp_path / "head"), {"clip": str(tmp_path / "clip"), "batch": 8})
+    there = load("toy-ddpo", {"rewards": "[redness, {name: aesthetic, model: head, options: {clip: openai/clip}}]"})
+    assert there.rewards[1].options == {"clip": "openai/clip"}
