@@ -81,15 +81,16 @@ def gained(contest: str, file: str = "comparison") -> dict[str, Bar]:
 
 
 def contest_gained() -> Figure:
-    """The first model at two budgets and with a LoRA, and the other model, side by side, in the order of the first."""
+    """The first model at two budgets and with a LoRA, and the other at two budgets, side by side, in the order of the first."""
     panels = {
         "U-Net, 0.24 before": gained("contest"),
         "the same, four times the budget": gained("contest", "longer"),
         "the same, with a LoRA": gained("contest-lora"),
         "flow transformer, 0.07 before": gained("flow-contest"),
+        "transformer, four times the budget": gained("flow-contest", "longer"),
     }
     order, *_ = panels.values()
-    figure = Figure(figsize=(13.0, 4.4), layout="constrained")
+    figure = Figure(figsize=(15.0, 4.4), layout="constrained")
     for axes, (title, bars) in zip(
         figure.subplots(1, len(panels), sharex=True, sharey=True), panels.items(), strict=True
     ):
