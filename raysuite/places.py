@@ -110,20 +110,21 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         raise OSError(number := int(told[1]), os.strerror(number), str(path)) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def remove_unfinished(directory: Path) -> None:
     """Remove what `replacing` was writing anywhere below when its process was killed, and nothing else that is hidden."""
-    for left in directory.rglob(".*"):
-        if re.search(r"\.[0-9a-f]{32}$", left.name):
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+    for left in [path for path in directory.rglob(".*") if re.search(r"\.[0-9a-f]{32}$", path.name)]:
+        _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """A file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _for_others(path: Path) -> None:

@@ -118,6 +118,10 @@ def export(
     console.print(f"{shapes}: {file}", soft_wrap=True, highlight=False)
 
 
+BESIDE_REAL = ("pixels", 64, 5)
+"""Features, samples and neighbours by default: they mean something beside real pictures alone."""
+
+
 @app.command()
 def measure(
     run: PromptRun,
@@ -132,15 +136,17 @@ def measure(
         typer.Option(
             help="What they are compared by: pixels, package.module:function, or a vision model's hub id or directory."
         ),
-    ] = "pixels",
-    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt to set beside real ones.")] = 64,
-    neighbours: Annotated[int, typer.Option(min=1, help="Real pictures in a neighbourhood.")] = 5,
+    ] = BESIDE_REAL[0],
+    samples: Annotated[int, typer.Option(min=1, help="Pictures of each prompt to set beside real ones.")] = BESIDE_REAL[
+        1
+    ],
+    neighbours: Annotated[int, typer.Option(min=1, help="Real pictures in a neighbourhood.")] = BESIDE_REAL[2],
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
     ema: Ema = False,
 ) -> None:
     """Where differences between pictures of a prompt come from (the draw, the noise, or both), and how they lie to real ones."""
-    if references is None and (features, samples, neighbours) != ("pixels", 64, 5):
+    if references is None and (features, samples, neighbours) != BESIDE_REAL:
         raise UserError(
             "expected --references with --features, --samples or --neighbours, got none: they say how pictures are set beside real "
             "ones; name a folder of these, or leave them out"

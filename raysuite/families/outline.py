@@ -84,7 +84,7 @@ class Outline:
                 if isinstance(module, nn.GroupNorm | nn.LayerNorm):
                     module.register_forward_pre_hook(_widened)
                 elif isinstance(module, nn.RMSNorm):
-                    module.forward = partial(_wide_rms_norm, module)  # type: ignore[method-assign]
+                    _instead(module, "forward", partial(_wide_rms_norm, module))
         self.driver = Driver(
             pipeline,
             facts,
@@ -236,10 +236,10 @@ def _widened(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.float() if isinstance(value, Tensor) else value for value in args)
 
 
-def _wide_rms_norm(module: nn.RMSNorm, x: Tensor) -> Tensor:
+def _wide_rms_norm(module: nn.RMSNorm, own: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The same of a norm that wants its weight in the type of what it is given."""
     if not torch.is_autocast_enabled("cpu"):
-        return nn.RMSNorm.forward(module, x)
+        return own(x)
     weight = module.weight.float() if module.elementwise_affine else None
     return nn.functional.rms_norm(x.float(), module.normalized_shape, weight, module.eps)
 

@@ -21,7 +21,8 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -207,14 +208,19 @@ def _check_prompts(name: str, found: Any, prompts: Sequence[str], metadata: Sequ
             f"expected check_prompts of the reward {name} as a static or a class method, since it is asked before the reward is made, "
             "got a method of what is made: put @staticmethod above it, without self"
         )
-    try:
+    with _told(f"the reward {name} could not look at the prompts, check_prompts raised"):
         found.check_prompts(prompts, metadata)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn what a user's code raises within into a sentence that begins so."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # whatever a user's function raises
-        raise UserError(
-            f"the reward {name} could not look at the prompts, check_prompts raised {in_words(error)}"
-        ) from error
+    except Exception as error:  # whatever that is
+        raise UserError(f"{what} {in_words(error)}") from error
 
 
 def _check_class(name: str, found: type, model: str | None, options: Mapping[str, Any]) -> None:
@@ -242,12 +248,8 @@ def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | No
     key = json.dumps([name, model, options or {}], sort_keys=True)
     with _MAKING:
         if key not in _MADE:
-            try:
+            with _told(f"the reward {name} could not be made, it raised"):
                 _MADE[key] = found(**_arguments(found, model, options or {}))
-            except UserError:
-                raise
-            except Exception as error:  # whatever a user's class raises
-                raise UserError(f"the reward {name} could not be made, it raised {in_words(error)}") from error
         return _MADE[key]
 
 

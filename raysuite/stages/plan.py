@@ -20,9 +20,9 @@ from raysuite.families.outline import Outline
 from raysuite.families.text import REMEMBERED_BYTES
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.forward import ForwardObjective
-from raysuite.kernel.preferences import choose
 from raysuite.rewards import weights_of
-from raysuite.stages.prompts import PromptSet, drawn, latents_kept, load_prompts
+from raysuite.stages.preferences import tuples
+from raysuite.stages.prompts import PromptSet, drawn, latents_kept, load_prompts, measures_kl
 
 GB = 10**9
 GPUS: Mapping[str, int] = {
@@ -172,7 +172,7 @@ def _learner(config: RunConfig, outline: Outline, texts: int) -> Process:
     objective, cluster, learn = config.built_objective, config.cluster, config.learn
     shares = cluster.workers if cluster.shard else 1
     network = outline.weights[outline.part]
-    measured = not cluster.actors and _measures_kl(config)
+    measured = not cluster.actors and measures_kl(config)
     copies = (outline.copy if objective.needs_reference or measured else 0) + (
         outline.copy if objective.needs_base and config.reference.refresh else 0
     )
@@ -209,11 +209,6 @@ def _learner(config: RunConfig, outline: Outline, texts: int) -> Process:
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
 
 
-def _measures_kl(config: RunConfig) -> bool:
-    """Whether evaluations compare with the model as it came: between samplers without noise there is no finite KL."""
-    return config.evaluation.kl and config.sampler.noise.level > 0
-
-
 def _points(config: RunConfig) -> int:
     """What may go through the network at once: a microbatch crosses no block, and no step of one."""
     objective, rollouts, compared = config.built_objective, config.rollouts, config.preferences
@@ -221,16 +216,7 @@ def _points(config: RunConfig) -> int:
     if objective.consumes == "preferences":
         rankings = 1
         if compared.source is None:
-            rankings = len(
-                choose(
-                    np.arange(rollouts.samples),
-                    how=compared.choose,
-                    members=compared.members,
-                    kept=compared.kept,
-                    limit=compared.limit,
-                    rng=np.random.default_rng(0),
-                )
-            )
+            rankings = len(tuples(compared, np.arange(rollouts.samples), np.random.default_rng(0)))
         pictures = rankings * compared.members
     draws = objective.draws if isinstance(objective, ForwardObjective) else 1  # noise levels of each picture
     return rollouts.prompts_per_block * pictures * draws
@@ -244,7 +230,7 @@ def _asked(objective: Objective[Any], kept: int) -> int:
 
 
 def _actor(config: RunConfig, outline: Outline, texts: int) -> Process:
-    reference = outline.copy if not outline.lora and _measures_kl(config) else 0
+    reference = outline.copy if not outline.lora and measures_kl(config) else 0
     device = {
         **_weights(config, outline, outline.weights[outline.part]),
         "reference": reference,

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from raysuite.config import RunConfig
+from raysuite.config import Preferences as Wanted, RunConfig
 from raysuite.errors import UserError
 from raysuite.kernel.preferences import choose, rank
 from raysuite.rng import Stage, numpy_generator
@@ -32,9 +32,7 @@ def rankings(
         first = group * block.samples_per_prompt
         reward_G = reward_N[first : first + block.samples_per_prompt]
         rng = numpy_generator(seed=config.seed, stage=Stage.PREFERENCES, update=block.update, prompt=prompt)
-        tuples_RM = choose(
-            reward_G, how=wanted.choose, members=wanted.members, kept=wanted.kept, limit=wanted.limit, rng=rng
-        )
+        tuples_RM = tuples(wanted, reward_G, rng)
         order = rank(
             reward_G[tuples_RM],
             None if rounding_N is None else rounding_N[first + tuples_RM],
@@ -47,6 +45,11 @@ def rankings(
         found.append(first + np.take_along_axis(tuples_RM[rows], places_RM, axis=1))
         ties += len(tuples_RM) - len(rows)
     return np.concatenate(found), ties
+
+
+def tuples(wanted: Wanted, reward_G: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which samples of one prompt are compared, as indices (R, M)."""
+    return choose(reward_G, how=wanted.choose, members=wanted.members, kept=wanted.kept, limit=wanted.limit, rng=rng)
 
 
 def rows_of_set(config: RunConfig, size: int, *, update: int, block: int) -> list[int]:

@@ -348,6 +348,11 @@ def _independent(prompts: tuple[Prompt, ...], number: int, rng: np.random.Genera
     return [replace(prompt, number=prompt.number + AGAIN * n) for prompt, n in zip(chosen, before, strict=True)]
 
 
+def measures_kl(config: RunConfig) -> bool:
+    """Whether evaluations compare with the model as it came: between samplers without noise there is no finite KL."""
+    return config.evaluation.kl and config.sampler.noise.level > 0
+
+
 def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, final: bool) -> dict[str, list[Block]]:
     """The blocks of an evaluation by split: always the same prompts and noise, more samples before and after."""
     evaluation = config.evaluation
@@ -369,10 +374,7 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
                 evaluation=True,
                 first_sample=sample,
                 window=config.sampler.evaluated_window,
-                # between samplers without noise there is no finite KL
-                measure_kl=evaluation.kl
-                and config.sampler.noise.level > 0
-                and (split, sample, start) == ("training", 0, 0),
+                measure_kl=measures_kl(config) and (split, sample, start) == ("training", 0, 0),
                 pictures=max(0, evaluation.pictures - start) if sample == 0 else 0,
             )
             for sample in range(samples)

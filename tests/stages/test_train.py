@@ -362,7 +362,7 @@ def test_stale_rollouts_come_from_the_stated_version(tmp_path: Path) -> None:
     assert versions == [{0}, {0}, {1}]
 
 
-def test_no_rollouts_are_begun_beyond_the_budget(tmp_path: Path) -> None:
+def test_no_rollouts_are_begun_beyond_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which the third update spends, at 1,280 evaluations each; what staleness would begin before is never asked for."""
     training = begin(toy(rollouts__staleness="2", budget="3000", updates="50", evaluation__every="50"), tmp_path)
     asked, start = [], training.collector.start
@@ -371,7 +371,7 @@ def test_no_rollouts_are_begun_beyond_the_budget(tmp_path: Path) -> None:
         asked.extend(block.update for block in blocks if not block.evaluation)
         return start(blocks, weights, version)
 
-    training.collector.start = started  # type: ignore[method-assign]
+    monkeypatch.setattr(training.collector, "start", started)
     training.train()
     assert training.state.updates == 3
     assert sorted(set(asked)) == [0, 1, 2]
