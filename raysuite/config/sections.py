@@ -216,7 +216,8 @@ class SoftPrompts(Section):
     tokens: PositiveInt = 4
     """Tokens of each."""
     placement: Literal["before", "after"] = "before"
-    """Of the soft tokens: before the text, or after it, which leaves the states of the text's words as they are in CLIP."""
+    """Of the soft tokens: before the text, or after it, which leaves the states of the text's words as they are in CLIP. `before` is
+    refused where a pooled vector would be read at a soft token (`eos_token_id: 2` in the config of a CLIP encoder, as in SDXL)."""
     draw: Draw = "independent"
     """What a picture is drawn from: the encodings' mean with noise of their spread, `independent` in every number (the paper's) or
     `correlated` as the encodings are; one `member`; or the `mean`."""

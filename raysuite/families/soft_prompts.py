@@ -291,7 +291,21 @@ class SoftPrompts(Trained):
             for tensor in tensors
         )
         states = tuple(tensor for tensor, varies in zip(tensors, varying, strict=True) if varies)
+        if self.settings.placement == "before" and any(state.ndim == 2 for state in states):
+            self._check_pooled()
         return Encoded(answer, varying, Distribution(states), tuple(ends))
+
+    def _check_pooled(self) -> None:
+        """Refuses a CLIP encoder whose pooled vector would be read at a soft token, where it knows nothing of the text.
+
+        For the old `eos_token_id: 2` transformers reads it at the token of the highest number, and added tokens have higher ones.
+        """
+        for name, (encoder, _) in self.parts.items():
+            if type(encoder).__name__.startswith("CLIP") and encoder.config.eos_token_id == 2:
+                raise UserError(
+                    f"expected text encoders whose pooled vector is read at the end of the text, got eos_token_id 2 in the config of {name}, "
+                    "for which it is read at the last soft token and would know nothing of the text: set parameters.prompts.placement=after"
+                )
 
     def _rebuilt(self, encoded: Encoded, drawn: Sequence[Tensor]) -> Answer:
         """The encoders' answer for one prompt, with these states in place of the K."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 
 def opened(open_tiny: Opener, name: str, **settings: Any) -> PipelinePolicy:
-    sampler = settings.pop("sampler", {})
-    return open_tiny(
-        name, parameters={"kind": "prompts", "rank": 16, "prompts": {**SMALL, **settings}}, sampler=sampler
-    )
+    others = {section: settings.pop(section, {}) for section in ("sampler", "model")}
+    return open_tiny(name, parameters={"kind": "prompts", "rank": 16, "prompts": {**SMALL, **settings}}, **others)
 
 
 def points(policy: PipelinePolicy, rows: int = 2) -> tuple[Tensor, Tensor]:
@@ -137,6 +137,26 @@ def test_after_the_text_its_words_stay_as_they_are(open_tiny: Opener) -> None:
         (states_K,) = policy.soft.encoded(*question).distribution.states_K
     assert torch.equal(states_K[:, :words], plain[:, :words].expand(3, -1, -1))
     assert (states_K[0, words:] != states_K[1, words:]).any(1).all()
+
+
+def test_soft_prompts_that_would_hide_the_text_from_a_pooled_vector_are_refused(
+    open_tiny: Opener, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Released CLIPs have the old entry, for which the pooled vector is read at the token of the highest number."""
+
+    def with_old_entry(name: str, encoder: str) -> dict[str, str]:
+        config = shutil.copytree(tiny(name), tmp_path / name) / encoder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
+        return {"path": str(tmp_path / name)}
+
+    model = with_old_entry("sdxl", "text_encoder_2")
+    x, t = points(open_tiny("sdxl"), 1)
+    with pytest.raises(UserError, match="got eos_token_id 2 in the config of text_encoder_2, for which it is read at"):
+        opened(open_tiny, "sdxl", model=model).predict(x, t, [TEXT], draws_N=labels(1))
+    after = opened(open_tiny, "sdxl", model=model, placement="after")
+    assert after.predict(x, t, [TEXT], draws_N=labels(1)).isfinite().all()
+    unpooled = opened(open_tiny, "sd15", model=with_old_entry("sd15", "text_encoder"))
+    assert unpooled.predict(*points(unpooled, 1), [TEXT], draws_N=labels(1)).isfinite().all()
 
 
 def test_a_text_without_room_after_it_is_refused(open_tiny: Opener) -> None:
