@@ -303,8 +303,9 @@ class SoftPrompts(Trained):
         for name, (encoder, _) in self.parts.items():
             if type(encoder).__name__.startswith("CLIP") and encoder.config.eos_token_id == 2:
                 raise UserError(
-                    f"expected text encoders whose pooled vector is read at the end of the text, got eos_token_id 2 in the config of {name}, "
-                    "for which it is read at the last soft token and would know nothing of the text: set parameters.prompts.placement=after"
+                    f"expected text encoders whose pooled vector is read at the end of the text, got eos_token_id 2 in the config of "
+                    f"{name}, for which it is read at the last soft token and would know nothing of the text: set "
+                    "parameters.prompts.placement=after"
                 )
 
     def _rebuilt(self, encoded: Encoded, drawn: Sequence[Tensor]) -> Answer:
