@@ -236,7 +236,9 @@ class Counting:
         """Say how much there is, and how much of it was there before."""
         self._bar.update(self._task, total=total, completed=done)
         if done and not self._console.is_terminal:
-            self._console.print(f"{self._what}: {done} of {total} {self._unit} were there", highlight=False)
+            self._console.print(
+                f"{self._what}: {done} of {total} {self._unit} were there", highlight=False, markup=False
+            )
 
     def advance(self) -> None:
         """One more is done."""
@@ -244,4 +246,4 @@ class Counting:
         task = self._bar.tasks[0]
         total, done = int(task.total or 0), int(task.completed)
         if not self._console.is_terminal and (done == total or done % max(1, total // 10) == 0):
-            self._console.print(f"{self._what}: {done} of {total} {self._unit}", highlight=False)
+            self._console.print(f"{self._what}: {done} of {total} {self._unit}", highlight=False, markup=False)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from raysuite.cli import directions, evaluation, in_context, prompts, rewards, runs, sets, writer
-from raysuite.cli.common import console
+from raysuite.cli.common import console, say
 from raysuite.errors import Stopped, UserError, is_full
 from raysuite.signals import Interrupted, heeded
 from raysuite.terminal import speak_plainly
@@ -39,7 +39,7 @@ for name, group in {"prompts": prompts, "writer": writer, "rewards": rewards}.it
 
 def _version(wanted: bool) -> None:
     if wanted:
-        console.print(f"raysuite {importlib.metadata.version('raysuite')}", highlight=False)
+        say(f"raysuite {importlib.metadata.version('raysuite')}")
         raise typer.Exit
 
 

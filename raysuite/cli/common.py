@@ -31,6 +31,11 @@ def place(directory: Path) -> Path:
     return places.directory(directory)
 
 
+def say(text: str) -> None:
+    """Tell a user something, as it stands: names in brackets are no markup, and long lines stay whole."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 def terminal_width() -> int | None:
     """Characters of the terminal; in a file or a pipe lines may have any length."""
     return console.width if console.is_terminal else None
@@ -38,7 +43,7 @@ def terminal_width() -> int | None:
 
 def begin(command: str, directory: Path) -> None:
     """Say at once what is going on: what it needs takes seconds to load."""
-    console.print(f"{command}: {directory}", soft_wrap=True, highlight=False, markup=False)
+    say(f"{command}: {directory}")
 
 
 def by_path(given: Sequence[str], option: str = "--set") -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysuite.cli.common import Settings, begin, by_path, console, place, terminal_width
+from raysuite.cli.common import Settings, begin, by_path, console, place, say, terminal_width
 
 
 def directions(
@@ -69,5 +69,5 @@ def directions(
         measuring.study(study, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.study.report import study_summary, write_study_report
 
-    console.print(study_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {write_study_report(directory)}", soft_wrap=True)
+    say(study_summary(directory, terminal_width()))
+    say(f"report: {write_study_report(directory)}")

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import begin, by_path, console, place, terminal_width
+from raysuite.cli.common import begin, by_path, console, place, say, terminal_width
 from raysuite.errors import UserError
 
 
@@ -112,7 +112,7 @@ def evaluate(
         launch.check_evaluation(directory, updates=checkpoint, samples=samples)
         with watch(directory, console):
             launch.evaluate(directory, updates=checkpoint, samples=samples)
-        console.print(summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        say(summary(directory, terminal_width()))
 
 
 def _out_of_suite(runs: Sequence[Path], suite: str, out: Path | None) -> Path:
@@ -142,10 +142,8 @@ def evaluate_suite(protocol: Any, directory: Path, against: str | None) -> None:
     with locked(directory):
         evaluation.claim(protocol, directory, sys.argv)
         suites.evaluate(protocol, directory, lambda what, unit: Counting(what, unit, console))
-        console.print(
-            suite_summary(directory, terminal_width(), against=against), soft_wrap=True, markup=False, highlight=False
-        )
-        console.print(f"report: {write_suite_report(directory, against=against)}", soft_wrap=True)
+        say(suite_summary(directory, terminal_width(), against=against))
+        say(f"report: {write_suite_report(directory, against=against)}")
 
 
 def suites() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from raysuite import places
-from raysuite.cli.common import begin, console, place, terminal_width
+from raysuite.cli.common import begin, console, place, say, terminal_width
 
 
 def in_context(
@@ -21,7 +21,7 @@ def in_context(
         ),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     out: Annotated[Path, typer.Option(help="Directory of the evaluation.")] = Path("runs/in-context"),
-    episodes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Of each task and number of shots.")] = 100,
+    episodes: Annotated[int, typer.Option(min=1, max=999_999, help="Of each task and number of shots.")] = 100,
     shots: Annotated[str, typer.Option(help="Comma-separated numbers of demonstrations.")] = "2,4,6,8",
     nuisance: Annotated[
         bool, typer.Option("--nuisance", help="Leave an attribute free that neither text nor latent holds fixed.")
@@ -73,6 +73,7 @@ def in_context(
     """Evaluate in-context generation: a few texts with pictures, and what comes next. The same command again goes on."""
     directory = place(out)
     begin("in-context", directory)
+    from raysuite.families.interleaved import InterleavedPipeline
     from raysuite.in_context import command
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
@@ -113,7 +114,7 @@ def in_context(
             data=places.existing(data),
             judge=command.judge_of(judge or "clip", model=judge_model, url=judge_url, fields=judge_fields, seed=seed),
             reader=command.chat_of(reader, reader_url, reader_fields) if reader else None,
-            interleaved=command.interleaved_of(interleaved) if interleaved else None,
+            interleaved=InterleavedPipeline(interleaved) if interleaved else None,
             episodes=episodes,
             shots=asked,
             paired=paired,
@@ -125,5 +126,5 @@ def in_context(
         command.evaluate(plan, drawers, directory, sys.argv, lambda what, unit: Counting(what, unit, console))
     from raysuite.results.in_context.report import in_context_summary, write_in_context_report
 
-    console.print(in_context_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {write_in_context_report(directory)}", soft_wrap=True)
+    say(in_context_summary(directory, terminal_width()))
+    say(f"report: {write_in_context_report(directory)}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from raysuite import places
-from raysuite.cli.common import console, numbers
+from raysuite.cli.common import numbers, say
 from raysuite.errors import UserError
 
 app = typer.Typer(
@@ -115,7 +115,7 @@ def export(
     tensors = embeddings(drawn, prompt, samples=samples, seed=seed)
     write_embeddings(file, tensors)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-    console.print(f"{shapes}: {file}", soft_wrap=True, highlight=False)
+    say(f"{shapes}: {file}")
 
 
 BESIDE_REAL = ("pixels", 64, 5)
@@ -162,14 +162,14 @@ def measure(
         real_N, extract = of_folder(folder, drawn.policy.image_size), features_of(features, device=drawn.policy.device)
         found = beside_real(drawn, prompt, real_N, extract, samples=samples, seed=seed, neighbours=neighbours)
         said = f"{samples * len(prompt)} drawn and {len(real_N)} real pictures, {neighbours} neighbours, {features}"
-        console.print(f"{'density':12} {found.density:.2f}  {said}", soft_wrap=True, highlight=False)
-        console.print(f"{'coverage':12} {found.coverage:.2f}", soft_wrap=True, highlight=False)
+        say(f"{'density':12} {found.density:.2f}  {said}")
+        say(f"{'coverage':12} {found.coverage:.2f}")
     for name, component in measured(drawn, prompt, draws=draws, noises=noises, seed=seed).items():
-        console.print(f"{name:12} {with_interval(component)}  grey levels squared", soft_wrap=True, highlight=False)
+        say(f"{name:12} {with_interval(component)}  grey levels squared")
 
 
 def _grid(page: Path, title: str, said: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]]) -> None:
     from raysuite.results.grid import write_grid
 
     written = write_grid(page, title=title, said=said, columns=columns, rows=rows)
-    console.print(f"page: {written}", soft_wrap=True, highlight=False)
+    say(f"page: {written}")

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import by_path, console
+from raysuite.cli.common import by_path, console, say
 
 app = typer.Typer(help="List rewards, and convert published ones.", invoke_without_command=True)
 
@@ -53,7 +53,7 @@ def convert(
         tokenizer=tokenizer,
         template=None if template is None else places.whole(template),
     )
-    console.print(f"{{name: {name}, model: {made}}}", soft_wrap=True, highlight=False, markup=False)
+    say(f"{{name: {name}, model: {made}}}")
 
 
 @app.command()
@@ -80,6 +80,6 @@ def serve(
         Served(name, model, chosen),
         host,
         port,
-        lambda url: console.print(f"serving {name} at {url}", soft_wrap=True, highlight=False, markup=False),
+        lambda url: say(f"serving {name} at {url}"),
         waiting=waiting,
     )

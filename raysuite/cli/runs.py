@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from raysuite import places
-from raysuite.cli.common import Run, Settings, begin, by_path, console, place, terminal_width
+from raysuite.cli.common import Run, Settings, begin, by_path, console, place, say, terminal_width
 from raysuite.errors import UserError
 
 
@@ -40,12 +40,12 @@ def train(
     launch.preflight(config)
     with locked(directory):
         if launch.claim(config, directory, sys.argv):
-            console.print(f"{directory} is finished already", soft_wrap=True)
+            say(f"{directory} is finished already")
         else:
             with watch(directory, console):
                 launch.train(config, directory)
-        console.print(summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
-        console.print(f"report: {write_report(directory)}", soft_wrap=True)
+        say(summary(directory, terminal_width()))
+        say(f"report: {write_report(directory)}")
 
 
 def plan(
@@ -66,9 +66,9 @@ def plan(
     size = planning.memory_of(gpu) if gpu is not None else memory
     config = configuration.load(run, by_path(settings))
     planned = planning.plan(config)
-    console.print(planning.told(planned), soft_wrap=True, highlight=False, markup=False)
+    say(planning.told(planned))
     for line in planning.verdict(config, planned, size):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        say(line)
     if size is not None and not planned.fits(size):
         raise typer.Exit(1)
 
@@ -106,7 +106,7 @@ def sweep(
             show_comparison([directory])
         else:  # nothing to set beside it
             for caution in chosen.cautions:
-                console.print(f"Note: {caution}", soft_wrap=True, markup=False, highlight=False)
+                say(f"Note: {caution}")
     failed = [trial for trial in book.trials.values() if trial.status == "failed"]
     if failed:
         raise UserError(
@@ -135,22 +135,22 @@ def report(
     if (directory / "study.json").exists():
         from raysuite.results.study.report import study_summary, write_study_report
 
-        console.print(study_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        say(study_summary(directory, terminal_width()))
         path = write_study_report(directory, page)
     elif (directory / "protocol.json").exists():
         from raysuite.results.suites.report import suite_summary, write_suite_report
 
-        console.print(suite_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        say(suite_summary(directory, terminal_width()))
         path = write_suite_report(directory, page)
     elif (directory / "in_context.json").exists():
         from raysuite.results.in_context.report import in_context_summary, write_in_context_report
 
-        console.print(in_context_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        say(in_context_summary(directory, terminal_width()))
         path = write_in_context_report(directory, page)
     else:
-        console.print(summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+        say(summary(directory, terminal_width()))
         path = write_report(directory, page)
-    console.print(f"report: {path}", soft_wrap=True)
+    say(f"report: {path}")
 
 
 def track(
@@ -193,19 +193,16 @@ def show_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
     whole = [places.existing(run) for run in runs]
     page = places.file(out or page_of(whole))
     report = Report.of(whole)
-    console.print(report.summary(terminal_width()), soft_wrap=True, markup=False, highlight=False)
+    say(report.summary(terminal_width()))
     written = report.write(page)
     if on_suites := suites_across([run.directory for run in report.together.runs], terminal_width()):
-        console.print(f"\n{on_suites}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {written}", soft_wrap=True)
+        say(f"\n{on_suites}")
+    say(f"report: {written}")
 
 
 def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The file.")],
-    form: Annotated[
-        str, typer.Option("--format", help="kohya: what ComfyUI reads, and for SD 1.x and 2.x kohya's tools.")
-    ] = "kohya",
     checkpoint: Annotated[
         int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
     ] = None,
@@ -213,28 +210,19 @@ def export(
         bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")
     ] = False,
 ) -> None:
-    """Write a run's LoRA in another form. For diffusers nothing needs to be written: it loads checkpoints/<updates>/model."""
-    if form != "kohya":
-        raise UserError(f"expected --format kohya, got {form}: there is no other")
+    """Write a run's LoRA in kohya's form, which ComfyUI reads, and of SD 1.x and 2.x kohya's tools.
+
+    For diffusers nothing needs to be written: it loads checkpoints/<updates>/model.
+    """
     directory, file = places.existing(run), places.file(out)
     from raysuite.families.export import to_kohya
     from raysuite.stages import checkpoint as checkpoints
     from raysuite.stages.files import RunDirectory
 
     RunDirectory(directory).config()
-    found = checkpoints.by_updates(directory)
-    updates = checkpoint if checkpoint is not None else max(found, default=None)
-    if updates not in found:
-        raise UserError(
-            f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them"
-        )
-    model = found[updates] / (checkpoints.EMA if ema else "model")
-    if not model.is_dir():
-        raise UserError(
-            f"expected an average of the weights in {found[updates]}, found none: the run has no learn.ema; leave --ema out"
-        )
-    layers = to_kohya(model, file)
-    console.print(f"{layers} layers after {updates} updates: {file}", soft_wrap=True, highlight=False)
+    found = checkpoints.find(directory, checkpoint)
+    layers = to_kohya(checkpoints.weights(found, ema=ema), file)
+    say(f"{layers} layers after {int(found.name)} updates: {file}")
 
 
 def settings(
@@ -270,4 +258,4 @@ def recipes() -> None:
     from raysuite.sweeps.declared import sweeps
 
     for name, line in {**configuration.recipes(), **{n: f"(sweep) {line}" for n, line in sweeps().items()}}.items():
-        console.print(f"[bold]{name:30}[/bold] {line}", soft_wrap=True, highlight=False)
+        console.print(f"[bold]{name:30}[/bold] {escape(line)}", soft_wrap=True, highlight=False)

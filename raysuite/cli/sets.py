@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from raysuite import places
-from raysuite.cli.common import Settings, begin, by_path, console, place
+from raysuite.cli.common import Settings, begin, by_path, console, place, say
 
 
 def pairs(
@@ -44,7 +44,7 @@ def pairs(
         summary = make_pairs(
             config, directory, prompts=prompts, trajectories=trajectories, command=sys.argv, counting=counting
         )
-    console.print(f"{summary['rankings']} rankings, {summary['ties']} ties left out: {out}", soft_wrap=True)
+    say(f"{summary['rankings']} rankings, {summary['ties']} ties left out: {out}")
 
 
 def encode(
@@ -110,7 +110,7 @@ def encode(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    console.print(f"with the VAE and text encoders of {of.path}", soft_wrap=True, highlight=False, markup=False)
+    say(f"with the VAE and text encoders of {of.path}")
     with locked(directory), Counting("encoding", "blocks", console) as counting:
         summary = encoding.encode(
             opened,
@@ -125,9 +125,7 @@ def encode(
         )
     rejects = ", ".join(f"{count} x {reason}" for reason, count in summary["rejects"].items())
     kind = "pictures" if opened.members == 1 else "pairs"
-    console.print(
+    say(
         f"{summary['rankings']} {kind} of {summary['read']} rows, {summary['ties']} ties left out, set aside: "
-        f"{rejects or 'none'}: {out}",
-        soft_wrap=True,
-        highlight=False,
+        f"{rejects or 'none'}: {out}"
     )

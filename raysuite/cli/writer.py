@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from raysuite import places
-from raysuite.cli.common import Settings, begin, by_path, console, place, terminal_width
+from raysuite.cli.common import Settings, begin, by_path, console, place, say, terminal_width
 from raysuite.errors import UserError
 
 app = typer.Typer(
@@ -72,12 +72,10 @@ def pairs(
     launch.preflight(found.config)
     with locked(directory), Counting("drawing", "batches", console) as counting:
         summary = writing.make_pairs(found, writer, plan, directory, sys.argv, counting)
-    console.print(
+    say(
         f"{summary['pairs']} pairs of {summary['candidates']} candidates, {summary['left_out']} within the margin left out, "
         f"{summary['cut']} rewrites too long for the image model, {summary['unfinished']} that did not end within {TOKENS} tokens: "
-        f"{directory / sets.FILE}",
-        soft_wrap=True,
-        highlight=False,
+        f"{directory / sets.FILE}"
     )
 
 
@@ -123,15 +121,15 @@ def train(
     from raysuite.stages.lock import locked
 
     def warn(told: str) -> None:
-        console.print(f"WARNING: {told}", soft_wrap=True, highlight=False, markup=False)
+        say(f"WARNING: {told}")
 
     with locked(directory):
         if training.claim(directory, writer, file, lesson, sys.argv):
             with watch_steps(directory, "training", console):
                 writing.train_writer(writer, rows, lesson, directory, warn)
     for line in training.told(directory):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"writer: {directory}", soft_wrap=True, highlight=False)
+        say(line)
+    say(f"writer: {directory}")
 
 
 @app.command()
@@ -169,13 +167,11 @@ def grpo(
     first, last = told[0], told[-1]
     # trainings of before this was kept do not have it
     without_end = f", where {last['unfinished']:.0%} of the rewrites did not end" if "unfinished" in last else ""
-    console.print(
+    say(
         f"{len(told)} steps, {last['network_evaluations']:,} network evaluations; mean reward {first['reward']:.3f} in the first "
-        f"step, {last['reward']:.3f} in the last{without_end}",
-        soft_wrap=True,
-        highlight=False,
+        f"step, {last['reward']:.3f} in the last{without_end}"
     )
-    console.print(f"writer: {directory}", soft_wrap=True, highlight=False)
+    say(f"writer: {directory}")
 
 
 @app.command()
@@ -214,7 +210,7 @@ def evaluate(
     launch.preflight(found.config)
     with locked(directory), Counting("drawing", "batches", console) as counting:
         writing.evaluate(found, plan, directory, sys.argv, counting)
-    console.print(writers_summary(directory, terminal_width()), soft_wrap=True, markup=False, highlight=False)
+    say(writers_summary(directory, terminal_width()))
 
 
 def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:

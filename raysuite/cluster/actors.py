@@ -83,7 +83,7 @@ class RolloutActor(PolicyActor):
         super().__init__(lambda: self._open(texts))
 
     def _open(self, texts: Path | None) -> Policy:
-        return open_policy(self._config, drawing_device(self._config.cluster), texts=texts, encoders=texts is None)
+        return open_policy(self._config, drawing_device(self._config.cluster), texts=texts)
 
     def warm(self, blocks: Sequence[Block]) -> None:
         """Compile for blocks like these."""

@@ -185,7 +185,7 @@ def _working(held: RungDirectory, *, steps: bool = False) -> Iterator[tuple[list
         options = {"threads": threads, "texts": texts, "steps": steps, "judges": judges}
         with session.killed_at_the_end(start_actors(cluster, StudyActor, held, **options)) as actors:
             end_once_there(turn, actors)
-            policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
+            policy = open_policy(config, torch.device("cpu"), texts=texts)
             held.load(policy)
             yield actors, policy
 

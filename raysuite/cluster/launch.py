@@ -294,7 +294,7 @@ def _learner(options: dict[str, Any]) -> None:
     try:
         _leave_if_asked(check)
         texts = options["texts"]
-        policy = open_policy(config, accelerator.device, texts=texts, encoders=texts is None)
+        policy = open_policy(config, accelerator.device, texts=texts)
         with _collecting(config, policy, accelerator, options, check) as collector:
             Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
@@ -350,7 +350,7 @@ def evaluate(directory: Path, *, updates: int | None, samples: int | None) -> No
     config, found = _evaluated(directory, updates, samples)
     config = config.with_actors()
     with drawing_actors(config, directory) as (actors, texts):
-        policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None, compiled=False)
+        policy = open_policy(config, torch.device("cpu"), texts=texts, compiled=False)
         training = Training(config, directory, policy, RayCollector.of(config, actors), Accelerator(cpu=True))
         if found is not None:
             training.state = checkpoint.load(found, policy)
@@ -380,15 +380,7 @@ def _evaluated(directory: Path, updates: int | None, samples: int | None) -> tup
     if samples:
         evaluation = config.evaluation.model_copy(update={"samples": samples, "final_samples": samples})
         config = config.model_copy(update={"evaluation": evaluation})
-    found = checkpoint.by_updates(directory)
-    if updates is None and found:
-        updates = max(found)
-    if updates not in found and updates != 0:
-        raise UserError(
-            f"expected a checkpoint of {directory}, which has {sorted(found) or 'none'}, got {updates}: name one of them, or 0 "
-            "for the model as it came"
-        )
-    return config, found[updates] if updates else None
+    return config, None if updates == 0 else checkpoint.find(directory, updates)
 
 
 def claim(config: RunConfig, directory: Path, command: Sequence[str]) -> bool:

@@ -90,7 +90,7 @@ def make_pairs(
         asked = [prompt for block in blocks for prompt in block.prompts]
         with session.drawing_actors(drawing, directory, prompts=asked) as (actors, texts):
             if texts is not None:  # until here it had encoders and no network, from here on the other way round
-                policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=False)
+                policy = open_policy(config, torch.device("cpu"), texts=texts)
             for drawn in RayCollector.of(config, actors).start(missing, policy.weights(), 0):
                 block = drawn.block
                 indices_RM, ties = rankings(config, block, drawn.reward_N)

@@ -241,7 +241,7 @@ def drawing(
         else:
             config = config.with_actors()
             actors, encoded = stack.enter_context(drawing_actors(config, directory, prompts=texts))
-        policy = open_policy(config, device, texts=encoded, encoders=encoded is None)
+        policy = open_policy(config, device, texts=encoded)
         model.load(policy)
         yield policy, RayCollector.of(config, actors) if actors else LocalCollector(policy, config)
     shutil.rmtree(directory / "texts", ignore_errors=True)

@@ -66,7 +66,7 @@ def _evaluate(
     config, planned = work[0][0].config.with_actors(), protocol.blocks()
     asked = [text for block in planned for text in block.prompts]
     with session.drawing_actors(config, evaluation.of(directory, work[0][0]), prompts=asked) as (actors, texts):
-        policy = open_policy(config, torch.device("cpu"), texts=texts, encoders=texts is None)
+        policy = open_policy(config, torch.device("cpu"), texts=texts)
         collector, began = RayCollector.of(config, actors), policy.weights()
         for version, (member, blocks) in enumerate(work):
             with counted(f"drawing and scoring {member.label}", "blocks") as counting:

@@ -29,7 +29,6 @@ def open_policy(
     device: torch.device,
     *,
     texts: Path | None = None,
-    encoders: bool = True,
     weights: bool = True,
     compiled: bool = True,
 ) -> Policy:
@@ -38,8 +37,8 @@ def open_policy(
     Args:
         config: of the run.
         device: where to.
-        texts: a directory for text states: what is there is read, and what is missing is encoded and written.
-        encoders: whether to load text encoders; without them all text states must be there.
+        texts: a directory for text states. With the network all of them must be there, and text encoders are not loaded; without it
+            what is missing is encoded and written.
         weights: whether to load the network; without it the policy can encode prompts and pictures, and nothing else.
         compiled: whether the network may be compiled, where `model.compile` says so; who never calls it needs no compiler.
 
@@ -47,7 +46,7 @@ def open_policy(
         UserError: no model at `model.path`, or one that no family handles.
     """
     model = config.model if compiled else config.model.model_copy(update={"compile": False})
-    return _open(model, config.sampler, config.parameters, config.seed, device, texts, encoders, weights)
+    return _open(model, config.sampler, config.parameters, config.seed, device, texts, weights)
 
 
 def open_model(model: Model, device: torch.device) -> Policy:
@@ -66,7 +65,6 @@ def _open(
     seed: int,
     device: torch.device,
     texts: Path | None = None,
-    encoders: bool = True,
     weights: bool = True,
     table: bool = True,
 ) -> Policy:
@@ -87,7 +85,7 @@ def _open(
         seed=seed,
         device=device,
         texts=texts,
-        encoders=encoders,
+        encoders=texts is None or not weights,
         weights=weights,
         table=table,
     )

@@ -17,8 +17,6 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 class Facts:
     """How one pipeline class departs."""
 
-    verified: bool = True
-    """Whether the tests of families hold for this class. Others are tried."""
     guidance: str | None = "guidance_scale"
     """The call's argument of classifier-free guidance; None where the class has none."""
     offset: float = 0.0
@@ -86,4 +84,4 @@ BY_STEP = {
 
 def facts_of(pipeline: str) -> Facts:
     """What is known of a pipeline class; of one that is not listed, that it is like most."""
-    return FACTS.get(pipeline, Facts(verified=False))
+    return FACTS.get(pipeline, Facts())

@@ -301,7 +301,8 @@ class SoftPrompts(Trained):
         For the old `eos_token_id: 2` transformers reads it at the token of the highest number, and added tokens have higher ones.
         """
         for name, (encoder, _) in self.parts.items():
-            if type(encoder).__name__.startswith("CLIP") and encoder.config.eos_token_id == 2:
+            config: Any = encoder.config
+            if type(encoder).__name__.startswith("CLIP") and config.eos_token_id == 2:
                 raise UserError(
                     f"expected text encoders whose pooled vector is read at the end of the text, got eos_token_id 2 in the config of "
                     f"{name}, for which it is read at the last soft token and would know nothing of the text: set "

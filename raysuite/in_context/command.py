@@ -12,7 +12,7 @@ from raysuite.errors import UserError
 from raysuite.families.interleaved import InterleavedPipeline
 from raysuite.in_context import evaluation
 from raysuite.in_context.chat import Chat, HttpChat, TransformersChat
-from raysuite.in_context.draw import EPISODES, Named, PolicyDrawer, named
+from raysuite.in_context.draw import Named, PolicyDrawer, named
 from raysuite.in_context.evaluation import Plan, Progress
 from raysuite.in_context.judges import Clip, Exact, Judge, MultipleChoice
 from raysuite.in_context.official import RECORDS, OfficialWorld
@@ -83,8 +83,6 @@ def scenes(
     Raises:
         UserError: a model is not there.
     """
-    if not 0 < episodes < EPISODES:
-        raise UserError(f"expected --episodes from 1 to {EPISODES - 1}, got {episodes}")
     world = ScenesWorld(seed, nuisance=nuisance)
     rows = scenes_rows(seed, world.caption, misread)
     if language or leave_out:
@@ -128,7 +126,7 @@ def published(
     Raises:
         UserError: the data are not complete, or a model is not there.
     """
-    if not 0 < episodes <= RECORDS:
+    if episodes > RECORDS:
         raise UserError(f"expected --episodes of at most the {RECORDS} that are published, got {episodes}")
     world = OfficialWorld(data, paired=paired)
     rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
@@ -176,12 +174,3 @@ def chat_of(model: str, url: str | None, fields: str | None) -> Chat:
             f"expected fields of requests such as '{{\"max_tokens\": null}}', got {fields!r}: write names and values"
         )
     return HttpChat(url, model, fields=found)
-
-
-def interleaved_of(path: str) -> InterleavedPipeline:
-    """A pipeline that takes texts and pictures.
-
-    Raises:
-        UserError: it is none.
-    """
-    return InterleavedPipeline(path)

@@ -97,12 +97,7 @@ def find(name: str, *, ema: bool = False) -> Named:
     if (path / "state.json").is_file():
         run, model = path.parents[1], path
     elif (path / "config.json").is_file():
-        found = checkpoint.completed(path / "checkpoints")
-        if not found:
-            raise UserError(
-                f"expected a run with a checkpoint, got {name}, which has none yet: wait, or name its recipe"
-            )
-        run, model = path, found[-1]
+        run, model = path, checkpoint.find(path)
     elif path.is_dir():
         raise UserError(
             f"expected a run or one of its checkpoints, got {name}, where there is neither config.json nor state.json: check the path"
@@ -114,10 +109,7 @@ def find(name: str, *, ema: bool = False) -> Named:
     config, label = RunDirectory(run).config(), f"{run.name} after {state.updates}"
     if not state.updates:
         return Named(label, config, None)
-    if ema and not (model / checkpoint.EMA).is_dir():
-        raise UserError(
-            f"expected an average of the weights in {model}, found none: the run has no learn.ema; leave --ema out"
-        )
+    checkpoint.weights(model, ema=ema)
     return Named(f"{label}, average" if ema else label, config, model, ema)
 
 
@@ -186,7 +178,7 @@ class PolicyDrawer:
         if not self._config.cluster.encode_once:
             return open_policy(self._config, device)
         open_policy(self._config, device, texts=kept, weights=False).text_states(dict.fromkeys(["", *texts]))
-        return open_policy(self._config, device, texts=kept, encoders=False)
+        return open_policy(self._config, device, texts=kept)
 
     def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
         """Pictures, uint8 (N, H, W, 3): one batch, whose size is part of what decides their bits."""

@@ -318,6 +318,34 @@ def by_updates(run: Path) -> dict[int, Path]:
     return {int(path.name): path for path in completed(run / "checkpoints")}
 
 
+def find(run: Path, updates: int | None = None) -> Path:
+    """A run's checkpoint after so many updates, or its last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = by_updates(run)
+    wanted = max(found, default=None) if updates is None else updates
+    if wanted not in found:
+        has = ", ".join(map(str, sorted(found))) or "none"
+        raise UserError(f"expected a checkpoint of {run}, which has {has}, got {wanted}: name one of them")
+    return found[wanted]
+
+
+def weights(checkpoint: Path, *, ema: bool = False) -> Path:
+    """Where a checkpoint's weights lie, or the average of them.
+
+    Raises:
+        UserError: it has no average.
+    """
+    found = checkpoint / (EMA if ema else "model")
+    if not found.is_dir():
+        raise UserError(
+            f"expected an average of the weights in {checkpoint}, found none: the run has no learn.ema; leave --ema out"
+        )
+    return found
+
+
 def completed(directory: Path) -> list[Path]:
     """Checkpoints in ascending order."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())

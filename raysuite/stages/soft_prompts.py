@@ -76,18 +76,9 @@ def open_distribution(runs: Sequence[Path], *, updates: int | None = None, ema: 
     policy: Any = open_policy(configs[0], torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     models = []
     for run in runs:
-        found = checkpoint.by_updates(run)
-        number = updates if updates is not None else max(found, default=None)
-        if number not in found:
-            raise UserError(
-                f"expected a checkpoint of {run}, which has {sorted(found) or 'none'}, got {number}: name one of them"
-            )
-        checkpoint.read_state(found[number])
-        models.append(found[number] / (checkpoint.EMA if ema else "model"))
-        if not models[-1].is_dir():
-            raise UserError(
-                f"expected an average of the weights in {found[number]}, found none: the run has no learn.ema; leave --ema out"
-            )
+        found = checkpoint.find(run, updates)
+        checkpoint.read_state(found)
+        models.append(checkpoint.weights(found, ema=ema))
     policy.load(models[0])
     return Distribution(configs[0], policy, tuple(policy.soft.read(model) for model in models))
 

@@ -23,6 +23,7 @@ from raysuite.config import Model, NonNegativeInt, Parameters, RunConfig, Sectio
 from raysuite.errors import UserError
 from raysuite.kernel.directions import FEWEST_UNITS
 from raysuite.kernel.objectives import OBJECTIVES
+from raysuite.stages.checkpoint import by_updates
 
 STANDARD: Mapping[str, Mapping[str, Any]] = {
     "ddpo": {"clip": None, "advantage_clip": 5.0},
@@ -290,7 +291,7 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
 
 def _checkpoints(run: Path | None, wanted: str | None) -> tuple[int, ...]:
     """Numbers of updates."""
-    found = [int(p.name) for p in sorted((run / "checkpoints").glob("[0-9]*"))] if run else []
+    found = sorted(by_updates(run)) if run else []
     if wanted is None:
         return (found[-1] if found else 0,)
     if wanted == "all":

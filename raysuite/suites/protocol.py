@@ -213,7 +213,9 @@ def declare(
         members[member.label] = member
 
     for run, config in zip(runs, configs, strict=True):
-        path, number = _checkpoint(run, updates, ema)
+        path = checkpoint.find(run, updates)
+        checkpoint.weights(path, ema=ema)
+        number = checkpoint.read_state(path).updates
         label = f"base-{_name(config)}"
         base = Member(label=label, base=label, config=config, checkpoint=None)
         if label not in members or members[label].settings() != base.settings():
@@ -327,22 +329,6 @@ def _name(config: RunConfig) -> str:
     start = config.parameters.start
     label = f"{Path(config.model.path).name}{f'+{Path(start).stem}' if start else ''}"
     return f"{label}+prompts{config.seed}" if config.parameters.kind == "prompts" else label
-
-
-def _checkpoint(run: Path, updates: int | None, ema: bool) -> tuple[Path, int]:
-    found = checkpoint.by_updates(run)
-    number = max(found, default=0) if updates is None else updates
-    if number not in found:
-        raise UserError(
-            f"expected a checkpoint of {run}, which has {', '.join(map(str, sorted(found))) or 'none'}, got {updates or 'none'}: name "
-            "one of them with --checkpoint; the model as it came is evaluated in any case"
-        )
-    if ema and not (found[number] / checkpoint.EMA).is_dir():
-        raise UserError(
-            f"expected an average of the weights in {found[number]}, found none: the run has no learn.ema; leave --ema out"
-        )
-    checkpoint.read_state(found[number])
-    return found[number], number
 
 
 def _known(reward: Reward) -> dict[str, Any]:

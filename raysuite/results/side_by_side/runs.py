@@ -162,11 +162,7 @@ class SideBySide:
     @cached_property
     def gains(self) -> list[Comparison]:
         """The headline reward of every run: the model as it came against its last evaluation."""
-        return self.gains_in(self.headline, self.splits[0])
-
-    def gains_in(self, reward: str, split: str) -> list[Comparison]:
-        """One reward of every run, in their order."""
-        found = (self.gain_of((place,), reward, split) for place in range(len(self.runs)))
+        found = (self.gain_of((place,), self.headline, self.splits[0]) for place in range(len(self.runs)))
         return [gain for gain in found if gain is not None]
 
     def gain_of(self, places: Sequence[int], reward: str, split: str) -> Comparison | None:

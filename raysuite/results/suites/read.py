@@ -67,11 +67,6 @@ class SuiteResults:
         return bool(self.categories) and self.protocol["suite"]["overall"] == "categories"
 
 
-def is_suite(directory: Path) -> bool:
-    """Whether a directory holds a suite's evaluation."""
-    return (directory / "protocol.json").is_file()
-
-
 def read_suite(directory: Path) -> SuiteResults:
     """All of it but the pictures.
 
