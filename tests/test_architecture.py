@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "devices", "rng", "errors", "background", "cpus", "signals", "terminal"},
-    {"imported", "kernel", "places", "rewritten"},
+    {"imported", "kernel", "places", "rewritten", "tables"},
     {"config"},
     {"families", "rewards", "worlds"},
     {"stages"},
@@ -28,7 +28,7 @@ OUTSIDE = {
     "typer": {"cli"},
 }
 """Who may import what from outside of the house."""
-RESULTS = {"results", "errors", "places", "rewritten", "kernel.stats", "kernel.guards", "kernel.diversity"}
+RESULTS = {"results", "errors", "places", "rewritten", "tables", "kernel.stats", "kernel.guards", "kernel.diversity"}
 """What results may import of the house, so that a report needs neither torch nor Ray."""
 
 

@@ -23,10 +23,10 @@ def directions(
     checkpoint: Annotated[
         str | None, typer.Option(help="Updates of the run's policy, or all \\[default: the last]; 0 is the base.")
     ] = None,
-    units: Annotated[int, typer.Option(help="Prompts' groups of samples.")] = 64,
-    bins: Annotated[int, typer.Option(min=1, help="Equal ranges of the timesteps.")] = 4,
+    units: Annotated[int, typer.Option(help="Units to measure: a unit is one prompt's group of samples.")] = 64,
+    bins: Annotated[int, typer.Option(min=1, help="Ranges of equal width that the timesteps are told apart by.")] = 4,
     width: Annotated[int, typer.Option(min=1, help="Coordinates kept of every block of layers.")] = 4096,
-    probes: Annotated[int, typer.Option(min=0, help="Points of the prediction space; 0 for none.")] = 8,
+    probes: Annotated[int, typer.Option(min=0, help="Points at which predictions are compared, too; 0 for none.")] = 8,
     gain_kl: Annotated[
         float | None, typer.Option(help="Also step along each direction to this KL (nats), and compare what is gained.")
     ] = None,
@@ -35,7 +35,7 @@ def directions(
         typer.Option(help="Go on with twice as many units until every cosine is known to so much on either side."),
     ] = None,
     most: Annotated[
-        int | None, typer.Option(help="Units at which to give that up \\[default: 16 times --units].")
+        int | None, typer.Option(help="Units at which --until gives up \\[default: 16 times --units].")
     ] = None,
     along: Annotated[
         list[str], typer.Option(metavar="PATH=[A,B]", help="Measure once for each value of a setting; repeatable.")

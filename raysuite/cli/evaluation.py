@@ -44,8 +44,10 @@ def evaluate(
             help="A model that is no run's, on the suite: a directory, a hub id or {path: DIR, lora: FILE}; repeatable."
         ),
     ] = [],  # noqa: B006
-    ema: Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema), on a suite.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the suite's noise \\[default: 0].")] = None,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Evaluate the average of the weights (learn.ema), on a suite.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise on a suite \\[default: 0].")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Pictures of a suite at once \\[default: 8].")] = None,
     keep_images: Annotated[
         bool, typer.Option("--keep-images", help="Keep all pictures of a suite; some are kept in any case.")

@@ -21,7 +21,7 @@ def in_context(
         ),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     out: Annotated[Path, typer.Option(help="Directory of the evaluation.")] = Path("runs/in-context"),
-    episodes: Annotated[int, typer.Option(min=1, max=999_999, help="Of each task and number of shots.")] = 100,
+    episodes: Annotated[int, typer.Option(min=1, max=999_999, help="Episodes of each task and number of shots.")] = 100,
     shots: Annotated[str, typer.Option(help="Comma-separated numbers of demonstrations.")] = "2,4,6,8",
     nuisance: Annotated[
         bool, typer.Option("--nuisance", help="Leave an attribute free that neither text nor latent holds fixed.")
@@ -30,39 +30,47 @@ def in_context(
         float | None,
         typer.Option(min=0, max=1, help="Share of attributes that the captioner misreads \\[default: 0.1]."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of episodes and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of episodes and noise.")] = 0,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Pictures that a model draws at once \\[default: 50, with --data 8].")
     ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema", help="The average of runs' weights (learn.ema) in place of them.")
-    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Draw with the average of runs' weights (learn.ema).")] = False,
     language: Annotated[
         bool,
         typer.Option("--language", help="Train a small language model that reads episodes, with and without thought."),
     ] = False,
     leave_out: Annotated[
-        bool, typer.Option("--leave-out", help="And, for each theme, two that have not seen it: ten more.")
+        bool, typer.Option("--leave-out", help="Train two more for each theme, which have not seen it: ten in all.")
     ] = False,
     data: Annotated[
         Path | None, typer.Option(help="CoBSAT's published pictures and captions, in place of the bundled world.")
     ] = None,
-    paired: Annotated[bool, typer.Option("--paired", help="One latent of --data for all numbers of shots.")] = False,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Ask for the same pictures of --data with every number of shots.")
+    ] = False,
     judge: Annotated[
-        str | None, typer.Option(help="Of --data: clip, or vlm, a model that reads pictures \\[default: clip].")
+        str | None,
+        typer.Option(
+            help="Who judges pictures on --data: clip, or vlm, a model that reads pictures \\[default: clip]."
+        ),
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Hub id or directory, or a server's name of it.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The judge's model: a hub id, a directory, or its name on the server.")
+    ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="Of a server of chat completions, such as http://127.0.0.1:8000/v1.")
+        str | None, typer.Option(help="The judge's server of chat completions, such as http://127.0.0.1:8000/v1.")
     ] = None,
     judge_fields: Annotated[
-        str | None, typer.Option(help="Of its requests besides, or null to leave one out: '{\"max_tokens\": null}'.")
+        str | None,
+        typer.Option(help="More fields of the judge's requests, or null to leave one out: '{\"max_tokens\": null}'."),
     ] = None,
     reader: Annotated[
         str | None, typer.Option(help="A model that reads --data's episodes and describes what comes next.")
     ] = None,
-    reader_url: Annotated[str | None, typer.Option(help="Of its server.")] = None,
-    reader_fields: Annotated[str | None, typer.Option(help="Of its requests besides, as --judge-fields.")] = None,
+    reader_url: Annotated[str | None, typer.Option(help="The reader's server of chat completions.")] = None,
+    reader_fields: Annotated[
+        str | None, typer.Option(help="More fields of the reader's requests, as --judge-fields.")
+    ] = None,
     interleaved: Annotated[
         str | None,
         typer.Option(

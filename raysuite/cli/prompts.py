@@ -19,29 +19,36 @@ app = typer.Typer(
 
 PromptRun = Annotated[Path, typer.Argument(help="The --out of a run with parameters.kind=prompts.")]
 Checkpoint = Annotated[int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")]
-Ema = Annotated[bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")]
-Samples = Annotated[int, typer.Option(min=1, help="Draws.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the noise and the draws.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Draw with the average of the weights (learn.ema).")]
+Spread = Annotated[
+    str | None,
+    typer.Option(
+        help="Factors on the spread, with commas between them \\[default: 0,0.5,1,1.5,2, or 1 without noise]."
+    ),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Number of draws.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise and the draws.")]
 
 
 @app.command()
 def sample(
     run: PromptRun,
-    prompt: Annotated[str, typer.Option(help="The text.")],
-    out: Annotated[Path, typer.Option(help="The page.")],
-    spread: Annotated[str, typer.Option(help="Factors on the spread, with commas between them.")] = "0,0.5,1,1.5,2",
+    prompt: Annotated[str, typer.Option(help="The prompt's text.")],
+    out: Annotated[Path, typer.Option(help="The page (.html) to write.")],
+    spread: Spread = None,
     samples: Samples = 6,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
     ema: Ema = False,
 ) -> None:
     """Pictures of one prompt: a row for each spread, and in each row the same draws and noise."""
-    page, spreads = places.file(out), numbers("--spread", spread)
-    from raysuite.stages.soft_prompts import open_distribution, pictures
+    page, asked = places.file(out), None if spread is None else numbers("--spread", spread)
+    from raysuite.stages.soft_prompts import open_distribution, pictures, spreads
 
     drawn = open_distribution([places.existing(run)], updates=checkpoint, ema=ema)
     rows = [
-        (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed))) for g in spreads
+        (f"spread {g:g}", list(pictures(drawn.mixed([1.0], g), prompt, samples=samples, seed=seed)))
+        for g in spreads(drawn, asked)
     ]
     said = "From row to row only the spread of the draw changes: at 0 all pictures have the mean prompt, and differ in their noise."
     _grid(page, prompt, said, [f"draw {number + 1}" for number in range(samples)], rows)
@@ -51,7 +58,7 @@ def sample(
 def edit(
     run: PromptRun,
     prompt: Annotated[list[str], typer.Option(help="A text; several, to compare.")],
-    out: Annotated[Path, typer.Option(help="The page.")],
+    out: Annotated[Path, typer.Option(help="The page (.html) to write.")],
     samples: Samples = 6,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
@@ -71,17 +78,20 @@ def edit(
 def mix(
     run: PromptRun,
     other: Annotated[Path, typer.Argument(help="Another run of the same model and shape.")],
-    prompt: Annotated[str, typer.Option(help="The text.")],
-    out: Annotated[Path, typer.Option(help="The page.")],
-    weights: Annotated[str, typer.Option(help="Of the other run's distribution.")] = "0,0.25,0.5,0.75,1",
-    spread: Annotated[str, typer.Option(help="Factors on the spread.")] = "0,0.5,1,1.5,2",
+    prompt: Annotated[str, typer.Option(help="The prompt's text.")],
+    out: Annotated[Path, typer.Option(help="The page (.html) to write.")],
+    weights: Annotated[
+        str, typer.Option(help="Weights of the other run's distribution, with commas between them.")
+    ] = "0,0.25,0.5,0.75,1",
+    spread: Spread = None,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
     ema: Ema = False,
 ) -> None:
     """Pictures between two distributions: mixing from left to right, spread from top to bottom, one noise for all."""
-    page, shares, spreads = places.file(out), numbers("--weights", weights), numbers("--spread", spread)
-    from raysuite.stages.soft_prompts import open_distribution, pictures
+    page, shares = places.file(out), numbers("--weights", weights)
+    asked = None if spread is None else numbers("--spread", spread)
+    from raysuite.stages.soft_prompts import open_distribution, pictures, spreads
 
     drawn = open_distribution([places.existing(run), places.existing(other)], updates=checkpoint, ema=ema)
     rows = [
@@ -89,7 +99,7 @@ def mix(
             f"spread {g:g}",
             [pictures(drawn.mixed([1 - w, w], g), prompt, samples=1, seed=seed)[0] for w in shares],
         )
-        for g in spreads
+        for g in spreads(drawn, asked)
     ]
     said = (
         f"From left to right the weight of {other} rises, that of {run} falls; from top to bottom the spread of both."
@@ -100,8 +110,8 @@ def mix(
 @app.command()
 def export(
     run: PromptRun,
-    prompt: Annotated[str, typer.Option(help="The text.")],
-    out: Annotated[Path, typer.Option(help="The safetensors file.")],
+    prompt: Annotated[str, typer.Option(help="The prompt's text.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     samples: Samples = 4,
     seed: Seed = 0,
     checkpoint: Checkpoint = None,
@@ -126,8 +136,8 @@ BESIDE_REAL = ("pixels", 64, 5)
 def measure(
     run: PromptRun,
     prompt: Annotated[list[str], typer.Option(help="A text; several, for intervals.")],
-    draws: Annotated[int, typer.Option(min=2, help="Of each prompt.")] = 4,
-    noises: Annotated[int, typer.Option(min=2, help="Of each draw.")] = 4,
+    draws: Annotated[int, typer.Option(min=2, help="Draws of each prompt.")] = 4,
+    noises: Annotated[int, typer.Option(min=2, help="Noises of each draw.")] = 4,
     references: Annotated[
         Path | None, typer.Option(help="A folder of real pictures: density and coverage beside them, too.")
     ] = None,

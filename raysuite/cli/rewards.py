@@ -34,12 +34,16 @@ def convert(
     name: Annotated[str, typer.Argument(help="aesthetic, hps_v2, hps_v3 or image_reward.")],
     file: Annotated[
         Path,
-        typer.Argument(help="As its authors publish it: a .pt, .pth or .safetensors, of which only weights are read."),
+        typer.Argument(
+            help="The weights as their authors publish them: a .pt, .pth or .safetensors, of which nothing else is read."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Directory for the reward's model.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Hub id or directory \\[default: the published one].")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub id or directory of the tokenizer \\[default: the published one].")
+    ] = None,
     template: Annotated[
-        Path | None, typer.Option(help="Of hps_v3: data_collator_qwen.py of its package, which is read and not run.")
+        Path | None, typer.Option(help="data_collator_qwen.py of hps_v3's package, which is read and not run.")
     ] = None,
 ) -> None:
     """Convert a reward's published weights, once, into a directory for its `model`."""
@@ -59,11 +63,13 @@ def convert(
 @app.command()
 def serve(
     name: Annotated[str, typer.Argument(help="A reward, or a function or class as package.module:name.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8100,
-    host: Annotated[str, typer.Option(help="Whoever reaches it may use it: there is no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes any that is free.")] = 8100,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; whoever reaches it may use the reward, for there is no password.")
+    ] = "127.0.0.1",
     model: Annotated[str | None, typer.Option(help="Hub id or directory of a reward that is a network.")] = None,
     options: Annotated[
-        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Another argument of it; repeatable.")
+        list[str], typer.Option("--option", metavar="NAME=VALUE", help="Another argument of the reward; repeatable.")
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     waiting: Annotated[
         int, typer.Option(min=1, help="Requests held at once, one for each process that draws; more are turned away.")

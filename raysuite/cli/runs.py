@@ -40,7 +40,7 @@ def train(
     launch.preflight(config)
     with locked(directory):
         if launch.claim(config, directory, sys.argv):
-            say(f"{directory} is finished already")
+            say(f"{directory} is finished already: with more updates, or a larger budget, it goes on")
         else:
             with watch(directory, console):
                 launch.train(config, directory)
@@ -51,7 +51,7 @@ def train(
 def plan(
     run: Annotated[str, typer.Argument(metavar="RECIPE_OR_YAML", help="A recipe's name or a YAML file.")],
     gpu: Annotated[str | None, typer.Option(help="The GPU that is meant: 'H100 80GB', 'A100 40GB', H200.")] = None,
-    memory: Annotated[int | None, typer.Option(min=1, help="Its memory in GB, in place of a name.")] = None,
+    memory: Annotated[int | None, typer.Option(min=1, help="Memory of the GPU in GB, in place of its name.")] = None,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Say what each process of a run will hold, before anything is loaded: weights need not be there, configurations do.
@@ -121,7 +121,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The file. By default report.html in the run, or comparison.html beside several."),
+        typer.Option(help="The page to write \\[default: report.html in the run, or comparison.html beside several]."),
     ] = None,
 ) -> None:
     """Write a page about one run, or a study of directions."""
@@ -202,13 +202,11 @@ def show_comparison(runs: Sequence[Path], out: Path | None = None) -> None:
 
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option(help="The file.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     checkpoint: Annotated[
         int | None, typer.Option(min=1, help="Updates of the checkpoint \\[default: the last].")
     ] = None,
-    ema: Annotated[
-        bool, typer.Option("--ema", help="The average of the weights (learn.ema) in place of them.")
-    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Write the average of the weights (learn.ema).")] = False,
 ) -> None:
     """Write a run's LoRA in kohya's form, which ComfyUI reads, and of SD 1.x and 2.x kohya's tools.
 

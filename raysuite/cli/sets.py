@@ -68,7 +68,7 @@ def encode(
         ),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
     variant: Annotated[
-        str | None, typer.Option(help="Of its weights, as model.variant of the run: fp16, if that is what it names.")
+        str | None, typer.Option(help="Variant of the model's weights, as model.variant of the run, such as fp16.")
     ] = None,
     layout: Annotated[
         str | None,
@@ -83,14 +83,14 @@ def encode(
             help="A column of parquet files that is called otherwise than the layout says: chosen=winner; repeatable.",
         ),
     ] = [],  # noqa: B006 - typer reads the default, nothing changes it
-    split: Annotated[str, typer.Option(help="Of the source.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of the source.")] = "train",
     pairs: Annotated[
         Literal["all", "adjacent"],
-        typer.Option(help="Of a ranking of more than two: all, or of ranks that follow one another."),
+        typer.Option(help="Pairs of a ranking of more than two: all, or of ranks that follow one another."),
     ] = "all",
     rows_per_block: Annotated[int, typer.Option(min=1, help="Rows written at once; what a kill costs at most.")] = 64,
     actors: Annotated[int, typer.Option(min=1, help="Processes that encode.")] = 1,
-    actor_gpus: Annotated[float, typer.Option(min=0, max=1, help="GPUs of each.")] = 0.0,
+    actor_gpus: Annotated[float, typer.Option(min=0, max=1, help="GPUs of each of them.")] = 0.0,
 ) -> None:
     """Encode preference data into latents for off-line training. The same command again goes on where it was stopped."""
     directory = place(out)

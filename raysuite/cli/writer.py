@@ -36,15 +36,16 @@ def pairs(
     writer: WriterName = "scenes-writer",
     prompts: Annotated[int, typer.Option(help="Training prompts, alike from every kind.")] = 128,
     draws: Annotated[int, typer.Option(help="Rewrites of each; the user's own text is one candidate more.")] = 6,
-    pictures: Annotated[int, typer.Option(help="Of each candidate, with the same noise.")] = 4,
+    pictures: Annotated[int, typer.Option(help="Pictures of each candidate, with the same noise.")] = 4,
     margin: Annotated[float, typer.Option(help="Standard errors by which a preferred rewrite is better.")] = 1.0,
     which: Annotated[
         Literal["all", "best"], typer.Option(help="all pairs beyond the margin, or the best with the worst.")
     ] = "all",
-    temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts, draws and noise.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Temperature of the draws.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, draws and noise.")] = 0,
     budget: Annotated[
-        int | None, typer.Option(help="Network evaluations: prompts that it has no pictures for are left out.")
+        int | None,
+        typer.Option(help="Network evaluations to spend; prompts that no pictures are left for are left out."),
     ] = None,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
@@ -69,7 +70,7 @@ def pairs(
     from raysuite.stages.lock import locked
     from raysuite.writer.model import TOKENS
 
-    launch.preflight(found.config)
+    launch.preflight(found.config, rewritten=True)
     with locked(directory), Counting("drawing", "batches", console) as counting:
         summary = writing.make_pairs(found, writer, plan, directory, sys.argv, counting)
     say(
@@ -88,17 +89,18 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of the training; the writer is in writer/.")],
     writer: WriterName = "scenes-writer",
     loss: Annotated[
-        Literal["sigmoid", "cal_dpo", "ipo", "apo_zero", "sft"], typer.Option(help="Of a pair; sigmoid is DPO.")
+        Literal["sigmoid", "cal_dpo", "ipo", "apo_zero", "sft"], typer.Option(help="Loss of a pair; sigmoid is DPO.")
     ] = "sigmoid",
     beta: Annotated[float, typer.Option(help="How much a nat away from the reference costs.")] = 0.1,
     targets: Annotated[
-        Literal["plain", "normalised"], typer.Option(help="Of cal_dpo: plain, or normalised, which a writer can reach.")
+        Literal["plain", "normalised"],
+        typer.Option(help="Targets of cal_dpo: plain, or normalised, which a writer can reach."),
     ] = "plain",
-    weight: Annotated[float, typer.Option(help="Of cal_dpo's calibration.")] = 1.0,
-    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 5e-4,
+    weight: Annotated[float, typer.Option(help="Weight of cal_dpo's calibration.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at its highest.")] = 5e-4,
     epochs: Annotated[int, typer.Option(help="Times that each pair is seen.")] = 4,
     batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of pairs.")] = 0,
 ) -> None:
     """Train a writer on preferences with TRL. The same command again goes on from the last epoch."""
     directory = place(out)
@@ -137,16 +139,14 @@ def grpo(
     out: Annotated[Path, typer.Option(help="Directory of the training; the writer is in writer/.")],
     model: Drawing = "scenes-users-ddpo",
     writer: WriterName = "scenes-writer",
-    prompts: Annotated[int, typer.Option(help="Of a step, alike from every kind.")] = 8,
+    prompts: Annotated[int, typer.Option(help="Prompts of a step, alike from every kind.")] = 8,
     draws: Annotated[int, typer.Option(help="Rewrites of each, which are compared with each other.")] = 8,
-    pictures: Annotated[int, typer.Option(help="Of each rewrite, with the same noise.")] = 2,
-    steps: Annotated[int, typer.Option(help="At most.")] = 100,
-    budget: Annotated[
-        int | None, typer.Option(help="Network evaluations of the pictures, after which it ends.")
-    ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Constant.")] = 5e-4,
+    pictures: Annotated[int, typer.Option(help="Pictures of each rewrite, with the same noise.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps at most.")] = 100,
+    budget: Annotated[int | None, typer.Option(help="Network evaluations after which training ends.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate, constant.")] = 5e-4,
     beta: Annotated[float, typer.Option(help="Weight of the KL from the writer as it came.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of prompts, rewrites and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of prompts, rewrites and noise.")] = 0,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Train a writer on-line with TRL's GRPO, by what the image model draws. The same command again goes on."""
@@ -161,7 +161,7 @@ def grpo(
     from raysuite.progress import Counting
     from raysuite.stages.lock import locked
 
-    launch.preflight(found.config)
+    launch.preflight(found.config, rewritten=True)
     with locked(directory), Counting("training", "steps", console) as counting:
         told = writing.train_online(found, writer, plan, directory, sys.argv, counting)
     first, last = told[0], told[-1]
@@ -187,12 +187,10 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="Who draws: a recipe or YAML file, a run, or a checkpoint of one.")
     ] = "scenes-users-ddpo",
-    prompts: Annotated[int, typer.Option(help="Of each cell.")] = 40,
-    pictures: Annotated[int, typer.Option(help="Of each prompt.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the prompts.")] = 0,
-    ema: Annotated[
-        bool, typer.Option("--ema", help="The average of the run's weights (learn.ema) in place of them.")
-    ] = False,
+    prompts: Annotated[int, typer.Option(help="Prompts of each cell.")] = 40,
+    pictures: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    ema: Annotated[bool, typer.Option("--ema", help="Draw with the average of the run's weights (learn.ema).")] = False,
     settings: Settings = [],  # noqa: B006 - typer reads the default, nothing changes it
 ) -> None:
     """Compare writers by what an image model draws from their rewrites. The same command again goes on."""
@@ -207,7 +205,7 @@ def evaluate(
     from raysuite.results.writer import writers_summary
     from raysuite.stages.lock import locked
 
-    launch.preflight(found.config)
+    launch.preflight(found.config, rewritten=True)
     with locked(directory), Counting("drawing", "batches", console) as counting:
         writing.evaluate(found, plan, directory, sys.argv, counting)
     say(writers_summary(directory, terminal_width()))

@@ -78,7 +78,7 @@ class RolloutActor(PolicyActor):
         """
         torch.set_num_threads(threads)
         self._config = config
-        self._version = -1
+        self._loaded = ""
         self._drawing, self._judges = threading.Lock(), Judges(judges or {})
         super().__init__(lambda: self._open(texts))
 
@@ -97,9 +97,10 @@ class RolloutActor(PolicyActor):
         with the right policy.
         """
         with self._drawing:
-            if version != self._version:
+            # not by their version: a learner that was restarted makes its own of the same number, which may round otherwise
+            if weights[0].hex() != self._loaded:
                 self._policy.set_weights(ray.get(weights[0]))
-                self._version = version
+                self._loaded = weights[0].hex()
             drawn = sample(self._policy, block, self._config, version=version)
         return self._life, score(drawn, self._config, ask=self._judges.ask)
 

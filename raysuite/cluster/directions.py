@@ -83,7 +83,7 @@ class StudyActor(RolloutActor):
         held = self._held
         if self._measurement is None:  # rollouts may have left other weights behind
             held.load(self._policy)
-            self._version = -1
+            self._loaded = ""
             self._measurement = Measurement(held.study, held.rung, self._policy, held.adam_scale(self._policy))
         rollouts = held.rollouts(block) if advantage is not None else None
         self._measurement.block(block, rollouts, advantage, held.path)

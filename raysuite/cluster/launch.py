@@ -62,21 +62,27 @@ OPENED_AT_ONCE = 1 << 30
 """Bytes of weights that are read in a second."""
 
 
-def preflight(config: RunConfig) -> None:
+def preflight(config: RunConfig, *, rewritten: bool = False) -> None:
     """Find in a second what would otherwise be found after a minute of start-up.
+
+    Args:
+        config: of the run.
+        rewritten: whether the model will read rewrites in place of prompts, of which it is told as they are made.
 
     Raises:
         UserError: prompts, their writer, rewards or the model are not there, or the model is not complete or not for these
             settings (one whose weights take long to read is looked at no further than its index says; it fails when Ray has started).
     """
-    prompts = load_prompts(config.prompts)  # what takes no time first
+    if is_here(config.cluster):  # what takes no time first
+        device_here(config.cluster)
+    prompts = load_prompts(config.prompts)
     for reward in (*config.rewards, *config.watched):
         rewards.resolve(reward.name)
     source, held_out = sets_of(config)
     check_drawing(config)
     if source is None:  # a set has prompts of its own
         training_blocks(config, prompts, update=0)
-    check_scoring(config, prompts.all, prompts.repeated)
+    check_scoring(config, prompts.all, prompts.repeated, rewritten=rewritten or config.prompts.writer is not None)
     writer = config.prompts.writer
     if writer is not None and _bytes_of_weights(str(place_of(writer))) <= OPENED_AT_ONCE:
         open_writer(writer)
@@ -120,20 +126,22 @@ def check_drawing(config: RunConfig) -> None:
         check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
 
 
-def check_scoring(config: RunConfig, asked: Sequence[Prompt], repeated: Mapping[str, int]) -> None:
+def check_scoring(
+    config: RunConfig, asked: Sequence[Prompt], repeated: Mapping[str, int], *, rewritten: bool = False
+) -> None:
     """Look at prompts, and at the rewards that will be asked about them; say what there is to tell of prompts.
 
     Args:
         config: of the run.
         asked: all prompts.
         repeated: rows that count once, by split.
+        rewritten: whether the model will read something else in their place.
 
     Raises:
         UserError: a reward is not there, or lacks something.
     """
     texts, metadata = [prompt.text for prompt in asked], [prompt.metadata for prompt in asked]
-    read = [] if config.prompts.writer else texts  # of rewrites it is told as they are made
-    _tell_of_prompts(config.model, repeated, read)
+    _tell_of_prompts(config.model, repeated, [] if rewritten else texts)
     for reward in (*config.rewards, *config.watched):
         judge = config.cluster.judges.get(reward.name)
         if judge is not None and judge.environment is not None:

@@ -23,7 +23,7 @@ from raysuite.cluster.placement import Piece, check_room
 from raysuite.config import RunConfig
 from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
-from raysuite.stages.files import RunDirectory, is_held, provenance, write_json
+from raysuite.stages.files import RunDirectory, claim, write_json
 from raysuite.stages.prompts import Prompt, load_prompts
 from raysuite.stages.rollout import refuse_scale
 from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
@@ -32,6 +32,8 @@ from raysuite.writer.losses import PairLoss, warnings
 from raysuite.writer.model import Writer, open_writer
 from raysuite.writer.train import Lesson, Pair, train
 
+BEGUN = ("*.jsonl", "scores/*", "checkpoints/*")
+"""Files of which one is there as soon as there is something to lose."""
 LOSSES = 2
 """Times that a writer's training may be lost and go on from its last epoch."""
 
@@ -47,7 +49,7 @@ def make_pairs(
     refuse_scale(model.config, "a set of preferences")
     config = draw.with_noise_of(model.config, plan.seed)
     wanted = pairs.identity(config, asdict(plan), writer, model.settings())
-    _claim(directory, "pairs.json", wanted, "set of rewrites", command)
+    claim(directory, "pairs.json", wanted, "set of rewrites", command, begun=BEGUN)
     opened = open_writer(writer)
     prompts = pairs.chosen_prompts(load_prompts(config.prompts).training, plan)
     kept, without = pairs.drawn_candidates(directory, opened, config, prompts, plan)
@@ -70,9 +72,9 @@ def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequ
         UserError: something is not there, or the directory holds something else.
     """
     wanted = evaluation.identity(model.config, plan, model.settings())
-    _claim(directory, "evaluation.json", wanted, "evaluation of writers", command)
+    claim(directory, "evaluation.json", wanted, "evaluation of writers", command, begun=BEGUN)
     cells = evaluation.chosen_prompts(load_prompts(model.config.prompts), plan)
-    texts = evaluation.rewritten(directory, cells, plan.who)
+    texts = evaluation.rewritten(directory, cells, plan.who, model.config.model)
     prompts = {prompt.number: prompt for of in cells.values() for prompt in of}
     _draw(model, prompts, texts, plan.pictures, directory, counting)
     write_json(directory / "summary.json", draw.costs(model.config, len(texts) * plan.pictures))
@@ -136,7 +138,7 @@ def train_online(
     prompts = grpo.chosen_prompts(config, load_prompts(config.prompts).training, plan)
     opened = open_writer(writer)
     wanted = pairs.identity(config, asdict(plan), writer, model.settings())
-    _claim(directory, "grpo.json", wanted, "on-line training", command)
+    claim(directory, "grpo.json", wanted, "on-line training", command, begun=BEGUN)
     if not (directory / "writer").is_dir():
         counting.begin(plan.steps, done=grpo.done(directory))
         by_number = {prompt.number: prompt for prompt in prompts}
@@ -199,12 +201,6 @@ def _learner(options: dict[str, Any]) -> None:
 def _train(writer: Writer, rows: Sequence[Pair], lesson: Lesson, directory: Path) -> None:
     torch.set_num_threads(1)  # sums depend on their number: a training is the same on every machine
     train(writer, rows, lesson, directory)
-
-
-def _claim(directory: Path, name: str, wanted: dict[str, Any], what: str, command: Sequence[str]) -> None:
-    if not is_held(directory, name, wanted, what, begun=("*.jsonl", "scores/*", "checkpoints/*")):
-        write_json(directory / name, wanted)
-        write_json(directory / "provenance.json", provenance(command))
 
 
 def _draw(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import comb
 from typing import Any
 
 from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
 
+MOST_TUPLES = 100_000
+"""Of one prompt's samples, which are all listed to choose from."""
 ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "credit": {
         "previews": ("kind", ("previews",)),
@@ -258,6 +261,13 @@ def _check_preferences(run: Run) -> None:
         )
     if preferences.choose == "random" and preferences.limit is None:
         raise UserError("expected preferences.limit with preferences.choose=random: say how many rankings a prompt")
+    among = preferences.kept if spread else run.rollouts.samples
+    if preferences.choose != "best_worst" and comb(among, preferences.members) > MOST_TUPLES:
+        raise UserError(
+            f"expected at most {MOST_TUPLES} tuples of a prompt to choose from, got {comb(among, preferences.members)} of "
+            f"{preferences.members} members among {among} samples: lower preferences.members, or set preferences.choose=spread with "
+            "preferences.kept"
+        )
 
 
 def _check_idle(run: Run) -> None:
@@ -303,6 +313,11 @@ def _check_rewards(run: Run) -> None:
             "watched in evaluation.rewards"
         )
     if run.reward_scale != "given":
+        if run.credit.normalise == "tracked":
+            raise UserError(
+                f"expected reward_scale=given with credit.normalise=tracked, got {run.reward_scale}: rewards of earlier "
+                "updates, with which it compares, would be on another scale; leave one of them out"
+            )
         if run.checkpoints.best is True and sum(reward.weight != 0 for reward in run.rewards) > 1:
             raise UserError(
                 f"expected the name of a reward as checkpoints.best with reward_scale={run.reward_scale}, got true: evaluations have "
@@ -385,6 +400,11 @@ def _check_soft_prompts(run: Run) -> None:
     if run.model.path in TOYS:
         raise UserError(
             f"expected a model with text encoders for parameters.kind=prompts, got model.path={run.model.path}: set another"
+        )
+    if soft.draw in ("member", "mean") and soft.spread != 1:
+        raise UserError(
+            f"expected no parameters.prompts.spread with draw={soft.draw}, which has no noise to widen, got {soft.spread:g}: leave "
+            "it out"
         )
     if soft.count == 1 and soft.draw in ("independent", "correlated"):
         raise UserError(

@@ -216,8 +216,9 @@ class SoftPrompts(Section):
     tokens: PositiveInt = 4
     """Tokens of each."""
     placement: Literal["before", "after"] = "before"
-    """Of the soft tokens: before the text, or after it, which leaves the states of the text's words as they are in CLIP. `before` is
-    refused where a pooled vector would be read at a soft token (`eos_token_id: 2` in the config of a CLIP encoder, as in SDXL)."""
+    """Where the soft tokens stand: before the text, or after it, which leaves the states of the text's words as they are in CLIP.
+    `before` is refused where a pooled vector would be read at a soft token (`eos_token_id: 2` in the config of a CLIP encoder, as in
+    SDXL)."""
     draw: Draw = "independent"
     """What a picture is drawn from: the encodings' mean with noise of their spread, `independent` in every number (the paper's) or
     `correlated` as the encodings are; one `member`; or the `mean`."""
@@ -282,7 +283,7 @@ class Reward(Section):
     name: str
     """A registered reward, or a function or class as `package.module:name`."""
     weight: float = 1.0
-    """In the sum."""
+    """Factor of this reward in the sum."""
     model: Annotated[str | None, AfterValidator(located)] = None
     """Hub id or directory of a reward that is a network; by default the weights that it was published with, where a hub has them."""
     options: Annotated[dict[str, Any], AfterValidator(_located_clip)] = Field(default_factory=dict)
@@ -337,7 +338,8 @@ class Credit(Section):
     sampler: in a window of it they may be all above 1, or all below."""
     normalise: Literal["global", "group", "group_mean", "tracked"] = "group"
     """Over the batch; per prompt group (as GRPO); each group's mean with the batch's deviation (as Flow-GRPO and DiffusionNFT); or
-    by each prompt's running statistics (as DDPO)."""
+    by each prompt's running statistics (as DDPO). Deviations are over all steps of the sampler: with previews and a window of it, the
+    advantages that are learned from are as large as where the window lies makes them."""
     tracker_size: PositiveInt = 32
     """Rewards that `tracked` remembers of each prompt."""
     tracker_minimum: PositiveInt = 16
@@ -354,7 +356,7 @@ class Preferences(Section):
     """Another preference set, of which nothing is learned: evaluations measure the objective's loss, margin and accuracy on
     `evaluation.rankings` of its rankings, always the same ones with the same noise."""
     choose: Choice = "best_worst"
-    """Of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
+    """Which of a prompt's samples: the best with the worst, `random` or `all` tuples, or those among `kept` of spread quantiles."""
     members: PositiveInt = 2
     """Pictures in a ranking; more than two (Plackett-Luce) with trajectory_dpo, one with sft and a set of good pictures alone."""
     kept: PositiveInt = 5
@@ -364,7 +366,7 @@ class Preferences(Section):
     label: Label = "argmax"
     """`argmax` of the reward, or drawn from `bradley_terry` at `temperature`."""
     temperature: PositiveFloat = 1.0
-    """Of bradley_terry, in units of reward."""
+    """Temperature of bradley_terry, in units of reward."""
     noise: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a ranking is turned round."""
     across_draws: bool = False
@@ -437,7 +439,7 @@ class Evaluation(Section):
     ema: bool = False
     """Evaluate the average that `learn.ema` keeps, in place of the weights that learn."""
     rankings: PositiveInt = 256
-    """Of preferences.held_out, or all that it has."""
+    """Rankings of preferences.held_out that each evaluation judges, or all that it has."""
 
     @property
     def entries(self) -> tuple[Reward, ...]:
@@ -461,7 +463,7 @@ class Guards(Section):
     diversity: Reaction = "warn"
     """Pictures of the same prompt have become alike."""
     diversity_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of the diversity at the beginning, below which it has collapsed."""
+    """Share of the diversity at the beginning, below which it has collapsed."""
     kl: Reaction = "warn"
     """The KL from the model as it came is beyond `kl_limit`."""
     kl_limit: PositiveFloat | None = None
@@ -483,11 +485,11 @@ class Judge(Section):
     """Processes of its own for a reward: pictures go to them as they are drawn, and drawing goes on meanwhile."""
 
     actors: PositiveInt = 1
-    """How many. Each scores whole blocks."""
+    """How many processes. Each scores whole blocks."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
-    """Of each; what Ray sets aside, and how many threads torch has there (one at least)."""
+    """CPUs that Ray sets aside for each, and how many threads torch has there (one at least)."""
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of each, which computes on CPUs without one; a share such as 0.2 lets others have the rest of a GPU."""
+    """GPU of each, which computes on CPUs without one; a share such as 0.2 lets others have the rest."""
     pip: tuple[str, ...] = ()
     """Packages that the reward needs there besides or in place of those that are installed: Ray makes an environment of them."""
     conda: str | dict[str, Any] | None = None
@@ -518,13 +520,13 @@ class Cluster(Section):
     workers: PositiveInt = 1
     """Learner processes (Ray Train workers)."""
     worker_cpus: PositiveFloat = 1.0
-    """Of each learner; what Ray sets aside."""
+    """CPUs that Ray sets aside for each learner."""
     worker_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of each learner, which computes on one GPU. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest."""
+    """GPU of each learner, which computes on one. A share, such as 0.6 beside actor_gpus=0.4, lets actors have the rest."""
     actor_cpus: PositiveFloat = 1.0
-    """Of each actor."""
+    """CPUs that Ray sets aside for each rollout actor."""
     actor_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of each actor; whole ones set actors apart from learners."""
+    """GPUs of each rollout actor; 1 sets actors apart from learners."""
     actors: NonNegativeInt = Field(default_factory=_actors, json_schema_extra={"default": 1})
     """Rollout processes. With 0, which is the default where learners have GPUs and actors none, learners draw for themselves, in turn
     with learning, and hold the network once; one learner then needs no other process."""
@@ -633,7 +635,7 @@ class Run(Section):
     rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
     """Terms of the trained reward, which is their weighted sum."""
     reward_scale: Literal["given", "batch", "running"] = "given"
-    """Of each term before it is weighted: as its reward gives it, or less its mean and over its standard deviation, in the update's
+    """Scale of each term, before its weight: as its reward gives it, or less its mean and over its standard deviation, in the update's
     `batch` or `running` over all updates so far. A weight then says what a term counts for, whatever its units. Curves, evaluations
     and guards have rewards, and their weighted sum, as they are given."""
     rollouts: RolloutSettings = RolloutSettings()

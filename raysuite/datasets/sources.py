@@ -160,6 +160,11 @@ class Tables(Source):
         return known if len(known) == len(found) else None
 
     @classmethod
+    def known_among(cls, there: Collection[str]) -> list[str]:
+        """Those of a table's columns that this layout knows."""
+        return [name for column in cls.columns for name in column if name in there]
+
+    @classmethod
     def _called(cls, names: Mapping[str, str]) -> list[tuple[str, ...]]:
         return [(names[column[0]],) if column[0] in names else column for column in cls.columns]
 
@@ -199,17 +204,29 @@ class Tables(Source):
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"expected a parquet file at {file}, could not read it: {error}") from error
         if self.named(names, self.names) is None:
-            wanted = ", ".join(" or ".join(column) for column in self._called(self.names))
-            tables = [known for known in LAYOUTS.values() if issubclass(known, Tables)]
-            fits = next((f"name it with --layout {known.layout}" for known in tables if known.named(names)), None)
-            other = (
-                "say what they are called, such as --column chosen=NAME or --column jpg_0=NAME, or write another layout "
-                f"({', '.join(LAYOUTS)})"
-            )
-            raise UserError(
-                f"expected the columns {wanted} of the layout {self.layout} in {file}, found {', '.join(names)}: {fits or other}"
-            )
+            raise self._other_columns(file, names)
         return length
+
+    def _other_columns(self, file: str, there: Sequence[str]) -> UserError:
+        """What to say of a table with these columns: of the layout that is meant, or of the one that most of them fit."""
+        tables: list[type[Tables]] = [known for known in LAYOUTS.values() if issubclass(known, Tables)]
+        if fits := next((known for known in tables if known is not type(self) and known.named(there)), None):
+            return UserError(
+                f"expected the columns of the layout {self.layout} in {file}, found {', '.join(there)}: name it with "
+                f"--layout {fits.layout}"
+            )
+        meant = max(tables, key=lambda known: (len(known.known_among(there)), known is type(self)))
+        if self.names:
+            meant = type(self)
+        called = dict(zip(meant.roles(), meant._called(self.names), strict=True))
+        missing = {role: column for role, column in called.items() if not {*column} & {*there}}
+        advice = " ".join(f"--column {role}=NAME" for role in missing if role not in self.names)
+        wanted, lacking = (", ".join(" or ".join(column) for column in of.values()) for of in (called, missing))
+        return UserError(
+            f"expected the columns {wanted} of the layout {meant.layout} in {file}, found {', '.join(there)}, and no {lacking}: "
+            + (f"say what they are called ({advice})" if advice else "correct --column")
+            + f", or write another layout ({', '.join(LAYOUTS)})"
+        )
 
     def raw(self, part: Part) -> Iterator[Mapping[str, Any]]:
         """From the row groups that hold the part."""

@@ -37,7 +37,8 @@ from raysuite.in_context.policies import Row
 from raysuite.in_context.tasks import Answer, Cell, Judgement, Task, Theme, World, judged
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
-from raysuite.stages.files import is_held, provenance, write_json
+from raysuite.stages import files
+from raysuite.tables import read_table
 
 BLOCK = 50
 """Answers that are kept together, and pictures that are judged together."""
@@ -125,9 +126,7 @@ def claim(plan: Plan, drawers: Sequence[Mapping[str, object]], directory: Path, 
         UserError: it holds something else.
     """
     wanted, begun = plan.settings(drawers), ("*/*.parquet", "*/*/*.parquet")
-    if not is_held(directory, "in_context.json", wanted, "in-context evaluation", begun=begun):
-        write_json(directory / "in_context.json", wanted)
-        write_json(directory / "provenance.json", provenance(command))
+    files.claim(directory, "in_context.json", wanted, "in-context evaluation", command, begun=begun)
 
 
 def evaluate(
@@ -248,7 +247,6 @@ def _keeping(answer: Answer) -> dict[str, Any]:
 
 def _kept(file: Path, *, pictures: bool) -> list[Answer]:
     """Answers of a block, with or without what was drawn."""
-    columns = [name for name in pq.read_schema(file).names if pictures or name != "png"]
     return [
         Answer(
             stored["description"],
@@ -257,7 +255,7 @@ def _kept(file: Path, *, pictures: bool) -> list[Answer]:
             stored["tokens"],
             stored.get("refused", ""),
         )
-        for stored in pq.read_table(file, columns=columns).to_pylist()
+        for stored in read_table(file, leave_out=() if pictures else ("png",)).to_pylist()
     ]
 
 
@@ -290,7 +288,7 @@ def _own(
             rows.append({"place": place, "picture": key[1], **_said(known[key])})
         _write(file, rows)
     own = {}
-    for row in pq.read_table(file).to_pylist() if file.exists() else ():
+    for row in read_table(file).to_pylist() if file.exists() else ():
         own[row["place"]] = known[themes[row["place"]].name, row["picture"]] = _reading(row)
     return own
 
@@ -351,7 +349,7 @@ def _judgements(plan: Plan, directory: Path, answers: Sequence[Answered], drawer
     read: list[dict[tuple[int, int, str], Reading]] = []
     for place in range(drawers):
         files = sorted((directory / "pictures" / str(place)).glob("[0-9]*.parquet"))
-        rows = [row for file in files for row in pq.read_table(file).drop(["png"]).to_pylist()]
+        rows = [row for file in files for row in read_table(file, leave_out=("png",)).to_pylist()]
         read.append({(row["number"], row["index"], row["description"]): _reading(row) for row in rows})
     found = []
     for answered in answers:

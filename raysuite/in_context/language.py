@@ -253,8 +253,9 @@ def language_rows(world: ScenesWorld, folder: Path, *, errors: float, left_out: 
             model_for = model_per_task(world, folder, thought=thought, left_out=without, seed=seed, budget=TOKENS)
             about = {"tokens": TOKENS, "thought": thought, "theme_left_out": without, "seed": seed}
             name = f"language model{', with thought' if thought else ''}{', theme left out' if without else ''}"
+            erred = LanguageModel(model_for, captioner, {**about, "errors": errors})
             rows.append(Row(name, "caption", LanguageModel(model_for, given_captions, about)))
-            rows.append(Row(name, "cot" if thought else "default", LanguageModel(model_for, captioner, about)))
+            rows.append(Row(name, "cot" if thought else "default", erred))
             if not (thought or without):
-                rows.append(Row(name, "misleading", LanguageModel(model_for, captioner, about)))
+                rows.append(Row(name, "misleading", erred))
     return tuple(rows)

@@ -20,6 +20,7 @@ import hashlib
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache, lru_cache, partial
 from itertools import product
@@ -164,8 +165,10 @@ class OfficialWorld(World):
                 check_published(file)
         self._captions = {theme.name: self._read(theme) for theme in self.themes}
         self._meanings = {
-            name: {caption: Judgement(*cell) for cell, caption in captions.items()}
+            # a caption that two cells have says nothing of which is meant
+            name: {caption: Judgement(*cell) for cell, caption in captions.items() if often[caption] == 1}
             for name, captions in self._captions.items()
+            for often in [Counter(captions.values())]
         }
         self._opened = lru_cache(maxsize=100)(_opened)
 

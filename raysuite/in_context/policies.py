@@ -92,6 +92,12 @@ class Common(Generator):
     """
 
     captioner: Captioner
+    errors: float = 0.0
+    """Share of attributes that it misreads, for the record."""
+
+    def settings(self) -> dict[str, Any]:
+        """How well it reads."""
+        return {"errors": self.errors}
 
     def answer(self, world: World, episode: Episode) -> Answer:
         """A description; the last text alone where no caption names a latent."""
@@ -230,7 +236,9 @@ def scenes_rows(seed: int, caption: Caption, errors: float) -> tuple[Row, ...]:
     return (
         Row("oracle", "default", Oracle()),
         Row("chain", "caption", Common(given_captions)),
-        Row(f"chain, {errors:.0%} of attributes misread", "default", Common(erring(seed, caption, errors))),
+        Row(
+            f"chain, {100 * errors:g}% of attributes misread", "default", Common(erring(seed, caption, errors), errors)
+        ),
         Row("text as written", "exact", Written()),
         Row("last text alone", "default", Written()),
         Row("copy", "default", Copy()),

@@ -40,7 +40,9 @@ class Distribution:
 
     @cached_property
     def deviation(self) -> tuple[Tensor, ...]:
-        """S of every state, (1, ...) float32, with K - 1 in the denominator."""
+        """S of every state, (1, ...) float32, with K - 1 in the denominator; 0 of a single soft prompt."""
+        if len(self.states_K[0]) == 1:
+            return tuple(torch.zeros_like(state_K, dtype=torch.float32) for state_K in self.states_K)
         return tuple(state_K.float().std(0, keepdim=True) for state_K in self.states_K)
 
     def spread(self) -> Tensor:

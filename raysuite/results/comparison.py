@@ -164,7 +164,8 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
             f"{with_interval(mean(scores))}, 95 % bootstrap over prompts. "
             f"The run is unfinished: {run.progress} are done."
         )
-    verb = {1: "rose", 0: "went", -1: "fell"}[found.direction]
+    few = found.prompts < FEW_PROMPTS
+    verb = "went" if few else {1: "rose", 0: "went", -1: "fell"}[found.direction]
     places = decimals(found.difference)
     over = "over prompts" if found.prompts > 1 else "over the pictures of that prompt"
     sentence = (
@@ -172,7 +173,10 @@ def verdict(run: Run, comparisons: Sequence[Comparison]) -> str:
         f"{number(found.before.estimate, places)} to {number(found.after.estimate, places)}: "
         f"{with_interval(found.difference, signed=True)}, 95 % bootstrap {over}"
     )
-    sentence += ", which cannot be told from no change." if found.direction == 0 else "."
+    if few:
+        sentence += ". That is too few prompts to tell."
+    else:
+        sentence += ", which cannot be told from no change." if found.direction == 0 else "."
     if not run.finished:
         sentence += f" The run is unfinished: {run.progress} are done."
     return sentence
@@ -247,7 +251,7 @@ def cautions(run: Run, comparisons: Sequence[Comparison]) -> list[str]:
     few = {c.split: c.prompts for c in comparisons if c.prompts < FEW_PROMPTS}
     if few:
         where = " and ".join(count(n, f"{SPLITS[split]} prompt") for split, n in few.items())
-        found.append(f"With only {where}, intervals are too narrow to rely on. Raise evaluation.prompts.")
+        found.append(f"With only {where}, intervals are too narrow to rely on. Evaluate more (evaluation.prompts).")
     return [*found, *_learner_cautions(run)]
 
 

@@ -35,7 +35,7 @@ DIAGNOSTICS = {
     "clipped_at_first": ("Clipped at first", "share of steps in the first minibatch; 0 when on-policy", 0.0),
     "kl_behaviour": (
         "Distance from the behaviour policy",
-        "mean of ratio - 1 - log ratio, of the objective's ratios",
+        "estimate of the KL of a step, nats: mean of ratio - 1 - log ratio, of whole densities",
         None,
     ),
     "reward_margin": (

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
 from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_share, paired_difference
 from raysuite.results.comparison import generator, with_interval
 from raysuite.results.page import table
+from raysuite.tables import read_table
 
 ALL = "all"
 
@@ -35,7 +35,9 @@ class Writers:
     kept: dict[str, float]
     """Share of prompts that a writer left as they were."""
     unfinished: dict[str, float]
-    """Share of rewrites that did not end within the tokens of a rewrite; empty where they were made before this was kept."""
+    """Share of rewrites that did not end within the tokens of a rewrite."""
+    cut: dict[str, float]
+    """Share of rewrites that the image model does not read to their end."""
     diversity: dict[str, float]
     """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each, or where they
     were drawn before thumbnails were kept.
@@ -53,14 +55,10 @@ def read_writers(directory: Path) -> Writers:
             f"expected a finished evaluation of writers, got {directory} without summary.json: give the command that began it again"
         )
     files = sorted((directory / "scores").glob("*.parquet"))
-    known = set.intersection(*(set(pq.read_schema(file).names) for file in files))
-    reward = [name for name in pq.read_schema(files[0]).names if name.startswith("reward/")][-1]
-    columns = ["prompt", "text", "picture", reward, *({"thumbnail"} & known)]
-    drawn = {
-        (row["prompt"], row["text"], row["picture"]): row
-        for file in files
-        for row in pq.read_table(file, columns=columns).to_pylist()
-    }
+    tables = [read_table(file) for file in files]
+    known = set.intersection(*(set(table.column_names) for table in tables))
+    reward = [name for name in tables[0].column_names if name.startswith("reward/")][-1]
+    drawn = {(row["prompt"], row["text"], row["picture"]): row for table in tables for row in table.to_pylist()}
     pictures = range(max(picture for _, _, picture in drawn) + 1)
     rows = [json.loads(line) for line in (directory / "rewrites.jsonl").read_text().splitlines()]
     of = {who: [row for row in rows if row["who"] == who] for who in dict.fromkeys(row["who"] for row in rows)}
@@ -76,11 +74,8 @@ def read_writers(directory: Path) -> Writers:
         },
         {who: len({row["rewrite"] for row in mine}) / len({row["user"] for row in mine}) for who, mine in of.items()},
         {who: float(np.mean([row["rewrite"] == row["user"] for row in mine])) for who, mine in of.items()},
-        {
-            who: float(np.mean([not row["ended"] for row in mine]))
-            for who, mine in of.items()
-            if all("ended" in row for row in mine)
-        },
+        {who: float(np.mean([not row["ended"] for row in mine])) for who, mine in of.items()},
+        {who: float(np.mean([row["cut"] for row in mine])) for who, mine in of.items()},
         {who: _diversity(drawn, mine, pictures) for who, mine in of.items()}
         if len(pictures) > 1 and "thumbnail" in known
         else {},
@@ -106,7 +101,7 @@ def writers_summary(directory: Path, width: int | None = None) -> str:
     names = list(found.score)
     said = {cell: f"{np.unique(found.prompt_N[rows]).size} prompts" for cell, rows in of.items()}
     lines = [f"{found.reward} in each cell, mean [95 % over prompts]"]
-    heads = ("left as typed", "different rewrites", "unfinished", "diversity")
+    heads = ("left as typed", "different rewrites", "unfinished", "cut by the model", "diversity")
     head = ("writer", *(f"{cell}, {said[cell]}" for cell in cells), *heads)
     body = [
         (
@@ -114,7 +109,8 @@ def writers_summary(directory: Path, width: int | None = None) -> str:
             *(_mean(found, name, of[cell]) for cell in cells),
             f"{found.kept[name]:.0%}",
             f"{found.distinct[name]:.0%}",
-            f"{found.unfinished[name]:.0%}" if name in found.unfinished else "",
+            f"{found.unfinished[name]:.0%}",
+            f"{found.cut[name]:.0%}",
             f"{found.diversity[name]:.1f}" if name in found.diversity else "",
         )
         for name in names

@@ -17,22 +17,18 @@ import inspect
 import itertools
 import json
 import multiprocessing
-import sysconfig
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raysuite.config import one_of, with_colon
 from raysuite.errors import RewardHung, UserError, in_words
-from raysuite.imported import imported
+from raysuite.imported import imported, told as in_a_sentence, where
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
 
@@ -170,7 +166,10 @@ def resolve(name: str) -> Any:
     place = REWARDS[name].place if name in REWARDS else name
     if not place.partition(":")[2]:
         hint = f": did you mean {meant}?" if (meant := with_colon(name)) else ""
-        raise UserError(f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}{hint}")
+        raise UserError(
+            f"expected a reward ({one_of(name, REWARDS)}) or package.module:function, got {name!r}{hint}; "
+            "`raysuite rewards` lists them"
+        )
     function = imported(place, "a function")
     if not callable(function):
         raise UserError(f"expected a function at {name}, got {type(function).__name__}")
@@ -191,6 +190,14 @@ def check(
         UserError: there is none, or what it is given does not fit it.
     """
     found = resolve(name)
+    if inspect.isfunction(found):
+        try:
+            inspect.signature(found).bind([], [], [])
+        except TypeError as error:
+            raise UserError(
+                f"expected the reward {name} to take images, prompts and metadata, it does not ({error}): write "
+                f"{found.__name__}(images, prompts, metadata)"
+            ) from error
     if not isinstance(found, type):
         if model is not None or options:
             raise UserError(
@@ -208,19 +215,8 @@ def _check_prompts(name: str, found: Any, prompts: Sequence[str], metadata: Sequ
             f"expected check_prompts of the reward {name} as a static or a class method, since it is asked before the reward is made, "
             "got a method of what is made: put @staticmethod above it, without self"
         )
-    with _told(f"the reward {name} could not look at the prompts, check_prompts raised"):
+    with in_a_sentence(f"the reward {name} could not look at the prompts, check_prompts raised"):
         found.check_prompts(prompts, metadata)
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn what a user's code raises within into a sentence that begins so."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever that is
-        raise UserError(f"{what} {in_words(error)}") from error
 
 
 def _check_class(name: str, found: type, model: str | None, options: Mapping[str, Any]) -> None:
@@ -248,7 +244,7 @@ def made(name: str, *, model: str | None = None, options: Mapping[str, Any] | No
     key = json.dumps([name, model, options or {}], sort_keys=True)
     with _MAKING:
         if key not in _MADE:
-            with _told(f"the reward {name} could not be made, it raised"):
+            with in_a_sentence(f"the reward {name} could not be made, it raised"):
                 _MADE[key] = found(**_arguments(found, model, options or {}))
         return _MADE[key]
 
@@ -325,9 +321,9 @@ def score(
         arguments = (images_N.copy(), list(prompts_N), list(map(dict, metadata_N)))
         try:
             if limit is None:
-                scores = _numbers(asked(*arguments))
-            else:
-                scores = _numbers(limit.thread.apply_async(_answer, (asked, arguments)).get(limit.seconds))
+                answer: Any = asked(*arguments)
+                break
+            answer = limit.thread.apply_async(_answer, (asked, arguments)).get(limit.seconds)
             break
         except multiprocessing.TimeoutError as error:
             assert limit is not None
@@ -336,27 +332,39 @@ def score(
                 f"{prompts}: mend it, or give it more time (seconds in its entry of rewards)",
                 retries,
             ) from error
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a user's function raises is reported with the prompts it was given
+        except (Exception, SystemExit) as error:  # of a user's function, reported with the prompts that it was given
             times = f", {attempt + 1} times in a row" if attempt else ""
-            raised = str(error) if isinstance(error, _Left) else f"{in_words(error)}{_where(error)}"
+            raised = str(error) if isinstance(error, _Left) else f"{in_words(error)}{where(error)}"
             failure = UserError(f"the reward {name} raised {raised}; the prompts were {prompts}{times}")
             if attempt == retries:
                 raise failure from error
             told(failure)
             time.sleep(PAUSE_SECONDS)
+    return _checked(name, answer, prompts_N)
+
+
+def _checked(name: str, answer: Any, prompts_N: Sequence[str]) -> np.ndarray:
+    """What a reward returned, as scores (N,)."""
+    wanted = f"expected {len(prompts_N)} scores from the reward {name}, one number a picture,"
+    if answer is None:
+        raise UserError(f"{wanted} got None: let it return them")
+    try:
+        scores = _numbers(answer)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{wanted} got {type(answer).__name__}, which holds others; the prompts were {_some(prompts_N)}: {in_words(error)}"
+        ) from error
     if scores.shape != (len(prompts_N),):
         raise UserError(
-            f"expected {len(prompts_N)} scores from the reward {name}, got an array of shape {scores.shape}; the prompts were "
-            f"{prompts}"
+            f"{wanted} got an array of shape {scores.shape}; the prompts were {_some(prompts_N)}: let it return a list, or an array "
+            "of one axis"
         )
     bad = ~np.isfinite(scores)
     if bad.any():
         first = int(bad.argmax())
         raise UserError(
-            f"expected finite scores from the reward {name}, got {scores[first]} for the prompt {prompts_N[first]!r}"
+            f"expected finite scores from the reward {name}, got {scores[first]} for the prompt {prompts_N[first]!r}: let it return a "
+            "number for every picture, such as its lowest where there is nothing to score"
         )
     return scores
 
@@ -392,13 +400,6 @@ def _answer(function: RewardFunction, arguments: tuple[Any, Any, Any]) -> Sequen
         return function(*arguments)
     except (SystemExit, KeyboardInterrupt) as error:
         raise _Left(in_words(error)) from error
-
-
-def _where(error: BaseException) -> str:
-    """The last line of the user's own that it came through, in words; nothing where there is none."""
-    others = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "<")
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _some(prompts_N: Sequence[str]) -> str:

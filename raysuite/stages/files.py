@@ -96,6 +96,28 @@ def refuse_occupied(directory: Path, name: str, what: str) -> None:
         )
 
 
+def claim(
+    directory: Path,
+    name: str,
+    wanted: Mapping[str, Any],
+    what: str,
+    command: Sequence[str],
+    settled: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda found: found,
+    *,
+    begun: Sequence[str],
+) -> None:
+    """Make a directory this command's, or find that it is: `is_held`, and a provenance beside it.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    held, beside = is_held(directory, name, wanted, what, settled, begun=begun), directory / "provenance.json"
+    if not held:
+        write_json(directory / name, wanted)
+    if not (held and beside.exists()):
+        write_json(beside, provenance(command))
+
+
 def _any(directory: Path, patterns: Sequence[str]) -> bool:
     return any(True for pattern in patterns for _ in directory.glob(pattern))
 
@@ -426,7 +448,9 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            run = subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, check=True)
+            # without a lock, which would stay there and stop the user's git if this process were killed meanwhile
+            command = ["git", "--no-optional-locks", *words]
+            run = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None  # installed from a wheel: the version says it all
         return run.stdout.strip()

@@ -82,9 +82,7 @@ class Watch:
         if name not in self._base:
             self._base[name] = self._run.metrics().get(name, {}).get(0)
         base = self._base[name]
-        if (
-            not base
-        ):  # nothing to compare with: the run began with a version that did not measure it, or with one picture
+        if not base:  # the first update drew one picture a prompt
             return None
         return guards.diversity(now=metrics[name], base=base, share=self._guards.diversity_share)
 

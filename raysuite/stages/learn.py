@@ -18,6 +18,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, whole
+from raysuite.imported import told
 from raysuite.kernel.credit import (
     PromptTracker,
     discount_weights,
@@ -26,6 +27,7 @@ from raysuite.kernel.credit import (
     returns_to_go,
 )
 from raysuite.kernel.objectives import Objective
+from raysuite.kernel.schedule import Schedule
 from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.types import Block, Cost, Loss, Preferences, Queries, Rollouts, Transitions
 
@@ -105,11 +107,11 @@ def ask(objective: Objective[Any], policy: Policy, batch: Batch, generator: torc
     Where the policy draws prompts and nobody knows with which draws the pictures were made (people's, or another model's), every
     unit gets a draw, which its members share as they share their noise.
     """
-    queries = objective.queries(batch, policy.table, generator)
+    with told(f"the objective {name_of(objective)} raised"):
+        queries = objective.queries(batch, policy.table, generator)
     if policy.draws_prompts and queries.draws_UM is None:
-        label_U = torch.randint(
-            2**63 - 1, (len(queries), 1), generator=generator
-        )  # last: all else is drawn as it ever was
+        # drawn last, so that all else is as without
+        label_U = torch.randint(2**63 - 1, (len(queries), 1), generator=generator)
         queries = replace(queries, draws_UM=label_U.expand(queries.t_UM.shape))
     return queries
 
@@ -165,6 +167,32 @@ def gradient(
     return {name: total_of / units for name, total_of in zip(sums, _read(sums.values()), strict=True)}, cost
 
 
+def name_of(objective: Objective[Any]) -> str:
+    """As an objective of a user's is named in a configuration."""
+    cls = type(objective)
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def loss_of(
+    objective: Objective[Any], asked: Queries, schedule: Schedule, prediction_UM: Tensor, reference_UM: Tensor | None
+) -> Loss:
+    """An objective's loss of these units.
+
+    Raises:
+        UserError: it raised, or its terms or a metric are not one number a unit. (Reduced, they would be learned from all the same,
+            with a wrong weight.)
+    """
+    with told(f"the objective {name_of(objective)} raised"):
+        loss = objective.loss(asked, schedule, prediction_UM, reference_UM)
+    for name, values in {"terms_U": loss.terms_U, **loss.metrics}.items():
+        if values.shape != (len(asked),):
+            raise UserError(
+                f"expected {name} of the objective {name_of(objective)} to be one number for each of {len(asked)} units, got shape "
+                f"{tuple(values.shape)}: return them as they are, neither summed nor averaged"
+            )
+    return loss
+
+
 def _read(values: Iterable[float | Tensor]) -> list[float]:
     """Numbers, fetched from their device at once."""
     found = list(values)
@@ -206,7 +234,7 @@ class _Chunk:
         if self._objective.needs_base:
             base = torch.cat([self.predict(piece, base=True) for piece in self.pieces])
             known = self._asked.knowing(base=base.unflatten(0, shape))
-        return self._objective.loss(known, self._policy.schedule, prediction.unflatten(0, shape), reference)
+        return loss_of(self._objective, known, self._policy.schedule, prediction.unflatten(0, shape), reference)
 
 
 def _backward(

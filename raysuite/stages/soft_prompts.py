@@ -83,7 +83,26 @@ def open_distribution(runs: Sequence[Path], *, updates: int | None = None, ema: 
     return Distribution(configs[0], policy, tuple(policy.soft.read(model) for model in models))
 
 
-def pictures(drawn: Distribution, prompt: str, *, samples: int, seed: int, first: int = 0) -> np.ndarray:
+def spreads(drawn: Distribution, asked: Sequence[float] | None) -> Sequence[float]:
+    """Factors on the spread to draw with: those that are asked for, or from none to twice, or 1 where draws have no noise to widen.
+
+    Raises:
+        UserError: others are asked for where there is none.
+    """
+    kind = drawn.config.parameters.prompts.draw
+    if kind not in ("member", "mean"):
+        return (0, 0.5, 1, 1.5, 2) if asked is None else asked
+    if asked is not None and [*asked] != [1]:
+        raise UserError(
+            f"expected no --spread with parameters.prompts.draw={kind}, which has no noise to widen, got "
+            f"{', '.join(f'{g:g}' for g in asked)}: leave it out"
+        )
+    return (1,)
+
+
+def pictures(
+    drawn: Distribution, prompt: str, *, samples: int, seed: int, number: int = 0, first: int = 0
+) -> np.ndarray:
     """Pictures of a prompt, uint8 (N, H, W, 3). Sample n has the same noise and label for any text, spread and mixture.
 
     Args:
@@ -97,18 +116,18 @@ def pictures(drawn: Distribution, prompt: str, *, samples: int, seed: int, first
         update=0,
         index=0,
         prompts=(prompt,),
-        prompt_ids=(seed,),
+        prompt_ids=(number,),
         samples_per_prompt=samples,
         metadata=({},),
         first_sample=first,
         evaluation=True,
         window=drawn.config.sampler.evaluated_window,
     )
-    return sample(drawn.policy, block, drawn.config, version=0).previews_JN[-1]
+    return sample(drawn.policy, block, _seeded(drawn.config, seed), version=0).previews_JN[-1]
 
 
 def embeddings(drawn: Distribution, prompt: str, *, samples: int, seed: int) -> dict[str, torch.Tensor]:
-    """Draws of a prompt's states for `pipe(prompt_embeds=...)`, and their mean and standard deviation.
+    """Draws of a prompt's states for `pipe(prompt_embeds=...)`, those of `pictures`, and their mean and standard deviation.
 
     Returns:
         `prompt_embeds` (N, tokens, width) and, where there is one, `pooled_prompt_embeds` (N, width); of each `<name>.mean` and
@@ -145,6 +164,7 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
         seed: a coordinate of noise and draws, and of the bootstrap.
     """
     found: list[Components] = []
+    config = _seeded(drawn.config, seed)
     for number, prompt in enumerate(prompts):
         labels = torch.tensor([_label(seed, number * draws + draw) for draw in range(draws)])
         columns = []
@@ -153,14 +173,14 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
                 update=0,
                 index=0,
                 prompts=(prompt,) * draws,
-                prompt_ids=(seed + number,) * draws,
+                prompt_ids=(number,) * draws,
                 samples_per_prompt=1,
                 metadata=({},) * draws,
                 first_sample=noise,
                 evaluation=True,
-                window=drawn.config.sampler.evaluated_window,
+                window=config.sampler.evaluated_window,
             )
-            images = sample(drawn.policy, block, drawn.config, version=0, draws_N=labels).previews_JN[-1]
+            images = sample(drawn.policy, block, config, version=0, draws_N=labels).previews_JN[-1]
             columns.append(thumbnails(images))
         found.append(components(np.stack(columns, axis=1)))
     rng = numpy_generator(seed=seed, stage=Stage.BOOTSTRAP)
@@ -200,7 +220,7 @@ def beside_real(
             f"expected more real pictures than neighbours, got {len(real_N)} and {neighbours}: add pictures, or lower --neighbours"
         )
     images = [
-        pictures(drawn, prompt, samples=min(BLOCK, samples - first), seed=seed + number, first=first)
+        pictures(drawn, prompt, samples=min(BLOCK, samples - first), seed=seed, number=number, first=first)
         for number, prompt in enumerate(prompts)
         for first in range(0, samples, BLOCK)
     ]
@@ -210,6 +230,11 @@ def beside_real(
 def _drawing(settings: SoftPrompts) -> str:
     """What a mixture's shares have in common; each has its spread from the mixture."""
     return f"{settings.placement}, {settings.draw}"
+
+
+def _seeded(config: RunConfig, seed: int) -> RunConfig:
+    """A run whose evaluations draw with another seed."""
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"seed": seed})})
 
 
 def _label(seed: int, number: int) -> int:

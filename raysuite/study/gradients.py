@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raysuite.families.policy import Policy
 from raysuite.kernel.objectives import Objective
-from raysuite.stages.learn import Batch, ask
+from raysuite.stages.learn import Batch, ask, loss_of
 from raysuite.types import Cost, Preferences, Queries
 
 Add = Callable[[str, int, dict[str, Tensor]], None]
@@ -121,7 +121,7 @@ def _by_unit(
             base = {"base": _predict(policy, chunk, microbatch, base=True)} if held else {}
             for place, (name, objective) in enumerate(objectives.items()):
                 compared, known = _compared(objective, prediction, reference), chunks[name].knowing(**base)
-                terms_U = objective.loss(known, policy.schedule, prediction, compared).terms_U
+                terms_U = loss_of(objective, known, policy.schedule, prediction, compared).terms_U
                 loss = share[name] * terms_U.sum() / len(first)
                 add(name, number, _gradients(policy, loss, None, retain=place < len(objectives) - 1))
             cost += _cost(policy, chunk, forward=1 + needed + held, backward=len(objectives))
@@ -151,7 +151,8 @@ def _by_point(
     for name, objective in objectives.items():
         compared = _compared(objective, prediction, reference)
         queries = asked[name].to(policy.device)
-        loss = share[name] * objective.loss(queries, policy.schedule, prediction, compared).terms_U.sum() / len(first)
+        terms_U = loss_of(objective, queries, policy.schedule, prediction, compared).terms_U
+        loss = share[name] * terms_U.sum() / len(first)
         (said[name],) = torch.autograd.grad(loss, prediction)
     cost = _cost(policy, first, forward=1 + needed, backward=0)
     x, t = whole.x_UM.flatten(0, 1), whole.t_UM.flatten()

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from raysuite.places import replacing
-from raysuite.stages.files import is_held, provenance, write_json
+from raysuite.stages import files
+from raysuite.stages.files import is_held, write_json
 from raysuite.suites.protocol import Member, Protocol
 from raysuite.types import Block, Rollouts
 
@@ -39,9 +40,7 @@ def claim(protocol: Protocol, directory: Path, command: Sequence[str]) -> None:
         UserError: it was begun with another protocol, or a label is another model's there.
     """
     begun, wanted = (f"{MEMBERS}/*/scores/*.parquet",), protocol.settings()
-    if not is_held(directory, "protocol.json", wanted, "evaluation of a suite", begun=begun):
-        write_json(directory / "protocol.json", wanted)
-        write_json(directory / "provenance.json", provenance(command))
+    files.claim(directory, "protocol.json", wanted, "evaluation of a suite", command, begun=begun)
     rows = [{"prompt": p.text, "category": p.stratum, "metadata": dict(p.metadata)} for p in protocol.prompts]
     with replacing(directory / PROMPTS) as temporary:
         temporary.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))

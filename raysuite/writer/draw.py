@@ -19,6 +19,7 @@ from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.collect import Collector
 from raysuite.stages.prompts import Prompt
+from raysuite.tables import read_table
 from raysuite.types import Block, Cost, Rollouts
 from raysuite.writer.candidates import Candidate
 
@@ -101,8 +102,7 @@ def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights
 def read(directory: Path) -> dict[Key, Scores]:
     """Scores of everything that was drawn, pictures in the order of their numbers."""
     files = sorted(directory.glob("*.parquet"))
-    columns = [name for name in pq.read_schema(files[0]).names if name != THUMBNAIL] if files else []
-    rows = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
+    rows = [row for file in files for row in read_table(file, leave_out=(THUMBNAIL,)).to_pylist()]
     found: dict[Key, list[dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: (row["prompt"], row["text"], row["picture"])):
         found.setdefault((row["prompt"], row["text"]), []).append(row)

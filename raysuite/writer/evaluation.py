@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raysuite.config import RunConfig
+from raysuite.config import Model, RunConfig
 from raysuite.errors import UserError
+from raysuite.families import cut_prompts
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import inputs
@@ -94,7 +95,9 @@ def chosen_prompts(known: PromptSet, plan: Plan) -> dict[str, list[Prompt]]:
     }
 
 
-def rewritten(directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Sequence[str]) -> list[Candidate]:
+def rewritten(
+    directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Sequence[str], model: Model
+) -> list[Candidate]:
     """Rewrite all prompts, once, and return what is to be drawn.
 
     Raises:
@@ -106,6 +109,7 @@ def rewritten(directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Seque
         rows = []
         for name in who:
             texts = rewrites_by(name, [prompt for _, prompt in prompts])
+            cut = {*cut_prompts(model, [text for text, _ in texts])[0]}
             rows += [
                 {
                     "who": name,
@@ -115,6 +119,7 @@ def rewritten(directory: Path, cells: Mapping[str, Sequence[Prompt]], who: Seque
                     "user": prompt.text,
                     "rewrite": text,
                     "ended": ended,
+                    "cut": text in cut,
                 }
                 for (cell, prompt), (text, ended) in zip(prompts, texts, strict=True)
             ]

@@ -35,7 +35,7 @@ from raysuite.writer.candidates import Candidate
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import TOKENS, Writer
 from raysuite.writer.pairs import check_enough
-from raysuite.writer.train import finish, last_checkpoint
+from raysuite.writer.train import finish, last_checkpoint, on_one_device
 
 MEASURED = {
     "reward": "reward",
@@ -201,6 +201,7 @@ def train(
     warnings.simplefilter("ignore", FutureWarning)  # between TRL and transformers
 
     def reward(completions: Sequence[str], number: Sequence[int], trainer_state: Any, **rest: Any) -> list[float]:
+        writer.check_thoughts(completions)
         return judge.rewards(trainer_state.global_step, number, [" ".join(text.split()) for text in completions])
 
     class Watch(TrainerCallback):
@@ -223,28 +224,30 @@ def train(
         reward_funcs=reward,
         train_dataset=datasets.Dataset.from_list(rows),
         callbacks=[Watch()],
-        args=GRPOConfig(
-            output_dir=str(directory / "checkpoints"),
-            loss_type="grpo",
-            shuffle_dataset=False,
-            num_generations=plan.draws,
-            per_device_train_batch_size=plan.prompts * plan.draws,
-            max_completion_length=TOKENS,
-            temperature=1.0,
-            beta=plan.beta,
-            learning_rate=plan.learning_rate,
-            lr_scheduler_type="constant",
-            max_steps=plan.steps,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,
-            save_strategy="steps",
-            save_steps=5,
-            save_total_limit=1,
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            seed=plan.seed,
+        args=on_one_device(
+            GRPOConfig(
+                output_dir=str(directory / "checkpoints"),
+                loss_type="grpo",
+                shuffle_dataset=False,
+                num_generations=plan.draws,
+                per_device_train_batch_size=plan.prompts * plan.draws,
+                max_completion_length=TOKENS,
+                temperature=1.0,
+                beta=plan.beta,
+                learning_rate=plan.learning_rate,
+                lr_scheduler_type="constant",
+                max_steps=plan.steps,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=False,
+                save_strategy="steps",
+                save_steps=5,
+                save_total_limit=1,
+                logging_steps=1,
+                report_to="none",
+                disable_tqdm=True,
+                seed=plan.seed,
+            )
         ),
     )
     trainer.remove_callback(PrinterCallback)

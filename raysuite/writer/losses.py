@@ -49,6 +49,10 @@ class PairLoss:
             raise UserError(
                 f"expected --targets and --weight with --loss cal_dpo alone, got them with {self.kind}: leave them out"
             )
+        if self.kind == "sft" and self.beta != PairLoss.beta:
+            raise UserError(
+                f"expected no --beta with --loss sft, which compares with no reference, got {self.beta:g}: leave it out"
+            )
         if not self.beta > 0 or not self.weight >= 0:
             raise UserError(
                 f"expected --beta above 0 and --weight of at least 0, got {self.beta:g} and {self.weight:g}: correct them"

@@ -173,6 +173,11 @@ class Writer:
                 use_cache=True,
                 logits_to_keep=1,
             )
+            if not hasattr(output, "past_key_values"):
+                raise UserError(
+                    f"expected a writer that keeps the keys and values of attention, got {self.name}, a {type(self.model).__name__}: "
+                    "name another"
+                )
             known, logits = output.past_key_values, output.logits[:, -1].float()
             if temperature == 0:
                 token = logits.argmax(-1)
@@ -188,15 +193,23 @@ class Writer:
                 break
             ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         texts = self.tokenizer.batch_decode(torch.stack(written, 1), skip_special_tokens=True)
+        self.check_thoughts(texts)
+        return [
+            Rewrite(" ".join(text.split()), float(logp), bool(over))
+            for text, logp, over in zip(texts, logps, ended, strict=True)
+        ]
+
+    def check_thoughts(self, texts: Sequence[str]) -> None:
+        """Refuse what thinks aloud.
+
+        Raises:
+            UserError: a text of these does.
+        """
         if (thought := next((text for text in texts if THOUGHT in text), None)) is not None:
             raise UserError(
                 f"expected prompts from the writer {self.name}, got a thought, {thought[:100]!r}: name one that answers without "
                 "thinking aloud"
             )
-        return [
-            Rewrite(" ".join(text.split()), float(logp), bool(over))
-            for text, logp, over in zip(texts, logps, ended, strict=True)
-        ]
 
     @torch.no_grad()
     def log_densities(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:

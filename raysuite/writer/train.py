@@ -29,7 +29,8 @@ import torch
 
 from raysuite.errors import UserError
 from raysuite.places import replacing
-from raysuite.stages.files import digest, is_held, provenance, write_json
+from raysuite.stages import files
+from raysuite.stages.files import digest, write_json
 from raysuite.stages.rewrites import digest_of
 from raysuite.writer import losses
 from raysuite.writer.losses import PairLoss
@@ -143,9 +144,7 @@ def claim(directory: Path, writer: str, pairs: Path, lesson: Lesson, command: Se
         return found if weights else {**found, "weights": None}  # a writer that is gone is not another
 
     begun = ("checkpoints/*", "writer/*")
-    if not is_held(directory, "training.json", wanted, "training of a writer", settled, begun=begun):
-        write_json(directory / "training.json", wanted)
-        write_json(directory / "provenance.json", provenance(command))
+    files.claim(directory, "training.json", wanted, "training of a writer", command, settled, begun=begun)
     return not (directory / "writer").is_dir()
 
 
@@ -228,30 +227,38 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
         processing_class=writer.tokenizer,
         train_dataset=datasets.Dataset.from_list([asdict(pair) for pair in pairs]),
         callbacks=[Watch()],
-        args=DPOConfig(
-            output_dir=str(directory / "checkpoints"),
-            loss_type=["sigmoid" if kind == "cal_dpo" else kind],
-            beta=lesson.loss.beta,
-            learning_rate=lesson.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            num_train_epochs=lesson.epochs,
-            per_device_train_batch_size=lesson.batch,
-            max_length=None,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,
-            save_strategy="epoch",
-            save_total_limit=1,
-            logging_strategy="epoch",
-            report_to="none",
-            disable_tqdm=True,
-            seed=lesson.seed,
+        args=on_one_device(
+            DPOConfig(
+                output_dir=str(directory / "checkpoints"),
+                loss_type=["sigmoid" if kind == "cal_dpo" else kind],
+                beta=lesson.loss.beta,
+                learning_rate=lesson.learning_rate,
+                lr_scheduler_type="linear",
+                warmup_steps=0.1,
+                num_train_epochs=lesson.epochs,
+                per_device_train_batch_size=lesson.batch,
+                max_length=None,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=False,
+                save_strategy="epoch",
+                save_total_limit=1,
+                logging_strategy="epoch",
+                report_to="none",
+                disable_tqdm=True,
+                seed=lesson.seed,
+            )
         ),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
     finish(writer, _by_epoch(trainer.state.log_history), directory)
+
+
+def on_one_device(args: Any) -> Any:
+    """A trainer's arguments for the first GPU alone: TRL refuses to share a model between all that it sees. (Not run on several.)"""
+    args._n_gpu = min(1, args.n_gpu)
+    return args
 
 
 def _given(inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:

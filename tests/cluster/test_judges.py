@@ -143,7 +143,8 @@ def test_a_judge_that_always_hangs_raises_or_ends_is_named(chaos: Path) -> None:
     ):
         drawn(judged("fails_on_right"))
     with pytest.raises(
-        UserError, match=r"^the reward .*NoPaint could not be made, it raised RuntimeError: out of paint$"
+        UserError,
+        match=r"^the reward .*NoPaint could not be made, it raised RuntimeError: out of paint \(rewards.py, line \d+\)$",
     ):
         drawn(judged("NoPaint"))
     with pytest.raises(UserError, match=r"expected a judge of tests.cluster.rewards:ends to go on, its process ended"):

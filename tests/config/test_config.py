@@ -399,6 +399,22 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"credit.normalise": "tracked", "credit.tracker_size": 4, "credit.tracker_minimum": 5},
             "expected credit.tracker_minimum of at most credit.tracker_size, got 5 and 4",
         ),
+        (
+            {"credit.normalise": "tracked", "reward_scale": "running"},
+            "expected reward_scale=given with credit.normalise=tracked, got running",
+        ),
+        (
+            {
+                "objective": {"name": "trajectory_dpo", "strength": 5.0, "discount": 0.9},
+                "preferences": {"choose": "random", "limit": 8, "members": 4},
+                "rollouts.samples": 48,
+            },
+            "expected at most 100000 tuples of a prompt to choose from, got 194580 of 4 members among 48 samples",
+        ),
+        (
+            {"model.path": "scenes", "parameters": {"kind": "prompts", "prompts": {"draw": "member", "spread": 0.5}}},
+            "expected no parameters.prompts.spread with draw=member, which has no noise to widen, got 0.5",
+        ),
         ({"credit.kind": "previews"}, "expected credit.previews to name numbers of steps below sampler.steps=50"),
         ({"credit.kind": "previews", "credit.previews": [10, 50]}, "below sampler.steps=50, got [10, 50]"),
         ({"credit.kind": "previews", "credit.previews": [20, 10]}, "expected credit.previews in ascending order"),

@@ -165,7 +165,7 @@ def test_columns_that_are_called_otherwise_are_named(
     file = tmp_path / "p.parquet"
     pq.write_table(pa.Table.from_pylist([stored]), file)
     with pytest.raises(
-        UserError, match=r"expected the columns .* of the layout pickapic .*such as --column chosen=NAME"
+        UserError, match=r"expected the columns .* of the layout \w+ .*say what they are called .*--column \w+=NAME"
     ):
         open_source([str(file)], layout=layout, split="train").parts(4)
     found = encoded(policy, file, out=tmp_path / "set", layout=layout, names=names).rows([0])
@@ -573,9 +573,33 @@ def test_sources_that_cannot_be_read(name: str, content: str | None, mentions: s
 def test_a_table_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["a"]}), tmp_path / "train.parquet")
     with pytest.raises(
-        UserError, match=r"columns jpg_0, .* of the layout pickapic in .* found caption: say what they are called"
+        UserError,
+        match=r"columns jpg_0, .* of the layout pickapic in .* found caption, and no jpg_0, .*: say what they are called",
     ):
         open_source([str(tmp_path / "train.parquet")], layout=None, split="train").parts(4)
+
+
+@pytest.mark.parametrize(
+    ("there", "names", "told"),
+    [
+        (
+            ["prompt", "chosen"],
+            {},
+            r"layout chosen in .*, and no rejected: say what they are called \(--column rejected=NAME\)",
+        ),
+        (
+            ["prompt", "chosen", "rejected"],
+            {"chosen": "winner"},
+            "layout chosen in .*, and no winner: correct --column",
+        ),
+    ],
+)
+def test_a_table_without_a_column_is_told_which(
+    there: list[str], names: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({name: ["a"] for name in there}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=told):
+        open_source([str(tmp_path / "train.parquet")], layout=None, split="train", names=names).parts(4)
 
 
 def test_a_table_of_another_layout_is_told_which(tmp_path: Path) -> None:

@@ -192,6 +192,27 @@ def test_a_directory_of_another_evaluation_is_refused(tmp_path: Path) -> None:
         evaluated(tmp_path, planned(2, shots=(2,)), Perfect(plan.world))
 
 
+def test_another_share_of_misreading_is_another_evaluation(tmp_path: Path) -> None:
+    """The rows' names said 10 % of 0.095 and 0.105 alike."""
+    plans = [replace(planned(2), rows=scenes_rows(0, ScenesWorld().caption, errors)) for errors in (0.095, 0.105)]
+    evaluation.claim(plans[0], [], tmp_path, ["test"])
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "0.parquet").touch()
+    with pytest.raises(UserError, match="one that differs in rows"):
+        evaluation.claim(plans[1], [], tmp_path, ["test"])
+
+
+def test_a_damaged_block_is_told_by_whoever_goes_on(tmp_path: Path) -> None:
+    plan = planned(2)
+    evaluated(tmp_path, plan, Perfect(plan.world))
+    (block, *_) = sorted((tmp_path / "pictures").rglob("*.parquet"))
+    block.write_bytes(block.read_bytes()[:40])
+    with pytest.raises(
+        UserError, match=rf"{block.name} as it was written, it is damaged .*: remove it, and give the command"
+    ):
+        evaluated(tmp_path, plan, Perfect(plan.world))
+
+
 def test_the_page_needs_nothing_but_itself_and_is_the_same_twice(found: InContext) -> None:
     page = write_in_context_report(found.directory).read_bytes()
     check_self_contained(page.decode())

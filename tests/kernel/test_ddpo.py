@@ -273,10 +273,26 @@ def test_clipping_never_lowers_the_loss(ratio: float, advantage: float) -> None:
     assert (loss.terms_U >= -advantage * ratio - 1e-12).all()
 
 
-def test_how_far_the_policy_moved() -> None:
-    """The estimate ratio - 1 - log ratio is 0 at 1 and else positive: at 2 it is 1 - log 2."""
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+def test_a_ratio_that_overflows_is_clipped_like_any_other(advantage: float) -> None:
+    """In float32 an infinite ratio times a gradient of 0 was NaN, and ended the run."""
+    schedule = sampler(torch.float32)
+    queries, prediction = points(schedule)
+    queries.extra["logp_old"] = queries.extra["logp_old"] - 200.0
+    queries.extra["advantage"] = torch.full_like(queries.extra["advantage"], advantage)
+    prediction.requires_grad_()
+    loss = make(per_dimension=False).loss(queries, schedule, prediction, None)
+    torch.testing.assert_close(loss.terms_U, torch.full_like(loss.terms_U, -advantage * 1.1))
+    (gradient,) = torch.autograd.grad(loss.terms_U.sum(), prediction)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("per_dimension", [False, True])
+def test_how_far_the_policy_moved(per_dimension: bool) -> None:
+    """In nats, whatever the ratio is of: the estimate ratio - 1 - log ratio is 0 at 1 and else positive; at 2 it is 1 - log 2."""
     for ratio, expected in ((1.0, 0.0), (2.0, 1 - math.log(2)), (0.5, math.log(2) - 0.5)):
-        loss, _ = with_ratio(make(), ratio, 1.0)
+        objective = make(per_dimension=per_dimension)
+        loss, _ = with_ratio(objective, ratio ** (1 / DIMENSIONS if per_dimension else 1), 1.0)
         assert loss.metrics["kl_behaviour"].tolist() == pytest.approx([expected] * STEPS * SAMPLES, abs=1e-12)
 
 
@@ -290,8 +306,8 @@ def test_how_far_the_policy_moved_is_no_rounding() -> None:
     logp = transition.log_density(
         schedule, k, transition.mean(schedule, k, queries.x_UM[:, 0], prediction_UM[:, 0]), queries.extra["next"]
     )
-    queries.extra["logp_old"] = logp - 1e-5 * DIMENSIONS
-    log_ratio = ((logp - queries.extra["logp_old"]) / DIMENSIONS).double()
+    queries.extra["logp_old"] = logp - 1e-5
+    log_ratio = (logp - queries.extra["logp_old"]).double()
     found = make().loss(queries, schedule, prediction_UM, None).metrics["kl_behaviour"].double()
     torch.testing.assert_close(found, log_ratio**2 / 2, rtol=0.2, atol=0.0)
 

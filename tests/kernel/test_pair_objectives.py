@@ -479,7 +479,8 @@ def test_at_the_reference_no_member_is_ahead(objective: PairObjective) -> None:
         extra={"target": target},
     )
     prediction = target + randn(500, 2, *SHAPE, seed=1).float()
-    for margin in (None, 0.0, 0.9):
+    frozen = isinstance(objective, Dspo) and objective.frozen_weight
+    for margin in (None,) if frozen else (None, 0.0, 0.9):
         guarded = dataclasses.replace(objective, winner_margin=margin)
         metrics = guarded.loss(queries, sampler(), prediction, prediction).metrics
         assert metrics["reward_margin"].tolist() == [0.0] * 500 and metrics["reward_accuracy"].tolist() == [0.5] * 500
@@ -579,6 +580,7 @@ def test_dmpo_by_arithmetic() -> None:
         (lambda: CalDpo(beta=1.0, share=1.0), "share above 0 and below 1"),
         (lambda: CalDpo(beta=1.0, share=0.1, weight=-1.0), "weight of at least 0"),
         (lambda: Dspo(beta=1.0, variant="released_sdxl", frozen_weight=True), "frozen_weight false with variant"),
+        (lambda: Dspo(beta=1.0, winner_margin=0.9, frozen_weight=True), "winner_margin null with frozen_weight"),
         (lambda: Sft(draws=0), "draws"),
         (lambda: Sft(prompt_dropout=1.0), "prompt_dropout"),
         (lambda: Sft(noise_range=(0.2, 0.1)), "noise_range"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -111,6 +112,13 @@ def test_no_change_is_called_that(tmp_path: Path):
     sentence = comparison.verdict(run, comparison.compare(run))
     assert "the strict pass rate went from 0.50 to 0.50" in sentence
     assert sentence.endswith("which cannot be told from no change.")
+
+
+def test_few_prompts_say_nothing_of_a_rise(tmp_path: Path) -> None:
+    run = read_run(fabricate.whole(tmp_path, improving))
+    few = [replace(found, prompts=2) for found in comparison.compare(run)]
+    assert " went from " in (sentence := comparison.verdict(run, few))
+    assert sentence.endswith("95 % bootstrap over prompts. That is too few prompts to tell.")
 
 
 @pytest.mark.parametrize(("value", "words"), [(memorising, "does not carry over"), (gaming, "is being gamed")])

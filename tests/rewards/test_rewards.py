@@ -61,6 +61,46 @@ def test_pictures_do_not_see_each_other(name: str) -> None:
 # each reward
 
 
+def nothing(images: Any, prompts: Any, metadata: Any) -> Any:
+    """Forgets to return its scores."""
+
+
+def words(images: Any, prompts: Any, metadata: Any) -> Any:
+    return ["good" for _ in prompts]
+
+
+def column(images: Any, prompts: Any, metadata: Any) -> Any:
+    return np.zeros((len(prompts), 1))
+
+
+def two(images: Any, prompts: Any) -> Any:
+    return [0.0 for _ in prompts]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nothing", "one number a picture, got None: let it return them"),
+        (
+            "words",
+            "got list, which holds others; the prompts were 'a': ValueError: could not convert string to float: 'good'",
+        ),
+        ("column", r"got an array of shape \(1, 1\); .*: let it return a list, or an array of one axis"),
+    ],
+)
+def test_answers_that_are_no_scores_are_told_once(name: str, told: str) -> None:
+    """The reward raised nothing, so that asking again cannot help."""
+    with pytest.raises(UserError, match=rf"expected 1 scores from the reward {__name__}:{name}, .*{told}$"):
+        rewards.score(f"{__name__}:{name}", flat(0, 0, 0)[None], ["a"], [{}], retries=1)
+
+
+def test_a_function_of_two_arguments_is_refused_before_anything_is_drawn() -> None:
+    with pytest.raises(
+        UserError, match=r"to take images, prompts and metadata, it does not \(.*\): write two\(images, prompts"
+    ):
+        rewards.check(f"{__name__}:two")
+
+
 def test_jpeg_sizes() -> None:
     """D6, and kilobytes are of 1000 bytes, counted in a file of quality 95."""
     image = noise()

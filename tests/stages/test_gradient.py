@@ -55,6 +55,32 @@ class Watched(Objective[Transitions]):
         return loss
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reduced(Watched):
+    """Averages what it should leave to the caller, or says a metric once for all."""
+
+    of: str
+
+    def loss(self, *about: Any) -> Loss:
+        loss = super().loss(*about)
+        if self.of == "terms_U":
+            return dataclasses.replace(loss, terms_U=loss.terms_U.mean())
+        return dataclasses.replace(loss, metrics={**loss.metrics, self.of: loss.metrics[self.of].mean()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Misspelt(Watched):
+    """Raises where it is asked, or where it answers."""
+
+    where: str
+
+    def queries(self, *about: Any) -> Queries:
+        return {}["quieries"] if self.where == "queries" else super().queries(*about)  # type: ignore[no-any-return]
+
+    def loss(self, *about: Any) -> Loss:
+        return {}["weigth"]  # type: ignore[no-any-return]
+
+
 def ddpo(**changes: Any) -> Ddpo:
     return Ddpo(**{"clip": 0.1, "advantage_clip": 5.0, **changes})
 
@@ -434,6 +460,25 @@ def test_weights_travel(policy_name: str, policy_of: Opener) -> None:
     assert np.array_equal(policy.weights(), flat)
     with pytest.raises(UserError, match=f"expected {len(flat)} trained parameters, got {len(flat) - 1}"):
         policy.set_weights(flat[:-1])
+
+
+@pytest.mark.parametrize("of", ["terms_U", "ratio"])
+def test_a_loss_that_is_reduced_is_refused(of: str, policy_of: Opener) -> None:
+    """It would be learned from with a wrong weight, and nobody would see."""
+    policy, config = policy_of("toy")
+    batch = batch_of(policy, config)
+    expected = rf"expected {of} of the objective .*:Reduced to be one number for each of \d+ units, got shape \(\)"
+    with pytest.raises(UserError, match=expected):
+        gradient(Reduced(inner=ddpo(), of=of), policy, [(batch, torch.Generator())], microbatch=8)
+
+
+@pytest.mark.parametrize(("where", "key"), [("queries", "quieries"), ("loss", "weigth")])
+def test_what_a_users_objective_raises_is_told_with_its_line(where: str, key: str, policy_of: Opener) -> None:
+    policy, config = policy_of("toy")
+    batch = batch_of(policy, config)
+    expected = rf"the objective .*:Misspelt raised KeyError: '{key}' \(test_gradient.py, line \d+\)"
+    with pytest.raises(UserError, match=expected):
+        gradient(Misspelt(inner=ddpo(), where=where), policy, [(batch, torch.Generator())], microbatch=8)
 
 
 def test_saved_weights_come_back_bit_for_bit(policy_name: str, policy_of: Opener, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,15 @@ from raysuite.rewards.features import features
 from raysuite.stages import preference_set
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.plan import plan
-from raysuite.stages.soft_prompts import Distribution, beside_real, embeddings, measured, open_distribution, pictures
+from raysuite.stages.soft_prompts import (
+    Distribution,
+    beside_real,
+    embeddings,
+    measured,
+    open_distribution,
+    pictures,
+    spreads,
+)
 from raysuite.stages.stored import check_replay
 from raysuite.stages.train import Training
 from raysuite.types import Block, Preferences
@@ -146,6 +155,34 @@ def test_the_average_of_a_distribution_is_drawn_from_where_it_is_asked_for(
     )
     with pytest.raises(UserError, match=r"expected an average of the weights in .*: the run has no learn.ema"):
         open_distribution([trained.run.path], ema=True)
+
+
+def test_draws_without_noise_have_no_spread_to_widen(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    soft = drawn.config.parameters.prompts
+    member = replace(
+        drawn,
+        config=drawn.config.model_copy(
+            update={
+                "parameters": drawn.config.parameters.model_copy(
+                    update={"prompts": soft.model_copy(update={"draw": "member"})}
+                )
+            }
+        ),
+    )
+    assert spreads(drawn, None) == (0, 0.5, 1, 1.5, 2) and spreads(drawn, [0, 3]) == [0, 3]
+    assert spreads(member, None) == spreads(member, [1]) == (1,)
+    with pytest.raises(
+        UserError, match=r"expected no --spread with parameters.prompts.draw=member, .* got 0, 3: leave it out"
+    ):
+        spreads(member, [0, 3])
+
+
+def test_seeds_and_prompts_have_noise_and_draws_of_their_own(trained: Training) -> None:
+    drawn = open_distribution([trained.run.path])
+    first = pictures(drawn, "one red circle", samples=2, seed=0, number=1)
+    assert np.array_equal(first, pictures(drawn, "one red circle", samples=2, seed=0, number=1))
+    assert (first != pictures(drawn, "one red circle", samples=2, seed=1, number=0)).any((1, 2, 3)).all()
 
 
 @pytest.mark.parametrize("settings", [{"placement": "after"}, {"draw": "correlated"}])
@@ -327,7 +364,7 @@ def test_pictures_are_set_beside_real_ones(
 ) -> None:
     drawn = open_distribution([trained.run.path])
     same = np.concatenate(
-        [pictures(drawn, "one red circle", samples=6, seed=0), pictures(drawn, "", samples=6, seed=1)]
+        [pictures(drawn, "one red circle", samples=6, seed=0), pictures(drawn, "", samples=6, seed=0, number=1)]
     )
     command = [
         "prompts",

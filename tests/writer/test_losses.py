@@ -147,3 +147,8 @@ def test_what_training_did() -> None:
 def test_refusals(settings: dict[str, object], mentions: str) -> None:
     with pytest.raises(UserError, match=mentions):
         PairLoss(**settings)  # type: ignore[arg-type]
+
+
+def test_beta_means_nothing_to_fine_tuning() -> None:
+    with pytest.raises(UserError, match="expected no --beta with --loss sft, which compares with no reference, got 7"):
+        PairLoss("sft", 7.0)

@@ -255,7 +255,7 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path, monkeypatch
             return [Rewrite(said, 0.0, ended=False) for said in ("two red circles", "one red circle")]
 
     monkeypatch.setattr(evaluation, "open_writer", lambda name: Endless())
-    texts = evaluation.rewritten(tmp_path, cells, ("none", "oracle", "endless"))
+    texts = evaluation.rewritten(tmp_path, cells, ("none", "oracle", "endless"), config.model)
     assert [(one.prompt, one.text, one.own) for one in texts] == [
         (3, "2 red circles", True),
         (5, "one red circle", True),
@@ -272,7 +272,7 @@ def test_an_evaluation_in_numbers(config: RunConfig, tmp_path: Path, monkeypatch
     assert read.score["oracle"].tolist() == strict[3, "two red circles"] + strict[5, "one red circle"]
     assert read.score["endless"].tolist() == read.score["oracle"].tolist()
     assert read.kept == {"none": 1.0, "oracle": 0.5, "endless": 0.5} and {*read.distinct.values()} == {1.0}
-    assert read.unfinished == {"none": 0.0, "oracle": 0.0, "endless": 1.0}
+    assert read.unfinished == {"none": 0.0, "oracle": 0.0, "endless": 1.0} and {*read.cut.values()} == {0.0}
     assert (
         all(0 < read.diversity[who] < 255 for who in ("none", "oracle"))
         and read.diversity["none"] != read.diversity["oracle"]

@@ -13,6 +13,9 @@ from raysuite.kernel.objectives.interface import Objective
 from raysuite.kernel.schedule import Schedule
 from raysuite.types import Loss, Queries, Transitions
 
+LARGEST = 80.0
+"""Of a log ratio, whose exponential float32 still has: a clipped transition then keeps its gradient of 0, which inf would make NaN."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ddpo(Objective[Transitions]):
@@ -98,9 +101,9 @@ class Ddpo(Objective[Transitions]):
         mean_U = transition.mean(schedule, k, x_U, prediction_UM[:, 0])
         logp = transition.log_density(schedule, k, mean_U, queries.extra["next"])
         dimensions = x_U[0].numel() if self.per_dimension else 1
-        log_ratio = (logp - logp_old) / dimensions
-        ratio = log_ratio.exp()
-        metrics = {"ratio": ratio, "kl_behaviour": torch.expm1(log_ratio) - log_ratio}
+        moved = logp - logp_old
+        ratio = (moved / dimensions).clamp(max=LARGEST).exp()
+        metrics = {"ratio": ratio, "kl_behaviour": torch.expm1(moved.clamp(max=LARGEST)) - moved}
         if self.clip is None:
             terms = -advantage * logp / dimensions
         else:

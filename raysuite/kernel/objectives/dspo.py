@@ -41,6 +41,12 @@ class Dspo(PairObjective):
             "false with variant released_sdxl, which learns near the reference through that weight alone",
             self.frozen_weight,
         )
+        require(
+            not (self.frozen_weight and self.winner_margin is not None),
+            "winner_margin",
+            "null with frozen_weight, which leaves the loser no gradient to scale",
+            self.winner_margin,
+        )
 
     def terms(self, judged: Judged) -> Tensor:
         """The squared residual."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
+from raysuite.tables import damaged, read_table
 
 COLUMNS = ("row", "variant", "task", "shots", "index", "drawer", "described", "textual", "visual", "right", "invalid")
 NOBODY = -1
@@ -255,28 +255,17 @@ def _json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise _missing(file) from error
     except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _table(file: Path, columns: Sequence[str] = ()) -> pa.Table:
     try:
-        table = pq.read_table(file)
+        return read_table(file, columns=columns)
     except FileNotFoundError as error:
         raise _missing(file) from error
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
-    if lacking := [name for name in columns if name not in table.column_names]:
-        raise _damaged(file, f"it has no column {lacking[0]}")
-    return table
 
 
 def _missing(file: Path) -> UserError:
     return UserError(
         f"expected a finished in-context evaluation in {file.parent}, found no {file.name}: give the command that began it again"
-    )
-
-
-def _damaged(file: Path, error: object) -> UserError:
-    return UserError(
-        f"expected {file} as it was written, it is damaged ({error}): remove it, and give the command again"
     )

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysuite.errors import UserError
+from raysuite.tables import damaged, read_table
 
 COLUMNS = ("prompt", "sample", "reward", "value")
 
@@ -119,7 +118,7 @@ def _scores(member: Path, rewards: tuple[str, ...], shape: tuple[int, int]) -> d
     """Scores (P, S) by reward, NaN where there is none yet."""
     found = {reward: np.full(shape, np.nan) for reward in rewards}
     for file in sorted((member / "scores").glob("[0-9]*.parquet")):
-        table = _table(file)
+        table = read_table(file, columns=COLUMNS)
         prompts, samples, names, values = (table[name].to_numpy() for name in COLUMNS)
         for reward in rewards:
             mine = names == reward
@@ -135,27 +134,11 @@ def _text(file: Path) -> str:
             f"expected an evaluation of a suite in {file.parent}, found no {file.name}: name the --out of `raysuite evaluate --suite`"
         ) from error
     except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(_text(file)))
     except (ValueError, TypeError) as error:
-        raise _damaged(file, error) from error
-
-
-def _table(file: Path) -> pa.Table:
-    try:
-        table = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
-    if lacking := [name for name in COLUMNS if name not in table.column_names]:
-        raise _damaged(file, f"it has no column {lacking[0]}")
-    return table
-
-
-def _damaged(file: Path, error: object) -> UserError:
-    return UserError(
-        f"expected {file} as it was written, it is damaged ({error}): remove it, and give the command again"
-    )
+        raise damaged(file, error) from error
