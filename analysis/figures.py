@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from math import ceil, nan
+from math import ceil
 from pathlib import Path
 from statistics import mean
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from raysuite.kernel.stats import Interval
+from raysuite.kernel.stats import NOTHING, Interval
 from raysuite.results.figures import PRINT, RUNS, Bar, Forest
 from raysuite.results.study import Study, read_study
 from raysuite.results.study.figures import heat_map
@@ -40,8 +40,6 @@ FROM_REWARDS = ("forward RL", "DDPO", "DDPO, credit from previews", "GRPO")
 BLUE, ORANGE = RUNS[0], RUNS[1]
 GAINED = "test/scenes_strict gained"
 BEFORE = "before training"
-NOTHING = Interval(nan, nan, nan)
-"""Of a row that shows nothing."""
 LABELS = {"labels by the reward": BLUE, "labels tossed": ORANGE}
 """Of the two rungs of `labels_tossed`."""
 TOSSED = (

@@ -29,6 +29,7 @@ from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
+from raysuite.kernel.stats import NOTHING
 from raysuite.progress import Counting
 from raysuite.stages.files import is_held, provenance, write_json
 from raysuite.stages.preference_set import open_set
@@ -36,7 +37,7 @@ from raysuite.stages.prompts import evaluation_blocks, load_prompts
 from raysuite.stages.rewrites import refuse_writer
 from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
-from raysuite.study.estimates import NOTHING, predicted_gain
+from raysuite.study.estimates import predicted_gain
 from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward, unpredicted
 from raysuite.study.measure import Advantages, Measurement, asked_prompts, block_number, study_blocks
 from raysuite.study.rung import RungDirectory, Totals, collect

@@ -225,41 +225,34 @@ def erring(seed: int, caption: Caption, errors: float) -> Captioner:
     return reading
 
 
+def published_rows(seed: int, *also: Row) -> tuple[Row, ...]:
+    """What is compared without a model that reads.
+
+    Args:
+        seed: of the draws of policies.
+        also: rows beside the chain.
+    """
+    return (
+        Row("oracle", "default", Oracle()),
+        Row("chain", "caption", Common(given_captions)),
+        *also,
+        Row("text as written", "exact", Written()),
+        Row("last text alone", "default", Written()),
+        Row("copy", "default", Copy()),
+        Row("random", "default", Random(seed)),
+    )
+
+
 def scenes_rows(seed: int, caption: Caption, errors: float) -> tuple[Row, ...]:
-    """What is compared in the scenes world.
+    """The same in the scenes world, with a captioner that errs.
 
     Args:
         seed: of the draws of policies.
         caption: of the world: picture, generator, chance of an error an attribute -> a sentence.
-        errors: that chance, for the captioner that errs.
+        errors: that chance.
     """
-    return (
-        Row("oracle", "default", Oracle()),
-        Row("chain", "caption", Common(given_captions)),
-        Row(
-            f"chain, {100 * errors:g}% of attributes misread", "default", Common(erring(seed, caption, errors), errors)
-        ),
-        Row("text as written", "exact", Written()),
-        Row("last text alone", "default", Written()),
-        Row("copy", "default", Copy()),
-        Row("random", "default", Random(seed)),
-    )
-
-
-def published_rows(seed: int) -> tuple[Row, ...]:
-    """What is compared on the published data without a model that reads.
-
-    Args:
-        seed: of the draws of policies.
-    """
-    return (
-        Row("oracle", "default", Oracle()),
-        Row("chain", "caption", Common(given_captions)),
-        Row("text as written", "exact", Written()),
-        Row("last text alone", "default", Written()),
-        Row("copy", "default", Copy()),
-        Row("random", "default", Random(seed)),
-    )
+    erred = Common(erring(seed, caption, errors), errors)
+    return published_rows(seed, Row(f"chain, {100 * errors:g}% of attributes misread", "default", erred))
 
 
 def reading_rows(chat: Chat) -> tuple[Row, ...]:

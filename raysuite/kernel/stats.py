@@ -5,6 +5,7 @@ Axis legend: N values, G groups (prompts), R and S runs (seeds) of two methods, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,15 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    @property
+    def direction(self) -> int:
+        """+1 or -1 where both limits lie on one side of zero, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+"""Of what was not measured, or has no interval."""
 
 
 def by_prompt(prompts: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Comparison:
     @property
     def direction(self) -> int:
         """+1 or -1 where the interval of the difference lies on one side of zero, else 0."""
-        return int(self.difference.low > 0) - int(self.difference.high < 0)
+        return self.difference.direction
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,10 @@ from raysuite.kernel.directions import (
     squared_norm,
     unequal,
 )
-from raysuite.kernel.stats import ENOUGH_POWER, Interval
+from raysuite.kernel.stats import ENOUGH_POWER, NOTHING, Interval
 from raysuite.study.measure import Products
 
 UNEQUAL = "units differ so much in size that the interval is too narrow"
-NOTHING = Interval(float("nan"), float("nan"), float("nan"))
 
 
 def estimates(products: Products, labels: Sequence[str], blocks: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysuite.kernel.stats import Interval, bootstrap_share, difference_of_methods, mean_over_runs, paired_difference
+from raysuite.kernel.stats import (
+    NOTHING,
+    Interval,
+    bootstrap_share,
+    difference_of_methods,
+    mean_over_runs,
+    paired_difference,
+)
 from raysuite.results.comparison import generator
 from raysuite.results.in_context.read import ALONE, NOBODY, InContext, Method, Source
 
 Row = tuple[str, str]
 """Name and variant of a line."""
-NONE = Interval(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Factors:
 def share(found: InContext, column: str, rows: np.ndarray) -> Interval:
     """The mean of a column over these rows of judgements; NaN where there are none."""
     if not rows.any():
-        return NONE
+        return NOTHING
     return bootstrap_share(found.judgements[column][rows].astype(float), found.groups(rows), generator())
 
 
@@ -58,14 +64,14 @@ def factors(found: InContext, row: Row, drawer: int, **wanted: object) -> Factor
     return Factors(
         row,
         drawer,
-        described=share(found, "described", rows) if by_model else NONE,
-        drawn=share(found, "right", rows & described) if by_model else NONE,
-        lucky=share(found, "right", rows & ~described) if by_model else NONE,
+        described=share(found, "described", rows) if by_model else NOTHING,
+        drawn=share(found, "right", rows & described) if by_model else NOTHING,
+        lucky=share(found, "right", rows & ~described) if by_model else NOTHING,
         right=share(found, "right", rows),
         textual=share(found, "textual", rows),
         visual=share(found, "visual", rows),
         invalid=share(found, "invalid", rows),
-        difference=difference(found, row, drawer, **wanted) if drawer > 0 else NONE,
+        difference=difference(found, row, drawer, **wanted) if drawer > 0 else NOTHING,
     )
 
 

@@ -68,7 +68,7 @@ def verdict(found: InContext) -> list[str]:
         chance, difference = drawn(found, ORACLE, method)
         said = f"Given the right description, {method.name} draws the right picture in {_percent(chance)} of cases"
         if difference is not None:
-            words = {1: "more than", 0: "which is not told apart from", -1: "fewer than"}[_direction(difference)]
+            words = {1: "more than", 0: "which is not told apart from", -1: "fewer than"}[difference.direction]
             said += f", {words} {found.drawers[0]} ({with_interval(difference, signed=True)}, same episodes and noise)"
         sentences.append(f"{said}.")
     return sentences
@@ -98,10 +98,6 @@ def cautions(found: InContext) -> list[str]:
 
 
 FEW = 30
-
-
-def _direction(interval: Interval) -> int:
-    return int(interval.low > 0) - int(interval.high < 0)
 
 
 def _percent(interval: Interval) -> str:

@@ -48,7 +48,7 @@ class Method:
     @property
     def direction(self) -> int:
         """+1 or -1 where the interval of the gain lies on one side of zero, else 0."""
-        return int(self.gain.low > 0) - int(self.gain.high < 0)
+        return self.gain.direction
 
 
 @dataclass(frozen=True)

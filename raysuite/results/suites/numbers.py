@@ -38,7 +38,7 @@ class Line:
     def direction(self) -> int:
         """+1 or -1 where the interval of the difference lies on one side of zero, else 0."""
         found = self.difference
-        return 0 if found is None else int(found.low > 0) - int(found.high < 0)
+        return 0 if found is None else found.direction
 
 
 def lines(found: SuiteResults, against: str | None = None) -> list[Line]:
