@@ -250,10 +250,10 @@ class PreferenceSet:
         self.directory = directory
         if not (directory / MANIFEST).is_file():
             found = f"a file: encode it (`raysuite encode {directory} --model MODEL --out DIR`), and name DIR"
-            nothing = f"none: {MAKE_ONE} --out {directory}"
-            raise UserError(
-                f"expected a preference set at {directory}, found {found if directory.is_file() else nothing}"
-            )
+            if not directory.is_file():
+                there = directory.exists()
+                found = f"{'something else' if there else 'none'}: {MAKE_ONE} --out {'DIR' if there else directory}"
+            raise UserError(f"expected a preference set at {directory}, found {found}")
         if not (directory / "summary.json").is_file():
             raise UserError(
                 f"expected a finished preference set at {directory}, its summary.json is missing: repeat the command that "
