@@ -81,8 +81,8 @@ def _index(model: Model) -> Mapping[str, Any]:
     except (OSError, KeyError, json.JSONDecodeError) as error:
         if isinstance(error.__context__, LocalEntryNotFoundError):
             raise UserError(
-                f"expected the hub, or a copy of model.path={path} in its cache, the hub was not reached, there is none, and no directory "
-                f"{path} here either: name a directory, or download it where there is a network"
+                f"expected the hub, or a copy of model.path={path} in its cache, the hub was not reached, there is none, and no "
+                f"directory {path} here either: name a directory, or download it where there is a network"
             ) from error
         licence = "check the id, or accept the model's licence on its page and log in with `hf auth login`"
         remedy = "check the path" if Path(path).is_dir() else licence

@@ -325,10 +325,13 @@ def find(run: Path, updates: int | None = None) -> Path:
         UserError: there is none.
     """
     found = by_updates(run)
-    wanted = max(found, default=None) if updates is None else updates
+    if not found:
+        raise UserError(f"expected a checkpoint of {run}, which has none yet: wait for its first")
+    wanted = max(found) if updates is None else updates
     if wanted not in found:
-        has = ", ".join(map(str, sorted(found))) or "none"
-        raise UserError(f"expected a checkpoint of {run}, which has {has}, got {wanted}: name one of them")
+        raise UserError(
+            f"expected a checkpoint of {run}, which has {', '.join(map(str, sorted(found)))}, got {wanted}: name one of them"
+        )
     return found[wanted]
 
 

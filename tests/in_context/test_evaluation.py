@@ -330,7 +330,7 @@ def test_what_cannot_be_done_is_a_sentence(arguments: list[str], sentence: str, 
 
 def test_a_run_without_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"expected a checkpoint of .*, which has none, got None"):
+    with pytest.raises(UserError, match=r"expected a checkpoint of .*, which has none yet"):
         find(str(tmp_path))
 
 
