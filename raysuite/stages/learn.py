@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def ask(objective: Objective[Any], policy: Policy, batch: Batch, generator: torc
     Where the policy draws prompts and nobody knows with which draws the pictures were made (people's, or another model's), every
     unit gets a draw, which its members share as they share their noise.
     """
-    with told(f"the objective {name_of(objective)} raised"):
+    with _told(objective):
         queries = objective.queries(batch, policy.table, generator)
     if policy.draws_prompts and queries.draws_UM is None:
         # drawn last, so that all else is as without
@@ -167,10 +168,15 @@ def gradient(
     return {name: total_of / units for name, total_of in zip(sums, _read(sums.values()), strict=True)}, cost
 
 
-def name_of(objective: Objective[Any]) -> str:
+def _name(objective: Objective[Any]) -> str:
     """As an objective of a user's is named in a configuration."""
-    cls = type(objective)
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return f"{type(objective).__module__}:{type(objective).__qualname__}"
+
+
+def _told(objective: Objective[Any]) -> AbstractContextManager[None]:
+    """What a user's objective raises becomes a sentence; one of the suite's own is a fault to be seen whole."""
+    ours = type(objective).__module__.startswith("raysuite.")
+    return nullcontext() if ours else told(f"the objective {_name(objective)} raised")
 
 
 def loss_of(
@@ -182,12 +188,12 @@ def loss_of(
         UserError: it raised, or its terms or a metric are not one number a unit. (Reduced, they would be learned from all the same,
             with a wrong weight.)
     """
-    with told(f"the objective {name_of(objective)} raised"):
+    with _told(objective):
         loss = objective.loss(asked, schedule, prediction_UM, reference_UM)
     for name, values in {"terms_U": loss.terms_U, **loss.metrics}.items():
         if values.shape != (len(asked),):
             raise UserError(
-                f"expected {name} of the objective {name_of(objective)} to be one number for each of {len(asked)} units, got shape "
+                f"expected {name} of the objective {_name(objective)} to be one number for each of {len(asked)} units, got shape "
                 f"{tuple(values.shape)}: return them as they are, neither summed nor averaged"
             )
     return loss
