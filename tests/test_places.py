@@ -16,8 +16,8 @@ from raysuite import places
 from raysuite.cli import common
 from raysuite.config import load
 from raysuite.errors import UserError
-from raysuite.in_context.draw import find
 from raysuite.rewards.network import check_directory
+from raysuite.stages.models import find_model
 from raysuite.study.declared import declare
 from raysuite.sweeps import declared
 
@@ -120,7 +120,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "a setting": lambda path: load("toy-ddpo", {"model.path": path}),
     "a sweep's declaration": declared.load,
     "what is studied": lambda path: declare(path, objectives=["ddpo"]),
-    "who draws": find,
+    "who draws": find_model,
     "a reward's model": lambda path: check_directory(path, [], "name another"),
     "where a command works": lambda path: common.place(Path(path)),
 }

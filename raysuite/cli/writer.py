@@ -213,9 +213,9 @@ def evaluate(
 
 def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
     """Who draws: a recipe with other settings, a run, or a checkpoint."""
-    from raysuite.in_context.draw import check_average, find
+    from raysuite.stages.models import FoundModel, check_average, find_model
 
-    found = find(model, ema=ema)
+    found = find_model(model, ema=ema)
     if ema:
         check_average([found])
     if not settings:
@@ -224,4 +224,4 @@ def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
         raise UserError(f"expected no --set with {model}, which has its settings: leave it out, or name a recipe")
     from raysuite import config as configuration
 
-    return type(found)(found.label, configuration.load(model, by_path(settings)), None)
+    return FoundModel(found.label, configuration.load(model, by_path(settings)), None)

@@ -24,9 +24,9 @@ from raysuite.config import Cluster, RunConfig
 from raysuite.cpus import usable_cpus
 from raysuite.errors import UserError, in_a_line
 from raysuite.families import Policy, open_policy
-from raysuite.in_context.draw import Named
 from raysuite.signals import postponed
 from raysuite.stages.collect import Collector, LocalCollector
+from raysuite.stages.models import FoundModel
 
 ANSWER_SECONDS = 4.0
 """How long a cluster that is to be joined may take for its first answer."""
@@ -216,7 +216,7 @@ def device_here(cluster: Cluster) -> torch.device:
 
 @contextmanager
 def drawing(
-    model: Named, directory: Path, texts: Sequence[str], *, placed: bool = False
+    model: FoundModel, directory: Path, texts: Sequence[str], *, placed: bool = False
 ) -> Iterator[tuple[Policy, Collector]]:
     """A model, and who draws these texts with its weights, for the length of a `with`: rollout actors, or this process where its run
     has none and no cluster is to be joined.

@@ -21,9 +21,9 @@ from raysuite.cluster.fitting import fit
 from raysuite.cluster.interrupt import Interruption
 from raysuite.cluster.placement import Piece, check_room
 from raysuite.config import RunConfig
-from raysuite.in_context.draw import Named
 from raysuite.progress import Counting, Counts
 from raysuite.stages.files import RunDirectory, claim, write_json
+from raysuite.stages.models import FoundModel
 from raysuite.stages.prompts import Prompt, load_prompts
 from raysuite.stages.rollout import refuse_scale
 from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
@@ -39,7 +39,7 @@ LOSSES = 2
 
 
 def make_pairs(
-    model: Named, writer: str, plan: pairs.Plan, directory: Path, command: Sequence[str], counting: Counting
+    model: FoundModel, writer: str, plan: pairs.Plan, directory: Path, command: Sequence[str], counting: Counting
 ) -> dict[str, Any]:
     """Make a set of preferences between rewrites, or go on with one, and return its summary.
 
@@ -65,7 +65,9 @@ def make_pairs(
     return pairs.write(directory, opened, prompts, kept, draw.read(directory / "scores"), plan, told)
 
 
-def evaluate(model: Named, plan: evaluation.Plan, directory: Path, command: Sequence[str], counting: Counting) -> None:
+def evaluate(
+    model: FoundModel, plan: evaluation.Plan, directory: Path, command: Sequence[str], counting: Counting
+) -> None:
     """Compare writers before one image model, or go on.
 
     Raises:
@@ -124,7 +126,7 @@ def train_writer(
 
 
 def train_online(
-    model: Named, writer: str, plan: grpo.Plan, directory: Path, command: Sequence[str], counting: Counting
+    model: FoundModel, writer: str, plan: grpo.Plan, directory: Path, command: Sequence[str], counting: Counting
 ) -> list[dict[str, Any]]:
     """Train a writer on-line in this process, or go on, and return the numbers of its steps. Pictures are drawn as `drawing` has it.
 
@@ -163,7 +165,7 @@ def rewrite_prompts(config: RunConfig, directory: Path, *, placed: bool = False)
     choosing = directory / "choosing"
 
     def scored(prompts: Mapping[int, Prompt], texts: Sequence[Candidate]) -> Mapping[draw.Key, draw.Scores]:
-        model = Named(directory.name, draw.with_noise_of(config, config.seed, update=draw.CHOSEN), None)
+        model = FoundModel(directory.name, draw.with_noise_of(config, config.seed, update=draw.CHOSEN), None)
         asked = repr([config.identity(), *texts])  # a run that goes on may ask for others
         place = choosing / hashlib.sha256(asked.encode()).hexdigest()[:16]
         _draw(model, prompts, texts, config.prompts.best_of, place, _Told(config, directory), placed=placed)
@@ -204,7 +206,7 @@ def _train(writer: Writer, rows: Sequence[Pair], lesson: Lesson, directory: Path
 
 
 def _draw(
-    model: Named,
+    model: FoundModel,
     prompts: Mapping[int, Prompt],
     texts: Sequence[Candidate],
     pictures: int,

@@ -12,13 +12,14 @@ from raysuite.errors import UserError
 from raysuite.families.interleaved import InterleavedPipeline
 from raysuite.in_context import evaluation
 from raysuite.in_context.chat import Chat, HttpChat, TransformersChat
-from raysuite.in_context.draw import Named, PolicyDrawer, named
+from raysuite.in_context.draw import PolicyDrawer
 from raysuite.in_context.evaluation import Plan, Progress
 from raysuite.in_context.judges import Clip, Exact, Judge, MultipleChoice
 from raysuite.in_context.official import RECORDS, OfficialWorld
 from raysuite.in_context.policies import interleaved_rows, published_rows, reading_rows, scenes_rows
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.in_context.tasks import SHOTS
+from raysuite.stages.models import FoundModel, find_models
 
 LARGE = 8
 """Pictures that a model draws at once on --data, as in suites: they are large."""
@@ -77,7 +78,7 @@ def scenes(
     seed: int,
     batch: int | None = None,
     ema: bool = False,
-) -> tuple[Plan, list[Named]]:
+) -> tuple[Plan, list[FoundModel]]:
     """An evaluation in the bundled world; language models are kept in the directory.
 
     Raises:
@@ -89,10 +90,14 @@ def scenes(
         from raysuite.in_context.language import language_rows  # transformers take seconds to import
 
         rows += language_rows(world, directory / "language", errors=misread, left_out=leave_out, seed=seed)
-    return Plan(world, Exact(world), rows, episodes, shots, seed, batch or evaluation.BLOCK), named(models, ema=ema)
+    return Plan(world, Exact(world), rows, episodes, shots, seed, batch or evaluation.BLOCK), find_models(
+        models, ema=ema
+    )
 
 
-def evaluate(plan: Plan, drawers: Sequence[Named], directory: Path, command: Sequence[str], progress: Progress) -> None:
+def evaluate(
+    plan: Plan, drawers: Sequence[FoundModel], directory: Path, command: Sequence[str], progress: Progress
+) -> None:
     """Do it, or what of it is missing.
 
     Raises:
@@ -120,7 +125,7 @@ def published(
     seed: int,
     batch: int | None = None,
     ema: bool = False,
-) -> tuple[Plan, list[Named]]:
+) -> tuple[Plan, list[FoundModel]]:
     """An evaluation on the published data.
 
     Raises:
@@ -131,7 +136,7 @@ def published(
     world = OfficialWorld(data, paired=paired)
     rows = (*published_rows(seed), *(reading_rows(reader) if reader else ()))
     rows += interleaved_rows(interleaved, seed) if interleaved else ()
-    return Plan(world, judge, rows, episodes, shots, seed, batch or LARGE), named(models, ema=ema)
+    return Plan(world, judge, rows, episodes, shots, seed, batch or LARGE), find_models(models, ema=ema)
 
 
 def judge_of(kind: str, *, model: str | None, url: str | None, fields: str | None = None, seed: int) -> Judge:

@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 from raysuite.cluster import directions, pairs, session, writer
 from raysuite.cluster.texts import encode_once
 from raysuite.config import RunConfig
-from raysuite.in_context.draw import Named, PolicyDrawer
+from raysuite.in_context.draw import PolicyDrawer
 from raysuite.in_context.scenes import ScenesWorld
 from raysuite.progress import Counting
+from raysuite.stages.models import FoundModel
 from raysuite.stages.prompts import drawn, load_prompts
 from raysuite.study.declared import declare
 from raysuite.writer.candidates import Candidate
@@ -166,7 +167,7 @@ def test_pictures_of_rewrites(configured: Callable[[bool], RunConfig], cluster: 
     texts = [Candidate(number, f"{text} of {number}", own=False) for number in prompts for text in ("a", "b", "c")]
 
     def work(config: RunConfig, place: Path) -> None:
-        writer._draw(Named("a model", config, None), prompts, texts, 1, place, counting())
+        writer._draw(FoundModel("a model", config, None), prompts, texts, 1, place, counting())
 
     same(work, configured, tmp_path, "scores/*")
 
@@ -175,7 +176,7 @@ def test_descriptions(configured: Callable[[bool], RunConfig], tmp_path: Path) -
     """One process has the encoders first, and then the network."""
     world, texts = ScenesWorld(0, nuisance=False), ["two red circles", "a blue square"]
     drawers = [
-        PolicyDrawer(Named("a model", configured(once), None), 0, texts, beside=tmp_path / "texts")
+        PolicyDrawer(FoundModel("a model", configured(once), None), 0, texts, beside=tmp_path / "texts")
         for once in (False, True)
     ]
     pictures = [drawer.draw(texts, world.tasks[:2], [0, 1]) for drawer in drawers]

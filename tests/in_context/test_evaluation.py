@@ -19,7 +19,6 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.in_context import command, evaluation, language
-from raysuite.in_context.draw import find, named
 from raysuite.in_context.evaluation import Plan
 from raysuite.in_context.judges import Exact, Reading
 from raysuite.in_context.policies import Copy, Row, scenes_rows
@@ -30,6 +29,7 @@ from raysuite.results.in_context.numbers import corrected, drawn, factors, share
 from raysuite.results.in_context.published import PUBLISHED, SHOTS
 from raysuite.results.in_context.read import InContext, Method, Source, read_in_context
 from raysuite.results.in_context.report import in_context_summary, write_in_context_report
+from raysuite.stages.models import find_model, find_models
 from tests.in_context.doubles import Perfect
 from tests.results.pages import check_self_contained
 from tests.stages.worker import train_alone
@@ -331,14 +331,14 @@ def test_what_cannot_be_done_is_a_sentence(arguments: list[str], sentence: str, 
 def test_a_run_without_a_checkpoint_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"expected a checkpoint of .*, which has none yet"):
-        find(str(tmp_path))
+        find_model(str(tmp_path))
 
 
 def test_the_average_of_a_run_is_drawn_where_it_is_meant(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(learn={"learning_rate": 0.1, "ema": 0.5})
     trained = train_alone(config, tmp_path / "run")
     assert trained.state.ema is not None
-    (as_it_is,), (average,) = (named([str(tmp_path / "run")], ema=ema) for ema in (False, True))
+    (as_it_is,), (average,) = (find_models([str(tmp_path / "run")], ema=ema) for ema in (False, True))
     assert (as_it_is.label, average.label) == ("run after 1", "run after 1, average")
     assert "ema" not in as_it_is.settings() and average.settings()["method"] != as_it_is.settings()["method"]
     for one, wanted in ((as_it_is, trained.state.behaviour[1]), (average, trained.state.ema)):
@@ -347,17 +347,17 @@ def test_the_average_of_a_run_is_drawn_where_it_is_meant(run_config: Callable[..
         assert np.array_equal(policy.weights(), wanted)
     assert not np.array_equal(trained.state.behaviour[1], trained.state.ema)
     with pytest.raises(UserError, match="expected a trained run with --ema, got scenes"):
-        named(["scenes"], ema=True)
+        find_models(["scenes"], ema=True)
 
 
 def test_a_run_without_an_average_is_told(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     train_alone(run_config(), tmp_path / "run")
     with pytest.raises(UserError, match="leave --ema out"):
-        find(str(tmp_path / "run"), ema=True)
+        find_model(str(tmp_path / "run"), ema=True)
 
 
 def test_labels_are_those_of_names() -> None:
-    assert [one.label for one in named(["scenes", "scenes-flow"])] == ["scenes", "scenes-flow"]
+    assert [one.label for one in find_models(["scenes", "scenes-flow"])] == ["scenes", "scenes-flow"]
 
 
 def test_numbers_of_shots() -> None:

@@ -17,11 +17,11 @@ from raysuite.cluster import launch, writer as writing
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
-from raysuite.in_context.draw import Named
 from raysuite.results.report import write_report
 from raysuite.results.run import read_run
 from raysuite.stages import rewrites
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.models import FoundModel
 from raysuite.stages.prompts import Prompt, load_prompts, run_prompts, training_blocks
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.stages.rollout import ask_here
@@ -166,7 +166,7 @@ def test_pictures_of_other_settings_or_of_a_lesson_choose_nothing(
     places = list[Path]()
 
     def drawn(
-        model: Named, prompts: object, texts: object, pictures: int, directory: Path, *rest: Any, **more: Any
+        model: FoundModel, prompts: object, texts: object, pictures: int, directory: Path, *rest: Any, **more: Any
     ) -> None:
         assert model.config.evaluation.seed != with_noise_of(users(), model.config.seed).evaluation.seed
         places.append(directory)

@@ -17,11 +17,11 @@ from raysuite.cluster import writer as writing
 from raysuite.config import Reward, RunConfig, load
 from raysuite.errors import UserError
 from raysuite.families import open_policy
-from raysuite.in_context.draw import Named
 from raysuite.progress import Counting
 from raysuite.results.writer import read_writers, writers_summary
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import write_json
+from raysuite.stages.models import FoundModel
 from raysuite.stages.prompts import Prompt, PromptSet, load_prompts
 from raysuite.stages.rewrites import BUNDLED
 from raysuite.writer import draw, evaluation, grpo, pairs
@@ -204,7 +204,7 @@ def test_plans_that_lead_nowhere(settings: dict[str, object], mentions: str) -> 
 
 def test_rewards_on_a_scale_that_needs_an_update_are_refused(config: RunConfig, tmp_path: Path) -> None:
     """Before anything is claimed."""
-    scaled = Named("scaled", config.model_copy(update={"reward_scale": "batch"}), None)
+    scaled = FoundModel("scaled", config.model_copy(update={"reward_scale": "batch"}), None)
     counting = Counting("drawing", "batches", Console())
     with pytest.raises(UserError, match="expected reward_scale=given for a set of preferences, got batch"):
         writing.make_pairs(scaled, BUNDLED, pairs.Plan(), tmp_path, ["test"], counting)
