@@ -40,7 +40,7 @@ def imported(path: str, what: str) -> Any:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def in_a_sentence(what: str) -> Iterator[None]:
     """Turn what a user's code raises within into a sentence that begins so, with the line of theirs."""
     try:
         yield

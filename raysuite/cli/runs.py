@@ -66,7 +66,7 @@ def plan(
     size = planning.memory_of(gpu) if gpu is not None else memory
     config = configuration.load(run, by_path(settings))
     planned = planning.plan(config)
-    say(planning.told(planned))
+    say(planning.as_text(planned))
     for line in planning.verdict(config, planned, size):
         say(line)
     if size is not None and not planned.fits(size):

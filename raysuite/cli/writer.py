@@ -129,7 +129,7 @@ def train(
         if training.claim(directory, writer, file, lesson, sys.argv):
             with watch_steps(directory, "training", console):
                 writing.train_writer(writer, rows, lesson, directory, warn)
-    for line in training.told(directory):
+    for line in training.epoch_lines(directory):
         say(line)
     say(f"writer: {directory}")
 

@@ -15,7 +15,7 @@ from raysuite.families.policy import Policy
 if TYPE_CHECKING:
     from raysuite.families.pipeline import PipelinePolicy
 
-__all__ = ["Policy", "check_model", "cut_prompts", "encoder_digests", "open_model", "open_policy", "told_encoders"]
+__all__ = ["Policy", "check_model", "cut_prompts", "encoder_arguments", "encoder_digests", "open_model", "open_policy"]
 
 BUNDLED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "scenes": ("model", {}),
@@ -131,7 +131,7 @@ def encoder_digests(model: Model) -> dict[str, str]:
     return digests(located(model).path, model.variant)
 
 
-def told_encoders(model: Model) -> dict[str, Any]:
+def encoder_arguments(model: Model) -> dict[str, Any]:
     """The arguments of `model`'s call that its text encoders are told, such as how much of a prompt they read, by name. The toys have
     none.
 
@@ -140,9 +140,9 @@ def told_encoders(model: Model) -> dict[str, Any]:
     """
     if check_model(model) in TOYS:
         return {}
-    from raysuite.families.encoders import told
+    from raysuite.families.encoders import arguments
 
-    return told(located(model))
+    return arguments(located(model))
 
 
 def located(model: Model) -> Model:

@@ -66,7 +66,7 @@ def digests(path: str, variant: str | None) -> dict[str, str]:
     return found
 
 
-def told(model: Model) -> dict[str, Any]:
+def arguments(model: Model) -> dict[str, Any]:
     """The arguments that a pipeline's call hands on to its text encoders, with their defaults where the model says nothing."""
     name = named_class(model)
     cls = getattr(diffusers, name)

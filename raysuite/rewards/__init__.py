@@ -28,7 +28,7 @@ import numpy as np
 
 from raysuite.config import one_of, with_colon
 from raysuite.errors import RewardHung, UserError, in_words
-from raysuite.imported import imported, told as in_a_sentence, where
+from raysuite.imported import imported, in_a_sentence, where
 
 RewardFunction = Callable[[np.ndarray, Sequence[str], Sequence[Mapping[str, Any]]], Sequence[float] | np.ndarray]
 

@@ -19,7 +19,7 @@ from raysuite.config import RunConfig
 from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, whole
-from raysuite.imported import told
+from raysuite.imported import in_a_sentence
 from raysuite.kernel.credit import (
     PromptTracker,
     discount_weights,
@@ -176,7 +176,7 @@ def _name(objective: Objective[Any]) -> str:
 def _told(objective: Objective[Any]) -> AbstractContextManager[None]:
     """What a user's objective raises becomes a sentence; one of the suite's own is a fault to be seen whole."""
     ours = type(objective).__module__.startswith("raysuite.")
-    return nullcontext() if ours else told(f"the objective {_name(objective)} raised")
+    return nullcontext() if ours else in_a_sentence(f"the objective {_name(objective)} raised")
 
 
 def loss_of(

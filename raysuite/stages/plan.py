@@ -369,7 +369,7 @@ def _remedies(config: RunConfig) -> Iterator[dict[str, Any]]:
     yield {"parameters.kind": "lora"}
 
 
-def told(plan: Plan) -> str:
+def as_text(plan: Plan) -> str:
     """A plan as a table, processes side by side."""
     unit = "GB" if max(p.total for p in plan.processes) >= GB else "MB"
     kinds = {kind: None for p in plan.processes for kind in (*p.device, *p.main)}

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from raysuite.config import Model, RunConfig, Sampler
 from raysuite.errors import UserError, in_a_line
-from raysuite.families import encoder_digests, told_encoders
+from raysuite.families import encoder_arguments, encoder_digests
 from raysuite.families.text import TextStates, pack, unpack
 from raysuite.places import remove_unfinished, replacing
 from raysuite.stages.files import is_held, provenance, read_json, refuse_occupied, write_json
@@ -311,7 +311,7 @@ class PreferenceSet:
     def _check_arguments(self, model: Model) -> None:
         # sets of published data say nothing where there were none
         of = self.manifest["source"].get("model", {}).get("arguments", {})
-        own, theirs = told_encoders(model), told_encoders(model.model_copy(update={"arguments": of}))
+        own, theirs = encoder_arguments(model), encoder_arguments(model.model_copy(update={"arguments": of}))
         for name in {**theirs, **own}:
             if own.get(name) != theirs.get(name):
                 raise UserError(

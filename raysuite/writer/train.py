@@ -148,7 +148,7 @@ def claim(directory: Path, writer: str, pairs: Path, lesson: Lesson, command: Se
     return not (directory / "writer").is_dir()
 
 
-def told(directory: Path) -> list[str]:
+def epoch_lines(directory: Path) -> list[str]:
     """The numbers of a training, a line an epoch."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return ["epoch  " + "  ".join(MEASURED)] + [

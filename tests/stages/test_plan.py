@@ -11,7 +11,7 @@ import pytest
 from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.stages import plan as planning
-from raysuite.stages.plan import GB, Plan, Process, memory_of, plan, told, verdict
+from raysuite.stages.plan import GB, Plan, Process, as_text, memory_of, plan, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -86,7 +86,7 @@ def test_bytes_follow_from_shapes() -> None:
     assert learner.device["reference"] == weights
     shared = plan(load("scenes-dspo", {"cluster.workers": "2", "cluster.shard": "true", "learn.minibatches": "1"}))
     assert shared.processes[0].device["moments"] == weights
-    table = told(shared)
+    table = as_text(shared)
     assert "2 learners" in table and "1 actor" in table and table.splitlines()[1].startswith("MB each")
 
 
@@ -140,7 +140,7 @@ def test_main_memory_holds_the_model_as_it_loads_and_the_texts_that_a_run_may_dr
     assert actor.main[planning.LOADED] == 0
     more = plan(load("scenes-diffusion-dpo", {**options, "updates": "20", "evaluation.prompts": "40"}))
     counts = [
-        int(re.findall(r"in texts/ of the run: .* text states of (\d+) prompts", told(p))[0]) for p in (found, more)
+        int(re.findall(r"in texts/ of the run: .* text states of (\d+) prompts", as_text(p))[0]) for p in (found, more)
     ]
     assert 8 <= counts[0] <= 16 and counts[1] == 40
     texts = [p.processes[0].main["text states"] for p in (found, more)]
