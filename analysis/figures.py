@@ -79,19 +79,18 @@ def gained(contest: str, file: str = "comparison") -> dict[str, Bar]:
 
 
 def contest_gained() -> Figure:
-    """The first model at two budgets and with a LoRA, and the other at two budgets, side by side, in the order of the first."""
+    """Each model at two budgets and with a LoRA: a row a model, in the order of the first panel."""
     panels = {
         "U-Net, 0.24 before": gained("contest"),
-        "the same, four times the budget": gained("contest", "longer"),
-        "the same, with a LoRA": gained("contest-lora"),
+        "U-Net, four times the budget": gained("contest", "longer"),
+        "U-Net, with a LoRA": gained("contest-lora"),
         "flow transformer, 0.07 before": gained("flow-contest"),
-        "transformer, four times the budget": gained("flow-contest", "longer"),
+        "flow transformer, four times the budget": gained("flow-contest", "longer"),
+        "flow transformer, with a LoRA": gained("flow-contest-lora"),
     }
     order, *_ = panels.values()
-    figure = Figure(figsize=(15.0, 4.4), layout="constrained")
-    for axes, (title, bars) in zip(
-        figure.subplots(1, len(panels), sharex=True, sharey=True), panels.items(), strict=True
-    ):
+    figure = Figure(figsize=(11.5, 7.2), layout="constrained")
+    for axes, (title, bars) in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, panels.items(), strict=True):
         shown = [bars.get(method, Bar(method, NOTHING, BLUE)) for method in order]
         Forest("gained", title, "", shown, "").draw(axes)
         axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")

@@ -212,6 +212,10 @@ def declare(
             )
         members[member.label] = member
 
+    if updates == 0:
+        raise UserError(
+            "expected --checkpoint of a trained model, got 0: the model as it came is evaluated in any case; leave it out"
+        )
     for run, config in zip(runs, configs, strict=True):
         path = checkpoint.find(run, updates)
         checkpoint.weights(path, ema=ema)

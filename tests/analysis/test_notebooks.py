@@ -71,7 +71,7 @@ def test_figures_of_the_documents_are_drawn_from_their_tables(monkeypatch: pytes
     figures = importlib.import_module("figures")
     assert all((figures.DOCS / f"{called}.png").is_file() for called in figures.FIGURES)
     first, *others = figures.contest_gained().axes
-    assert [len(axes.collections) for axes in (first, *others)] == [2 * 10] * 5  # an interval and its seeds
+    assert [len(axes.collections) for axes in (first, *others)] == [2 * 10] * 6  # an interval and its seeds
     names = [label.get_text() for label in first.get_yticklabels()]
     assert names[0] == "forward RL" and first.lines[1].get_xdata() == pytest.approx([0.065625])
     assert len(figures.contest_tuning().axes[0].get_yticklabels()) == 10

@@ -170,7 +170,16 @@ def test_what_a_method_cost_is_the_sum_of_what_it_took(tmp_path: Path) -> None:
 def write_evaluation(directory: Path, who: str) -> None:
     """One prompt, one rewrite, a black and a white picture of it."""
     (directory / "scores").mkdir(parents=True)
-    row = {"who": who, "prompt": 3, "cell": "a", "phrasing": "plain", "user": "2 cats", "rewrite": "two cats"}
+    row = {
+        "who": who,
+        "prompt": 3,
+        "cell": "a",
+        "phrasing": "plain",
+        "user": "2 cats",
+        "rewrite": "two cats",
+        "ended": True,
+        "cut": False,
+    }
     (directory / "rewrites.jsonl").write_text(json.dumps(row) + "\n")
     pictures = {
         "prompt": [3, 3],
