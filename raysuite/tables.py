@@ -24,8 +24,9 @@ def read_table(file: Path, *, columns: Collection[str] = (), leave_out: Collecti
         UserError: it is damaged, or lacks a column.
     """
     try:
-        names = pq.read_schema(file).names
-        table = pq.read_table(file, columns=[name for name in names if name not in leave_out])
+        with pq.ParquetFile(file) as opened:
+            names = opened.schema_arrow.names
+            table = opened.read([name for name in names if name not in leave_out])
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

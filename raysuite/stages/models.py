@@ -48,7 +48,7 @@ class FoundModel:
         if self.model is not None:
             checkpoint.load(self.model, policy)
             if self.ema:
-                policy.load(self.model / checkpoint.EMA)
+                policy.load(checkpoint.weights(self.model, ema=True))
 
     def _method(self, model: Path) -> str:
         """A digest of all that decides the model but the seed of its run: models that have it in common are repetitions."""

@@ -165,7 +165,8 @@ def test_columns_that_are_called_otherwise_are_named(
     file = tmp_path / "p.parquet"
     pq.write_table(pa.Table.from_pylist([stored]), file)
     with pytest.raises(
-        UserError, match=r"expected the columns .* of the layout \w+ .*say what they are called .*--column \w+=NAME"
+        UserError,
+        match=r"expected the columns .* of the layout pickapic .*say what they are called \(--column jpg_[01]=NAME",
     ):
         open_source([str(file)], layout=layout, split="train").parts(4)
     found = encoded(policy, file, out=tmp_path / "set", layout=layout, names=names).rows([0])
