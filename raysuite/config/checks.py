@@ -10,7 +10,7 @@ from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Refe
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
 
-MOST_TUPLES = 100_000
+MOST_TUPLES = 1_000_000
 """Of one prompt's samples, which are all listed to choose from."""
 ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "credit": {

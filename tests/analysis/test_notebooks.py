@@ -12,6 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from raysuite.config import load
+
 ANALYSIS = Path(__file__).parents[2] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
 MARKS = {"01": [pytest.mark.slow], "03": []}
@@ -53,6 +55,12 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.Mon
     page = nbformat.read(notebook, as_version=4)
     page.cells.insert(0, nbformat.v4.new_code_cell(IN_PROCESS))
     NotebookClient(page, timeout=900, resources={"metadata": {"path": str(place)}}).execute()
+
+
+def test_the_recipe_of_the_notebooks_is_one() -> None:
+    """For the objectives that compare pictures, whose pairs it sets: the first page itself is among the slow tests."""
+    trained = {"objective": "{name: trajectory_dpo, strength: 10, discount: 1}"}
+    assert load(str(ANALYSIS / "exact-world.yaml"), trained).preferences.limit == 512
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

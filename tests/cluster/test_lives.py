@@ -28,7 +28,7 @@ def test_actors_without_their_model_say_so_to_all_who_ask(tmp_path: Path) -> Non
     asked: list[Callable[[], object]] = [
         drawing.life,
         lambda: drawing.warm([None]),
-        lambda: drawing.rollout(None, [np.zeros(2)], -1),
+        lambda: drawing.rollout(None, [ray.ObjectRef.from_random()], -1),
         encoding.life,
         lambda: encoding.encode(["a cat"]),
     ]

@@ -406,10 +406,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         (
             {
                 "objective": {"name": "trajectory_dpo", "strength": 5.0, "discount": 0.9},
-                "preferences": {"choose": "random", "limit": 8, "members": 4},
+                "preferences": {"choose": "random", "limit": 8, "members": 5},
                 "rollouts.samples": 48,
             },
-            "expected at most 100000 tuples of a prompt to choose from, got 194580 of 4 members among 48 samples",
+            "expected at most 1000000 tuples of a prompt to choose from, got 1712304 of 5 members among 48 samples",
         ),
         (
             {"model.path": "scenes", "parameters": {"kind": "prompts", "prompts": {"draw": "member", "spread": 0.5}}},
