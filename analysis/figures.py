@@ -1,4 +1,4 @@
-"""The figures of docs/results.md, from the tables in docs/results: `python analysis/figures.py`."""
+"""The figures of the results, from the tables in docs/results: `python analysis/figures.py`."""
 
 from __future__ import annotations
 

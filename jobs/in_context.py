@@ -3,7 +3,7 @@
 The bundled model is trained by DDPO and by Diffusion-DPO on the descriptions of training cells, DIR/training-cells.txt, once with
 every seed, at the recipes' budget. `raysuite in-context scenes` then asks what neither, either and both of that and of a small
 language model that was trained on episodes are worth, on combinations that none of them has seen; its page is
-DIR/table/report.html. The same command goes on with what is missing; docs/results.md has what was found.
+DIR/table/report.html. The same command goes on with what is missing; docs/results-prompts.md has what was found.
 """
 
 from __future__ import annotations

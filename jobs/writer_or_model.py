@@ -5,7 +5,7 @@ draws of their rewrites, the image model that learns from what users typed, and 
 order. All are then asked the same prompts of four cells, seen and new phrasings of training and held-out combinations, with the same
 noise.
 DIR/table.md has what was found, after every seed, DIR/scores.parquet its scores and DIR/measures.parquet what each method cost and did
-besides. The same command goes on with what is missing; docs/results.md has the outcome.
+besides. The same command goes on with what is missing; docs/results-prompts.md has the outcome.
 """
 
 from __future__ import annotations
