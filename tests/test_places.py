@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,42 @@ def test_what_safetensors_cannot_write_is_the_systems_answer(tmp_path: Path) -> 
     with pytest.raises(SafetensorError), places.replacing(tmp_path / "tensors"):
         raise SafetensorError("of another kind")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that loses its power keeps names whose contents it had in memory alone."""
+    done, fsync, replace = list[str](), os.fsync, Path.replace
+
+    def synced(opened: int) -> None:
+        done.append(Path(f"/proc/self/fd/{opened}").readlink().name)
+        fsync(opened)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"to {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    with places.replacing(tmp_path / "checkpoint") as temporary:
+        (temporary / "adapter").mkdir(parents=True)
+        (temporary / "adapter" / "weights").write_text("1")
+        (temporary / "state").write_text("2")
+    assert sorted(done[:4]) == sorted([temporary.name, "adapter", "weights", "state"])
+    assert done[4:] == ["to checkpoint", tmp_path.name]
+
+
+def test_a_file_system_that_keeps_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a mounted bucket: what can be kept is."""
+
+    def refused(opened: int) -> None:
+        if refusing(Path(f"/proc/self/fd/{opened}").readlink()):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    for refusing, kept in ((Path.is_dir, True), (Path.is_file, False)):
+        with suppress(OSError), places.replacing(tmp_path / refusing.__name__) as temporary:
+            temporary.write_text("whole")
+        assert (tmp_path / refusing.__name__).exists() is kept
 
 
 @pytest.mark.parametrize(("place", "mentions"), BAD, ids=[place[:20] for place, _ in BAD])
