@@ -181,6 +181,11 @@ def _check_credit(run: Run) -> None:
         raise UserError(
             f"expected rollouts.samples of at least 2 with credit.normalise={credit.normalise}, got 1: a group of one has no spread"
         )
+    if credit.discount != 1 and run.built_objective.process == "forward":
+        raise UserError(
+            f"expected credit.discount=1 with {name}, got {credit.discount}: it learns from finished pictures alone, and has no "
+            "steps to weight"
+        )
     if credit.kind == "previews" and run.built_objective.process == "forward":
         raise UserError(
             f"expected credit.kind=terminal with {name}, got previews: it learns from finished pictures alone, and a mean over "

@@ -281,7 +281,7 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     if compared.get("source") is not None:  # in a set it is settled who is compared
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
     if cls is not None and cls.process == "forward" and "credit" in kept:  # it learns from finished pictures
-        kept["credit"] = {**(kept["credit"] or {}), "kind": "terminal"}
+        kept["credit"] = {**(kept["credit"] or {}), "kind": "terminal", "discount": 1.0}
     for name in ("credit", "preferences"):  # a ladder goes from one kind to the other
         kept[name] = configuration.without_idle(name, kept.get(name) or {})
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}

@@ -430,6 +430,10 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             "expected credit.kind=terminal with forward_rl, got previews",
         ),
         (
+            {"objective": FORWARD_RL, "reference.refresh": 1, "credit.discount": 0.9},
+            "expected credit.discount=1 with forward_rl, got 0.9",
+        ),
+        (
             {"objective": FORWARD_RL, "reference.refresh": 1, "rollouts.staleness": 1},
             "expected rollouts.staleness=0 with forward_rl",
         ),

@@ -31,7 +31,8 @@ class ForwardRl(ForwardObjective[Transitions]):
     are others' too: that is off-policy, and up to you.
     `old_distance` among the metrics is the mean of |x0_theta - x0_old|: 0 at the first step after a refresh, where the gradient is
     not, and above it at later ones. Where it stays 0 with several steps a refresh, nothing is learned.
-    A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, cancels. Credit by previews is refused.
+    A sample's A is the mean of its advantages over the steps: a discount, scaled to mean 1, would cancel. Runs
+    refuse it, and credit by previews.
 
     Source: Zheng et al., "DiffusionNFT: Online Diffusion Reinforcement with Forward Process", 2025, equations for the
     policy loss and the adaptive weight; their velocity form and this one agree, since all quantities are affine in x0. The released
