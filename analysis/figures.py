@@ -91,7 +91,7 @@ def contest_gained() -> Figure:
     order, *_ = panels.values()
     figure = Figure(figsize=(11.5, 7.2), layout="constrained")
     for axes, (title, bars) in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, panels.items(), strict=True):
-        shown = [bars.get(method, Bar(method, NOTHING, BLUE)) for method in order]
+        shown = [bars[method] for method in order]
         Forest("gained", title, "", shown, "").draw(axes)
         axes.set_title(title, fontsize=10, color=PRINT["ink"], loc="left")
     figure.supxlabel("strict pass gained on test prompts", color=PRINT["ink"], fontsize=9)

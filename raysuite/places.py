@@ -106,9 +106,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _for_others(temporary)
-        _to_disk(temporary)
+        _to_disk(temporary, *temporary.rglob("*"))
         temporary.replace(path)
-        _to_disk(path.parent, deep=False)
+        _to_disk(path.parent)
     except SafetensorError as error:
         if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:
             raise
@@ -138,9 +138,9 @@ def _for_others(path: Path) -> None:
             at.chmod(0o666 & ~_UMASK)
 
 
-def _to_disk(path: Path, *, deep: bool = True) -> None:
-    """Wait until a file, or a directory and all in it, is on the disk and not in the system's memory alone."""
-    for at in (path, *(path.rglob("*") if deep and path.is_dir() else ())):
+def _to_disk(*paths: Path) -> None:
+    """Wait until files, and the names that directories hold, are on the disk and not in the system's memory alone."""
+    for at in paths:
         opened = os.open(at, os.O_RDONLY)
         try:
             os.fsync(opened)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +78,20 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, m
 def test_a_file_system_that_keeps_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as a mounted bucket: what can be kept is."""
 
-    def refused(opened: int) -> None:
-        if refusing(Path(f"/proc/self/fd/{opened}").readlink()):
-            raise OSError(errno.EINVAL, "Invalid argument")
+    def write(name: str, refused: Callable[[Path], bool]) -> Path:
+        def synced(opened: int) -> None:
+            if refused(Path(f"/proc/self/fd/{opened}").readlink()):
+                raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(os, "fsync", refused)
-    for refusing, kept in ((Path.is_dir, True), (Path.is_file, False)):
-        with suppress(OSError), places.replacing(tmp_path / refusing.__name__) as temporary:
+        monkeypatch.setattr(os, "fsync", synced)
+        with places.replacing(tmp_path / name) as temporary:
             temporary.write_text("whole")
-        assert (tmp_path / refusing.__name__).exists() is kept
+        return tmp_path / name
+
+    assert write("of directories", Path.is_dir).read_text() == "whole"
+    with pytest.raises(OSError, match="Invalid argument"):
+        write("of files", Path.is_file)
+    assert [path.name for path in tmp_path.iterdir()] == ["of directories"]
 
 
 @pytest.mark.parametrize(("place", "mentions"), BAD, ids=[place[:20] for place, _ in BAD])
