@@ -97,7 +97,7 @@ def run_config(pipelines: dict[str, Path]) -> Callable[..., RunConfig]:
             tree["model"] = {"path": str(pipelines[prediction_type])}
             tree["prompts"] = {"training": "scenes", "held_out": "scenes"}
             tree["sampler"] = {"steps": 4, "guidance": float(guidance)}
-            tree["parameters"] = {"kind": kind, "rank": 2}
+            tree["parameters"] = {"kind": kind, **({"rank": 2} if kind == "lora" else {})}
         for section, values in changes.items():
             tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
         return validate(tree)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import comb
+from math import comb, isfinite
 from typing import Any
 
-from raysuite.config.sections import TOYS, Credit, Parameters, Preferences, Reference, Run, SoftPrompts
+from raysuite.config.sections import TOYS, Credit, Model, Parameters, Preferences, Reference, Reward, Run, SoftPrompts
 from raysuite.errors import UserError
 from raysuite.kernel.objectives.trajectory_dpo import TrajectoryDpo
 
@@ -19,6 +19,12 @@ ONLY_WITH: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
         "decay": ("kind", ("previews",)),
         "tracker_size": ("normalise", ("tracked",)),
         "tracker_minimum": ("normalise", ("tracked",)),
+    },
+    "parameters": {
+        "rank": ("kind", ("lora",)),
+        "alpha": ("kind", ("lora",)),
+        "targets": ("kind", ("lora",)),
+        "start": ("kind", ("lora", "all")),
     },
     "preferences": {
         "kept": ("choose", ("spread",)),
@@ -52,6 +58,7 @@ def check(run: Run) -> None:
         UserError: sections contradict each other.
     """
     for agree in (
+        _check_finite,
         _check_objective,
         _check_window,
         _check_rollouts,
@@ -60,11 +67,30 @@ def check(run: Run) -> None:
         _check_preferences,
         _check_idle,
         _check_rewards,
+        _check_guards,
         _check_model,
+        _check_toy,
         _check_soft_prompts,
         _check_cluster,
     ):
         agree(run)
+
+
+def _check_finite(run: Run) -> None:
+    """Settings that no section types: config.json could not hold infinities and NaN among them."""
+    free: dict[str, Any] = {"objective": run.objective, "model.arguments": run.model.arguments}
+    free |= {f"the options of {entry.name}": entry.options for entry in (*run.rewards, *run.evaluation.entries)}
+    for name, settings in free.items():
+        if found := _infinite(settings):
+            raise UserError(f"expected finite numbers in {name}, got {found}: correct it")
+
+
+def _infinite(value: Any) -> str | None:
+    """The first number within that is not finite."""
+    if isinstance(value, float):
+        return None if isfinite(value) else str(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next(filter(None, map(_infinite, inner)), None)
 
 
 def _check_objective(run: Run) -> None:
@@ -282,7 +308,8 @@ def _check_idle(run: Run) -> None:
             if getattr(section, setting) != getattr(default, setting):
                 raise UserError(
                     f"expected no {name}.{setting} with {name}.{other}={getattr(section, other)}, which does not read it: set "
-                    f"{name}.{other}={' or '.join(values)}, or leave {setting} out"
+                    f"{name}.{other}={' or '.join(values)}, or leave {setting} out (a recipe has it: {name}='{{{other}: "
+                    f"{getattr(section, other)}}}' replaces the whole section)"
                 )
 
 
@@ -299,12 +326,20 @@ def _check_rewards(run: Run) -> None:
             f"expected every reward of evaluation.rewards once, got {[entry.name for entry in besides]}: {_ANOTHER}"
         )
     for entry in besides:
+        if entry.weight != 1:
+            raise UserError(
+                f"expected no weight in evaluation.rewards, whose scores are watched as they are, got {entry.weight:g} for "
+                f"{entry.name}: leave it out"
+            )
         for reward in run.rewards:
-            same = (entry.model, entry.options) in ((None, {}), (reward.model, reward.options))
+            same = entry.model_copy(update={"weight": reward.weight}) in (
+                reward,
+                Reward(name=reward.name, weight=reward.weight),
+            )
             if entry.name == reward.name and not same:
                 raise UserError(
                     f"expected evaluation.rewards to leave out {entry.name}, which is trained and so is evaluated, got it with "
-                    f"another model or other options: {_ANOTHER}"
+                    f"other settings: {_ANOTHER}"
                 )
     known = {entry.name for entry in (*run.rewards, *besides)}
     if isinstance(run.checkpoints.best, str) and run.checkpoints.best not in known:
@@ -343,25 +378,37 @@ def _check_rewards(run: Run) -> None:
                 f"expected reward_scale=given with prompts.best_of={run.prompts.best_of}, got {run.reward_scale}: pictures choose "
                 "before there is the batch of an update; leave one of them out"
             )
-    toy = run.model.path
-    if toy in TOYS and {"scenes", "scenes-users"} & {run.prompts.training, run.prompts.held_out}:
-        raise UserError(
-            f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
-        )
     if run.prompts.best_of and run.prompts.writer is None:
         raise UserError(
             f"expected prompts.writer with prompts.best_of={run.prompts.best_of}, which chooses between what users typed and its "
             "rewrites, got none: name a writer, or leave prompts.best_of out"
         )
-    if run.prompts.writer is not None:
-        if toy in TOYS:
+    if run.prompts.writer is not None and run.preferences.source is not None:
+        raise UserError(
+            "expected no prompts.writer with preferences.source, whose pictures are of its own prompts: leave one of them out"
+        )
+
+
+def _check_guards(run: Run) -> None:
+    """Guards that are to stop a run have to have something to look at; those that only warn need not."""
+    guards, soft = run.guards, run.parameters.kind == "prompts"
+    blind = {
+        "held_out": None if run.prompts.held_out else "prompts.held_out",
+        "watched": None if run.watched else "evaluation.rewards besides the trained ones",
+        "kl": None if run.evaluation.kl and run.sampler.noise.level else "evaluation.kl=true and noise in the sampler",
+        "prompts": None if soft and run.parameters.prompts.count > 1 else "parameters.kind=prompts, with several",
+        "spread": None if run.preferences.source is None else "pictures that are drawn, and no preferences.source",
+    }
+    for name, wanted in blind.items():
+        if wanted and getattr(guards, name) == "stop":
             raise UserError(
-                f"expected no prompts.writer with model.path={toy}, which knows three prompts: leave it out"
+                f"expected {wanted} with guards.{name}=stop, which has nothing to look at without: set it, or leave the guard out"
             )
-        if run.preferences.source is not None:
-            raise UserError(
-                "expected no prompts.writer with preferences.source, whose pictures are of its own prompts: leave one of them out"
-            )
+    if guards.kl_limit is not None and (blind["kl"] or guards.kl == "ignore"):
+        wanted = blind["kl"] or "guards.kl of warn or stop"
+        raise UserError(
+            f"expected {wanted} with guards.kl_limit, got a limit that nothing is held to: set it, or leave it out"
+        )
 
 
 def _check_model(run: Run) -> None:
@@ -370,9 +417,7 @@ def _check_model(run: Run) -> None:
         raise UserError(
             "expected sampler.guidance above 1 with sampler.negative_prompt, got 1: it leads away from nothing"
         )
-    model, asked = run.model, [name for name in ("channels_last", "compile") if getattr(run.model, name)]
-    if asked and model.path in TOYS:
-        raise UserError(f"expected no model.{asked[0]} with model.path={model.path}, which is no network: leave it out")
+    asked = [name for name in ("channels_last", "compile") if getattr(run.model, name)]
     if asked and run.cluster.shard:
         raise UserError(
             f"expected no model.{asked[0]} with cluster.shard, which spreads networks as they come: leave one of them out"
@@ -383,6 +428,32 @@ def _check_model(run: Run) -> None:
             "expected no parameters.rank, alpha or targets with parameters.start, got some: the file's adapter has its own; leave "
             "them out"
         )
+
+
+def _check_toy(run: Run) -> None:
+    """The toys are formulas: without networks, encoders or guidance, and with three prompts."""
+    toy = run.model.path
+    if toy not in TOYS:
+        return
+    if {"scenes", "scenes-users"} & {run.prompts.training, run.prompts.held_out}:
+        raise UserError(
+            f"expected prompts.training=toy and prompts.held_out=toy with model.path={toy}: it knows three prompts"
+        )
+    if run.parameters.kind == "prompts":
+        raise UserError(
+            f"expected a model with text encoders for parameters.kind=prompts, got model.path={toy}: set another"
+        )
+    unread = {
+        "model": sorted(set(Model.model_fields) - {"path"}),
+        "parameters": ["rank", "alpha", "targets", "start", "checkpointing"],
+        "prompts": ["writer"],
+        "sampler": ["guidance", "negative_prompt", "embedded_guidance"],
+    }
+    for name, settings in unread.items():
+        section = getattr(run, name)
+        for setting in settings:
+            if getattr(section, setting) != type(section).model_fields[setting].default:
+                raise UserError(f"expected no {name}.{setting} with model.path={toy}, which is a formula: leave it out")
 
 
 def _check_soft_prompts(run: Run) -> None:
@@ -398,14 +469,6 @@ def _check_soft_prompts(run: Run) -> None:
                 f"expected no preferences.across_draws with parameters.kind={parameters.kind}, which draws no prompts: leave it out"
             )
         return
-    if parameters != Parameters(kind="prompts", prompts=soft, checkpointing=parameters.checkpointing):
-        raise UserError(
-            "expected no parameters.rank, alpha, targets or start with parameters.kind=prompts, which adapts no layers: leave them out"
-        )
-    if run.model.path in TOYS:
-        raise UserError(
-            f"expected a model with text encoders for parameters.kind=prompts, got model.path={run.model.path}: set another"
-        )
     if soft.draw in ("member", "mean") and soft.spread != 1:
         raise UserError(
             f"expected no parameters.prompts.spread with draw={soft.draw}, which has no noise to widen, got {soft.spread:g}: leave "

@@ -609,6 +609,14 @@ class Mlflow(Section):
     uri: Annotated[str | None, AfterValidator(located)] = None
     """A tracking server or a directory; by default MLFLOW_TRACKING_URI, or trackers/mlflow in the run directory."""
 
+    @model_validator(mode="after")
+    def _turned_on(self) -> Mlflow:
+        if self.experiment is None and self.uri is not None:
+            raise UserError(
+                "expected trackers.mlflow.experiment, which turns the tracker on, with trackers.mlflow.uri, got none: name it"
+            )
+        return self
+
 
 class Trackers(Section):
     """Where numbers and pictures go besides the run directory."""

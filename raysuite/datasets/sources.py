@@ -84,6 +84,8 @@ class Source(ABC):
     layout: ClassVar[str]
     members: ClassVar[int] = 2
     """Pictures in a ranking: 1 where nothing is compared."""
+    has_splits: bool = True
+    """Whether `split` says which rows or pictures are meant."""
 
     def __init__(self, paths: Sequence[str], split: str, names: Mapping[str, str] | None = None) -> None:
         self.paths, self.split, self.names = tuple(paths), split, dict(names or {})
@@ -145,6 +147,9 @@ class Tables(Source):
 
     def __init__(self, paths: Sequence[str], split: str, names: Mapping[str, str] | None = None) -> None:
         super().__init__(paths, split, names)
+        self.has_splits = not all(
+            path.endswith(".parquet") or Path(path).is_file() for path in paths
+        )  # data sets do, files do not
         self._reading, self._last = Lock(), dict[tuple[str, int], pa.Table]()
 
     @classmethod
@@ -465,6 +470,7 @@ class Folders(Listed):
     """
 
     layout = "folders"
+    has_splits = False
     sides = ("winners", "losers")
 
     @classmethod
@@ -506,7 +512,7 @@ class Pictures(Listed):
     empty prompt. Names may have folders of their own in them.
     """
 
-    layout, members = "pictures", 1
+    layout, members, has_splits = "pictures", 1, False
     suffixes = (".png", ".jpg", ".jpeg", ".webp")
 
     @classmethod
@@ -585,7 +591,13 @@ def open_source(
         if layout == PickAPic.layout:
             for path in map(Path, paths):
                 _check_looks(path)
-    return LAYOUTS[layout](paths, split, names)
+    source = LAYOUTS[layout](paths, split, names)
+    if split != "train" and not source.has_splits:
+        raise UserError(
+            f"expected no --split with {', '.join(paths)}, which has none, got {split}: leave it out, and name the file or "
+            "folder that is meant"
+        )
+    return source
 
 
 def _with_columns(layout: str | None, names: Mapping[str, str]) -> str:

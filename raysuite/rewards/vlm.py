@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,24 @@ class Vlm:
                 ("at_once of at least 1", at_once, int, lambda value: value >= 1),
             ),
         )
+        there: dict[str, Any] = {
+            "key": key,
+            "fields": fields,
+            "seconds": seconds,
+            "retries": retries,
+            "at_once": at_once,
+        }
+        here: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
+        for name, value in (there if url is None else here).items():
+            if value != signature(type(self)).parameters[name].default:
+                raise UserError(
+                    f"expected no {name} for the reward vlm {'without' if url is None else 'with'} url, got {value!r}: "
+                    + (
+                        "it is of an endpoint; name its url"
+                        if url is None
+                        else "it is of a model in this process; leave it out"
+                    )
+                )
         self.values, self.lowest, self.highest = _values(answers)
         try:
             self.find = re.compile(find) if find else None
@@ -96,7 +115,7 @@ class Vlm:
         self.model, self.question, self.invalid, self.tokens = model, question, invalid, tokens
         self.at_once, self.asked, self.refused = at_once, 0, 0
         self._local: QwenVL | None = None  # its weights are read when it is first asked
-        self._options: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
+        self._options = here
         self._chat: Chat | None = None
         if url is None:
             QwenVL.check(model, precision=precision, batch=batch)

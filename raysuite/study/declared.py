@@ -64,9 +64,20 @@ class Rung:
     def config(self) -> RunConfig:
         """What all of them have in common: model, sampler, prompts, rewards, rollouts."""
         drawing = [c for c in self.configs.values() if c.preferences.source is None] or list(self.configs.values())
-        # credit is known only to a run that learns from rewards
-        best = next((c for c in drawing if c.built_objective.consumes == "advantages"), drawing[0])
+        # credit is known only to a run that learns from rewards, and previews only to one that learns from steps
+        best = min(
+            drawing, key=lambda c: (c.built_objective.consumes != "advantages", c.built_objective.process != "reverse")
+        )
         return best.model_copy(update={"rollouts": best.rollouts.model_copy(update={"keep": True})})
+
+    @property
+    def rewarded(self) -> dict[str, RunConfig]:
+        """Runs that learn from rewards, by their objectives' process: what rewards are worth to it."""
+        return {
+            config.built_objective.process: config
+            for config in self.configs.values()
+            if config.built_objective.consumes == "advantages"
+        }
 
     @property
     def draws(self) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from raysuite.config import RunConfig
 from raysuite.families.policy import Policy
+from raysuite.kernel.credit import PromptTracker, terminal_credit
 from raysuite.kernel.directions import Gram
 from raysuite.kernel.objectives import Objective
 from raysuite.kernel.objectives.ddpo import Ddpo
@@ -51,7 +52,7 @@ UNITS = "whole prompts"
 """What units are, as their files say it: with another version they may have been something else."""
 
 Advantages = Mapping[str, np.ndarray]
-"""(N, K) of one block: `trained` as objectives take them, `reward` in units of reward."""
+"""(N, K) of one block: `reverse` and `forward` as objectives of that process take them, `reward` in units of reward."""
 
 
 def study_blocks(study: Study, rung: Rung) -> list[Block]:
@@ -81,12 +82,29 @@ def asked_prompts(study: Study, rung: Rung) -> list[str]:
     return [prompt for block in blocks for prompt in block.prompts]
 
 
-def block_advantages(config: RunConfig, rollouts: Sequence[Rollouts], tracker: Any) -> list[Advantages]:
-    """Of every block of one round, as training takes them, and centred rewards."""
-    credits = {r.block.index: r.credit_NK for r in rollouts if r.credit_NK is not None}
+def block_advantages(
+    configs: Mapping[str, RunConfig], rollouts: Sequence[Rollouts], trackers: Mapping[str, PromptTracker], *, steps: int
+) -> list[Advantages]:
+    """Of every block of one round, as training takes them, and centred rewards.
+
+    Args:
+        configs: a run that learns from rewards, by its objective's process: what rewards are worth there.
+        rollouts: the blocks.
+        trackers: for each of `configs`.
+        steps: of a trajectory.
+    """
     prompts = {r.block.index: [str(number) for number in r.block.number_of_N] for r in rollouts}
-    trained = advantages(config, credits, prompts, tracker)
-    return [{"trained": trained[r.block.index], "reward": _centred(r, config.sampler.steps)} for r in rollouts]
+    trained = {}
+    for process, config in configs.items():
+        if config.credit.kind == "terminal":  # though previews may have been scored for another objective
+            credits = {r.block.index: terminal_credit(r.reward_N, steps=steps) for r in rollouts}
+        else:
+            credits = {r.block.index: r.credit_NK for r in rollouts if r.credit_NK is not None}
+        trained[process] = advantages(config, credits, prompts, trackers[process])
+    return [
+        {process: by_block[r.block.index] for process, by_block in trained.items()} | {"reward": _centred(r, steps)}
+        for r in rollouts
+    ]
 
 
 def _centred(rollouts: Rollouts, steps: int) -> np.ndarray:
@@ -148,19 +166,20 @@ class Measurement:
     ) -> tuple[dict[str, Sequence[Batch | None]], float | None]:
         """A block's units as each objective sees them, None where there is nothing to learn from; and how many rankings units have."""
         preferences: Sequence[Batch | None] = ()
-        trained: Sequence[Batch | None] = ()
-        reward: Sequence[Batch | None] = ()
         of_unit = None
         if self.comparing is not None:
             preferences, of_unit = self._preferences(self.comparing, block, rollouts)
-        if any(objective.consumes == "advantages" for objective in self.objectives.values()):
+
+        def weighted(label: str, objective: Objective[Any]) -> Sequence[Batch | None]:
             assert rollouts is not None and advantage is not None
-            steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
-            trained = _by_prompt(transitions(rollouts, advantage["trained"]), block)
+            if label != REWARD:
+                return _by_prompt(transitions(rollouts, advantage[objective.process]), block)
             # an objective's mean is over steps, where the policy gradient sums over them
-            reward = _by_prompt(transitions(rollouts, steps * advantage["reward"]), block)
+            steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
+            return _by_prompt(transitions(rollouts, steps * advantage["reward"]), block)
+
         return {
-            label: preferences if objective.consumes == "preferences" else reward if label == REWARD else trained
+            label: preferences if objective.consumes == "preferences" else weighted(label, objective)
             for label, objective in self.objectives.items()
         }, of_unit
 

@@ -164,11 +164,16 @@ class RungDirectory:
         config = self.rung.config
         if not self.rung.draws and config.rollouts.replay is None:
             return {}
-        tracker = PromptTracker.empty(size=config.credit.tracker_size, minimum=config.credit.tracker_minimum)
+        rewarded = self.rung.rewarded
+        trackers = {
+            process: PromptTracker.empty(size=run.credit.tracker_size, minimum=run.credit.tracker_minimum)
+            for process, run in rewarded.items()
+        }
         out = {}
         for start in range(0, len(blocks), config.rollouts.blocks):
             rollouts = [self.rollouts(block) for block in blocks[start : start + config.rollouts.blocks]]
-            for done, advantage in zip(rollouts, block_advantages(config, rollouts, tracker), strict=True):
+            known = block_advantages(rewarded, rollouts, trackers, steps=config.sampler.steps)
+            for done, advantage in zip(rollouts, known, strict=True):
                 out[block_number(config, done.block)] = advantage
         return out
 

@@ -188,6 +188,10 @@ def declare(
     Raises:
         UserError: a run or checkpoint is not there, or runs would not be drawn alike.
     """
+    if not runs and (ema or updates is not None):
+        raise UserError(
+            f"expected a RUN with {'--ema' if ema else '--checkpoint'}, got models alone, which have none: leave it out"
+        )
     owns = [RunDirectory(run).config() for run in runs]
     like = owns[0] if owns else _without_runs(suite, rewards, settings)
 

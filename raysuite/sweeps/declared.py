@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -322,10 +323,18 @@ def _read(sweep_or_file: str, extended_by: Sequence[str] = ()) -> dict[str, Any]
 
 def _check(sweep: Sweep) -> None:
     """Refuse what contradicts itself, and try every configuration that is known beforehand."""
-    for names, what in ((sweep.labels, "objectives"), (sweep.seeds, "seeds")):
+    confirming = sweep.confirm.seeds if sweep.confirm else ()
+    for names, what in ((sweep.labels, "objectives"), (sweep.seeds, "seeds"), (confirming, "confirm.seeds")):
         if len(set(names)) < len(names):
             raise UserError(
                 f"expected different {what}, got {list(names)}: name each once (the same twice in two files)"
+            )
+    for path, dimension in sweep.space.items():
+        if dimension.kind in ("choice", "grid") and any(
+            v in dimension.values[:i] for i, v in enumerate(dimension.values)
+        ):
+            raise UserError(
+                f"expected different values of {path} in space, got {list(dimension.values)}: name each once"
             )
     for path in (*sweep.settings, *sweep.space):
         if (label := _whose(path)) is not None and label not in sweep.labels:
@@ -334,12 +343,17 @@ def _check(sweep: Sweep) -> None:
             raise UserError(
                 f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space"
             )
-    for path, value in sweep.settings.items():
+    drawn = {path: value for path, dimension in sweep.space.items() for value in dimension.values}
+    for path, value in {**sweep.settings, **drawn}.items():
         if isinstance(value, dict) and path in configuration.merging():
             inner = ", ".join(f"{path}.{name}" for name in value)
             raise UserError(
                 f"expected single settings, got the whole section {path}, which would put all that it does not name to its default: "
                 f"name {inner or 'them'}"
+            )
+        if path == "updates" and "rollouts.replay" not in sweep.settings:
+            raise UserError(
+                "expected no updates in a sweep, got some: its runs end by the budget, which is equal for all; leave it out"
             )
     for path in sweep.space:
         if path in YARDSTICK or path.startswith("evaluation."):
@@ -347,8 +361,10 @@ def _check(sweep: Sweep) -> None:
                 f"expected no {path} in space, got it, by which trials are judged: name it in settings, the same for all (sweeps that "
                 "differ in rewards are compared by one that all of them watch, in evaluation.rewards)"
             )
-        if path.partition(".")[0] == "cluster":
-            raise UserError(f"expected no {path} in space, got it, which only says where runs go: name it in settings")
+        if path.partition(".")[0] in ("cluster", "guards", "checkpoints", "trackers"):
+            raise UserError(
+                f"expected no {path} in space, got it: trials that differ in it learn the same; name it in settings"
+            )
     kinds = {dimension.kind for dimension in sweep.space.values()}
     draws = kinds - {"grid"}
     if sweep.trials > 1 and not draws:
@@ -364,6 +380,13 @@ def _check(sweep: Sweep) -> None:
             f"expected one seed with scheduler=asha, got {list(sweep.seeds)}: repetitions of one trial would be stopped apart; race "
             "what it finds with more seeds afterwards"
         )
+    if sweep.scheduler == "asha" and max(map(sweep.trials_of, sweep.labels)) == 1:
+        raise UserError(
+            "expected several trials with scheduler=asha, got one of each objective, which nothing stops: raise trials, or leave "
+            "scheduler out"
+        )
+    if sweep.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise UserError("expected Optuna for searcher=optuna, found none: pip install 'raysuite[optuna]'")
     if sweep.confirm and (both := sorted(set(sweep.confirm.seeds) & set(sweep.seeds))):
         raise UserError(
             f"expected other confirm.seeds than the trials', got {both[0]} in both: what chose would report itself"

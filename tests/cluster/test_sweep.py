@@ -247,8 +247,8 @@ DECLARED = {
     "recipe": "toy-ddpo",
     "objectives": ["toy-ddpo", {"name": "sft", "draws": 2}],
     "seeds": [0],
-    "budget": 1500,
-    "settings": {"updates": 2, "evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
+    "budget": 600,
+    "settings": {"evaluation.every": 1, "cluster.threads": 1, "learn.minibatches": 1},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -129,7 +130,6 @@ def test_values_are_set_by_path() -> None:
         "learn.learning_rate": "3e-5",  # which YAML 1.1 reads as text
         "learn.betas": "[0.8, 0.9]",
         "sampler.spacing": "trailing",
-        "parameters.targets": "[to_q]",
         "rewards": "[{name: redness, weight: 2}, {name: jpeg_compressibility}]",
         "objective.clip": "null",
         "objective.kl_weight": "0.5",
@@ -137,11 +137,11 @@ def test_values_are_set_by_path() -> None:
         "prompts.held_out": "null",
     }
     config = load("toy-ddpo", overrides)
+    assert load("sdxl-ddpo", {"parameters.targets": "[to_q]"}).parameters.targets == ("to_q",)
     assert config.updates == 7
     assert config.learn.learning_rate == 3e-5
     assert config.learn.betas == (0.8, 0.9)
     assert config.sampler.spacing == "trailing"
-    assert config.parameters.targets == ("to_q",)
     assert [(r.name, r.weight) for r in config.rewards] == [("redness", 2.0), ("jpeg_compressibility", 1.0)]
     objective = config.built_objective
     assert isinstance(objective, Ddpo) and objective.clip is None and objective.kl_weight == 0.5
@@ -447,6 +447,37 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
             {"evaluation.rewards": [{"name": "redness", "options": {"a": 1}}]},
             "expected evaluation.rewards to leave out redness, which is trained",
         ),
+        (
+            {"evaluation.rewards": [{"name": "jpeg_compressibility", "weight": -1}]},
+            "expected no weight in evaluation.rewards, whose scores are watched as they are, got -1 for jpeg_compressibility",
+        ),
+        (
+            {"evaluation.rewards": [{"name": "redness", "seconds": 1}]},
+            "expected evaluation.rewards to leave out redness, which is trained",
+        ),
+        ({"objective.advantage_clip": math.inf}, "expected finite numbers in objective, got inf"),
+        (
+            {"rewards": [{"name": "redness", "options": {"limits": [0, math.nan]}}]},
+            "expected finite numbers in the options of redness, got nan",
+        ),
+        (
+            {"guards.kl": "stop", "evaluation.kl": False},
+            "expected evaluation.kl=true and noise in the sampler with guards.kl=stop",
+        ),
+        ({"guards.kl_limit": 9, "guards.kl": "ignore"}, "expected guards.kl of warn or stop with guards.kl_limit"),
+        (
+            {"guards.held_out": "stop", "prompts": {"training": "toy", "held_out": None}},
+            "expected prompts.held_out with guards.held_out=stop",
+        ),
+        ({"guards.watched": "stop"}, "expected evaluation.rewards besides the trained ones with guards.watched=stop"),
+        (
+            {"trackers.mlflow.uri": "http://localhost"},
+            "expected trackers.mlflow.experiment, which turns the tracker on",
+        ),
+        *(
+            ({"objective": {"name": "dspo", "beta": 0, **settings}}, "expected objective.beta above 0 with variant")
+            for settings in ({"variant": "released_sdxl"}, {"winner_margin": 0.9})
+        ),
         ({"prompts.training": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes"}, "with model.path=toy: it knows three prompts"),
         ({"prompts.held_out": "scenes-users"}, "with model.path=toy: it knows three prompts"),
@@ -476,6 +507,16 @@ def test_missing_and_unknown_settings(changes: dict[str, Any], mentions: str) ->
         ({"cluster": {"actors": 0, "actor_gpus": 1}}, "expected no cluster.actor_gpus with cluster.actors=0, got 1"),
         ({"cluster.actor_gpus": 1.5}, "cluster.actor_gpus"),
         ({"cluster.worker_gpus": 2}, "cluster.worker_gpus"),
+        *(
+            ({setting: value}, f"expected no {setting} with model.path=toy, which is a formula: leave it out")
+            for setting, value in {
+                "model.size": 64,
+                "model.compile": True,
+                "sampler.guidance": 5.0,
+                "parameters.rank": 4,
+                "prompts.writer": "scenes-writer",
+            }.items()
+        ),
         ({"parameters": {"kind": "prompts"}}, "expected a model with text encoders for parameters.kind=prompts, got"),
         ({"parameters.prompts": {"tokens": 2}}, "expected no settings of parameters.prompts with parameters.kind="),
     ],
@@ -489,7 +530,13 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: 
 @pytest.mark.parametrize(
     ("changes", "mentions"),
     [
-        ({"parameters.rank": 4}, "expected no parameters.rank, alpha, targets or start with parameters.kind=prompts"),
+        (
+            {"parameters.rank": 4},
+            "expected no parameters.rank with parameters.kind=prompts, which does not read it: set parameters.kind=lora, or leave "
+            "rank out (a recipe has it: parameters='{kind: prompts}' replaces the whole section)",
+        ),
+        ({"parameters.start": "a"}, "set parameters.kind=lora or all, or leave start out"),
+        ({"parameters": {"kind": "all", "alpha": 4}}, "expected no parameters.alpha with parameters.kind=all"),
         ({"parameters.prompts.count": 1}, "expected parameters.prompts.count of at least 2 with draw=independent"),
         ({"parameters.prompts.words": " "}, "expected words in parameters.prompts.words, got ' ': write some"),
         (
@@ -782,7 +829,7 @@ def test_settings_that_name_places_mean_the_same_in_every_process(
     (tmp_path / "here").mkdir()
 
     def read(given: str) -> object:
-        value: object = load("toy-ddpo", {path: given})
+        value: object = load("toy-ddpo", {"trackers.mlflow.experiment": "one", path: given})
         for name in path.split("."):
             value = getattr(value, name)
         return value

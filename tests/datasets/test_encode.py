@@ -448,6 +448,20 @@ def test_files_of_several_layouts(tmp_path: Path) -> None:
         open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "b.json")], layout=None, split="train")
 
 
+@pytest.mark.parametrize("name", ["pairs.parquet", "sorted"])
+def test_a_split_of_what_has_none_is_refused(name: str, tmp_path: Path) -> None:
+    """All of its rows would be in the set, whatever the split: a set for validation would be what is learned."""
+    if name == "sorted":
+        for side in ("winners", "losers"):
+            (tmp_path / name / side).mkdir(parents=True)
+    else:
+        pq.write_table(pa.table({"prompt": ["a"], "chosen": [b""], "rejected": [b""]}), tmp_path / name)
+    with pytest.raises(
+        UserError, match=rf"expected no --split with .*{name}, which has none, got validation: leave it out"
+    ):
+        open_source([str(tmp_path / name)], layout=None, split="validation")
+
+
 def test_a_pickapic_table_of_other_types(policy_of: Opener, tmp_path: Path) -> None:
     """A caption that is a number, pictures as `datasets` writes them, one of which is a path alone."""
     policy, _ = policy_of("toy")

@@ -203,6 +203,8 @@ def test_a_model_here_is_asked_the_same(tmp_path: Path) -> None:
         ("judge", {"invalid": 2}, "expected invalid of 0 to 1"),
         ("judge", {"tokens": 0}, "expected tokens of at least 1"),
         ("judge", {"at_once": 0}, "expected at_once of at least 1"),
+        ("gpt", {"key": "OPENAI_API_KEY"}, "expected no key for the reward vlm without url, got 'OPENAI_API_KEY'"),
+        ("judge", {"url": "http://127.0.0.1:9", "batch": 2}, "expected no batch for the reward vlm with url, got 2"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence_before_a_run(

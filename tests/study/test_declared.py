@@ -151,12 +151,15 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"settings": {"reference": "{refresh: 3}"}}, "measures, got reference:"),
         ({"settings": {"learn.learning_rate": "0.1"}}, "measures, got learn.learning_rate:"),
         ({"settings": {"rollouts.staleness": "1"}}, "measures, got rollouts.staleness:"),
-        ({"settings": {"model.precision": "bfloat16"}}, "expected model.precision=float32 with --probes above 0"),
+        (
+            {"source": "scenes-ddpo", "settings": {"model.precision": "bfloat16"}},
+            "expected model.precision=float32 with --probes above 0",
+        ),
     ],
 )
 def test_what_cannot_be_studied_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        declare("toy-ddpo", **{"objectives": ["ddpo"], "units": 16, **options})
+        declare(**{"source": "toy-ddpo", "objectives": ["ddpo"], "units": 16, **options})
 
 
 def test_running_means_of_a_run_do_not_matter_to_a_study(tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from raysuite.stages.preferences import compared, rankings
 from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
 from raysuite.stages.stored import keep
-from raysuite.study.declared import Study, declare
+from raysuite.study.declared import Rung, Study, declare
 from raysuite.study.gains import step_of_kl, unpredicted
 from raysuite.study.measure import (
     REWARD,
+    Advantages,
     Measurement,
     Probes,
     adam_scale,
@@ -60,13 +61,18 @@ def drawn(study: Study, policy: Policy) -> tuple[list[Block], list[Rollouts]]:
     return blocks, [score(sample(policy, b, rung.config, version=0), rung.config) for b in blocks]
 
 
+def told(rung: Rung, rollouts: list[Rollouts]) -> list[Advantages]:
+    """Advantages of a round's blocks, with trackers that know nothing."""
+    trackers = {process: PromptTracker.empty(size=32, minimum=16) for process in rung.rewarded}
+    return block_advantages(rung.rewarded, rollouts, trackers, steps=rung.config.sampler.steps)
+
+
 def measured(study: Study, policy: Policy, directory: Path, **options: object) -> list[Rollouts]:
     rung = study.rungs[0]
     blocks, rollouts = drawn(study, policy)
     measurement = Measurement(study, rung, policy, options.get("scale"))  # type: ignore[arg-type]
-    tracker = PromptTracker.empty(size=32, minimum=16)
     for start in range(0, len(blocks), 2):
-        advantages = block_advantages(rung.config, rollouts[start : start + 2], tracker)
+        advantages = told(rung, rollouts[start : start + 2])
         for block, r, advantage in zip(blocks[start : start + 2], rollouts[start:], advantages, strict=False):
             measurement.block(block, r, advantage, directory)
     return rollouts
@@ -170,10 +176,11 @@ def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tm
     rollouts = measured(study, policy, tmp_path)
     by_hand = {label: [] for label in ("ddpo", "forward_rl")}
     for start in range(0, 8, 2):
-        told = block_advantages(rung.config, rollouts[start : start + 2], PromptTracker.empty(size=32, minimum=16))
-        for r, advantage in zip(rollouts[start : start + 2], told, strict=True):
-            batch, coordinates = transitions(r, advantage["trained"]), r.block
+        round_of = rollouts[start : start + 2]
+        for r, advantage in zip(round_of, told(rung, round_of), strict=True):
+            coordinates = r.block
             for label in by_hand:
+                batch = transitions(r, advantage[rung.configs[label].built_objective.process])
                 policy.trainable()["perturbation"].grad = None
                 generator = torch_generator(
                     seed=0, stage=Stage.OBJECTIVE, update=coordinates.update, prompt=coordinates.prompt_ids[0]
@@ -190,6 +197,28 @@ def test_units_and_their_inner_products_are_those_of_the_gradients_that_train(tm
     ):
         for name, values in vars(expected).items():
             np.testing.assert_allclose(vars(found)[name], values, rtol=1e-3, atol=1e-6)
+
+
+def test_what_rewards_are_worth_does_not_depend_on_who_is_named_first() -> None:
+    """Credit by previews and a discount are for objectives that learn from steps; forward RL is given the final reward as it is."""
+    found = {}
+    for objectives in (["ddpo", "forward_rl"], ["forward_rl", "ddpo"], ["ddpo", "sft", "forward_rl"]):
+        study = declare(
+            "toy-ddpo",
+            objectives=objectives,
+            units=8,
+            settings={"sampler.steps": "5", "credit": "{kind: previews, previews: [2], discount: 0.5}"},
+        )
+        (rung,) = study.rungs
+        _, rollouts = drawn(study, open_policy(rung.config, torch.device("cpu")))
+        found[tuple(objectives)] = told(rung, rollouts[:2])[0]
+    first, *others = found.values()
+    for other in others:
+        for process in ("reverse", "forward"):
+            np.testing.assert_array_equal(other[process], first[process])
+    forward, reverse = first["forward"], first["reverse"]
+    assert (forward == forward[:, :1]).all() and np.abs(forward).max() > 0
+    assert not np.allclose(reverse[:, 0] / forward[:, 0], reverse[:, -1] / forward[:, -1])
 
 
 def test_what_an_older_version_measured_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -296,12 +325,12 @@ def test_units_of_soft_prompts_have_their_own_draws(tmp_path: Path) -> None:
     block = study_blocks(study, rung)[0]
     rollouts = score(sample(policy, block, rung.config, version=0), rung.config)
     assert rollouts.draws_N is not None and len(set(rollouts.draws_N.tolist())) == 2  # one of each prompt
-    (advantage,) = block_advantages(rung.config, [rollouts], PromptTracker.empty(size=32, minimum=16))
+    (advantage,) = told(rung, [rollouts])
     Measurement(study, rung, policy, None).block(block, rollouts, advantage, tmp_path)
     stored = safetensors.torch.load_file(tmp_path / "units" / "000000.safetensors")
     indices_RM, _ = rankings(rung.configs["trajectory_dpo"], block, rollouts.reward_N)
     assert len(indices_RM) == 2
-    whole = {"ddpo": transitions(rollouts, advantage["trained"]), "trajectory_dpo": compared(rollouts, indices_RM)}
+    whole = {"ddpo": transitions(rollouts, advantage["reverse"]), "trajectory_dpo": compared(rollouts, indices_RM)}
     for label, batch in whole.items():
         policy.trainable()["context"].grad = None
         gradient(rung.configs[label].built_objective, policy, [(batch, torch.Generator())], microbatch=8)

@@ -287,6 +287,16 @@ def test_models_that_nobody_knows_how_to_draw_are_refused(
         runs.declare(tmp_path / "e", [], models=models, settings=decided)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"), [({"updates": 3}, "RUN with --checkpoint"), ({"ema": True}, "RUN with --ema")]
+)
+def test_models_that_are_no_runs_have_no_checkpoints(
+    options: dict[str, Any], said: str, runs: Runs, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"expected a {said}, got models alone"):
+        runs.declare(tmp_path / "e", [], models=["scenes"], settings={"sampler.steps": "2"}, **options)
+
+
 def test_the_last_checkpoint_is_meant_and_any_may_be(
     run_config: Callable[..., RunConfig], runs: Runs, tmp_path: Path
 ) -> None:

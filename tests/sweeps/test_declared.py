@@ -58,7 +58,6 @@ def test_runs_end_by_the_budget_alone(tmp_path: Path) -> None:
     sweep = load(str(file))
     config = sweep.config(sweep.runs[0], {})
     assert config.budget == 3000 and config.updates >= 3000  # an update costs at least one evaluation
-    assert sweep.config(sweep.runs[0], {"updates": 2}).updates == 2
     declining = {"learn.decline": "cosine", "learn.decline_until": 4}
     assert sweep.config(sweep.runs[0], declining).updates == 4  # or where its learning rate has come to 0
 
@@ -216,7 +215,17 @@ def test_fields_and_settings_are_overridden_at_the_command_line(tmp_path: Path) 
         ({"settings": {"learn.decline": "cosine", "learn.decline_until": "sixty"}}, "learn.decline_until"),
         ({"searcher": "optuna"}, "expected a space without grids"),
         ({"scheduler": "asha", "seeds": [0, 1]}, "expected one seed with scheduler=asha"),
-        ({"scheduler": "asha", "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
+        ({"scheduler": "asha"}, "expected several trials with scheduler=asha, got one of each objective"),
+        (
+            {"scheduler": "asha", "settings": {"prompts.held_out": None}, "space": {"learn.epochs": {"grid": [1, 2]}}},
+            "expected prompts.held_out",
+        ),
+        ({"settings": {"updates": 2}}, "expected no updates in a sweep"),
+        ({"space": {"updates": {"choice": [1, 2]}}}, "expected no updates in a sweep"),
+        ({"space": {"learn": {"choice": [{"epochs": 1}, {"epochs": 2}]}}}, "got the whole section learn"),
+        ({"space": {"learn.epochs": {"grid": [2, 1, 2]}}}, "expected different values of learn.epochs in space"),
+        ({"space": {"guards.kl_limit": {"choice": [1, 2]}}}, "trials that differ in it learn the same"),
+        ({"confirm": {"seeds": [7, 7]}}, "expected different confirm.seeds"),
         ({"confirm": {"seeds": [7]}, "settings": {"prompts.held_out": None}}, "expected prompts.held_out"),
         (
             {"space": {"learn.epochs": {"grid": [1, 2]}}, "settings": {"prompts.held_out": None}},

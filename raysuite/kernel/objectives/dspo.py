@@ -42,6 +42,12 @@ class Dspo(PairObjective):
             self.frozen_weight,
         )
         require(
+            self.beta > 0 or (self.variant == "derived" and self.winner_margin is None),
+            "beta",
+            "above 0 with variant released_sdxl, which learns through it alone, or with winner_margin, which scales a part of it",
+            self.beta,
+        )
+        require(
             not (self.frozen_weight and self.winner_margin is not None),
             "winner_margin",
             "null with frozen_weight, which leaves the loser no gradient to scale",
