@@ -145,7 +145,7 @@ def test_every_number_and_picture_is_told_once_though_the_run_is_stopped_and_rep
         evaluate(run, 0)
         run.log(0, {"train/reward": 0.25, "train/reward/redness": 0.25, "learn/loss": 1.0})
         run.log(1, {"train/reward": 0.5, "learn/loss": 2.0})
-    run.rewind(1)  # update 1 was after the last checkpoint, and is done again
+    run.rewind(1, again=False)  # update 1 was after the last checkpoint, and is done again
     with trackers.following(config(tracker), run.path):
         run.log(1, {"train/reward": 0.5, "learn/loss": 2.0})
         evaluate(run, 2)

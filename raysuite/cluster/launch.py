@@ -416,7 +416,7 @@ def finished(config: RunConfig, directory: Path) -> bool:
     state = _last(directory)
     if state is None or not state.finished(config):
         return False
-    return RunDirectory(directory).evaluated(config, state.updates, final=True)
+    return state.is_evaluated(config, RunDirectory(directory))
 
 
 def _last(directory: Path) -> checkpoint.State | None:

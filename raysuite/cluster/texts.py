@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from raysuite.cluster.actors import PolicyActor, dealt
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import TOYS, RunConfig
-from raysuite.families import open_policy
-from raysuite.stages.files import write_json
+from raysuite.families import located, open_policy
+from raysuite.stages.files import content, write_json
 from raysuite.stages.prompts import drawn, run_prompts
 
 PROMPTS_AT_ONCE = 32
@@ -59,21 +60,27 @@ def encode_once(
         prompts = (prompt.given for prompt in drawn(config, run_prompts(config, directory)))
     wanted = list(dict.fromkeys(["", *prompts]))
     of = {
-        "files": "one a tensor",  # earlier versions had one an answer
-        "prompts": hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
         "model": config.canonical()["model"],
+        "content": content(located(config.model).path),
         "guided": config.sampler.guidance > 1,
         "negative_prompt": config.sampler.negative_prompt,
     }
-    done = texts / "complete.json"
-    if done.exists() and json.loads(done.read_text()) == of:
+    if not _says(texts / "model.json", of):  # states are found by what was asked, whoever answered
+        shutil.rmtree(texts, ignore_errors=True)
+        write_json(texts / "model.json", of)
+    done, prompts_of = texts / "complete.json", hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    if _says(done, {"prompts": prompts_of}):
         return texts
     if here:
         TextEncoder(config, texts, threads=threads).encode(wanted)
     else:
         _by_actors(config.with_actors(), texts, wanted, threads=threads)
-    write_json(done, of)
+    write_json(done, {"prompts": prompts_of})
     return texts
+
+
+def _says(file: Path, what: Mapping[str, Any]) -> bool:
+    return file.exists() and json.loads(file.read_text()) == what
 
 
 def _by_actors(config: RunConfig, texts: Path, prompts: Sequence[str], *, threads: int) -> None:

@@ -25,7 +25,7 @@ from raysuite.errors import UserError
 from raysuite.families.policy import Policy
 from raysuite.families.sharding import is_share, share_of, whole
 from raysuite.places import replacing
-from raysuite.stages.files import digest
+from raysuite.stages.files import RunDirectory, digest
 from raysuite.stages.optimizer import in_parts, put_together
 from raysuite.types import Cost
 
@@ -66,6 +66,8 @@ class State:
     underway_seconds: float = 0.0
     scoring_seconds: float = 0.0
     """That drawn blocks waited for scores, summed over blocks. Others are drawn meanwhile: it is no part of `seconds`."""
+    evaluated: int | None = None
+    """Updates of the policy that the run itself evaluated last. `raysuite evaluate` writes metrics, too, and the run pays for none."""
 
     def finished(self, config: RunConfig) -> bool:
         """Whether the run has had all its updates, or spent its budget."""
@@ -75,6 +77,10 @@ class State:
     def final(self, config: RunConfig) -> bool:
         """Whether the policy is the first or the last, which are evaluated with more pictures, and on test prompts."""
         return not self.updates or self.finished(config)
+
+    def is_evaluated(self, config: RunConfig, run: RunDirectory) -> bool:
+        """Whether the run has evaluated its policy to the end."""
+        return self.evaluated == self.updates and run.evaluated(config, self.updates, final=self.final(config))
 
     def expected_updates(self, config: RunConfig) -> int | None:
         """How many updates the run will probably have; None before the first where a budget decides."""
@@ -192,6 +198,7 @@ def _describe(checkpoint: Path, state: State, digests: Mapping[str, str]) -> Non
     """Write state.json, of files with these digests, over the one that is there: a reader finds either whole."""
     document = {
         "updates": state.updates,
+        "evaluated": state.evaluated,
         "ledger": state.ledger(),
         "tracker": state.tracker,
         "scale": state.scale,
@@ -420,6 +427,7 @@ def read_state(checkpoint: Path) -> State:
     redone = ledger.get("redone", {})
     return State(
         updates=document["updates"],
+        evaluated=document["evaluated"],
         training=Cost(**ledger["training"]),
         evaluation=Cost(**ledger["evaluation"]),
         seconds=ledger["seconds"],

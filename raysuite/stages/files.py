@@ -28,8 +28,11 @@ from raysuite.rewritten import FILE
 from raysuite.stages import prompt_files
 from raysuite.stages.rewrites import digest_of
 
-PREPARED = (FILE, "choosing", "texts")
-"""What a run makes of its prompts before it begins: with another writer, rewards or text encoders it would be something else."""
+UNBEGUN = (FILE, "choosing", "texts", "images", "scores", "ledger.json", "progress.json", "failure.json")
+"""What a run leaves behind before it has begun: what it made of its prompts, and of a first evaluation that did not end. With other
+settings it would be something else."""
+ENDS = 1 << 24
+"""Bytes at both ends of a file that is not read whole to know it."""
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
 
@@ -43,6 +46,28 @@ def digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content(path: str) -> str:
+    """By what a model is known again: a digest of the files of a directory, or of one; the name of what is elsewhere.
+
+    Of large files it has the size and both ends, so that tens of gigabytes take no minutes: training changes all weights. Hidden
+    files and what there is to read (.md) decide nothing.
+    """
+    root = Path(path)
+    if not root.exists():
+        return path
+    whole = hashlib.sha256()
+    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        name = file.relative_to(root)
+        if file.is_file() and file.suffix != ".md" and not any(part[0] == "." for part in name.parts):
+            size = file.stat().st_size
+            whole.update(f"{name.as_posix()} {size}\n".encode())
+            with file.open("rb") as opened:
+                whole.update(opened.read(ENDS))
+                opened.seek(max(ENDS, size - ENDS))
+                whole.update(opened.read())
+    return whole.hexdigest()
 
 
 def is_held(
@@ -170,10 +195,13 @@ def inputs(config: RunConfig) -> dict[str, str]:
         place: str | None = getattr(config.preferences, name)
         if place is not None and (summary := Path(place) / "summary.json").is_file():
             digests[f"preferences.{name}"] = digest(summary)
-    start = Path(config.parameters.start or "")
-    if config.parameters.start is not None and start.exists():
-        files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
-        digests["parameters.start"] = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
+    models: dict[str, Any] = {"model.path": config.model.path, "parameters.start": config.parameters.start}
+    for reward in (*config.rewards, *config.watched):
+        models[f"the model of {reward.name}"] = reward.model
+        models[f"options.clip of {reward.name}"] = reward.options.get("clip")
+    digests |= {
+        s: content(m) for s, m in models.items() if isinstance(m, str) and Path(m).is_absolute() and Path(m).exists()
+    }
     if config.rollouts.replay is not None:
         replayed = Path(config.rollouts.replay) / "provenance.json"
         if replayed.is_file():  # gigabytes of rollouts are known by when their run began
@@ -216,8 +244,8 @@ class RunDirectory:
         """Make the directory this configuration's, or find that it already is.
 
         Where work runs, what watches it, how long it goes on, how many checkpoints stay and how long rewards may take may
-        change between the parts of a run; nothing else may. A run of which nothing was done yet gives way, with what was prepared
-        for it. A setting that the run's version did not have is at its default there.
+        change between the parts of a run; nothing else may. A run of which nothing was done yet gives way, with what lies there of
+        it. A setting that the run's version did not have is at its default there.
 
         Raises:
             UserError: the directory holds something else.
@@ -242,7 +270,7 @@ class RunDirectory:
         if changed and _any(self.path, begun):
             raise was_edited(changed, f"the run in {self.path}")
         if changed or not held:  # nothing ties what lies there to what is claimed now
-            self._drop_prepared()
+            self._drop_unbegun()
         if began:  # what began the run stays, what goes on with it is added
             told = {
                 **began,
@@ -254,8 +282,8 @@ class RunDirectory:
         write_json(file, config.canonical())
         write_json(known, told)
 
-    def _drop_prepared(self) -> None:
-        for place in (self.path / name for name in PREPARED):
+    def _drop_unbegun(self) -> None:
+        for place in (self.path / name for name in UNBEGUN):
             if place.is_dir():
                 shutil.rmtree(place)
             else:
@@ -379,13 +407,19 @@ class RunDirectory:
         file = self.path / "scores" / f"{update:06d}.parquet"
         return 1 + int(max(pq.read_table(file, columns=["sample"])["sample"].to_pylist())) if file.exists() else 0
 
-    def rewind(self, updates: int) -> None:
-        """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies."""
+    def rewind(self, updates: int, *, again: bool) -> None:
+        """Drop what lies beyond a checkpoint: metrics of later updates, evaluations of later policies.
+
+        Args:
+            updates: of the checkpoint.
+            again: drop that policy's own evaluation, too, which the run is about to make.
+        """
         if (self.path / "metrics.jsonl").exists():
             self._keep(
                 line
                 for line, row in self._logged()
-                if row["update"] < updates or (row["update"] == updates and row["name"].startswith("evaluation/"))
+                if row["update"] < updates
+                or (row["update"] == updates and row["name"].startswith("evaluation/") and not again)
             )
         for score in self.path.glob("scores/*.parquet"):
             if int(score.stem) > updates:

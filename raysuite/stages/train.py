@@ -167,7 +167,7 @@ class Training:
     @property
     def evaluated(self) -> bool:
         """Whether it was, to the end."""
-        return self.run.evaluated(self.config, self.state.updates, final=self.state.final(self.config))
+        return self.state.is_evaluated(self.config, self.run)
 
     def stop(self, who: str) -> str:
         """Put the last completed update on disk, and return the sentence with which the run ends.
@@ -200,7 +200,8 @@ class Training:
             self.scale = RewardScale(self.state.scale)
         self.state.count_lost(self.run.ledger())
         if self.first:
-            self.run.rewind(self.state.updates if found else -1)
+            again = self.evaluates and self.state.evaluated != self.state.updates
+            self.run.rewind(self.state.updates if found else -1, again=again)
         self.accelerator.wait_for_everyone()
         self.started_at = self.state.updates
 
@@ -388,6 +389,7 @@ class Training:
         self.state.evaluation += cost
         self.state.redone += redone
         self.state.underway = Cost()
+        self.state.evaluated = self.state.updates
         if self.first:
             self.write_ledger()
             self.watch.after_evaluation(self.state.updates, metrics)

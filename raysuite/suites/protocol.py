@@ -10,16 +10,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raysuite import config as configuration
-from raysuite.config import TOYS, Reward, RunConfig
+from raysuite.config import Reward, RunConfig
 from raysuite.errors import UserError
 from raysuite.families import located
 from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory, differences, digest, versions_of
+from raysuite.stages.files import RunDirectory, content, differences, digest, versions_of
 from raysuite.stages.prompts import Prompt
 from raysuite.suites.declared import Suite, categories_of
 from raysuite.types import Block
@@ -34,8 +34,6 @@ NOTHING_LEARNED = {"name": "diffusion_dpo", "beta": 1.0}
 """An objective that goes with any sampler."""
 SHOWN = 48
 """Prompts of which the first picture is kept in any case, spread evenly over the suite."""
-ENDS = 1 << 24
-"""Bytes at both ends of a file that is not read whole to know it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,24 +351,3 @@ def _known(reward: Reward) -> dict[str, Any]:
 def _digest_of(prompts: Sequence[Prompt]) -> str:
     lines = [json.dumps([p.stratum, p.text, dict(p.metadata)], sort_keys=True, default=str) for p in prompts]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@cache
-def content(path: str) -> str:
-    """By what a model is known again: a digest of the files of a directory, or of one; the name of what is elsewhere.
-
-    Of large files it has the size and both ends, so that tens of gigabytes take no minutes. Training changes all weights.
-    """
-    root = Path(path)
-    if path in TOYS or not root.exists():
-        return path
-    whole = hashlib.sha256()
-    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if file.is_file():
-            size = file.stat().st_size
-            whole.update(f"{file.relative_to(root).as_posix()} {size}\n".encode())
-            with file.open("rb") as opened:
-                whole.update(opened.read(ENDS))
-                opened.seek(max(ENDS, size - ENDS))
-                whole.update(opened.read())
-    return whole.hexdigest()

@@ -114,12 +114,29 @@ def test_only_what_may_be_drawn_is_encoded_and_every_tensor_is_kept_once(
     assert texts is not None
     expected = drawn(config, load_prompts(config.prompts))
     assert 4 <= len(expected) <= 5  # and one that is looked at
-    answers = [json.loads(file.read_text()) for file in texts.glob("*.json") if file.name != "complete.json"]
+    own = ("model.json", "complete.json")
+    answers = [json.loads(file.read_text()) for file in texts.glob("*.json") if file.name not in own]
     assert len(answers) == 2 * (len(expected) + 1)  # "" is for whoever drops prompts
     tensors = [safetensors.torch.load_file(file)["tensor"] for file in texts.glob("*.safetensors")]
     assert len(tensors) == 2 * (len(expected) + 1)  # a sequence and a pooled vector of each
     kinds = {tensor.shape: [t for t in tensors if t.shape == tensor.shape] for tensor in tensors}
     assert all(not torch.equal(a, b) for of in kinds.values() for a, b in combinations(of, 2))
+
+
+def test_states_of_another_model_are_never_found(configured: Callable[[bool], RunConfig], tmp_path: Path) -> None:
+    """A first attempt failed, and the model was exchanged: at the same path, or by naming another one."""
+    config = configured(True)
+    states = {}
+    for attempt in ("first", "again", "exchanged"):
+        if attempt == "exchanged":
+            spoil(config)
+        texts = encode_once(config, tmp_path / "out", threads=1, here=True)
+        assert texts is not None
+        states[attempt] = {
+            file.name: safetensors.torch.load_file(file)["tensor"].isnan().any() for file in texts.glob("*.safetensors")
+        }
+    assert states["again"] == states["first"] and not any(states["first"].values())
+    assert all(states["exchanged"].values())
 
 
 Work = Callable[[RunConfig, Path], object]

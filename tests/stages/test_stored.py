@@ -147,7 +147,9 @@ def test_what_a_run_reads_is_known_again(tmp_path: Path) -> None:
     lora.mkdir()
     (lora / "weights.safetensors").write_bytes(b"one")
     for start in (lora, lora / "weights.safetensors"):
-        config = toy(rollouts__replay=str(source), parameters=f"{{kind: lora, start: {start}}}")
+        config = toy(rollouts__replay=str(source))
+        parameters = config.parameters.model_copy(update={"start": str(start)})  # of a toy, which has none
+        config = config.model_copy(update={"parameters": parameters})
         before = inputs(config)
         assert before.keys() == {"rollouts.replay", "parameters.start"} and inputs(config) == before
         (lora / "weights.safetensors").write_bytes(str(start).encode())
@@ -155,6 +157,23 @@ def test_what_a_run_reads_is_known_again(tmp_path: Path) -> None:
     again = json.loads((source / "provenance.json").read_text())
     (source / "provenance.json").write_text(json.dumps({**again, "date": "2024-01-01T00:00:00+00:00"}))
     assert inputs(config)["rollouts.replay"] != before["rollouts.replay"]
+
+
+def test_models_are_known_again_by_their_content(tmp_path: Path) -> None:
+    """The base of a LoRA, and what scores: the same path may hold another one the next time."""
+    for name in ("model", "judge"):
+        (tmp_path / name / ".cache").mkdir(parents=True)
+        (tmp_path / name / "weights.safetensors").write_bytes(bytes(100))
+    rewards = [{"name": "clip_score", "model": str(tmp_path / "judge"), "options": {"clip": str(tmp_path / "judge")}}]
+    config = toy(rewards=json.dumps(rewards))
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(tmp_path / "model")})})
+    before = inputs(config)
+    assert before.keys() == {"model.path", "the model of clip_score", "options.clip of clip_score"}
+    for file in (".cache/some", "README.md"):
+        (tmp_path / "model" / file).write_text("for readers")
+    assert inputs(config) == before
+    (tmp_path / "model" / "weights.safetensors").write_bytes(bytes(99) + b"1")
+    assert {name for name, known in inputs(config).items() if known != before[name]} == {"model.path"}
 
 
 def test_a_run_without_rollouts_is_refused(tmp_path: Path) -> None:

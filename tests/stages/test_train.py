@@ -288,6 +288,25 @@ def test_a_run_that_is_told_to_stop_saves_its_last_update_and_goes_on_bit_for_bi
     assert stopped_at == {None, "000001", "000002", "000003"}
 
 
+def test_a_run_that_was_stopped_as_it_evaluated_does_so_though_somebody_else_did_meanwhile(tmp_path: Path) -> None:
+    """`raysuite evaluate` writes metrics of the same policy, and neither asks the guards nor judges preferences."""
+    config = toy(updates="2", evaluation__every="1")
+    begin(config, tmp_path / "whole").train()
+    stopped = begin(config, tmp_path / "run")
+    stopped.resume()
+    stopped.evaluate()
+    stopped.update()
+    stopped.save()  # as `stop` does
+    other = begin(config, tmp_path / "run")
+    other.state = checkpoint.load(tmp_path / "run" / "checkpoints" / "000001", other.policy)
+    other.measure()
+    begin(config, tmp_path / "run").train()
+    whole, run = (json.loads((tmp_path / name / "ledger.json").read_text()) for name in ("whole", "run"))
+    assert run["evaluation"] == whole["evaluation"]
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    assert launch.finished(config, tmp_path / "run")
+
+
 def test_code_that_is_a_folder_of_a_job_has_no_version() -> None:
     assert versions_of(["torch", "no-such-package"]) == {"torch": torch.__version__, "no-such-package": "not installed"}
 
@@ -518,7 +537,14 @@ def test_a_run_that_never_began_gives_way_to_the_mended_command(tmp_path: Path) 
 def test_what_was_prepared_goes_with_the_run_that_gives_way_and_with_what_it_read(tmp_path: Path) -> None:
     file, run = tmp_path / "prompts.txt", RunDirectory(tmp_path / "run")
     file.write_text("left\n")
-    prepared = [run.path / name for name in ("rewrites.jsonl", "choosing/asked/scores.parquet", "texts/complete.json")]
+    names = (
+        "rewrites.jsonl",
+        "choosing/asked/scores.parquet",
+        "texts/complete.json",
+        "ledger.json",
+        "images/prompts.json",
+    )
+    prepared = [run.path / name for name in names]
 
     def kept(**settings: str) -> bool:
         for place in prepared:
