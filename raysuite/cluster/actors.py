@@ -18,7 +18,7 @@ import ray
 import torch
 
 from raysuite.cluster.judges import Judges, Names, blocks_at_once
-from raysuite.cluster.lives import PAUSE_SECONDS, REACHED_SECONDS, answer, as_written, life_after, life_of
+from raysuite.cluster.lives import PAUSE_SECONDS, REACHED_SECONDS, answer, as_written, life_after, life_of, raised
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
 from raysuite.errors import RewardHung, UserError, in_a_line
@@ -254,8 +254,7 @@ class _Deal:
                 else:
                     self._take(done[0])
         except ray.exceptions.RayTaskError as error:
-            # a sentence for the user crosses processes as it was written
-            self._results.put(error.cause if isinstance(error.cause, UserError) else error)
+            self._results.put(raised(error))
         except ray.exceptions.RayActorError as error:
             lost = self._lost(error)
             lost.__cause__ = error

@@ -16,7 +16,7 @@ import ray
 import torch
 
 from raysuite import rewards
-from raysuite.cluster.lives import answer, as_written
+from raysuite.cluster.lives import answer, as_written, raised
 from raysuite.cluster.placement import wait_for
 from raysuite.config import Cluster, Judge, Reward, RunConfig
 from raysuite.devices import thread_pool
@@ -108,7 +108,7 @@ class Judges:
             except ray.exceptions.RayTaskError as error:
                 hung = error.cause
                 if not isinstance(hung, RewardHung):
-                    raise hung if isinstance(hung, UserError) else error from None
+                    raise raised(error) from None
                 # nothing else ends a thread; questions that wait there are asked again
                 ray.kill(judge, no_restart=False)
                 with self._known:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, is_full
 
 REACHED_SECONDS = 300.0
 """How long an actor may be out of reach. By default Ray gives up a silent node after less than a minute."""
@@ -59,12 +59,22 @@ def answer(actor: Any, ask: Callable[[], ray.ObjectRef], asked: ray.ObjectRef | 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """For the length of a `with`, a sentence for the user crosses processes as it was written, without Ray's own words around it.
+    """For the length of a `with`, what the user can mend crosses processes as `raised` has it.
 
     Raises:
         UserError: an actor did.
+        OSError: there is no room where an actor writes.
     """
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from None
+        raise raised(error) from None
+
+
+def raised(error: ray.exceptions.RayTaskError) -> Exception:
+    """A sentence for the user, or that a disk is full, as the actor raised it: without Ray's own words, and with its number. Anything
+    else as Ray tells it, with where it happened.
+    """
+    cause: Exception = error.cause
+    mendable = isinstance(cause, UserError) or (isinstance(cause, OSError) and is_full(cause))
+    return cause if mendable else error
