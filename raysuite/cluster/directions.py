@@ -131,11 +131,13 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
         gain = wanted["gain"] if study["gain"] and wanted["gain"] and not stepped else study["gain"]
         return {**study, "gain": gain, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
 
-    if is_held(directory, "study.json", settled(wanted), "study", settled, begun=["rung-*"]):
+    held = is_held(directory, "study.json", settled(wanted), "study", settled, begun=["rung-*"])
+    beside = directory / "provenance.json"
+    if held:
         places.remove_unfinished(directory)
-    else:
-        write_json(directory / "provenance.json", provenance(command))
     write_json(directory / "study.json", wanted)
+    if not (held and beside.exists()):  # a command may have been killed between the two
+        write_json(beside, provenance(command))
 
 
 def _preflight(declared: Study) -> None:

@@ -125,6 +125,7 @@ class Book:
         if not held:
             told.unlink(missing_ok=True)
             write_json(directory / "sweep.json", wanted)
+        if not (held and known.exists()):  # a command may have been killed between the two
             write_json(known, {**provenance(command), "inputs": read})
         rows = {row["name"]: Trial(**row) for row in read_json(told, "sweep", list)} if told.exists() else {}
         book = cls(sweep, directory)

@@ -11,6 +11,7 @@ import pytest
 from raysuite.cluster.directions import claim, study
 from raysuite.errors import UserError
 from raysuite.progress import Counting
+from raysuite.stages.files import write_json
 from raysuite.study.declared import Study, declare
 
 
@@ -39,6 +40,21 @@ def test_gains_that_cannot_be_measured_are_refused_before_anything_is(
     with pytest.raises(UserError, match=sentence):
         study(wanted, tmp_path / "study", ["test"], nothing_slow)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_command_that_was_killed_between_the_files_of_a_claim_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, value: object) -> None:
+        write_json(path, value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raysuite.cluster.directions.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        claim(declared(None), tmp_path, ["test"])
+    monkeypatch.undo()
+    claim(declared(None), tmp_path, ["test"])
+    assert json.loads((tmp_path / "provenance.json").read_text())["command"] == ["test"]
 
 
 def test_another_length_of_steps_may_be_wanted_until_some_were_taken(tmp_path: Path) -> None:

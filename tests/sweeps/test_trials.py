@@ -115,6 +115,18 @@ def test_prompts_that_were_edited_are_noticed(tmp_path: Path) -> None:
     assert Book.open(sweep, out, ["test"]).waiting()
 
 
+def test_prompts_are_known_though_a_command_was_killed_as_it_claimed_its_directory(tmp_path: Path) -> None:
+    training, out = tmp_path / "training.txt", tmp_path / "sweep"
+    training.write_text("left\n")
+    sweep = SWEEP.model_copy(update={"settings": {"prompts.training": str(training)}})
+    Book.open(sweep, out, ["test"])
+    (out / "provenance.json").unlink()  # it is written second
+    Book.open(sweep, out, ["test"]).run_directory(sweep.runs[0]).mkdir(parents=True)
+    training.write_text("right\n")
+    with pytest.raises(UserError, match=r"expected what prompts\.training names as it was"):
+        Book.open(sweep, out, ["test"])
+
+
 @pytest.mark.parametrize("damage", ["[{", "{}", "null"])
 def test_a_damaged_list_of_trials_is_a_sentence(tmp_path: Path, damage: str) -> None:
     Book.open(SWEEP, tmp_path / "sweep", ["test"])
