@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import ray
 import torch
 
 from raysuite.cluster.actors import RayCollector, RolloutActor, start_actors
-from raysuite.cluster.judges import Names, running_judges
+from raysuite.cluster.judges import Judges, Names, running_judges
 from raysuite.cluster.lives import as_written
 from raysuite.cluster.placement import check_room, pieces_of, room_for_learners, wait_for
 from raysuite.cluster.texts import encode_once
@@ -243,5 +243,7 @@ def drawing(
             actors, encoded = stack.enter_context(drawing_actors(config, directory, prompts=texts))
         policy = open_policy(config, device, texts=encoded)
         model.load(policy)
-        yield policy, RayCollector.of(config, actors) if actors else LocalCollector(policy, config)
+        judges = stack.enter_context(closing(Judges({})))
+        collector = RayCollector.of(config, actors) if actors else LocalCollector(policy, config, ask=judges.ask)
+        yield policy, collector
     shutil.rmtree(directory / "texts", ignore_errors=True)
