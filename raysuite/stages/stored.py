@@ -111,13 +111,14 @@ def check_replay(config: RunConfig) -> None:
             f"expected rollouts of this configuration at {run}, they were drawn with another {', '.join(differing)}: "
             "set the same here"
         )
-    kept = sum(1 for update in range(config.updates) if _file(run, update, config.rollouts.blocks - 1).exists())
+    blocks = range(config.rollouts.blocks)  # they are kept in the order in which they were learned from
+    kept = sum(all(_file(run, update, block).exists() for block in blocks) for update in range(config.updates))
     if 0 < kept < config.updates:
         raise UserError(
             f"expected kept rollouts of {config.updates} updates at {run}, found those of {kept}: ask for as many (updates={kept}; in "
             "a study, fewer --units), or name a run that had more"
         )
-    last = read(run, config.updates - 1, config.rollouts.blocks - 1)
+    *_, last = (read(run, config.updates - 1, block) for block in blocks)
     if not advantages and last.draws_N is not None and not config.preferences.across_draws:
         refuse_several_draws(last.draws_N.reshape(-1, last.block.samples_per_prompt))
 

@@ -93,6 +93,18 @@ def test_other_rollouts_are_refused(tmp_path: Path, settings: dict[str, str], me
         stored.check_replay(toy(rollouts__replay=str(source), **settings))
 
 
+def test_an_update_of_which_some_blocks_were_kept_is_not_there(tmp_path: Path) -> None:
+    """The last by number may have been kept before others, when the run was killed."""
+    source = kept(tmp_path / "source", updates="2")
+    (source / "rollouts" / "000001" / "0000.safetensors").unlink()
+    stored.check_replay(toy(rollouts__replay=str(source), updates="1"))
+    with pytest.raises(UserError, match=r"of 2 updates at .*, found those of 1"):
+        stored.check_replay(toy(rollouts__replay=str(source), updates="2"))
+    (source / "rollouts" / "000000" / "0000.safetensors").unlink()
+    with pytest.raises(UserError, match=r"expected kept rollouts at .*000000/0000.safetensors"):
+        stored.check_replay(toy(rollouts__replay=str(source), updates="1"))
+
+
 @pytest.mark.parametrize(
     ("kept_with", "learned_with", "mentions"),
     [
