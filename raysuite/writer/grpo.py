@@ -15,6 +15,7 @@ A directory of a training:
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from raysuite.writer.candidates import Candidate
 from raysuite.writer.draw import Key, Scores, costs
 from raysuite.writer.model import TOKENS, Writer
 from raysuite.writer.pairs import check_enough
-from raysuite.writer.train import finish, last_checkpoint, on_one_device
+from raysuite.writer.train import STATE, finish, go_on, last_checkpoint, on_one_device, steps_of
 
 MEASURED = {
     "reward": "reward",
@@ -106,7 +107,18 @@ def chosen_prompts(config: RunConfig, known: Sequence[Prompt], plan: Plan) -> li
 def done(directory: Path) -> int:
     """Steps of a training that it goes on from."""
     last = last_checkpoint(directory / "checkpoints")
-    return int(last.rpartition("-")[2]) if last else 0
+    return steps_of(last) if last else 0
+
+
+def _steps(plan: Plan, step_costs: int, directory: Path) -> int:
+    """That a training has: those that it goes on from, where no other fits into the budget. Of having been told to stop, the
+    trainer remembers nothing when it goes on.
+    """
+    last = last_checkpoint(directory / "checkpoints")
+    if last is None or plan.budget is None:
+        return plan.steps
+    spent = json.loads((Path(last) / STATE).read_text())["log_history"][-1]["network_evaluations"]
+    return steps_of(last) if spent + step_costs > plan.budget else plan.steps
 
 
 class Judge(Protocol):
@@ -215,8 +227,9 @@ def train(
             if plan.budget is not None and judge.spent + step_costs > plan.budget:
                 control.should_training_stop = True
 
+    steps = _steps(plan, step_costs, directory)
     # one epoch: a sampler that begins a second one does not go on alike
-    asked = [prompts[place % len(prompts)] for place in range(plan.prompts * plan.steps)]
+    asked = [prompts[place % len(prompts)] for place in range(plan.prompts * steps)]
     rows = [{"prompt": writer.asked(prompt.text), "number": prompt.number} for prompt in asked]
     trainer = GRPOTrainer(
         model=writer.model,
@@ -236,7 +249,7 @@ def train(
                 beta=plan.beta,
                 learning_rate=plan.learning_rate,
                 lr_scheduler_type="constant",
-                max_steps=plan.steps,
+                max_steps=steps,
                 bf16=False,
                 use_cpu=not torch.cuda.is_available(),
                 gradient_checkpointing=False,
@@ -251,7 +264,7 @@ def train(
         ),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
-    steps = [entry for entry in trainer.state.log_history if "reward" in entry]
-    measured = [{"step": entry["step"], **{name: entry[of] for name, of in MEASURED.items()}} for entry in steps]
+    go_on(trainer, directory / "checkpoints")
+    told = [entry for entry in trainer.state.log_history if "reward" in entry]
+    measured = [{"step": entry["step"], **{name: entry[of] for name, of in MEASURED.items()}} for entry in told]
     finish(writer, measured, directory)

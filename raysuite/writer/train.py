@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from raysuite.errors import UserError
+from raysuite.errors import UserError, in_words
 from raysuite.places import replacing
 from raysuite.stages import files
 from raysuite.stages.files import digest, write_json
@@ -37,6 +37,8 @@ from raysuite.writer.losses import PairLoss
 from raysuite.writer.model import Writer
 
 MEASURED = ("h_preferred", "h_rejected", "preferred_above_0", "accuracy", "logp_preferred")
+STATE = "trainer_state.json"
+"""Of a checkpoint: how transformers calls what the trainer knows."""
 EXTRA = "pip install 'raysuite[writer]'"
 
 
@@ -251,7 +253,7 @@ def train(writer: Writer, pairs: Sequence[Pair], lesson: Lesson, directory: Path
         ),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(directory / "checkpoints"))
+    go_on(trainer, directory / "checkpoints")
     finish(writer, _by_epoch(trainer.state.log_history), directory)
 
 
@@ -276,10 +278,50 @@ def _densities(writer: Writer, pairs: Sequence[Pair]) -> tuple[torch.Tensor, tor
     )
 
 
+def go_on(trainer: Any, checkpoints: Path) -> None:
+    """Let a trainer train to its end, from the last checkpoint if there is one.
+
+    Raises:
+        UserError: a checkpoint could not be written, of which nothing is left.
+    """
+    last = last_checkpoint(checkpoints)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except Exception as error:  # of a full disk torch, safetensors and tokenizers each have an error of their own
+        if not _drop_unfinished(checkpoints):
+            raise
+        raise UserError(
+            f"expected to write a checkpoint into {checkpoints}, could not ({' '.join(in_words(error).split())}): what was saved "
+            "before stands; make room there, and give the same command again"
+        ) from error
+
+
 def last_checkpoint(checkpoints: Path) -> str | None:
-    """The last checkpoint that is whole: the state of the trainer is what TRL writes last."""
-    whole = [path for path in checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    """The last checkpoint. Those that are not whole are removed."""
+    _drop_unfinished(checkpoints)
+    return max(map(str, checkpoints.glob("checkpoint-*")), key=steps_of, default=None)
+
+
+def steps_of(checkpoint: str) -> int:
+    """After how many steps it was written."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def _drop_unfinished(checkpoints: Path) -> bool:
+    """Remove checkpoints that were being written when a command ended; whether there were any."""
+    unfinished = [path for path in checkpoints.glob("checkpoint-*") if not _is_whole(path)]
+    for path in unfinished:
+        shutil.rmtree(path)
+    return bool(unfinished)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the state of the trainer is: it is written last, and in place."""
+    try:
+        json.loads((checkpoint / STATE).read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _by_epoch(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

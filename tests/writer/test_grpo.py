@@ -89,6 +89,26 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path)
     ]
 
 
+def test_a_training_that_was_killed_at_the_end_of_its_budget_takes_no_other_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = grpo.Plan(prompts=3, draws=2, budget=330)
+
+    def dies(*left: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grpo, "finish", dies)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(open_writer(BUNDLED), PROMPTS, plan, Knows(), 60, tmp_path / "killed")
+    monkeypatch.undo()
+    grpo.train(open_writer(BUNDLED), PROMPTS, plan, Knows(), 60, tmp_path / "killed")
+    grpo.train(open_writer(BUNDLED), PROMPTS, plan, Knows(), 60, tmp_path / "whole")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert [row["step"] for row in metrics(tmp_path / "whole")] == [1, 2, 3, 4, 5]
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 @pytest.fixture(scope="module")
 def config() -> RunConfig:
     return load("scenes-users-ddpo", {"sampler.steps": "2", "rollouts.samples": "2", "rollouts.prompts_per_block": "2"})

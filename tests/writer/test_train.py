@@ -28,6 +28,7 @@ from raysuite.writer.train import Lesson, Pair, read_pairs, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and what it imports warn of their own affairs
 
+FULL = Path("/dev/full")
 MEANT = {
     "two crimson discs": "two red circles",
     "three azure boxes": "three blue squares",
@@ -137,6 +138,42 @@ def test_a_training_that_was_killed_goes_on(pairs: list[Pair], tmp_path: Path, m
     assert rows(killed) == rows(tmp_path / "whole")
     mine, other = weights(again), weights(whole)
     assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="of Linux")
+@pytest.mark.parametrize("file", ["optimizer.pt", "tokenizer.json"])
+def test_of_a_checkpoint_without_room_a_sentence_is_left(
+    file: str, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch and tokenizers each have an error of their own for it."""
+    measured, full = training.losses.summary, tmp_path / "checkpoints" / "checkpoint-3" / file
+
+    def fills(*arguments: Any) -> dict[str, float]:
+        if not full.is_symlink():
+            full.parent.mkdir(parents=True)
+            full.symlink_to(FULL)
+        return measured(*arguments)
+
+    monkeypatch.setattr(training.losses, "summary", fills)
+    with pytest.raises(
+        UserError, match=r"expected to write a checkpoint into .*: what was saved before stands; make room there"
+    ):
+        train(open_writer(BUNDLED), pairs, Lesson(PairLoss("sft"), epochs=1, batch=4), tmp_path)
+    assert not full.parent.exists()
+
+
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 1.0, "log_his'])
+def test_a_checkpoint_that_is_not_whole_is_removed(state: str | None, tmp_path: Path) -> None:
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / training.STATE).write_text("{}")
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    if state is None:
+        (tmp_path / "checkpoint-10" / training.STATE).unlink()
+    else:
+        (tmp_path / "checkpoint-10" / training.STATE).write_text(state)
+    assert training.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
 def test_a_finished_training_says_its_numbers_without_the_writer_that_it_began_from(
