@@ -43,6 +43,9 @@ def locked(directory: Path, *, wait: bool | None = None) -> Iterator[None]:
             job has, waits: it may come after one whose machine was lost a moment ago, and has nobody who would give the command
             again.
 
+    A process that finds that it does not hold it any more ends at once with a sentence, and with the status of a `UserError`: whatever
+    it would still write, on its way out too, would lie among what another one writes.
+
     Raises:
         UserError: somebody else holds it, or it cannot be made.
     """
@@ -52,7 +55,7 @@ def locked(directory: Path, *, wait: bool | None = None) -> Iterator[None]:
     try:
         _take(file, own, FORGOTTEN_SECONDS + TOUCH_SECONDS if patient else 0.0)
         try:
-            with meanwhile(lambda ended: _touch(file, ended)):
+            with meanwhile(lambda ended: _touch(file, own, ended)):
                 yield
         finally:
             if _read(file) == own:
@@ -135,10 +138,23 @@ def _placed(file: Path, own: bytes) -> bool:
         temporary.unlink(missing_ok=True)
 
 
-def _touch(file: Path, ended: threading.Event) -> None:
+def _touch(file: Path, own: bytes, ended: threading.Event) -> None:
     while not ended.wait(TOUCH_SECONDS):
         with suppress(OSError):  # a network file system that answers again the next time
+            if (found := _read(file)) != own:
+                _leave(file, found)
             os.utime(file)
+
+
+def _leave(file: Path, found: bytes | None) -> None:
+    """End the process: it stood still, or could not reach the directory, for so long that it was taken for gone."""
+    since = _holder(found) if found is not None else "it was given back since"
+    logging.getLogger("raysuite").error(
+        "raysuite: expected to hold %s, another command has taken it over (%s): this process was stopped, or out of reach, for more "
+        "than %g minutes; it ends and writes no more there. Give the same command again when the directory is free",
+        *(file.parent, since, FORGOTTEN_SECONDS / 60),
+    )
+    os._exit(UserError.status)
 
 
 def _card() -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from raysuite.errors import UserError
 from raysuite.stages import lock
 from raysuite.stages.lock import locked
-from tests.processes import until
+from tests.processes import HANG_GUARD, until
 
 HOLD = """
 import sys, time
@@ -99,6 +99,30 @@ def test_whoever_holds_a_lock_touches_it(tmp_path: Path, monkeypatch: pytest.Mon
     with locked(tmp_path):
         os.utime(tmp_path / "lock", (0, 0))
         until(lambda: (tmp_path / "lock").stat().st_mtime > 0, "a touch")
+
+
+HOLD_LONG = f"from raysuite.stages import lock\nlock.TOUCH_SECONDS = 0.01\n{HOLD}"
+
+
+@pytest.mark.parametrize("given_back", [False, True], ids=["held", "given back"])
+def test_who_was_taken_for_gone_ends_and_leaves_the_lock_to_its_successor(given_back: bool, tmp_path: Path) -> None:
+    """As one wakes on a machine that stood still."""
+    words = [sys.executable, "-c", HOLD_LONG, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGSTOP)
+        other = json.dumps({**json.loads(lock._card()), "host": "elsewhere"})
+        (tmp_path / "lock").unlink()
+        if not given_back:
+            (tmp_path / "lock").write_text(other)
+        holder.send_signal(signal.SIGCONT)
+        _, said = holder.communicate(timeout=HANG_GUARD)
+    assert holder.returncode == 2
+    told = "it was given back since" if given_back else f"process {os.getpid()} on elsewhere works there since"
+    assert f"expected to hold {tmp_path}, another command has taken it over ({told}" in said
+    assert "Traceback" not in said
+    if not given_back:
+        assert (tmp_path / "lock").read_text() == other
 
 
 def test_of_many_that_want_it_at_once_one_has_it(tmp_path: Path) -> None:
