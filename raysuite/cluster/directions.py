@@ -38,7 +38,7 @@ from raysuite.stages.rewrites import refuse_writer
 from raysuite.stages.stored import check_replay
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import predicted_gain
-from raysuite.study.gains import Scored, measured_kl, realised, step_of_kl, trained_reward, unpredicted
+from raysuite.study.gains import NoStep, Scored, measured_kl, realised, step_of_kl, trained_reward, unpredicted
 from raysuite.study.measure import Advantages, Measurement, asked_prompts, block_number, study_blocks
 from raysuite.study.rung import RungDirectory, Totals, collect
 from raysuite.types import Block, Cost
@@ -106,12 +106,13 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
         session.check_resources(declared.rungs[0].config.cluster.with_actors())
     for held in missing:
         _measure_rung(held, progress)
+    collect(rungs, directory)  # whatever becomes of steps, this can be read
     if declared.gain:
         for held in rungs:
             if not held.stepped:
                 session.connect()
                 _gains(held, progress)
-    collect(rungs, directory)
+        collect(rungs, directory)
     for where in (directory, *(held.path for held in rungs)):  # can be had again
         shutil.rmtree(where / "texts", ignore_errors=True)
 
@@ -250,7 +251,8 @@ def _measure(
 def _gains(held: RungDirectory, progress: Progress) -> None:
     """A step of the wanted KL along every objective's mean gradient, evaluated on the run's fixed prompts and noise."""
     declared, config, labels = held.study, held.rung.config, list(held.rung.configs)
-    assert declared.gain is not None
+    gain = declared.gain
+    assert gain is not None
     totals, products = held.totals, held.reward_products()
     by_split = evaluation_blocks(config, load_prompts(config.prompts), 0, final=True)
     blocks = [(split, block) for split, found in by_split.items() for block in found]
@@ -269,24 +271,32 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
             cost += sum((rollouts.cost for _, rollouts in found), Cost())
             return found
 
-        counting.begin(len(labels), done=0)
-        before = scored(blocks, weights)
-        for label in labels:
+        def step_along(label: str) -> tuple[float, Scored]:
+            """Its length, as a multiple of the mean gradient, and what is drawn after it."""
             direction = -totals[label] / declared.units
             length = float(np.linalg.norm(direction))
             if not length:
-                raise UserError(f"expected a direction of {label} to step along, got a gradient of 0: leave it out")
+                raise NoStep("its gradient is 0")
 
-            def moved(step: float, direction: np.ndarray = direction) -> np.ndarray:
+            def moved(step: float) -> np.ndarray:
                 return (weights + step * direction).astype(np.float32)
 
             step = step_of_kl(
                 lambda step: measured_kl(scored(measuring, moved(step)), seed=config.evaluation.seed)["kl"],
-                declared.gain.kl,
+                gain.kl,
                 first=1e-3 * max(1.0, float(np.linalg.norm(weights))) / length,
             )
-            after = scored(blocks, moved(step))
-            predicted = NOTHING if note else predicted_gain(products[label], step)
+            return step, scored(blocks, moved(step))
+
+        counting.begin(len(labels), done=0)
+        before = scored(blocks, weights)
+        for label in labels:
+            after, predicted, why = None, NOTHING, note
+            try:
+                step, after = step_along(label)
+                predicted = NOTHING if note else predicted_gain(products[label], step)
+            except NoStep as reason:
+                why = f"unknown along {label}: {reason}"
             of_step = {**held.place, "objective": label, **measured_kl(after, seed=config.evaluation.seed)}
             for row in realised(before, after, rewards, seed=config.evaluation.seed):
                 trained = row["reward"] == trained_reward(rewards)
@@ -298,7 +308,7 @@ def _gains(held: RungDirectory, progress: Progress) -> None:
                         "predicted_low": told.low,
                         "predicted_high": told.high,
                         **row,
-                        "note": note if trained else "",
+                        "note": why if trained else "",
                     }
                 )
             counting.advance()

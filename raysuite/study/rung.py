@@ -38,6 +38,7 @@ from raysuite.stages import checkpoint, stored
 from raysuite.stages.files import read_json, write_json
 from raysuite.study.declared import Rung, Study
 from raysuite.study.estimates import estimates, widest
+from raysuite.study.gains import COLUMNS
 from raysuite.study.gradients import bin_ranges
 from raysuite.study.measure import (
     REWARD,
@@ -303,7 +304,7 @@ class RungDirectory:
             rung["seconds"]["steps"] = round(seconds, 1)
         write_json(self.path / "facts.json", facts)
         with replacing(self.path / "gains.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=COLUMNS), temporary)
         (self.path / Totals.FILE).unlink()
 
 
@@ -341,12 +342,15 @@ class Totals:
 
 
 def collect(rungs: Sequence[RungDirectory], directory: Path) -> None:
-    """Put the rungs of a study together in one table each."""
+    """Put the rungs of a study together in one table each. All have estimates; of gains those that there are so far."""
     facts = [json.loads((rung.path / "facts.json").read_text()) for rung in rungs]
     write_json(
         directory / "facts.json", {**facts[0], "rungs": [of_rung for found in facts for of_rung in found["rungs"]]}
     )
-    for name in ("estimates", "gains") if rungs[0].study.gain else ("estimates",):
-        tables = [pq.read_table(rung.path / f"{name}.parquet") for rung in rungs]
+    tables = {"estimates": [pq.read_table(rung.path / "estimates.parquet") for rung in rungs]}
+    if rungs[0].study.gain:
+        stepped = [pq.read_table(rung.path / "gains.parquet") for rung in rungs if rung.stepped]
+        tables["gains"] = stepped or [COLUMNS.empty_table()]
+    for name, parts in tables.items():
         with replacing(directory / f"{name}.parquet") as temporary:
-            pq.write_table(pa.concat_tables(tables), temporary)
+            pq.write_table(pa.concat_tables(parts), temporary)

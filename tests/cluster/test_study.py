@@ -19,6 +19,8 @@ from raysuite.cluster import session
 from raysuite.cluster.directions import study
 from raysuite.errors import UserError
 from raysuite.progress import Counting
+from raysuite.results.study.read import read_study
+from raysuite.results.study.report import study_summary
 from raysuite.study.declared import Study, declare
 from raysuite.study.estimates import widest
 
@@ -100,6 +102,40 @@ def test_two_actors_and_an_interrupted_study_find_what_one_actor_finds(tmp_path:
     with pytest.raises(UserError, match=expected):
         study(other, tmp_path / "two", [], counting)
     gains_are_those_of_the_policy_gradient(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reward", "why"),
+    [
+        ("tests.stages.rewards:hundred", "unknown along ddpo: its gradient is 0"),
+        ("redness", "unknown along ddpo: no step of KL 0.1 was found in 1 trials, and the last had "),
+    ],
+)
+def test_a_study_without_a_step_to_take_ends_and_is_read(
+    reward: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysuite.study.gains.TRIALS", 1)
+    settings = {"sampler.steps": "4", "rollouts.samples": "2", "cluster.threads": "1", "rewards": f"['{reward}']"}
+    wanted = declare("toy-ddpo", objectives=["ddpo"], units=8, probes=0, gain={"kl": 0.1}, settings=settings)
+
+    class NoTime(Counting):
+        def begin(self, total: int, *, done: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study(
+            wanted,
+            tmp_path,
+            [""],
+            lambda w, u: (NoTime if w == "taking steps" else Counting)(w, u, Console(quiet=True)),
+        )
+    assert read_study(tmp_path).estimates and not read_study(tmp_path).gains
+    study(wanted, tmp_path, [""], counting)
+    gains = read_study(tmp_path).gains
+    assert {gain.objective for gain in gains} == {"ddpo"} and all(np.isnan(gain.realised.estimate) for gain in gains)
+    assert all(gain.note.startswith(why) for gain in gains if gain.reward == reward)
+    assert f"The gain is {why}" in " ".join(study_summary(tmp_path, 400).split())
 
 
 def gains_are_those_of_the_policy_gradient(directory: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_command_that_was_killed_between_the_files_of_a_claim_is_repeated(
 
 
 def test_another_length_of_steps_may_be_wanted_until_some_were_taken(tmp_path: Path) -> None:
-    """As a study says that finds no step of the wanted KL; what was measured does not depend on it."""
+    """What was measured does not depend on it."""
 
     def kept() -> Any:
         return json.loads((tmp_path / "study.json").read_text())["gain"]

@@ -29,7 +29,7 @@ from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
 from raysuite.stages.stored import keep
 from raysuite.study.declared import Rung, Study, declare
-from raysuite.study.gains import step_of_kl, unpredicted
+from raysuite.study.gains import NoStep, step_of_kl, unpredicted
 from raysuite.study.measure import (
     REWARD,
     Advantages,
@@ -420,3 +420,5 @@ def test_steps_find_their_kl(power: float) -> None:
     step = step_of_kl(kl, 5.0, first=1e-3)
     assert abs(3.0 * step**power / 5.0 - 1) <= 0.1
     assert len(asked) <= 8
+    with pytest.raises(NoStep, match=r"no step of KL 5 was found in 8 trials, and the last had 1"):
+        step_of_kl(lambda step: 1.0, 5.0, first=1e-3)
