@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,10 +117,16 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Remove what `replacing` was writing anywhere below when its process was killed, and nothing else that is hidden."""
+def remove_unfinished(directory: Path, *, but: Collection[str] = ()) -> None:
+    """Remove what `replacing` was writing anywhere below when its process was killed, and nothing else that is hidden.
+
+    Args:
+        directory: which, held by who asks.
+        but: what in it is looked after by others.
+    """
     for left in [path for path in directory.rglob(".*") if re.search(r"\.[0-9a-f]{32}$", path.name)]:
-        _remove(left)
+        if left.relative_to(directory).parts[0] not in but:
+            _remove(left)
 
 
 def _remove(path: Path) -> None:

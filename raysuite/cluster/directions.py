@@ -104,6 +104,8 @@ def study(declared: Study, directory: Path, command: Sequence[str], progress: Pr
     if missing:
         session.connect()
         session.check_resources(declared.rungs[0].config.cluster.with_actors())
+    for held in rungs:
+        held.tidy()
     for held in missing:
         _measure_rung(held, progress)
     collect(rungs, directory)  # whatever becomes of steps, this can be read

@@ -30,7 +30,7 @@ from raysuite.writer import draw, evaluation, grpo, pairs, rewriting
 from raysuite.writer.candidates import Candidate
 from raysuite.writer.losses import PairLoss, warnings
 from raysuite.writer.model import Writer, open_writer
-from raysuite.writer.train import Lesson, Pair, train
+from raysuite.writer.train import Lesson, Pair, is_finished, train
 
 BEGUN = ("*.jsonl", "scores/*", "checkpoints/*")
 """Files of which one is there as soon as there is something to lose."""
@@ -141,7 +141,7 @@ def train_online(
     opened = open_writer(writer)
     wanted = pairs.identity(config, asdict(plan), writer, model.settings())
     claim(directory, "grpo.json", wanted, "on-line training", command, begun=BEGUN)
-    if not (directory / "writer").is_dir():
+    if not is_finished(directory):
         counting.begin(plan.steps, done=grpo.done(directory))
         by_number = {prompt.number: prompt for prompt in prompts}
         with session.drawing(replace(model, config=config), directory, []) as (policy, collector):

@@ -23,7 +23,7 @@ from PIL import Image
 from raysuite.config import SPLITS, RunConfig, is_foreign, validate
 from raysuite.cpus import processor, usable_cpus
 from raysuite.errors import UserError
-from raysuite.places import replacing
+from raysuite.places import remove_unfinished, replacing
 from raysuite.rewritten import FILE
 from raysuite.stages import prompt_files
 from raysuite.stages.rewrites import digest_of
@@ -33,6 +33,8 @@ UNBEGUN = (FILE, "choosing", "texts", "images", "scores", "ledger.json", "progre
 settings it would be something else."""
 ENDS = 1 << 24
 """Bytes at both ends of a file that is not read whole to know it."""
+OTHERS = ("checkpoints", "suites", "trackers")
+"""Of a run directory: what is looked after where it is written, or under a lock of its own."""
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
 
@@ -131,13 +133,16 @@ def claim(
     *,
     begun: Sequence[str],
 ) -> None:
-    """Make a directory this command's, or find that it is: `is_held`, and a provenance beside it.
+    """Make a directory this command's, or find that it is: `is_held`, and a provenance beside it. What one that was killed left
+    half-written goes.
 
     Raises:
         UserError: it holds something else.
     """
     held, beside = is_held(directory, name, wanted, what, settled, begun=begun), directory / "provenance.json"
-    if not held:
+    if held:
+        remove_unfinished(directory)
+    else:
         write_json(directory / name, wanted)
     if not (held and beside.exists()):
         write_json(beside, provenance(command))
@@ -263,6 +268,8 @@ class RunDirectory:
 
         begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
         held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
+        if held:
+            remove_unfinished(self.path, but=OTHERS)
         known, read = self.path / "provenance.json", inputs(config)
         began = read_json(known, "run") if held and known.exists() else {}
         before = began.get("inputs", {})

@@ -226,11 +226,18 @@ class RungDirectory:
         write_json(self.path / "facts.json", facts)
         with replacing(self.path / "estimates.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(rows), temporary)
-        for file in ("drawn.json", "seconds.json"):
-            (self.path / file).unlink(missing_ok=True)
-        for done_with in ("units", "rollouts", "sums"):
-            shutil.rmtree(self.path / done_with, ignore_errors=True)
+        self.tidy()
         return True
+
+    def tidy(self) -> None:
+        """Remove what estimates, and gains, have made needless; a command may have been killed before it did."""
+        if self.finished:
+            for file in ("drawn.json", "seconds.json"):
+                (self.path / file).unlink(missing_ok=True)
+            for done_with in ("units", "rollouts", "sums"):
+                shutil.rmtree(self.path / done_with, ignore_errors=True)
+        if self.stepped:
+            (self.path / Totals.FILE).unlink(missing_ok=True)
 
     def _rows(self, sketch: Sketch) -> Iterator[dict[str, Any]]:
         labels = list(self.rung.configs)
@@ -305,7 +312,7 @@ class RungDirectory:
         write_json(self.path / "facts.json", facts)
         with replacing(self.path / "gains.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=COLUMNS), temporary)
-        (self.path / Totals.FILE).unlink()
+        self.tidy()
 
 
 class Totals:

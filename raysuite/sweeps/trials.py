@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from raysuite.config import RunConfig, is_foreign, validate
 from raysuite.errors import UserError
+from raysuite.places import remove_unfinished
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.files import (
     RunDirectory,
@@ -122,7 +123,9 @@ class Book:
                 if any(directory.glob("trials/*")):
                     raise was_edited(setting, f"the sweep in {directory}")
                 held = False
-        if not held:
+        if held:
+            remove_unfinished(directory, but=("trials",))  # each is held by who works there
+        else:
             told.unlink(missing_ok=True)
             write_json(directory / "sweep.json", wanted)
         if not (held and known.exists()):  # a command may have been killed between the two

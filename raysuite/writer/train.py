@@ -147,7 +147,15 @@ def claim(directory: Path, writer: str, pairs: Path, lesson: Lesson, command: Se
 
     begun = ("checkpoints/*", "writer/*")
     files.claim(directory, "training.json", wanted, "training of a writer", command, settled, begun=begun)
-    return not (directory / "writer").is_dir()
+    return not is_finished(directory)
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a training has left its writer. Its checkpoints go then, if a command was killed before it removed them."""
+    finished = (directory / "writer").is_dir()
+    if finished:
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    return finished
 
 
 def epoch_lines(directory: Path) -> list[str]:

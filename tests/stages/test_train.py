@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.kernel.credit import PromptTracker, global_advantages, terminal_credit
 from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory, versions_of
+from raysuite.stages.files import OTHERS, RunDirectory, versions_of
 from raysuite.stages.learn import advantages, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
@@ -510,6 +511,16 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path)
     run.claim(toy(rewards="[{name: redness, seconds: 5, retries: 3}]"), ["test"])  # and how long rewards may take
     with pytest.raises(UserError, match=r"differs in rewards"):
         run.claim(toy(rewards="[{name: redness, weight: 2.0}]"), ["test"])
+
+
+def test_what_a_killed_command_was_writing_is_removed_where_nobody_else_writes(tmp_path: Path) -> None:
+    run, name = RunDirectory(tmp_path), f".half-written.{uuid.uuid4().hex}"
+    run.claim(toy(), ["test"])
+    for place in (".", "scores", "images/000000", *OTHERS):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / name).touch()
+    run.claim(toy(), ["test"])
+    assert {path.parent.name for path in tmp_path.rglob(name)} == {"checkpoints", "suites", "trackers"}
 
 
 def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:

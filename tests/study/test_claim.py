@@ -57,6 +57,21 @@ def test_a_command_that_was_killed_between_the_files_of_a_claim_is_repeated(
     assert json.loads((tmp_path / "provenance.json").read_text())["command"] == ["test"]
 
 
+def test_what_estimates_and_gains_made_needless_is_removed_though_a_command_was_killed_before_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raysuite.cluster.directions.collect", lambda *of: None)
+    wanted = declared({"kl": 0.1})
+    claim(wanted, tmp_path, ["test"])
+    (rung,) = (tmp_path / rung.name for rung in wanted.rungs)
+    for kept in ("units", "rollouts", "sums"):
+        (rung / kept).mkdir(parents=True)
+    for kept in ("drawn.json", "seconds.json", "totals.safetensors", "estimates.parquet", "gains.parquet"):
+        (rung / kept).touch()
+    study(wanted, tmp_path, ["test"], nothing_slow)
+    assert {path.name for path in rung.iterdir()} == {"estimates.parquet", "gains.parquet"}
+
+
 def test_another_length_of_steps_may_be_wanted_until_some_were_taken(tmp_path: Path) -> None:
     """What was measured does not depend on it."""
 

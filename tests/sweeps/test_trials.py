@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_a_sweep_that_goes_on_tries_again_what_did_not_end(tmp_path: Path) -> No
     assert again.settings(second) == drawn != again.settings(third)
     assert again.trials[third.name].message is None
     assert json.loads((tmp_path / "sweep" / "trials.json").read_text())[0]["status"] == "done"
+
+
+def test_what_a_killed_command_was_writing_is_removed_and_trials_are_left_alone(tmp_path: Path) -> None:
+    book = Book.open(SWEEP, tmp_path, ["test"])
+    name = f".trials.json.{uuid.uuid4().hex}"
+    trial = book.run_directory(SWEEP.runs[0]) / name
+    trial.parent.mkdir(parents=True)
+    for left in (trial, tmp_path / name):
+        left.touch()
+    Book.open(SWEEP, tmp_path, ["test"])
+    assert trial.exists() and not (tmp_path / name).exists()
 
 
 def test_a_directory_belongs_to_one_sweep(tmp_path: Path) -> None:

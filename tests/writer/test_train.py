@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import shutil
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,21 @@ def test_a_finished_training_says_its_numbers_without_the_writer_that_it_began_f
         main(["writer", "train", str(file), "--out", str(out), "--writer", str(first)])
     said = capsys.readouterr().out
     assert left.value.code == 0 and "4  " in said and f"writer: {out}" in said
+
+
+def test_what_a_killed_command_left_is_removed_when_it_is_given_again(tmp_path: Path) -> None:
+    """A writer that was being written, and checkpoints of one that was there already."""
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert training.claim(out, BUNDLED, file, Lesson(PairLoss()), ["test"])
+    left = out / f".writer.{uuid.uuid4().hex}"
+    left.mkdir()
+    (out / "checkpoints").mkdir()
+    assert training.claim(out, BUNDLED, file, Lesson(PairLoss()), ["test"])
+    assert not left.exists() and (out / "checkpoints").exists()
+    (out / "writer").mkdir()
+    assert not training.claim(out, BUNDLED, file, Lesson(PairLoss()), ["test"])
+    assert not (out / "checkpoints").exists()
 
 
 def test_a_training_opens_its_writer_once(pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
