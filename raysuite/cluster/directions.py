@@ -25,7 +25,6 @@ from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.placement import pieces_of
 from raysuite.cluster.texts import encode_once
 from raysuite.cluster.turns import end_once_there, own_turn
-from raysuite.config import spelled_out
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
@@ -132,7 +131,7 @@ def claim(declared: Study, directory: Path, command: Sequence[str]) -> None:
         """Where work runs may change between the parts of a study, and how far steps go until the first of them are told."""
         run = {name: section for name, section in study["run"].items() if name != "cluster"}
         gain = wanted["gain"] if study["gain"] and wanted["gain"] and not stepped else study["gain"]
-        return {**study, "gain": gain, "run": {**run, "sampler": spelled_out(run.get("sampler") or {})}}
+        return {**study, "gain": gain, "run": run}
 
     held = is_held(directory, "study.json", settled(wanted), "study", settled, begun=["rung-*"])
     beside = directory / "provenance.json"

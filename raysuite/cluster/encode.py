@@ -91,7 +91,6 @@ def encode(
     parts = source.parts(rows_per_block)
     check_some(source, parts)
     policy = open_model(model, torch.device("cpu"))
-    read_with = model.model_dump(mode="json", include={"arguments", "precision"}, exclude_defaults=True)
     identity = {
         "model": model.path,
         "encoders": encoder_digests(model),
@@ -104,7 +103,7 @@ def encode(
             "pairs": pairs,
             "decoder": DECODER,
             "rows_per_block": rows_per_block,
-            **({"model": read_with} if read_with else {}),  # sets of earlier versions have none
+            "model": model.model_dump(mode="json", include={"arguments", "precision"}),
         },
     }
     preference_set.claim(directory, identity, command)

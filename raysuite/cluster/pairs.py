@@ -63,7 +63,6 @@ def make_pairs(
     policy = open_policy(config, torch.device("cpu"), weights=not config.cluster.encode_once)
     sections = ("model", "prompts", "rewards", "rollouts", "preferences", "seed")
     canonical = config.identity()
-    del canonical["preferences"]["across_draws"]  # of prompts that are drawn, which sets are not made with
     identity = {
         "model": config.model.path,
         "encoders": encoder_digests(config.model),
@@ -75,7 +74,6 @@ def make_pairs(
             "kind": "rollouts",
             "read": inputs(config),
             "blocks": rounds * config.rollouts.blocks,
-            "distinct_prompts": True,  # sets of earlier versions drew some again and others never
             **{s: canonical[s] for s in sections},
         },
     }

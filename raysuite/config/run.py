@@ -35,14 +35,8 @@ class RunConfig(Run):
         watched = tree["evaluation"]["rewards"] = [entry.model_dump() for entry in self.watched]
         for reward in (*tree["rewards"], *watched):
             del reward["seconds"], reward["retries"]
-            for name in ("model", "options"):  # a reward that has none is what it was before any had
-                if not reward[name]:
-                    del reward[name]
-        for name in ("test", "writer", "best_of"):  # the same with prompts
-            if not tree["prompts"][name]:
-                del tree["prompts"][name]
-        if not tree["preferences"]["held_out"]:  # and with preferences
-            del tree["preferences"]["held_out"], tree["evaluation"]["rankings"]
+        if not self.preferences.held_out:  # of whose rankings it is the number
+            del tree["evaluation"]["rankings"]
         return {name: section for name, section in tree.items() if name not in SETTLED_LATER}
 
     def with_actors(self) -> RunConfig:

@@ -188,7 +188,7 @@ def read_run(directory: Path) -> Run:
     """
     if not (directory / "config.json").is_file():
         raise UserError(f"expected a run in {directory}, found no config.json: name the --out of a `raysuite train`")
-    config = _config(directory / "config.json")
+    config = _json(directory / "config.json")
     scores = _scores(directory)
     if _trained(config) == WEIGHTED_SUM and len(scores):
         scores = _with_weighted_sum(scores, {term["name"]: term["weight"] for term in config["rewards"]}, directory)
@@ -218,15 +218,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _config(file: Path) -> dict[str, Any]:
-    """What the run was declared as. Earlier versions wrote `sampler.eta` for what is noise of kind ddim and this level."""
-    config = _json(file)
-    sampler = dict(config.get("sampler", {}))
-    if "eta" in sampler:
-        sampler["noise"] = {"kind": "ddim", "level": sampler.pop("eta"), "floor": None}
-    return {**config, "sampler": sampler}
 
 
 def _trained(config: Mapping[str, Any]) -> str:

@@ -116,9 +116,9 @@ class State:
         """Count as redone what the ledger of an attempt that ended knows beyond this state: it will be done again."""
         if not ledger:
             return
-        (before, underway), seconds = (dict(ledger.get(of, {})) for of in ("redone", "underway")), ledger["seconds"]
+        (before, underway), seconds = (dict(ledger[of]) for of in ("redone", "underway")), ledger["seconds"]
         lost_seconds = sum(seconds.values()) - sum(self.seconds.values())
-        self.redone_seconds = before.pop("seconds", 0.0) + underway.pop("seconds", 0.0) + lost_seconds
+        self.redone_seconds = before.pop("seconds") + underway.pop("seconds") + lost_seconds
         spent = Cost(**ledger["training"]) + Cost(**ledger["evaluation"]) + Cost(**underway)
         self.redone = Cost(**before) + (spent - self.training - self.evaluation)
 
@@ -234,17 +234,15 @@ def _sealed(document: Mapping[str, Any]) -> bytes:
 
 
 def _opened(data: bytes) -> dict[str, Any]:
-    """What `_sealed` wrote, or a version before it, which had no digest.
+    """What `_sealed` wrote, checked.
 
     Raises:
         ValueError: it was changed.
     """
-    document: dict[str, Any] = json.loads(data)
-    if set(document) == {"updates", "ledger", "tracker", "sha256"}:
-        return document
     told, rest = data[len(SEAL) : len(SEAL) + len(BLANK)], data[len(SEAL) + len(BLANK) :]
     if not data.startswith(SEAL) or hashlib.sha256(SEAL + BLANK + rest).hexdigest().encode() != told:
         raise ValueError("it was changed")
+    document: dict[str, Any] = json.loads(data)
     return document
 
 
@@ -414,7 +412,7 @@ def read_state(checkpoint: Path) -> State:
     remedy = f"remove {checkpoint} to go on from the one before"
     try:
         document = _opened((checkpoint / "state.json").read_bytes())
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"expected a complete checkpoint in {checkpoint}, its state.json is missing or damaged: {remedy}"
         ) from error
@@ -424,7 +422,7 @@ def read_state(checkpoint: Path) -> State:
                 f"expected a complete checkpoint in {checkpoint}, {name} was cut short or changed: {remedy}"
             )
     ledger = document["ledger"]
-    redone = ledger.get("redone", {})
+    redone = dict(ledger["redone"])
     return State(
         updates=document["updates"],
         evaluated=document["evaluated"],
@@ -432,8 +430,8 @@ def read_state(checkpoint: Path) -> State:
         evaluation=Cost(**ledger["evaluation"]),
         seconds=ledger["seconds"],
         tracker=document["tracker"],
-        scale=document.get("scale", {}),
-        redone=Cost(**{name: value for name, value in redone.items() if name != "seconds"}),
-        redone_seconds=redone.get("seconds", 0.0),
-        scoring_seconds=ledger.get("scoring", {}).get("seconds", 0.0),
+        scale=document["scale"],
+        redone_seconds=redone.pop("seconds"),
+        redone=Cost(**redone),
+        scoring_seconds=ledger["scoring"]["seconds"],
     )

@@ -40,7 +40,7 @@ class FoundModel:
             "objective": self.config.objective["name"] if self.model else None,
             "method": self._method(self.model) if self.model else None,
             **{section: canonical[section] for section in ("model", "sampler", "parameters")},
-            **({"ema": True} if self.ema else {}),
+            "ema": self.ema,
         }
 
     def load(self, policy: Policy) -> None:
@@ -56,7 +56,7 @@ class FoundModel:
             **self.config.identity(),
             "seed": None,
             "checkpoint": model.name,
-            **({"ema": True} if self.ema else {}),
+            "ema": self.ema,
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from raysuite.config import Model, RunConfig, Sampler
+from raysuite.config import Model, RunConfig
 from raysuite.errors import UserError, in_a_line
 from raysuite.families import encoder_arguments, encoder_digests
 from raysuite.families.text import TextStates, pack, unpack
@@ -32,7 +32,7 @@ from raysuite.places import remove_unfinished, replacing
 from raysuite.stages.files import is_held, provenance, read_json, refuse_occupied, write_json
 from raysuite.types import Preferences
 
-FORMAT = 2
+FORMAT = 3
 MAKE_ONE = "make one with `raysuite encode` or `raysuite pairs`"
 MANIFEST, KIND = "manifest.json", "preference set"
 
@@ -66,14 +66,7 @@ def claim(directory: Path, identity: Mapping[str, Any], command: Sequence[str]) 
 
 
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
-    rest = {name: value for name, value in manifest.items() if name != "provenance"}
-    return {**rest, "sampler": _sampler(manifest)}
-
-
-def _sampler(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The sampler of a set's trajectories, with settings that its version did not have at their defaults."""
-    stored = manifest["sampler"]
-    return None if stored is None else Sampler.model_validate(stored).model_dump(mode="json")
+    return {name: value for name, value in manifest.items() if name != "provenance"}
 
 
 def finished_blocks(directory: Path) -> set[int]:
@@ -159,9 +152,9 @@ def _facts(directory: Path, number: int) -> dict[str, str]:
 
 
 def content_of(directory: Path, number: int) -> str | None:
-    """The digest that a block was written with, of an earlier version empty; None where it cannot be read."""
+    """The digest that a block was written with; None where it cannot be read."""
     try:
-        return _facts(directory, number).get("content", "")
+        return _facts(directory, number)["content"]
     except UserError:
         return None
 
@@ -184,8 +177,8 @@ def summarise(directory: Path) -> dict[str, Any]:
     for number in sorted(finished_blocks(directory)):
         facts = _facts(directory, number)
         totals += Counter({name: int(facts[name]) for name in ("read", "ties")})
-        for digest in ("content", "latents"):  # of earlier versions there is none
-            contents.update(facts.get(digest, "").encode())
+        for digest in ("content", "latents"):
+            contents.update(facts[digest].encode())
         with _reading(directory, number) as file:
             totals["rankings"] += pq.read_metadata(file).num_rows
         lines = (directory / "rejects" / f"{number:06d}.jsonl").read_text().splitlines()
@@ -302,15 +295,14 @@ class PreferenceSet:
                     f"expected trajectories in {self.directory} for {name}, which scores steps, got clean latents: make a set "
                     "with `raysuite pairs --trajectories`, or train diffusion_dpo, dspo, cal_dpo or sft"
                 )
-            if _sampler(of) != config.sampler.model_dump(mode="json"):
+            if of["sampler"] != config.sampler.model_dump(mode="json"):
                 raise UserError(
                     f"expected trajectories of this run's sampler in {self.directory}, they were drawn with {of['sampler']}: "
                     "set the same sampler"
                 )
 
     def _check_arguments(self, model: Model) -> None:
-        # sets of published data say nothing where there were none
-        of = self.manifest["source"].get("model", {}).get("arguments", {})
+        of = self.manifest["source"]["model"]["arguments"]
         own, theirs = encoder_arguments(model), encoder_arguments(model.model_copy(update={"arguments": of}))
         for name in {**theirs, **own}:
             if own.get(name) != theirs.get(name):

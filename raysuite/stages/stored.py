@@ -84,8 +84,8 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _block(metadata: Mapping[str, str]) -> Block:
     coordinates: dict[str, Any] = json.loads(metadata["block"])
-    # JSON has lists for tuples, and an earlier version no windows
-    listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates.get("window") else []))
+    # JSON has lists for tuples
+    listed = ("prompts", "prompt_ids", "metadata", *(["window"] if coordinates["window"] else []))
     return Block(**{**coordinates, **{name: tuple(coordinates[name]) for name in listed}})
 
 

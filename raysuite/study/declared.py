@@ -198,7 +198,6 @@ def declare(
             f"expected a run in {run}, found no config.json: name the --out of a `raysuite train`, or a recipe"
         )
     tree = json.loads((run / "config.json").read_text()) if run else configuration.read(source)
-    tree["sampler"] = configuration.spelled_out(tree.get("sampler") or {})
     labels = [configuration.label_of(name) for name in objectives]
     if repeated := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise UserError(

@@ -48,8 +48,6 @@ FIRST_UPDATE = 1_000_000
 REWARD = "(reward)"
 """Stands for the trained reward itself: the policy gradient of E[r], in units of reward. Needed to predict gains."""
 SPACES = ("parameters", "adam", "prediction")
-UNITS = "whole prompts"
-"""What units are, as their files say it: with another version they may have been something else."""
 
 Advantages = Mapping[str, np.ndarray]
 """(N, K) of one block: `reverse` and `forward` as objectives of that process take them, `reward` in units of reward."""
@@ -152,7 +150,7 @@ class Measurement:
             counts["rankings"] += max((len(b) for b in batches.values() if isinstance(b, Preferences)), default=0)
             cost += self._gradients(block, place, batches, of_unit, arrays, sums)
         number = block_number(self.rung.config, block)
-        metadata = {"cost": json.dumps(asdict(cost)), "counts": json.dumps(counts), "units": UNITS}
+        metadata = {"cost": json.dumps(asdict(cost)), "counts": json.dumps(counts)}
         if sums:
             with replacing(directory / "sums" / f"{number:06d}.safetensors") as temporary:
                 safetensors.torch.save_file(sums, temporary)

@@ -43,7 +43,6 @@ from raysuite.study.gradients import bin_ranges
 from raysuite.study.measure import (
     REWARD,
     SPACES,
-    UNITS,
     Advantages,
     adam_scale,
     block_advantages,
@@ -149,14 +148,14 @@ class RungDirectory:
         """Of a block that was drawn, here or by the run that is replayed.
 
         Raises:
-            UserError: an older version drew it, with other prompts.
+            UserError: it was drawn for other prompts.
         """
         replay = self.rung.config.rollouts.replay
         found = stored.read(Path(replay) if replay else self.path, block.update, block.index)
         if found.block.prompt_ids != block.prompt_ids:
             raise UserError(
-                f"expected rollouts of this version's prompts in {self.path}, an older version drew those that are there: give "
-                "another --out"
+                f"expected rollouts of this study's prompts in {self.path}, got those of others: put the prompts back as they were "
+                "when it began, or give another --out"
             )
         return found
 
@@ -186,18 +185,7 @@ class RungDirectory:
 
     @property
     def measured(self) -> set[int]:
-        """Numbers of the blocks whose units have been measured.
-
-        Raises:
-            UserError: an older version measured them, to which a unit was something else.
-        """
-        for file in self._units[:1]:
-            with safetensors.safe_open(file, framework="numpy") as held:
-                if held.metadata().get("units") != UNITS:
-                    raise UserError(
-                        f"expected units as this version measures them in {self.path}, an older one measured those that are "
-                        "there: give another --out"
-                    )
+        """Numbers of the blocks whose units have been measured."""
         return {int(file.stem) for file in self._units}
 
     def estimate(self, policy: Policy, *, last: bool = True) -> bool:
@@ -286,17 +274,9 @@ class RungDirectory:
         return safetensors.numpy.load_file(self.path / Totals.FILE)
 
     def reward_products(self) -> dict[str, Gram]:
-        """Of every objective with the trained reward.
-
-        Raises:
-            UserError: an older version measured it, and kept other numbers.
-        """
+        """Of every objective with the trained reward."""
         labels, found = list(self.rung.configs), {}
         with safetensors.safe_open(self.path / "inner_products-parameters.safetensors", framework="numpy") as held:
-            if f"0-{len(labels)}/bins/total" not in held.keys():  # noqa: SIM118 - not a mapping
-                raise UserError(
-                    f"expected sums of inner products in {self.path}, which an older version measured: give another --out"
-                )
             for number, label in enumerate(labels):
                 at = f"{number}-{len(labels)}/bins"
                 sums = {field.name: held.get_tensor(f"{at}/{field.name}") for field in fields(Gram)}

@@ -84,7 +84,7 @@ def _read(sweep: Sweep) -> dict[str, dict[str, str]]:
 
 
 def _objectives(sweep: dict[str, Any]) -> dict[str, Any]:
-    return {label: tree["objective"]["name"] for label, tree in sweep.get("configs", {}).items()}
+    return {label: tree["objective"]["name"] for label, tree in sweep["configs"].items()}
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Book:
             if any(is_foreign(name, here.get(label)) for label, name in there.items()):
                 return {**_settled(wanted), "objectives": list(there.values())}
             try:
-                return _settled({"configs": wanted["configs"], **found})  # older versions did not keep them
+                return _settled(found)
             except UserError as error:
                 raise UserError(f"expected {directory} of a sweep, this version cannot read it: {error}") from error
 

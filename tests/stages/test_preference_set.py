@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from raysuite.config import Noise, RunConfig, Sampler, load
+from raysuite.config import RunConfig, load
 from raysuite.errors import UserError
 from raysuite.kernel.directions import Gram, has_direction
-from raysuite.stages.files import write_json
 from raysuite.stages.preference_set import (
-    FORMAT,
     PreferenceSet,
     Reject,
     claim,
@@ -102,19 +100,6 @@ def test_where_pictures_are_shared_no_direction_is_found_by_their_noise(tmp_path
         alone += has_direction(Gram.of(some, some))
     assert len(units) == prompts
     assert found <= 0.05 * studies and alone > 0.5 * studies
-
-
-def test_a_set_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    """Its manifest says `eta` of the sampler where this version says noise."""
-    now = {**IDENTITY, "steps": 4, "sampler": Sampler(steps=4, noise=Noise(level=0.5)).model_dump(mode="json")}
-    earlier = {**now, "format": FORMAT, "sampler": {"steps": 4, "eta": 0.5, "guidance": 1.0, "spacing": None}}
-    write_json(tmp_path / "manifest.json", {**earlier, "provenance": {}})
-    (tmp_path / "blocks").mkdir()
-    (tmp_path / "blocks" / "000000.parquet").touch()
-    (tmp_path / "blocks" / "000000.safetensors").touch()
-    claim(tmp_path, now, ["test"])
-    with pytest.raises(UserError, match=r"differs in sampler.noise.level \(0.5 there, 1.0 here\)"):
-        claim(tmp_path, {**now, "sampler": Sampler(steps=4).model_dump(mode="json")}, ["test"])
 
 
 def test_a_family_without_text_states(tmp_path: Path) -> None:
@@ -246,7 +231,7 @@ def test_prompts_that_were_read_otherwise_are_refused_where_nobody_could_read_th
         places = {"cluster.encode_once": str(once).lower(), "preferences.source": str(tmp_path / "plain")}
         return load("scenes-diffusion-dpo-offline", {**model, **places})
 
-    fill(tmp_path / "plain", [1])  # as sets of earlier versions: nothing is said of arguments
+    fill(tmp_path / "plain", [1], source={"kind": "test", "model": {"arguments": {}}})
     fill(tmp_path / "long", [1], source={"kind": "test", "model": {"arguments": {"max_sequence_length": 8}}})
     for name in ("plain", "long"):
         summarise(tmp_path / name)

@@ -128,15 +128,15 @@ def test_units_are_drawn_independently() -> None:
     assert abs(mean[False] - (1 - share * variance / 63)) < 0.02 and held[False] < 0.2
 
 
-def test_rollouts_drawn_by_an_older_version_are_refused(tmp_path: Path) -> None:
-    """It drew rounds without replacement: its pictures are of other prompts."""
+def test_rollouts_of_other_prompts_are_refused(tmp_path: Path) -> None:
+    """As where the prompts of a study were edited before it goes on."""
     study = toy()
     (rung,) = study.rungs
     policy, block = open_policy(rung.config, torch.device("cpu")), study_blocks(study, rung)[0]
     keep(tmp_path, score(sample(policy, block, rung.config, version=0), rung.config))
     held = RungDirectory(study, rung, tmp_path)
     assert held.rollouts(block).block.prompt_ids == block.prompt_ids
-    with pytest.raises(UserError, match="an older version drew those that are there: give another --out"):
+    with pytest.raises(UserError, match="got those of others: put the prompts back"):
         held.rollouts(replace(block, prompt_ids=(7,)))
 
 
@@ -219,15 +219,6 @@ def test_what_rewards_are_worth_does_not_depend_on_who_is_named_first() -> None:
     forward, reverse = first["forward"], first["reverse"]
     assert (forward == forward[:, :1]).all() and np.abs(forward).max() > 0
     assert not np.allclose(reverse[:, 0] / forward[:, 0], reverse[:, -1] / forward[:, -1])
-
-
-def test_what_an_older_version_measured_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    """It kept all inner products, where their sums are kept now."""
-    study = toy(gain={"kl": 1.0})
-    old = {"0-2/bins": np.zeros((8, 4, 8, 4)), "0-2/blocks": np.zeros((1, 8, 8))}
-    safetensors.numpy.save_file(old, tmp_path / "inner_products-parameters.safetensors")
-    with pytest.raises(UserError, match="which an older version measured: give another --out"):
-        RungDirectory(study, study.rungs[0], tmp_path).reward_products()
 
 
 def test_the_reward_is_its_policy_gradient(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Rung:
 
     @property
     def network_evaluations(self) -> int:
-        """Of drawing, measuring and taking steps; studies of earlier versions did not count the last."""
+        """Of drawing, measuring and, with --gain-kl, taking steps."""
         return int(self.facts["network_evaluations"] + self.facts.get("step_evaluations", 0))
 
     @property
