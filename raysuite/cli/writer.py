@@ -165,11 +165,9 @@ def grpo(
     with locked(directory), Counting("training", "steps", console) as counting:
         told = writing.train_online(found, writer, plan, directory, sys.argv, counting)
     first, last = told[0], told[-1]
-    # trainings of before this was kept do not have it
-    without_end = f", where {last['unfinished']:.0%} of the rewrites did not end" if "unfinished" in last else ""
     say(
         f"{len(told)} steps, {last['network_evaluations']:,} network evaluations; mean reward {first['reward']:.3f} in the first "
-        f"step, {last['reward']:.3f} in the last{without_end}"
+        f"step, {last['reward']:.3f} in the last, where {last['unfinished']:.0%} of the rewrites did not end"
     )
     say(f"writer: {directory}")
 

@@ -200,7 +200,7 @@ def _said(reading: Reading) -> dict[str, Any]:
 
 def _reading(row: Mapping[str, Any]) -> Reading:
     """The inverse."""
-    return Reading(Judgement(row["said_detail"], row["said_object"]), row["reply"], row.get("refused", ""))
+    return Reading(Judgement(row["said_detail"], row["said_object"]), row["reply"], row["refused"])
 
 
 def _answers(plan: Plan, directory: Path, progress: Progress) -> list[Answered]:
@@ -253,7 +253,7 @@ def _kept(file: Path, *, pictures: bool) -> list[Answer]:
             _picture(stored.get("png")),
             stored["transcript"],
             stored["tokens"],
-            stored.get("refused", ""),
+            stored["refused"],
         )
         for stored in read_table(file, leave_out=() if pictures else ("png",)).to_pylist()
     ]

@@ -242,8 +242,7 @@ class ScenesWorld(World):
 
     def settings(self) -> Mapping[str, object]:
         """What decides the episodes."""
-        asked = {"asked": "every fourth cell"} if self.nuisance else {}  # of all of them, in evaluations of before
-        return {"name": self.name, "seed": self.seed, "nuisance": self.nuisance, **asked}
+        return {"name": self.name, "seed": self.seed, "nuisance": self.nuisance}
 
     def episode(self, task: Task, shots: int, index: int, variant: Variant = "default") -> Episode:
         """The episode at these coordinates: its demonstrations are the first of one order, whatever the number of shots.

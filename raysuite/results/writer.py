@@ -39,9 +39,7 @@ class Writers:
     cut: dict[str, float]
     """Share of rewrites that the image model does not read to their end."""
     diversity: dict[str, float]
-    """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each, or where they
-    were drawn before thumbnails were kept.
-    """
+    """How unlike the pictures of one prompt are, grey levels, mean over prompts; empty where there is one of each."""
 
 
 def read_writers(directory: Path) -> Writers:
@@ -56,7 +54,6 @@ def read_writers(directory: Path) -> Writers:
         )
     files = sorted((directory / "scores").glob("*.parquet"))
     tables = [read_table(file) for file in files]
-    known = set.intersection(*(set(table.column_names) for table in tables))
     reward = [name for name in tables[0].column_names if name.startswith("reward/")][-1]
     drawn = {(row["prompt"], row["text"], row["picture"]): row for table in tables for row in table.to_pylist()}
     pictures = range(max(picture for _, _, picture in drawn) + 1)
@@ -76,9 +73,7 @@ def read_writers(directory: Path) -> Writers:
         {who: float(np.mean([row["rewrite"] == row["user"] for row in mine])) for who, mine in of.items()},
         {who: float(np.mean([not row["ended"] for row in mine])) for who, mine in of.items()},
         {who: float(np.mean([row["cut"] for row in mine])) for who, mine in of.items()},
-        {who: _diversity(drawn, mine, pictures) for who, mine in of.items()}
-        if len(pictures) > 1 and "thumbnail" in known
-        else {},
+        {who: _diversity(drawn, mine, pictures) for who, mine in of.items()} if len(pictures) > 1 else {},
     )
 
 

@@ -35,8 +35,6 @@ THUMBNAIL = "thumbnail"
 class Scores:
     """Of the pictures of one text."""
 
-    by_reward: Mapping[str, np.ndarray]
-    """(M,) for every reward."""
     total: np.ndarray
     """(M,) the trained reward: the weighted sum."""
 
@@ -85,15 +83,15 @@ def draw(directory: Path, wanted: Sequence[Block], collector: Collector, weights
     """Draw and score these blocks, and leave their scores and thumbnails."""
     for done in collector.start(wanted, weights, 0):
         block = done.block
+        assert done.thumbnails_N is not None
         columns = {
             "prompt": pa.array(block.prompt_ids),
             "text": pa.array(block.prompts),
             "picture": pa.array([block.first_sample] * block.size),
             "total": pa.array(done.reward_N),
             **{f"reward/{name}": pa.array(values) for name, values in done.scores.items()},
+            THUMBNAIL: pa.array([small.tobytes() for small in done.thumbnails_N]),
         }
-        if done.thumbnails_N is not None:
-            columns[THUMBNAIL] = pa.array([small.tobytes() for small in done.thumbnails_N])
         with replacing(_file(directory, block)) as temporary:
             pq.write_table(pa.table(columns), temporary)
         yield done
@@ -106,17 +104,7 @@ def read(directory: Path) -> dict[Key, Scores]:
     found: dict[Key, list[dict[str, float]]] = {}
     for row in sorted(rows, key=lambda row: (row["prompt"], row["text"], row["picture"])):
         found.setdefault((row["prompt"], row["text"]), []).append(row)
-    return {
-        key: Scores(
-            {
-                name.removeprefix("reward/"): np.array([row[name] for row in of])
-                for name in of[0]
-                if name.startswith("reward/")
-            },
-            np.array([row["total"] for row in of]),
-        )
-        for key, of in found.items()
-    }
+    return {key: Scores(np.array([row["total"] for row in of])) for key, of in found.items()}
 
 
 def _file(directory: Path, block: Block) -> Path:

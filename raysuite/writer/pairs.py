@@ -120,7 +120,7 @@ def drawn_candidates(
     begun = file.exists()
     lines = file.read_text().splitlines() if begun else ()
     rows = [json.loads(line) for line in lines] or _written(writer, config, prompts, plan)
-    ended = [row for row in rows if row.get("ended", True)]  # sets of before this was told have no such column
+    ended = [row for row in rows if row["ended"]]
     kept = [Candidate(row["prompt"], row["text"], row["own"]) for row in ended if not row["cut"]]
     drawn = within_budget(config, kept, plan)
     if not begun:  # nothing is left behind where the budget is refused

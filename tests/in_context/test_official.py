@@ -481,7 +481,7 @@ def test_reference_policies_have_their_known_values_on_the_published_data(data: 
     world = OfficialWorld(data)
     rows = tuple(row for row in published_rows(0) if row.name in ("oracle", "chain", "copy"))
     plan = Plan(world, MultipleChoice(Knowing(), seed=0), rows, 12, (2,))
-    evaluation.claim(plan, [{"label": "ground truth"}], tmp_path, ["raysuite"])
+    evaluation.claim(plan, [{"label": "ground truth", "method": None}], tmp_path, ["raysuite"])
     evaluation.evaluate(plan, tmp_path, [("ground truth", lambda texts: GroundTruth(world))], silent)
     found = read_in_context(tmp_path)
     cells = [world.episode(task, 2, index).cell for task in world.tasks for index in range(12)]
@@ -634,7 +634,7 @@ def test_refused_questions_are_kept_and_counted(data: Path, tmp_path: Path, monk
     rows = (Row("reader", "default", Reader(Refusing("a red hat"))), published_rows(0)[4])
     plan = Plan(OfficialWorld(data), MultipleChoice(Refusing("1"), seed=0), rows, 2, (2,))
     for _ in range(2):  # what was kept is read again
-        evaluation.claim(plan, [{"label": Blank.label}], tmp_path, ["raysuite"])
+        evaluation.claim(plan, [{"label": Blank.label, "method": None}], tmp_path, ["raysuite"])
         evaluation.evaluate(plan, tmp_path, [(Blank.label, lambda texts: Blank())], silent)
         found = read_in_context(tmp_path)
     answers = pq.read_table(tmp_path / "answers.parquet")["refused"].to_pylist()
@@ -701,7 +701,7 @@ def test_published_rows_stand_beside_those_who_read_here(
         interleaved_rows(cast(Any, Drawing()), 0)[0],
     )
     plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2, 8))
-    evaluation.claim(plan, [{"label": Blank.label}], tmp_path, ["raysuite"])
+    evaluation.claim(plan, [{"label": Blank.label, "method": None}], tmp_path, ["raysuite"])
     evaluation.evaluate(plan, tmp_path, [(Blank.label, lambda texts: Blank())], silent)
     page = write_in_context_report(tmp_path).read_text()
     assert "Published, beside ours" in page and "SEED-LLaMA, published" in page
@@ -726,7 +726,7 @@ def test_a_pipeline_that_draws_itself_has_no_part_in_what_reading_and_drawing_ad
     rows = (*published_rows(0), reader, interleaved_rows(cast(Any, Drawing()), 0)[0])
     plan = Plan(OfficialWorld(data), MultipleChoice(Knowing(), seed=0), rows, 1, (2,))
     labels = ("a model", "another")
-    evaluation.claim(plan, [{"label": label} for label in labels], tmp_path, ["raysuite"])
+    evaluation.claim(plan, [{"label": label, "method": None} for label in labels], tmp_path, ["raysuite"])
     evaluation.evaluate(plan, tmp_path, [(label, lambda texts: Blank()) for label in labels], silent)
     page = write_in_context_report(tmp_path).read_text()
     together = page[page.index("<h2>Reading and drawing together</h2>") :].split("</section>")[0]

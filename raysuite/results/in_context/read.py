@@ -14,7 +14,20 @@ import pyarrow as pa
 from raysuite.errors import UserError
 from raysuite.tables import damaged, read_table
 
-COLUMNS = ("row", "variant", "task", "shots", "index", "drawer", "described", "textual", "visual", "right", "invalid")
+COLUMNS = (
+    "row",
+    "variant",
+    "task",
+    "shots",
+    "index",
+    "drawer",
+    "described",
+    "textual",
+    "visual",
+    "right",
+    "invalid",
+    "refused",
+)
 NOBODY = -1
 """The drawer of answers that are pictures already."""
 ORACLE, ALONE = ("oracle", "default"), ("last text alone", "default")
@@ -96,7 +109,7 @@ class InContext:
         """Models that draw, runs of the same settings but the seed together, in the order of the first of each."""
         places: dict[object, list[int]] = {}
         for place, one in enumerate(self.settings["drawers"]):
-            places.setdefault(one.get("method") or place, []).append(place)
+            places.setdefault(one["method"] or place, []).append(place)
         return [Method(self._named(of), tuple(of)) for of in places.values()]
 
     def _named(self, places: list[int]) -> str:
@@ -115,8 +128,8 @@ class InContext:
 
     @property
     def refused(self) -> int:
-        """Rows of `judgements` whose answer or picture was refused a question; evaluations of before did not count them."""
-        return int(np.sum(self.judgements.get("refused", 0)))
+        """Rows of `judgements` whose answer or picture was refused a question."""
+        return int(np.sum(self.judgements["refused"]))
 
     def where(self, row: tuple[str, str] | None = None, **wanted: object) -> np.ndarray:
         """Which rows of `judgements` have these values, as booleans."""
@@ -178,7 +191,7 @@ def _source(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
         detail=sum(detail for detail, _ in right),
         object=sum(thing for _, thing in right),
         invalid=sum(invalid),
-        refused=sum(bool(row.get("refused")) for row in rows),
+        refused=sum(bool(row["refused"]) for row in rows),
         wrong_cell=sum(not all(sides) and not nothing for sides, nothing in zip(right, invalid, strict=True)),
         cells=float(np.mean([len(themes[row["theme"]]) for row in rows])),
         confusions=tuple((theme, true, said, n, shown[theme, true]) for (theme, true, said), n in ordered),

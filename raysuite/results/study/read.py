@@ -264,7 +264,7 @@ def _gain(row: Mapping[str, Any]) -> Gain:
         kl=interval("kl"),
         predicted=interval("predicted"),
         realised=interval("realised"),
-        note=row.get("note", ""),  # an earlier version had none
+        note=row.get("note", ""),  # those under docs/results have none
     )
 
 
