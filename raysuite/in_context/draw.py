@@ -14,8 +14,8 @@ from raysuite.families import Policy, open_policy
 from raysuite.in_context.tasks import Task
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.models import FoundModel
+from raysuite.stages.prompts import Prompt, evaluation_block
 from raysuite.stages.rollout import sample
-from raysuite.types import Block
 
 EPISODES = 1_000_000
 """Of one task, at most: the noise of a picture has one number for its task and episode."""
@@ -71,16 +71,8 @@ class PolicyDrawer:
 
     def draw(self, texts: Sequence[str], tasks: Sequence[Task], indices: Sequence[int]) -> np.ndarray:
         """Pictures, uint8 (N, H, W, 3): one batch, whose size is part of what decides their bits."""
-        block = Block(
-            update=0,
-            index=1,
-            prompts=tuple(texts),
-            prompt_ids=tuple(task.number * EPISODES + index for task, index in zip(tasks, indices, strict=True)),
-            samples_per_prompt=1,
-            metadata=({},) * len(texts),
-            evaluation=True,
-            window=self._config.sampler.evaluated_window,
-        )
+        numbers = [task.number * EPISODES + index for task, index in zip(tasks, indices, strict=True)]
+        block = evaluation_block(self._config, [*map(Prompt, texts, numbers)], index=1)
         return sample(self.policy, block, self._config, version=0).previews_JN[-1]
 
     def round_trip(self, pictures: np.ndarray) -> np.ndarray:

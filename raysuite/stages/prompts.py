@@ -366,14 +366,12 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
         rng = numpy_generator(seed=evaluation.seed, stage=Stage.EVALUATION_PROMPTS, prompt=available[0].number)
         chosen = dealt(available, min(evaluation.prompts, len(available)), rng)
         blocks[split] = [
-            _block(
+            evaluation_block(
+                config,
                 chosen[start : start + width],
-                update,
-                start // width,
-                1,
-                evaluation=True,
+                update=update,
+                index=start // width,
                 first_sample=sample,
-                window=config.sampler.evaluated_window,
                 measure_kl=measures_kl(config) and (split, sample, start) == ("training", 0, 0),
                 pictures=max(0, evaluation.pictures - start) if sample == 0 else 0,
             )
@@ -383,7 +381,24 @@ def evaluation_blocks(config: RunConfig, prompts: PromptSet, update: int, *, fin
     return blocks
 
 
-def _block(prompts: list[Prompt], update: int, index: int, samples: int, **options: Any) -> Block:
+def evaluation_block(
+    config: RunConfig, prompts: Sequence[Prompt], *, update: int = 0, index: int = 0, samples: int = 1, **options: Any
+) -> Block:
+    """Some prompts as evaluations draw them: from their own stream, with noise in the window's first place.
+
+    Args:
+        config: whose sampler draws.
+        prompts: of the block.
+        update: as in `Block`.
+        index: as in `Block`.
+        samples: of each prompt.
+        options: other fields of `Block`.
+    """
+    window = config.sampler.evaluated_window
+    return _block(prompts, update, index, samples, evaluation=True, window=window, **options)
+
+
+def _block(prompts: Sequence[Prompt], update: int, index: int, samples: int, **options: Any) -> Block:
     return Block(
         update=update,
         index=index,

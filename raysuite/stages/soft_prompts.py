@@ -21,8 +21,8 @@ from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory
+from raysuite.stages.prompts import Prompt, evaluation_block
 from raysuite.stages.rollout import sample
-from raysuite.types import Block
 
 BLOCK = 16
 """Pictures that are drawn at once where there may be many."""
@@ -112,17 +112,7 @@ def pictures(
         seed: a coordinate of noise and draws.
         first: number of the first sample.
     """
-    block = Block(
-        update=0,
-        index=0,
-        prompts=(prompt,),
-        prompt_ids=(number,),
-        samples_per_prompt=samples,
-        metadata=({},),
-        first_sample=first,
-        evaluation=True,
-        window=drawn.config.sampler.evaluated_window,
-    )
+    block = evaluation_block(drawn.config, [Prompt(prompt, number)], samples=samples, first_sample=first)
     return sample(drawn.policy, block, _seeded(drawn.config, seed), version=0).previews_JN[-1]
 
 
@@ -169,17 +159,7 @@ def measured(drawn: Distribution, prompts: Sequence[str], *, draws: int, noises:
         labels = torch.tensor([_label(seed, number * draws + draw) for draw in range(draws)])
         columns = []
         for noise in range(noises):  # the same noise for all draws
-            block = Block(
-                update=0,
-                index=0,
-                prompts=(prompt,) * draws,
-                prompt_ids=(number,) * draws,
-                samples_per_prompt=1,
-                metadata=({},) * draws,
-                first_sample=noise,
-                evaluation=True,
-                window=config.sampler.evaluated_window,
-            )
+            block = evaluation_block(config, [Prompt(prompt, number)] * draws, first_sample=noise)
             images = sample(drawn.policy, block, config, version=0, draws_N=labels).previews_JN[-1]
             columns.append(thumbnails(images))
         found.append(components(np.stack(columns, axis=1)))

@@ -20,7 +20,7 @@ from raysuite.errors import UserError
 from raysuite.families import located
 from raysuite.stages import checkpoint
 from raysuite.stages.files import RunDirectory, content, differences, digest, versions_of
-from raysuite.stages.prompts import Prompt
+from raysuite.stages.prompts import Prompt, evaluation_block
 from raysuite.suites.declared import Suite, categories_of
 from raysuite.types import Block
 
@@ -132,20 +132,8 @@ class Protocol:
             for first in range(0, len(self.prompts), self.batch):
                 part = self.prompts[first : first + self.batch]
                 wanted = any(self.kept(prompt.number, sample) for prompt in part)
-                blocks.append(
-                    Block(
-                        update=0,
-                        index=len(blocks),
-                        prompts=tuple(prompt.text for prompt in part),
-                        prompt_ids=tuple(prompt.number for prompt in part),
-                        samples_per_prompt=1,
-                        metadata=tuple(prompt.metadata for prompt in part),
-                        first_sample=sample,
-                        evaluation=True,
-                        window=self.config.sampler.evaluated_window,
-                        pictures=len(part) if wanted else 0,
-                    )
-                )
+                place = {"index": len(blocks), "first_sample": sample}
+                blocks.append(evaluation_block(self.config, part, **place, pictures=len(part) if wanted else 0))
         return blocks
 
 

@@ -18,7 +18,7 @@ from raysuite.config import RunConfig
 from raysuite.places import replacing
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.collect import Collector
-from raysuite.stages.prompts import Prompt
+from raysuite.stages.prompts import Prompt, evaluation_block
 from raysuite.tables import read_table
 from raysuite.types import Block, Cost, Rollouts
 from raysuite.writer.candidates import Candidate
@@ -48,21 +48,15 @@ def with_noise_of(config: RunConfig, seed: int, *, update: int = TAUGHT) -> RunC
 def blocks(config: RunConfig, prompts: Mapping[int, Prompt], wanted: Sequence[Candidate], pictures: int) -> list[Block]:
     """One picture of each text in a block, as an evaluation has them; texts in the order of `wanted`."""
     width = config.rollouts.prompts_per_block * config.rollouts.samples
+    asked = [replace(prompts[one.prompt], rewrite=one.text) for one in wanted]
     return [
-        Block(
-            update=0,
+        evaluation_block(
+            config,
+            asked[start : start + width],
             index=1 + start // width,  # 0 is the block whose pictures evaluations keep
-            prompts=tuple(one.text for one in wanted[start : start + width]),
-            prompt_ids=tuple(one.prompt for one in wanted[start : start + width]),
-            samples_per_prompt=1,
-            metadata=tuple(
-                replace(prompts[one.prompt], rewrite=one.text).known for one in wanted[start : start + width]
-            ),
             first_sample=picture,
-            evaluation=True,
-            window=config.sampler.evaluated_window,
         )
-        for start in range(0, len(wanted), width)
+        for start in range(0, len(asked), width)
         for picture in range(pictures)
     ]
 
