@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-RESAMPLES = 2_000
+RESAMPLES, CONFIDENCE = 2_000, 0.95
+"""Of every interval unless told otherwise: bootstrap resamples, and its coverage."""
 ENOUGH_POWER = 0.8
 """Below this chance that a study like it finds the same again, it is said beside what was found."""
 
@@ -49,7 +50,7 @@ def bootstrap_mean(
     rng: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """The mean of `values` with a percentile interval from resampling whole groups.
 
@@ -116,7 +117,6 @@ def mean_over_strata(
     rng: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """The mean of the strata's means, each of which counts the same whatever its size, as `bootstrap_mean` otherwise.
 
@@ -130,7 +130,6 @@ def mean_over_strata(
         strata: (N,) labels; a group in two strata is one in each.
         rng: drawn from.
         resamples: number of bootstrap resamples, at least 1.
-        confidence: of the interval, in (0, 1).
 
     Returns:
         The mean and its interval, in the unit of `values`. The limits are NaN where a stratum has only one group.
@@ -143,8 +142,8 @@ def mean_over_strata(
         >>> mean_over_strata(np.array([0.0, 1, 1, 1]), np.arange(4), strata, np.random.default_rng(0)).estimate
         0.5
     """
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"expected at least 1 resample and a confidence in (0, 1), got {resamples} and {confidence}")
+    if resamples < 1:
+        raise ValueError(f"expected at least 1 resample, got {resamples}")
     if np.shape(strata) != np.shape(values):
         raise ValueError(f"expected a stratum for each of {len(values)} values, got shape {np.shape(strata)}")
     means, drawn, alone = [], np.zeros(resamples), False
@@ -159,7 +158,7 @@ def mean_over_strata(
         raise ValueError("expected values, got none")
     estimate = sum(means) / len(means)
     return (
-        Interval(estimate, float("nan"), float("nan")) if alone else _interval(estimate, drawn / len(means), confidence)
+        Interval(estimate, float("nan"), float("nan")) if alone else _interval(estimate, drawn / len(means), CONFIDENCE)
     )
 
 
@@ -168,9 +167,6 @@ def paired_difference(
     after: np.ndarray,
     groups: np.ndarray,
     rng: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """The mean of after - before, where entry i of both is the same prompt and noise, as `bootstrap_mean`.
 
@@ -181,8 +177,6 @@ def paired_difference(
         after: (N,) finite numbers, in the same unit and order.
         groups: (N,) labels; equal labels belong to one prompt.
         rng: drawn from.
-        resamples: number of bootstrap resamples, at least 1.
-        confidence: of the interval, in (0, 1).
 
     Raises:
         ValueError: the lengths differ, or what `bootstrap_mean` refuses.
@@ -190,7 +184,7 @@ def paired_difference(
     if len(before) != len(after):
         raise ValueError(f"expected pairs, got {len(before)} values before and {len(after)} after: keep what both have")
     difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    return bootstrap_mean(difference, groups, rng, resamples=resamples, confidence=confidence)
+    return bootstrap_mean(difference, groups, rng)
 
 
 def mean_over_runs(
@@ -199,7 +193,7 @@ def mean_over_runs(
     rng: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """The mean over a method's runs and their pictures, with an interval over runs and prompts.
 
@@ -241,7 +235,6 @@ def difference_of_methods(
     rng: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """The mean of one method's runs minus that of another's, paired by picture, with an interval over runs and prompts.
 
@@ -255,13 +248,12 @@ def difference_of_methods(
         groups_N: labels; equal labels belong to one prompt.
         rng: drawn from.
         resamples: number of bootstrap resamples, at least 1.
-        confidence: of the interval, in (0, 1).
 
     Raises:
         ValueError: what `paired_difference` refuses.
     """
     methods = (lower_RN, higher_SN)
-    (found,) = differences_of_methods(methods, [(1, 0)], groups_N, rng, resamples=resamples, confidence=confidence)
+    (found,) = differences_of_methods(methods, [(1, 0)], groups_N, rng, resamples=resamples)
     return found
 
 
@@ -272,7 +264,7 @@ def differences_of_methods(
     rng: np.random.Generator,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> list[Interval]:
     """`difference_of_methods` of several pairs, each as if it were the only one: prompts are drawn once for all of them.
 
@@ -339,9 +331,6 @@ def improvement(
     higher_SN: np.ndarray,
     groups_N: np.ndarray,
     rng: np.random.Generator,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """The probability that a run of one method is better on a prompt than a run of another: P(X > Y) + P(X = Y) / 2.
 
@@ -356,8 +345,6 @@ def improvement(
         higher_SN: X.
         groups_N: labels; equal labels belong to one prompt.
         rng: drawn from.
-        resamples: number of bootstrap resamples, at least 1.
-        confidence: of the interval, in (0, 1).
 
     Returns:
         A number in [0, 1]; limits are NaN where there is only one prompt and one run of each.
@@ -375,16 +362,16 @@ def improvement(
     runs_S, runs_R, prompts = won_SRG.shape
     if won_SRG.size == 1:
         return Interval(float(won_SRG.mean()), float("nan"), float("nan"))
-    drawn_BG = _drawn(rng, prompts, resamples)
+    drawn_BG = _drawn(rng, prompts, RESAMPLES)
     freedom = _freedom(won_SRG.mean((1, 2)), won_SRG.mean((0, 2)))
-    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, resamples, confidence, freedom=freedom) for runs in (runs_S, runs_R))
+    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, RESAMPLES, CONFIDENCE, freedom=freedom) for runs in (runs_S, runs_R))
     wins_B = sum(
         drawn_BS[:, s] * drawn_BR[:, r] * (drawn_BG @ won_SRG[s, r]) for s in range(runs_S) for r in range(runs_R)
     )
-    return _interval(float(won_SRG.mean()), (np.asarray(wins_B) / won_SRG.size).clip(0, 1), confidence)
+    return _interval(float(won_SRG.mean()), (np.asarray(wins_B) / won_SRG.size).clip(0, 1), CONFIDENCE)
 
 
-def rank_correlation(x_M: np.ndarray, y_M: np.ndarray, *, confidence: float = 0.95) -> Interval:
+def rank_correlation(x_M: np.ndarray, y_M: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
     """Whether two measures put the same things in the same order: Spearman's rho, ties at their mean rank.
 
     The interval is about things like these M, each measured as well as these were: noise in either measure pulls rho towards 0.

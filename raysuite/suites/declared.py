@@ -69,9 +69,9 @@ def categories_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
     return tuple(sorted(found, key=int) if all(category.isdecimal() for category in found) else found)
 
 
-def _table(source: str, *, category: str, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:
+def _table(source: str, *, category: str) -> list[tuple[str, Row]]:
     """Rows of which one column says the category."""
-    return _by_category(prompt_files.read(source, prompt), category, source)
+    return _by_category(prompt_files.read(source), category, source)
 
 
 def _table_or_list(source: str, *, prompt: Sequence[str] = prompt_files.NAMES) -> list[tuple[str, Row]]:

@@ -154,9 +154,9 @@ def by_phrasing(prompts: Sequence[UserPrompt]) -> dict[str, list[UserPrompt]]:
     }
 
 
-def accuracy(writer: Writer, prompts: Sequence[UserPrompt], *, temperature: float, every: int = 5) -> float:
-    """Share of every so many of these prompts that are rewritten to the sentence that was meant."""
-    some = prompts[::every]
+def accuracy(writer: Writer, prompts: Sequence[UserPrompt], *, temperature: float) -> float:
+    """Share of every fifth of these prompts that are rewritten to the sentence that was meant."""
+    some = prompts[::5]
     written = writer.rewrites([prompt.text for prompt in some], temperature=temperature)
     return sum(one.text == prompt.scene.prompt for one, prompt in zip(written, some, strict=True)) / len(some)
 
