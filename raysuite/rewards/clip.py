@@ -48,8 +48,8 @@ class ClipReward(NetworkReward):
 
     def image_features(self, pixels_NCHW: Tensor) -> Tensor:
         """Features (N, D) of length 1, float32."""
-        found = self.clip.get_image_features(pixel_values=pixels_NCHW.to(self.dtype))
-        return F.normalize(_tensor(found).float(), dim=-1)
+        found = self.clip.get_image_features(pixel_values=pixels_NCHW.to(self.dtype)).pooler_output
+        return F.normalize(found.float(), dim=-1)
 
     def text_features(self, texts_N: Sequence[str]) -> Tensor:
         """Features (N, D) of length 1, float32; what a text encoder cannot take is cut off."""
@@ -61,7 +61,7 @@ class ClipReward(NetworkReward):
             return_tensors="pt",
         ).to(self.device)
         found = self.clip.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return F.normalize(_tensor(found).float(), dim=-1)
+        return F.normalize(found.pooler_output.float(), dim=-1)
 
     def cosines(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
         """Of pictures with their prompts (N,), float32."""
@@ -80,8 +80,3 @@ class ClipScore(ClipReward):
     def scores(self, pixels_NCHW: Tensor, prompts_N: Sequence[str]) -> Tensor:
         """100 times the cosine."""
         return 100 * self.cosines(pixels_NCHW, prompts_N)
-
-
-def _tensor(found: Any) -> Tensor:
-    """Projected features: transformers 5 wraps them."""
-    return found if isinstance(found, Tensor) else found.pooler_output
