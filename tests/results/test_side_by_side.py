@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ from raysuite.results.figures import MARKERS, RUNS
 from raysuite.results.side_by_side import methods, panels, sentences
 from raysuite.results.side_by_side.methods import contrasts, summarise
 from raysuite.results.side_by_side.panels import GLYPHS
-from raysuite.results.side_by_side.report import comparison_summary, write_comparison
+from raysuite.results.side_by_side.report import Report, page_of
 from raysuite.results.side_by_side.runs import SideBySide, read_runs
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
 from tests.results.pages import check_self_contained
+
+
+def comparison_of(directories: Sequence[Path]) -> Path:
+    """The page where the command puts it."""
+    return Report.of(directories).write(page_of(directories))
 
 
 def passing(prompts: int) -> fabricate.Value:
@@ -134,7 +139,7 @@ def test_runs_with_other_seeds_are_one_method(tmp_path: Path):
     assert seeds.startswith("first and again differ in their seed only and ended at 0.750 and 0.500. The widest gap")
     assert "is 0.250: between methods, a difference of that size may be the seed's." in seeds
     assert seeds.endswith("other is one seed of its settings: what is said of them says nothing about another seed.")
-    html = write_comparison([first, other, again]).read_text(encoding="utf-8")
+    html = comparison_of([first, other, again]).read_text(encoding="utf-8")
     assert set(re.findall(r'var\(--(run\d)\)">(.)</i> (\w+)', html)) == {
         ("run1", GLYPHS[0], "first"),
         ("run2", GLYPHS[1], "other"),
@@ -148,7 +153,7 @@ def test_only_repetitions(tmp_path: Path):
     _, between, seeds = verdict(read_runs(directories))
     assert between == "All runs have the same settings."
     assert "have the same settings, even the seed, and ended at" in seeds
-    assert "Between the runs" not in write_comparison(directories).read_text(encoding="utf-8")
+    assert "Between the runs" not in comparison_of(directories).read_text(encoding="utf-8")
 
 
 def test_numbers_are_of_the_pictures_that_all_runs_have(tmp_path: Path):
@@ -212,7 +217,7 @@ def test_lines_of_methods_end_where_their_runs_end(tmp_path: Path):
 def test_curves_are_called_by_their_split(tmp_path: Path):
     """Test prompts are evaluated at both ends alone, so that curves are of the held-out ones."""
     splits = ("test", "held_out", "training")
-    page = write_comparison([run(tmp_path / name, 9, splits=splits) for name in ("a", "b")]).read_text("utf-8")
+    page = comparison_of([run(tmp_path / name, 9, splits=splits) for name in ("a", "b")]).read_text("utf-8")
     headings = re.findall(r"<h3>(.*?)</h3>", page)
     best, gained = (next(h for h in headings if h.startswith(word)) for word in ("Best so far", "Gained"))
     assert "held-out prompts" in best and "test prompts" not in best and "test prompts" in gained
@@ -273,7 +278,7 @@ def test_a_split_with_other_prompts_is_left_out(tmp_path: Path):
             assert "The training prompts are not the same in every run and are left out." in sentences.cautions(
                 together
             )
-            assert "training prompt 0</h3>" not in write_comparison(directories).read_text(encoding="utf-8")
+            assert "training prompt 0</h3>" not in comparison_of(directories).read_text(encoding="utf-8")
     with pytest.raises(
         UserError, match=r"same prompts, those of a and b differ: train them with the same prompts\.held_"
     ):
@@ -320,7 +325,7 @@ def only_the_base(directory: Path) -> Path:
 def test_what_cannot_be_compared(tmp_path: Path, make: Any, words: str):
     directories = [run(tmp_path / "a", 9), make(tmp_path / "b")]
     with pytest.raises(UserError, match=words):
-        write_comparison(directories)
+        comparison_of(directories)
     assert not (tmp_path / "comparison.html").exists()
 
 
@@ -378,7 +383,7 @@ def test_many_repetitions_are_shown_as_methods(tmp_path: Path):
     bars = panels.gains(together, methods).bars
     assert [bar.name for bar in bars] == [rising.name, steady.name] == ["rising", "steady"]
     assert bars[0].points == pytest.approx([seed / 12 for seed in range(9)])
-    html = write_comparison(directories).read_text(encoding="utf-8")
+    html = comparison_of(directories).read_text(encoding="utf-8")
     costs = html[html.index("<h2>Cost</h2>") :]
     assert re.findall(r'<td class="n">([\d,]+)</td>', costs)[:2] == ["10", "10"]  # a column for each method
     check_self_contained(html)
@@ -455,9 +460,9 @@ def test_cautions(tmp_path: Path):
 
 def test_what_is_said_of_every_run_is_said_once(tmp_path: Path):
     directories = [fabricate.whole(tmp_path / name, passing(5), prompts=6, splits=("held_out",)) for name in "ab"]
-    assert comparison_summary(directories).count("With only 6 held-out prompts") == 1
-    assert "a and b: With only" not in comparison_summary(directories)
-    assert "left out" not in comparison_summary(directories)  # nobody has training prompts
+    assert Report.of(directories).summary().count("With only 6 held-out prompts") == 1
+    assert "a and b: With only" not in Report.of(directories).summary()
+    assert "left out" not in Report.of(directories).summary()  # nobody has training prompts
 
 
 def test_names(tmp_path: Path):
@@ -471,7 +476,7 @@ def test_names(tmp_path: Path):
 
 
 def test_the_page_needs_nothing_but_itself(three: list[Path]):
-    path = write_comparison(three)
+    path = comparison_of(three)
     assert path == three[0].parent / "comparison.html"
     html = path.read_text(encoding="utf-8")
     page = check_self_contained(html)
@@ -481,11 +486,11 @@ def test_the_page_needs_nothing_but_itself(three: list[Path]):
     assert page.tags.count("img") == 2 * 2 * (1 + 3)  # splits, prompts, the base and the runs
     assert [file.name for file in path.parent.glob("*.html")] == ["comparison.html"]
     assert all(sentence in html for sentence in verdict(read_runs(three)))
-    assert write_comparison(three).read_text(encoding="utf-8") == html
+    assert comparison_of(three).read_text(encoding="utf-8") == html
 
 
 def test_every_run_has_its_column(three: list[Path]):
-    html = write_comparison(three).read_text(encoding="utf-8")
+    html = comparison_of(three).read_text(encoding="utf-8")
     assert "10,000" in html and "updates until the last evaluation" in html
     row = html[html.index("held_out prompt 1</h3>") :]
     assert re.findall(r'alt="held_out prompt 1, (.*?)"', row) == ["as it came", "dpo", "ddpo", "dspo"]
@@ -501,7 +506,7 @@ def test_other_sources_are_named(three: list[Path]):
     provenance = json.loads((three[1] / "provenance.json").read_text())
     other = provenance | {"commit": "decaf", "dirty": True, "date": "today"}
     (three[1] / "provenance.json").write_text(json.dumps(other))
-    html = write_comparison(three).read_text(encoding="utf-8")
+    html = comparison_of(three).read_text(encoding="utf-8")
     origins = html[html.index("The runs were not made by the same source") :]
     assert re.findall(r"<tr><td>(.*?)</td>", origins) == ["commit", "dirty"]
     assert re.findall(r'value">(.*?)</td>', origins)[:3] == ["c0ffee", "decaf", "c0ffee"]
@@ -510,13 +515,13 @@ def test_other_sources_are_named(three: list[Path]):
 
 def test_names_stay_text(tmp_path: Path):
     directories = [run(tmp_path / "a <b>&amp;", 9), run(tmp_path / "c", 9)]
-    html = write_comparison(directories).read_text(encoding="utf-8")
+    html = comparison_of(directories).read_text(encoding="utf-8")
     assert "<b>&amp;" not in html.replace("&lt;b&gt;&amp;amp;", "")
     check_self_contained(html)
 
 
 def test_the_summary_has_a_row_for_each_run_and_pair(three: list[Path]):
-    text = comparison_summary(three)
+    text = Report.of(three).summary()
     assert text.startswith("On 12 held-out prompts the strict pass rate rose with ddpo and dspo")
     assert re.search(
         r"^method +seeds +trials +last \[95 %\] +gained \[95 %\] +KL +spent +time$", text, flags=re.MULTILINE
@@ -539,7 +544,7 @@ def test_the_command(command: str, three: list[Path], capsys: pytest.CaptureFixt
         main([command, *map(str, three), "--out", str(out)])
     assert leave.value.code == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(comparison_summary(three))
+    assert printed.startswith(Report.of(three).summary())
     assert printed.rstrip().endswith(f"report: {out}")
     assert out.is_file() and not (three[0].parent / "comparison.html").exists()
     numbers = fabricate.pq.read_table(out.with_suffix(".parquet")).to_pylist()
@@ -594,7 +599,7 @@ def test_one_run_may_have_its_page_elsewhere(three: list[Path]):
 
 def test_a_page_that_cannot_be_written(three: list[Path]):
     with pytest.raises(UserError, match="expected a file in a directory that exists"):
-        write_comparison(three, three[0] / "nowhere" / "page.html")
+        Report.of(three).write(three[0] / "nowhere" / "page.html")
 
 
 def test_there_is_a_letter_for_every_marker():

@@ -12,11 +12,11 @@ import pytest
 from raysuite.errors import UserError
 from raysuite.results.side_by_side import members, panels, sentences
 from raysuite.results.side_by_side.methods import best_so_far, contrasts, summarise
-from raysuite.results.side_by_side.report import comparison_summary, write_comparison
+from raysuite.results.side_by_side.report import Report
 from raysuite.results.side_by_side.runs import SideBySide, read_runs
 from tests.results import fabricate
 from tests.results.fabricate import CONFIG, COST
-from tests.results.test_side_by_side import passing
+from tests.results.test_side_by_side import comparison_of, passing
 
 
 def fabricate_sweep(directory: Path, runs: list[tuple[str, int, int, int | str]]) -> Path:
@@ -207,7 +207,7 @@ def test_runs_that_confirm_stand_for_the_settings_that_won(tmp_path: Path):
     )
     assert "what is shown are new seeds, and the prompts are those that they were chosen by." in said
     assert "partly luck" not in said
-    page = " ".join(write_comparison([directory]).read_text().split())
+    page = " ".join(comparison_of([directory]).read_text().split())
     cells = ("ddpo", "2", "0.090", "0.120", "0.085 [0.080, 0.090]", "-0.035")
     assert '</td><td class="n">'.join(cells) in page
     forest = panels.tuning(together)
@@ -266,22 +266,22 @@ def test_a_sweep_beside_a_run(race: Path, tmp_path: Path):
 
 
 def test_the_page_of_a_sweep_lies_in_it(race: Path):
-    page = write_comparison([race])
+    page = comparison_of([race])
     assert page == race / "comparison.html" and (race / "comparison.parquet").is_file()
     html = page.read_text(encoding="utf-8")
     assert "Best so far" in html and "over its seeds and the prompts" in html
-    assert comparison_summary([race]).count("ddpo, 3 seeds") == 1
+    assert Report.of([race]).summary().count("ddpo, 3 seeds") == 1
 
 
 def test_diversity_is_shown_where_all_runs_have_it(race: Path):
-    assert "diversity" not in comparison_summary([race])
+    assert "diversity" not in Report.of([race]).summary()
     for place, directory in enumerate(sorted((race / "trials").iterdir())):
         fabricate.log(directory, 10, {"evaluation/diversity/held_out": 0.1 * place})
     ddpo, dspo = summarise(read_runs([race]))
     assert ddpo.diversity is not None and dspo.diversity is not None
     assert (ddpo.diversity.estimate, ddpo.diversity.low, ddpo.diversity.high) == pytest.approx((0.1, 0.0, 0.2))
     assert dspo.diversity.estimate == pytest.approx(0.4)
-    assert "diversity" in comparison_summary([race])
+    assert "diversity" in Report.of([race]).summary()
 
 
 def test_a_sweep_without_anything_to_compare(tmp_path: Path):

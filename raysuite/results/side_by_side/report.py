@@ -27,35 +27,10 @@ MOST_COLUMNS = 8
 """Above this many runs pictures are shown of the first run of each method."""
 
 
-def write_comparison(directories: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of several runs, with its numbers and what every picture scored as parquet beside it; return the page's path.
-
-    The same directories give the same bytes.
-
-    Args:
-        directories: of runs and sweeps, in the order of columns and colours.
-        out: the page; `comparison.html` in the directory that holds all runs (or is the sweep) unless told otherwise.
-
-    Raises:
-        UserError: a file of a run is missing or damaged, or the runs cannot be compared.
-    """
-    return Report.of(directories).write(out or page_of(directories))
-
-
 def page_of(directories: Sequence[Path]) -> Path:
     """Where the page of several runs lies: in the directory that holds all of them, or is the sweep."""
     holders = [directory.resolve() if is_sweep(directory) else directory.resolve().parent for directory in directories]
     return Path(os.path.commonpath(holders)) / "comparison.html"
-
-
-def comparison_summary(directories: Sequence[Path], width: int | None = None) -> str:
-    """The verdict, what is wrong, and tables of the methods and of their differences, as plain text for a terminal of so many
-    characters.
-
-    Raises:
-        UserError: a file of a run is missing or damaged, or the runs cannot be compared.
-    """
-    return Report.of(directories).summary(width)
 
 
 @dataclass(frozen=True)
@@ -68,7 +43,7 @@ class Report:
 
     @classmethod
     def of(cls, directories: Sequence[Path]) -> Report:
-        """That of runs and sweeps.
+        """That of runs and sweeps, in the order of columns and colours.
 
         Raises:
             UserError: a file of a run is missing or damaged, or the runs cannot be compared.
@@ -77,7 +52,7 @@ class Report:
         return cls(together, summarise(together), contrasts(together))
 
     def write(self, page: Path) -> Path:
-        """The page; its numbers beside it, and the scores that they come from."""
+        """The page; its numbers beside it, and the scores that they come from. The same directories give the same bytes."""
         content = _content(self.together, self.methods, self.contrasts)
         written = write_page("side_by_side.html.jinja", content, page)
         write_numbers(self.together, self.methods, self.contrasts, page.with_suffix(".parquet"))
@@ -85,7 +60,7 @@ class Report:
         return written
 
     def summary(self, width: int | None = None) -> str:
-        """Plain text for a terminal of so many characters."""
+        """The verdict, what is wrong, and tables of the methods and of their differences, for a terminal of so many characters."""
         together, methods, found = self.together, self.methods, self.contrasts
         lines = sentences.verdict(together, methods, found)
         lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(together)]
