@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raysuite import places
 from raysuite.errors import UserError
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import decimals, number, with_interval
-from raysuite.results.run import Picture, Run
+from raysuite.results.run import Picture, Run, flat
 
 SPENT = "network evaluations spent on training"
 THUMBNAIL_PIXELS = 192
@@ -135,6 +136,22 @@ def redone(ledger: Mapping[str, Any]) -> str | None:
     return (
         f"{evaluations:,} network evaluations, {lost['images_scored']:,} pictures scored, {duration(lost['seconds'])}"
     )
+
+
+def origin(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page says of where its numbers come from: `command`, `dirty`, and the rest by path as `origin`."""
+    rest = {name: value for name, value in provenance.items() if name != "command"}
+    return {
+        "command": command(provenance),
+        "dirty": provenance.get("dirty"),
+        "origin": [(path, value) for path, value in flat(rest) if value is not None],
+    }
+
+
+def command(provenance: Mapping[str, Any]) -> str | None:
+    """The command as it is typed; None where none is told."""
+    program, *words = provenance.get("command") or [None]
+    return shlex.join([Path(program).name, *words]) if program else None
 
 
 def choosing(run: Run) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from raysuite.results.page import (
     costs,
     duration,
     limits,
+    origin,
     picture_with_marks,
     redone,
     short,
@@ -96,8 +96,6 @@ def _cells(c: Comparison) -> tuple[str, ...]:
 
 def _content(run: Run) -> dict[str, Any]:
     compared = comparison.compare(run)
-    provenance = dict(run.provenance)
-    command = provenance.pop("command", [])
     seeds = {"of the run": run.config.get("seed"), "of every evaluation": run.config.get("evaluation", {}).get("seed")}
     return {
         "run": run,
@@ -117,9 +115,7 @@ def _content(run: Run) -> dict[str, Any]:
         "redone": redone(run.ledger),
         "choosing": choosing(run),
         "settings": list(flat(run.config)),
-        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
-        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
-        "dirty": run.provenance.get("dirty"),
+        **origin(run.provenance),
         "seeds": seeds,
         "resamples": RESAMPLES,
     }

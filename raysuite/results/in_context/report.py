@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from raysuite.results.figures import MARKERS, RUNS, Line, panel
 from raysuite.results.in_context.numbers import Factors, Row, corrected, drawn, factors, share, together
 from raysuite.results.in_context.published import PUBLISHED, SHOTS, SOURCE, Output
 from raysuite.results.in_context.read import ALONE, NOBODY, ORACLE, InContext, Source, examples, read_in_context
-from raysuite.results.page import table, thumbnail, write_page
+from raysuite.results.page import origin, table, thumbnail, write_page
 from raysuite.results.run import flat
 
 CONFUSIONS = 20
@@ -248,8 +247,6 @@ def _ours(found: InContext, output: Output, variant: str, task: str | None) -> I
 
 
 def _content(found: InContext) -> dict[str, Any]:
-    provenance = dict(found.provenance)
-    command = provenance.pop("command", [])
     lines = list(_lines(found))
     judge = found.sources[0] if found.sources else None
     inexact = judge is not None and judge.right < judge.pictures and judge.sensitivity + judge.specificity > 1
@@ -277,8 +274,7 @@ def _content(found: InContext) -> dict[str, Any]:
         ],
         "examples": [_example(example) for example in examples(found)],
         "settings": [*flat(found.settings)],
-        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
-        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
+        **origin(found.provenance),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from raysuite.kernel.stats import RESAMPLES, Interval
 from raysuite.results import comparison
 from raysuite.results.comparison import Comparison, decimals, number, with_interval
 from raysuite.results.figures import RUNS
-from raysuite.results.page import costs, duration, limits, picture_with_marks, short, table, write_page
+from raysuite.results.page import command, costs, duration, limits, picture_with_marks, short, table, write_page
 from raysuite.results.run import SPLITS, Run, flat
 from raysuite.results.side_by_side import panels, sentences
 from raysuite.results.side_by_side.members import is_sweep
@@ -154,7 +153,7 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
         "costs": list(_costs(together)),
         "differing": differing([run.config for run in first]),
         "same": _same(together.runs),
-        "commands": list(dict.fromkeys(_command(run) for run in together.runs if run.provenance.get("command"))),
+        "commands": list(dict.fromkeys(filter(None, (command(run.provenance) for run in together.runs)))),
         "origins": differing(trees),
         "dirty": [name for name, run in zip(together.names, together.runs, strict=True) if run.provenance.get("dirty")],
         "resamples": RESAMPLES,
@@ -236,8 +235,3 @@ def _same(runs: Sequence[Run]) -> list[tuple[str, Any]]:
     """Settings that are the same in all runs."""
     other = {path for path, _ in differing([run.config for run in runs])}
     return [(path, value) for path, value in flat(runs[0].config) if path not in other]
-
-
-def _command(run: Run) -> str:
-    first, *words = run.provenance["command"]
-    return shlex.join([Path(first).name, *words])

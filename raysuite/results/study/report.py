@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import number, with_interval
 from raysuite.results.figures import RUNS
-from raysuite.results.page import duration, limits, short, table, write_page
+from raysuite.results.page import duration, limits, origin, short, table, write_page
 from raysuite.results.run import SPLITS, flat
 from raysuite.results.side_by_side.panels import GLYPHS
 from raysuite.results.study import figures, sentences
@@ -91,8 +90,6 @@ def _content(study: Study) -> dict[str, Any]:
     drawn: dict[str, list[tuple[str, Markup]]] = {}
     for section, chart in figures.charts(study):
         drawn.setdefault(section, []).append((chart.title, Markup(chart.svg())))
-    provenance = dict(study.provenance)
-    command = provenance.pop("command")
     lead, *more = sentences.lead(study)
     several = len(study.rungs) > 1
     first = {space: study.first_rung(space) for space in study.spaces}
@@ -131,9 +128,7 @@ def _content(study: Study) -> dict[str, Any]:
         ],
         "objectives": study.settings["objectives"],
         "settings": list(flat(study.settings["run"])),
-        "command": shlex.join([Path(command[0]).name, *command[1:]]),
-        "dirty": study.provenance.get("dirty"),
-        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
+        **origin(study.provenance),
     }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from raysuite.kernel.stats import Interval
 from raysuite.results.comparison import FEW_PROMPTS, count, number, with_interval
-from raysuite.results.page import table, write_page
+from raysuite.results.page import origin, table, write_page
 from raysuite.results.run import flat
 from raysuite.results.suites import pictures
 from raysuite.results.suites.numbers import Line, lines, of, write_lines
@@ -121,8 +120,6 @@ def _percent(interval: Interval) -> str:
 
 
 def _content(found: SuiteResults, numbers: list[Line]) -> dict[str, Any]:
-    provenance = dict(found.provenance)
-    command = provenance.pop("command", [])
     compared = [(line.member, line.reference) for line in of(numbers, reward=found.rewards[0]) if line.difference]
     shown = pictures.shown(found, compared)
     return {
@@ -138,6 +135,5 @@ def _content(found: SuiteResults, numbers: list[Line]) -> dict[str, Any]:
         "cards": pictures.cards(found, compared, shown),
         "shown": pictures.choice(found),
         "protocol": list(flat(found.protocol)),
-        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else None,
-        "origin": [(key, value) for key, value in flat(provenance) if value is not None],
+        **origin(found.provenance),
     }
