@@ -33,7 +33,7 @@ UNBEGUN = (FILE, "choosing", "texts", "images", "scores", "ledger.json", "progre
 settings it would be something else."""
 ENDS = 1 << 24
 """Bytes at both ends of a file that is not read whole to know it."""
-OTHERS = ("checkpoints", "suites", "trackers")
+TENDED_ELSEWHERE = ("checkpoints", "suites", "trackers")
 """Of a run directory: what is looked after where it is written, or under a lock of its own."""
 PACKAGES = ("raysuite", "ray", "torch", "diffusers", "transformers", "accelerate", "peft", "trl", "numpy", "scipy")
 
@@ -269,7 +269,7 @@ class RunDirectory:
         begun = ("checkpoints/[0-9]*", "metrics.jsonl", "rollouts/*")
         held = is_held(self.path, file.name, config.identity(), "run", identity, begun=begun)
         if held:
-            remove_unfinished(self.path, but=OTHERS)
+            remove_unfinished(self.path, but=TENDED_ELSEWHERE)
         known, read = self.path / "provenance.json", inputs(config)
         began = read_json(known, "run") if held and known.exists() else {}
         before = began.get("inputs", {})
