@@ -30,7 +30,7 @@ from raysuite.results.run import SPLITS, WEIGHTED_SUM, Run, flat, read_run
 
 DIAGNOSTICS = {
     "ratio": ("Importance ratio", "first minibatch; 1 when on-policy", 1.0),
-    "clip_fraction": ("Clip fraction", "share of steps whose ratio left the band", None),
+    "clip_fraction": ("Clip fraction", "share of steps that clipping kept from moving further", None),
     "grad_norm": ("Gradient norm", "before clipping", None),
     "clipped_at_first": ("Clipped at first", "share of steps in the first minibatch; 0 when on-policy", 0.0),
     "kl_behaviour": (
@@ -46,8 +46,16 @@ DIAGNOSTICS = {
     "reward_accuracy": ("Implicit reward accuracy", "share of pairs that it orders rightly", 0.5),
     "preferred_error": ("Error of the preferred", "denoising error minus the reference's; above 0: less likely", 0.0),
     "rejected_error": ("Error of the rejected", "the same; if both rise, likelihood is displaced", 0.0),
-    "preferred_log_ratio": ("Log-ratio of the preferred", "policy over reference, nats", 0.0),
-    "rejected_log_ratio": ("Log-ratio of the rejected", "policy over reference, nats", 0.0),
+    "preferred_log_ratio": (
+        "Log-ratio of the preferred",
+        "policy over reference; of a mean per dimension unless per_dimension is false",
+        0.0,
+    ),
+    "rejected_log_ratio": (
+        "Log-ratio of the rejected",
+        "policy over reference; of a mean per dimension unless per_dimension is false",
+        0.0,
+    ),
     "goodness": ("Goodness", "mean chance that a rollout is good, from its advantage", 0.5),
     "loss": ("Loss", "of the objective; its level means little", None),
     "diversity": ("Diversity", "how far pictures of one prompt lie apart: mean RMS distance, grey levels", None),

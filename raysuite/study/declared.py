@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +41,10 @@ ROLLOUTS = ("prompts", "samples", "prompts_per_block", "replay")
 """What of a run's rollouts matters here."""
 LEARN = ("microbatch", "betas", "epsilon")
 """What of its learning does: the size of batches, and the optimiser's scale."""
-UNREAD = ("updates", "budget", "reference", "evaluation.ema", "cluster.workers", "cluster.shard")
+UNREAD = (
+    *("updates", "budget", "reference", "guards", "checkpoints", "trackers", "cluster.workers", "cluster.shard"),
+    *("evaluation.ema", "evaluation.every", "evaluation.rankings", "preferences.held_out", "preferences.across_draws"),
+)
 """What does not: a study takes no step of training, so that nothing follows its policy."""
 
 
@@ -208,8 +211,10 @@ def declare(
     chosen = {label: _objective(name, own) for label, name in zip(labels, objectives, strict=True)}
     held = (deepcopy(tree.get("model")), deepcopy(tree.get("parameters")))
     for path, text in (settings or {}).items():
-        _check_read(path)
-        _put(tree, chosen, path, configuration.parse(path, text))
+        value = configuration.parse(path, text)
+        for inner in [f"{path}.{name}" for name in value] if isinstance(value, dict) and value else [path]:
+            _check_read(inner, chosen.values())
+        _put(tree, chosen, path, value)
     checkpoints = _checkpoints(run, checkpoint)
     tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
     tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1, "shard": False}
@@ -268,9 +273,14 @@ def _put(tree: dict[str, Any], objectives: dict[str, dict[str, Any]], path: str,
         )
 
 
-def _check_read(path: str) -> None:
+def _check_read(path: str, objectives: Collection[Mapping[str, Any]]) -> None:
     """Refuse a setting that a study would show and not use."""
     section, _, rest = path.partition(".")
+    wanted = {"credit": "advantages", "preferences": "preferences"}.get(section)
+    known = [configuration.class_of(objective.get("name")) for objective in objectives]
+    if wanted and all(cls is not None and cls.consumes != wanted for cls in known):
+        of = "rewards" if section == "credit" else "preferences"
+        raise UserError(f"expected an objective that learns from {of} with {path}, got none: leave it out")
     name, read = rest.partition(".")[0], {"learn": LEARN, "rollouts": ROLLOUTS}.get(section)
     if any(f"{path}.".startswith(f"{unread}.") for unread in UNREAD) or (read and name and name not in read):
         raise UserError(
@@ -356,8 +366,9 @@ def _check_units(study: Study) -> None:
                 raise UserError(
                     f"expected --{name} as a multiple of rollouts.prompts={prompts}, got {units}: change one of them"
                 )
-        if study.probes and rung.config.model.precision != "float32":
+        if (study.probes or study.gain) and rung.config.model.precision != "float32":
+            option, remedy = ("--probes above 0", "set --probes 0") if study.probes else ("--gain-kl", "leave it out")
             raise UserError(
-                "expected model.precision=float32 with --probes above 0, got bfloat16: small changes of predictions drown in "
-                "its rounding; set --probes 0"
+                f"expected model.precision=float32 with {option}, got bfloat16: small changes of predictions drown in its rounding; "
+                f"{remedy}"
             )

@@ -315,7 +315,7 @@ def _probed(config: RunConfig) -> Block:
 class Probes:
     """Points of sampled trajectories at which a change of the weights is looked at: J g by central differences."""
 
-    STEP = 1e-3
+    STEP = 1e-4
     """Length of a step as a share of that of the weights (or of 1, if these are smaller)."""
 
     def __init__(self, policy: Policy, config: RunConfig, count: int) -> None:

@@ -148,9 +148,20 @@ def fake_run(directory: Path, checkpoints: tuple[int, ...] = ()) -> Path:
         ({"along": {"sampler.eta": "0.5"}}, "expected a list of at least two values for sampler.eta"),
         ({"along": {"sampler.eta": "[0.5, 2]"}}, "expected sampler.noise.level between 0 and 1"),
         ({"settings": {"reference.refresh": "3"}}, r"measures, got reference.refresh: .* leave it out"),
-        ({"settings": {"reference": "{refresh: 3}"}}, "measures, got reference:"),
+        ({"settings": {"reference": "{refresh: 3}"}}, "measures, got reference.refresh:"),
         ({"settings": {"learn.learning_rate": "0.1"}}, "measures, got learn.learning_rate:"),
         ({"settings": {"rollouts.staleness": "1"}}, "measures, got rollouts.staleness:"),
+        ({"settings": {"learn": "{microbatch: 8, learning_rate: 3}"}}, "measures, got learn.learning_rate:"),
+        ({"settings": {"guards.kl": "ignore"}}, "measures, got guards.kl:"),
+        ({"settings": {"preferences.label": "argmin"}}, "expected an objective that learns from preferences with"),
+        (
+            {"objectives": ["sft"], "settings": {"credit.discount": "0.5"}},
+            "expected an objective that learns from rewards with",
+        ),
+        (
+            {"source": "scenes-ddpo", "settings": {"model.precision": "bfloat16"}, "gain": {"kl": 1.0}, "probes": 0},
+            "expected model.precision=float32 with --gain-kl",
+        ),
         (
             {"source": "scenes-ddpo", "settings": {"model.precision": "bfloat16"}},
             "expected model.precision=float32 with --probes above 0",
