@@ -81,6 +81,14 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
     ("words", "mentions"),
     [
         (["pairs", "toy-ddp"], "did you mean toy-ddpo?"),
+        (
+            ["pairs", "toy-ddpo", "--set", "learn.epochs=2"],
+            "expected settings of drawing and comparing, got learn.epochs",
+        ),
+        (
+            ["writer", "pairs", "--set", "prompts.writer=scenes-writer"],
+            "expected no prompts.writer with a writer's command, which names whose words are drawn",
+        ),
         (["pairs", "--prompts", "20"], "expected --prompts as a multiple of rollouts.prompts=16, got 20"),
         (["pairs", "scenes-dspo-offline"], "expected a preference set at"),
         (

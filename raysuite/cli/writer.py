@@ -222,4 +222,9 @@ def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
         raise UserError(f"expected no --set with {model}, which has its settings: leave it out, or name a recipe")
     from raysuite import config as configuration
 
-    return FoundModel(found.label, configuration.load(model, by_path(settings)), None)
+    given = by_path(settings)
+    if "prompts.writer" in given:
+        raise UserError(
+            "expected no prompts.writer with a writer's command, which names whose words are drawn: leave it out"
+        )
+    return FoundModel(found.label, configuration.load(model, given), None)

@@ -459,7 +459,8 @@ class Guards(Section):
     """The trained reward rose on training prompts since the beginning, and fell on held-out ones (95 % interval below 0)."""
     watched: Reaction = "warn"
     """The trained reward rose since the beginning, and one of `evaluation.rewards` fell, on the same held-out prompts (95 % intervals
-    above and below 0); on training prompts where none are held out."""
+    above and below 0); on training prompts where none are held out. Every evaluation is asked by itself: of rewards that do not
+    move, one in six seems to fall in one of ten evaluations with 96 prompts, and every other one with four."""
     diversity: Reaction = "warn"
     """Pictures of the same prompt have become alike."""
     diversity_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
