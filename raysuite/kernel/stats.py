@@ -6,14 +6,12 @@ Axis legend: N values, G groups (prompts), R and S runs (seeds) of two methods, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import expit, logit, stdtrit
 
 RESAMPLES, CONFIDENCE = 2_000, 0.95
 """Of every interval unless told otherwise: bootstrap resamples, and its coverage."""
@@ -79,20 +77,18 @@ def bootstrap_mean(
         >>> bootstrap_mean(np.ones(6), prompts, np.random.default_rng(0))
         Interval(estimate=1.0, low=1.0, high=1.0)
     """
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"expected at least 1 resample and a confidence in (0, 1), got {resamples} and {confidence}")
+    _check(resamples, confidence)
     sums_G, counts_G = _totals(values, groups)
     estimate = float(sums_G.sum() / counts_G.sum())
     if len(sums_G) == 1:
         return Interval(estimate, float("nan"), float("nan"))
-    drawn_BG = rng.integers(len(sums_G), size=(resamples, len(sums_G)))
-    means_B = sums_G[drawn_BG].sum(1) / counts_G[drawn_BG].sum(1)
-    return _interval(estimate, means_B, confidence)
+    drawn_BG = _drawn(rng, len(sums_G), resamples)
+    return _interval(estimate, drawn_BG @ sums_G / (drawn_BG @ counts_G), confidence)
 
 
 def bootstrap_share(values: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> Interval:
     """`bootstrap_mean` of scores in [0, 1], with 95 %. Where all are 0, or all 1, nothing that is drawn from them differs, and the
-    limit on the other side is the exact one for G groups of which none has another: 1 - 0.025^(1 / G) from there.
+    limit on the other side is the exact one for G groups of which none has another (`_unseen`).
 
     Source: Clopper and Pearson, "The use of confidence or fiducial limits", Biometrika 26, 1934.
 
@@ -102,7 +98,7 @@ def bootstrap_share(values: np.ndarray, groups: np.ndarray, rng: np.random.Gener
         (0.0, 0.074)
     """
     found = bootstrap_mean(values, groups, rng)
-    beyond = 1 - 0.025 ** (1 / len(np.unique(groups)))
+    beyond = _unseen(len(np.unique(groups)), CONFIDENCE)
     if np.all(np.asarray(values) == 0):
         return Interval(0.0, 0.0, beyond)
     if np.all(np.asarray(values) == 1):
@@ -120,9 +116,11 @@ def mean_over_strata(
 ) -> Interval:
     """The mean of the strata's means, each of which counts the same whatever its size, as `bootstrap_mean` otherwise.
 
-    A resample draws as many groups of each stratum as it has.
+    A resample draws as many groups of each stratum as it has. What n groups drawn from n say of their mean has (n - 1)/n of the
+    variance that it should have, which adds up over strata of few groups, so each stratum's part is widened by sqrt(n/(n - 1)).
+    Limits stay within the values that were seen.
 
-    Source: Davison and Hinkley, 1997, section 3.2 (several samples).
+    Source: Davison and Hinkley, 1997, sections 2.3 (the factor) and 3.2 (several samples).
 
     Args:
         values: (N,) finite numbers, in any unit.
@@ -142,24 +140,26 @@ def mean_over_strata(
         >>> mean_over_strata(np.array([0.0, 1, 1, 1]), np.arange(4), strata, np.random.default_rng(0)).estimate
         0.5
     """
-    if resamples < 1:
-        raise ValueError(f"expected at least 1 resample, got {resamples}")
+    _check(resamples, CONFIDENCE)
     if np.shape(strata) != np.shape(values):
         raise ValueError(f"expected a stratum for each of {len(values)} values, got shape {np.shape(strata)}")
     means, drawn, alone = [], np.zeros(resamples), False
     for stratum in np.unique(strata):
         inside = strata == stratum
         sums_G, counts_G = _totals(np.asarray(values)[inside], np.asarray(groups)[inside])
-        drawn_BG = rng.integers(len(sums_G), size=(resamples, len(sums_G)))
-        drawn += sums_G[drawn_BG].sum(1) / counts_G[drawn_BG].sum(1)
-        means.append(float(sums_G.sum() / counts_G.sum()))
-        alone |= len(sums_G) == 1
+        mean, groups_inside = float(sums_G.sum() / counts_G.sum()), len(sums_G)
+        means.append(mean)
+        if groups_inside == 1:
+            alone = True
+            continue
+        drawn_BG = _drawn(rng, groups_inside, resamples)
+        drawn += math.sqrt(groups_inside / (groups_inside - 1)) * (drawn_BG @ sums_G / (drawn_BG @ counts_G) - mean)
     if not means:
         raise ValueError("expected values, got none")
     estimate = sum(means) / len(means)
-    return (
-        Interval(estimate, float("nan"), float("nan")) if alone else _interval(estimate, drawn / len(means), CONFIDENCE)
-    )
+    if alone:
+        return Interval(estimate, float("nan"), float("nan"))
+    return _interval(estimate, (estimate + drawn / len(means)).clip(np.min(values), np.max(values)), CONFIDENCE)
 
 
 def paired_difference(
@@ -197,15 +197,19 @@ def mean_over_runs(
 ) -> Interval:
     """The mean over a method's runs and their pictures, with an interval over runs and prompts.
 
-    Every run has the same pictures, so runs and prompts are crossed: a resample draws R runs and, apart from them, G prompts, with
-    replacement. One run is `bootstrap_mean`: its interval is about other prompts, not about other seeds. Limits stay within the
-    values that were seen.
+    Every run has the same pictures, so runs and prompts are crossed. The mean over them is off by what runs differ (a), by what
+    prompts differ (b), and by what is left to each run on each prompt (e): var = a/R + b/G + e/(R G). Means of runs differ by a + e/G,
+    means of prompts by b + e/R. So what is drawn is
 
-    Source: the two-way ("pigeonhole") bootstrap, Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007. Of few
-    runs it knows too little: a resample of R has (R - 1)/R of their variance and normal tails. So each run counts 1 + c (w - 1)
-    times, w how often it was drawn, c = sqrt(R/(R - 1)) t/z with the quantiles t and z of the upper limit, of Student's distribution
-    with R - 1 degrees of freedom and of the normal one: where runs alone differ, that is nearly Student's interval, and with two
-    runs, whose resamples have three values, 0.72 of it.
+        mean + sqrt(var(means of runs)/R) t + k (mean of G prompts drawn with replacement - mean),   k^2 = max(0, 1 - (e/R)/(b + e/R)),
+
+    t of Student's distribution with R - 1 degrees of freedom: the part of the runs holds e, the part of the prompts no longer. Where
+    runs alone differ that is Student's interval, where prompts alone do it is `bootstrap_mean`, as it is of one run: its interval is
+    about other prompts, not about other seeds. Limits stay within the values that were seen.
+
+    Source: variance components of two crossed factors, Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4. Owen,
+    "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007, says why not to draw both and multiply: that counts e
+    three times. How often intervals hold the truth is in `tests/kernel/coverage.py`.
 
     Args:
         values_RN: finite numbers, a row a run, columns in the same order in every run.
@@ -217,15 +221,9 @@ def mean_over_runs(
     Raises:
         ValueError: what `bootstrap_mean` refuses.
     """
-    options: Mapping[str, Any] = {"resamples": resamples, "confidence": confidence}
-    if len(values_RN) == 1:
-        return bootstrap_mean(values_RN[0], groups_N, rng, **options)
     sums_RG, counts_G = _by_run(values_RN, groups_N)
-    runs_BR = _drawn_runs(rng, len(sums_RG), resamples, confidence, freedom=len(sums_RG) - 1)
-    prompts_BG = _drawn(rng, len(counts_G), resamples)
-    means_B = _weighted(runs_BR, sums_RG, prompts_BG) / (prompts_BG @ counts_G)
-    estimate = float(sums_RG.mean(0).sum() / counts_G.sum())
-    return _interval(estimate, means_B.clip(np.min(values_RN), np.max(values_RN)), confidence)
+    seen = float(np.min(values_RN)), float(np.max(values_RN))
+    return _over_runs([_Sum((sums_RG,), *seen)], counts_G, rng, resamples, confidence)[0]
 
 
 def difference_of_methods(
@@ -238,9 +236,10 @@ def difference_of_methods(
 ) -> Interval:
     """The mean of one method's runs minus that of another's, paired by picture, with an interval over runs and prompts.
 
-    Column i of both is the same prompt and noise, so a resample draws its prompts once for both methods, and the runs of each apart,
-    widened as by `mean_over_runs` with the degrees of freedom of their difference (Welch's). With one run each it is
-    `paired_difference`.
+    Column i of both is the same prompt and noise, so that what prompts add to both cancels. The interval has the parts of
+    `mean_over_runs`: that of the runs adds the variances of both methods and has the degrees of freedom of their difference (Welch's),
+    that of the prompts is of the differences of their means. A method with one run adds nothing to the part of the runs: with one
+    run each this is `paired_difference`.
 
     Args:
         lower_RN: what is subtracted; as `mean_over_runs`.
@@ -266,7 +265,7 @@ def differences_of_methods(
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> list[Interval]:
-    """`difference_of_methods` of several pairs, each as if it were the only one: prompts are drawn once for all of them.
+    """`difference_of_methods` of several pairs, each as if it were the only one: what is drawn is drawn once for all of them.
 
     Args:
         values_MRN: of every method, as `mean_over_runs`.
@@ -286,89 +285,62 @@ def differences_of_methods(
     """
     sums_MRG = [_by_run(values_RN, groups_N)[0] for values_RN in values_MRN]
     _, counts_G = _totals(values_MRN[0][0], groups_N)
-    begin = rng.bit_generator.state
-
-    @cache
-    def places() -> tuple[np.ndarray, np.ndarray]:
-        rng.bit_generator.state = begin
-        drawn_BG = rng.integers(len(counts_G), size=(resamples, len(counts_G)))
-        return drawn_BG, counts_G[drawn_BG].sum(1)
-
-    @cache
-    def counted() -> tuple[np.ndarray, np.ndarray, Any]:
-        rng.bit_generator.state = begin
-        prompts_BG = _drawn(rng, len(counts_G), resamples)
-        return prompts_BG, prompts_BG @ counts_G, rng.bit_generator.state
-
-    def one(higher: int, lower: int) -> Interval:
-        if len(values_MRN[higher]) == len(values_MRN[lower]) == 1:
-            sums_G, _ = _totals(values_MRN[higher][0] - values_MRN[lower][0], groups_N)
-            estimate = float(sums_G.sum() / counts_G.sum())
-            if len(counts_G) == 1:
-                return Interval(estimate, float("nan"), float("nan"))
-            drawn_BG, number_B = places()
-            return _interval(estimate, sums_G[drawn_BG].sum(1) / number_B, confidence)
-        prompts_BG, number_B, rng.bit_generator.state = counted()
-        freedom = _freedom(*(sums_MRG[method].sum(1) for method in (higher, lower)))
-        higher_B, lower_B = (
-            _weighted(
-                _drawn_runs(rng, len(sums_MRG[method]), resamples, confidence, freedom=freedom),
-                sums_MRG[method],
-                prompts_BG,
-            )
-            for method in (higher, lower)
-        )
-        estimate = float((sums_MRG[higher].mean(0) - sums_MRG[lower].mean(0)).sum() / counts_G.sum())
-        both = (values_MRN[higher], values_MRN[lower])
-        reach = max(map(np.max, both)) - min(map(np.min, both))
-        return _interval(estimate, ((higher_B - lower_B) / number_B).clip(-reach, reach), confidence)
-
-    return [one(higher, lower) for higher, lower in pairs]
+    lowest_M, highest_M = ([float(of(values_RN)) for values_RN in values_MRN] for of in (np.min, np.max))
+    differences = [
+        _Sum((sums_MRG[x], -sums_MRG[y]), lowest_M[x] - highest_M[y], highest_M[x] - lowest_M[y]) for x, y in pairs
+    ]
+    return _over_runs(differences, counts_G, rng, resamples, confidence)
 
 
-def improvement(
-    lower_RN: np.ndarray,
-    higher_SN: np.ndarray,
+def improvements(
+    values_MRN: Sequence[np.ndarray],
+    pairs: Sequence[tuple[int, int]],
     groups_N: np.ndarray,
     rng: np.random.Generator,
-) -> Interval:
-    """The probability that a run of one method is better on a prompt than a run of another: P(X > Y) + P(X = Y) / 2.
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> list[Interval]:
+    """The probability that a run of one method is better on a prompt than a run of another: P(X > Y) + P(X = Y) / 2, of several pairs.
 
     On every prompt each run of one is compared with each of the other by the mean over the prompt's pictures; the mean over
-    prompts is the estimate, its interval resamples runs and prompts as `difference_of_methods`.
+    prompts is the estimate. Its interval has the parts of `difference_of_methods`, a run's value being how often it wins, on the scale
+    of log odds. Where X wins always, or never, nothing differs: then the other limit is the exact one for as many pairs of runs as
+    there are with no run in two of them, or for the prompts where these are fewer or there is one run each.
 
     Source: Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021, section 4.3, with
     prompts for tasks.
 
     Args:
-        lower_RN: Y; as `mean_over_runs`.
-        higher_SN: X.
+        values_MRN: of every method, as `mean_over_runs`.
+        pairs: the places of X and of Y.
         groups_N: labels; equal labels belong to one prompt.
-        rng: drawn from.
+        rng: drawn from, once for all pairs.
+        resamples: number of bootstrap resamples, at least 1.
+        confidence: of the intervals, in (0, 1).
 
     Returns:
-        A number in [0, 1]; limits are NaN where there is only one prompt and one run of each.
+        Numbers in [0, 1]; limits are NaN where there is only one prompt and one run of each.
 
     Raises:
         ValueError: what `mean_over_runs` refuses.
 
     Example:
-        >>> improvement(np.array([[0.0, 1.0]]), np.array([[1.0, 1.0]]), np.arange(2), np.random.default_rng(0)).estimate
+        >>> values = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]])
+        >>> improvements(values, [(0, 1)], np.arange(2), np.random.default_rng(0))[0].estimate
         0.75
     """
-    (lower_RG, counts_G), (higher_SG, _) = _by_run(lower_RN, groups_N), _by_run(higher_SN, groups_N)
-    x_SRG, y_SRG = (higher_SG / counts_G)[:, None], (lower_RG / counts_G)[None]
-    won_SRG = (x_SRG > y_SRG) + 0.5 * (x_SRG == y_SRG)
-    runs_S, runs_R, prompts = won_SRG.shape
-    if won_SRG.size == 1:
-        return Interval(float(won_SRG.mean()), float("nan"), float("nan"))
-    drawn_BG = _drawn(rng, prompts, RESAMPLES)
-    freedom = _freedom(won_SRG.mean((1, 2)), won_SRG.mean((0, 2)))
-    drawn_BS, drawn_BR = (_drawn_runs(rng, runs, RESAMPLES, CONFIDENCE, freedom=freedom) for runs in (runs_S, runs_R))
-    wins_B = sum(
-        drawn_BS[:, s] * drawn_BR[:, r] * (drawn_BG @ won_SRG[s, r]) for s in range(runs_S) for r in range(runs_R)
-    )
-    return _interval(float(won_SRG.mean()), (np.asarray(wins_B) / won_SRG.size).clip(0, 1), CONFIDENCE)
+    _, counts_G = _totals(values_MRN[0][0], groups_N)
+    means_MRG = [_by_run(values_RN, groups_N)[0] / counts_G for values_RN in values_MRN]
+    wins, unseen = [], []
+    for x, y in pairs:
+        x_SRG, y_SRG = means_MRG[x][:, None], means_MRG[y][None]
+        won_SRG = np.where(np.isclose(x_SRG, y_SRG, rtol=1e-9), 0.5, x_SRG > y_SRG)
+        wins.append(_Sum((won_SRG.mean(1), won_SRG.mean(0) - won_SRG.mean((0, 1)))))
+        several = [runs for runs in won_SRG.shape[:2] if runs > 1]
+        unseen.append(_unseen(min([len(counts_G), *several]), confidence))
+    found = _over_runs(wins, np.ones(len(counts_G)), rng, resamples, confidence)
+    return [_probability(*of) for of in zip(found, unseen, strict=True)]
 
 
 def rank_correlation(x_M: np.ndarray, y_M: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
@@ -424,36 +396,87 @@ def _by_run(values_RN: np.ndarray, groups_N: np.ndarray) -> tuple[np.ndarray, np
     return np.stack([sums_G for sums_G, _ in totals]), totals[0][1]
 
 
-def _drawn(rng: np.random.Generator, n: int, resamples: int) -> np.ndarray:
-    """How often each of n is drawn in each resample, (B, n)."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+def _check(resamples: int, confidence: float) -> None:
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"expected at least 1 resample and a confidence in (0, 1), got {resamples} and {confidence}")
 
 
-def _drawn_runs(rng: np.random.Generator, n: int, resamples: int, confidence: float, *, freedom: float) -> np.ndarray:
-    """The same of runs, of which there are few: further from 1 than they were drawn, as `mean_over_runs` says, (B, n)."""
-    drawn_BR = _drawn(rng, n, resamples)
-    if n == 1:
-        return drawn_BR
-    upper = (1 + confidence) / 2
-    wider = np.sqrt(n / (n - 1)) * stdtrit(freedom, upper) / NormalDist().inv_cdf(upper)
-    return 1 + wider * (drawn_BR - 1)
+def _drawn(rng: np.random.Generator, groups: int, resamples: int) -> np.ndarray:
+    """How often each of G groups is among G that are drawn with replacement, (B, G)."""
+    places_BG = rng.integers(groups, size=(resamples, groups)) + groups * np.arange(resamples)[:, None]
+    return np.bincount(places_BG.ravel(), minlength=places_BG.size).reshape(places_BG.shape)
 
 
-def _freedom(*means: np.ndarray) -> float:
-    """Degrees of freedom of a difference of two means, from the (R,) values of each: Welch, "The generalization of 'Student's' problem
-    when several different population variances are involved", Biometrika 34, 1947. A single value has no variance of its own.
+def _unseen(trials: int, confidence: float) -> float:
+    """How likely something may be that none of so many independent trials has shown: Clopper and Pearson's upper limit."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / trials))
+
+
+def _probability(found: Interval, unseen: float) -> Interval:
+    """With limits as far away on the scale of log odds, by its slope at the estimate; `unseen` away from 0 and 1, which have none."""
+    p = found.estimate
+    if math.isnan(found.low):
+        return found
+    if p in (0, 1):
+        return Interval(p, min(p, 1 - unseen), max(p, unseen))
+    return Interval(p, *(float(expit(logit(p) + (limit - p) / (p * (1 - p)))) for limit in (found.low, found.high)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A quantity that is the sum of means over runs and prompts."""
+
+    parts: tuple[np.ndarray, ...]
+    """(R, G) each: sums over the values of every run and prompt."""
+    lowest: float = -math.inf
+    highest: float = math.inf
+    """Between which it can be."""
+
+
+def _over_runs(
+    sums: Sequence[_Sum], counts_G: np.ndarray, rng: np.random.Generator, resamples: int, confidence: float
+) -> list[Interval]:
+    """Intervals over runs and prompts, as `mean_over_runs` says; what is drawn is drawn once for all of them."""
+    _check(resamples, confidence)
+    drawn_BG = _drawn(rng, len(counts_G), resamples).astype(float)
+    counts_B = drawn_BG @ counts_G
+    # every level once, so that limits are exactly Student's where runs alone differ
+    levels_B = (rng.permutation(resamples) + 0.5) / resamples
+
+    def one(of: _Sum) -> Interval:
+        total_G = np.sum([part_RG.mean(0) for part_RG in of.parts], axis=0)
+        estimate = float(total_G.sum() / counts_G.sum())
+        several = [part_RG for part_RG in of.parts if len(part_RG) > 1]
+        if len(counts_G) == 1 and not several:
+            return Interval(estimate, float("nan"), float("nan"))
+        prompts_B = drawn_BG @ total_G / counts_B - estimate
+        left = sum(_left(part_RG, counts_G) for part_RG in several)
+        spread = float(((total_G - estimate * counts_G) ** 2).sum())
+        kept = math.sqrt(max(0.0, 1 - left / spread)) if spread else 0.0
+        error, freedom = _student([part_RG.sum(1) / counts_G.sum() for part_RG in several])
+        resampled_B = estimate + kept * prompts_B + (error * stdtrit(freedom, levels_B) if error else 0.0)
+        return _interval(estimate, resampled_B.clip(of.lowest, of.highest), confidence)
+
+    return [one(of) for of in sums]
+
+
+def _left(part_RG: np.ndarray, counts_G: np.ndarray) -> float:
+    """What neither runs nor prompts explain of the squared deviations of the mean over runs, summed over prompts."""
+    runs = len(part_RG)
+    means_R = part_RG.sum(1) / counts_G.sum()
+    left_RG = part_RG - part_RG.mean(0) - np.outer(means_R - means_R.mean(), counts_G)
+    return float((left_RG**2).sum() / (runs * (runs - 1)))
+
+
+def _student(means: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The standard error of a sum of means, from the (R,) values of each, and its degrees of freedom: Welch, "The generalization of
+    'Student's' problem when several different population variances are involved", Biometrika 34, 1947.
     """
-    several = [values_R for values_R in means if len(values_R) > 1]
-    squares = [values_R.var(ddof=1) / len(values_R) for values_R in several]
+    squares = [float(values_R.var(ddof=1)) / len(values_R) for values_R in means]
     if not any(squares):
-        return float(sum(len(values_R) - 1 for values_R in several))
-    each = (square**2 / (len(values_R) - 1) for square, values_R in zip(squares, several, strict=True))
-    return float(sum(squares) ** 2 / sum(each))
-
-
-def _weighted(runs_BR: np.ndarray, sums_RG: np.ndarray, prompts_BG: np.ndarray) -> np.ndarray:
-    """Of every resample the sum over its prompts, as the mean over its runs, (B,)."""
-    return ((runs_BR @ sums_RG) * prompts_BG).sum(1) / len(sums_RG)
+        return 0.0, math.inf
+    each = (square**2 / (len(values_R) - 1) for square, values_R in zip(squares, means, strict=True))
+    return math.sqrt(sum(squares)), sum(squares) ** 2 / sum(each)
 
 
 def _interval(estimate: float, resampled_B: np.ndarray, confidence: float) -> Interval:

@@ -13,6 +13,7 @@ from raysuite.kernel.stats import (
     bootstrap_share,
     difference_of_methods,
     differences_of_methods,
+    improvements,
     mean_over_runs,
     mean_over_strata,
     paired_difference,
@@ -128,7 +129,8 @@ def test_pairs_of_methods_share_what_is_drawn_and_have_the_intervals_of_each_alo
     pairs = [(higher, lower) for higher in range(5) for lower in range(higher)]
     alone = [difference_of_methods(values[lower], values[higher], groups, rng(1)) for higher, lower in pairs]
     assert differences_of_methods(values, pairs, groups, rng(1)) == alone
-    assert alone[0] == paired_difference(values[0][0], values[1][0], groups, rng(1))
+    paired = paired_difference(values[0][0], values[1][0], groups, rng(1))
+    assert (alone[0].low, alone[0].high) == pytest.approx((paired.low, paired.high))
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
@@ -139,7 +141,8 @@ def test_intervals_over_a_few_runs_cover_where_runs_are_what_differs(runs: int):
         values = rng.normal(0, 0.5, (runs, 1)) + rng.normal(0, 0.25, (runs, 24))
         found = mean_over_runs(values, groups, np.random.default_rng(0), resamples=500)
         covered.append(found.low <= 0 <= found.high)
-    assert np.mean(covered) > 0.92  # 0.59, 0.80 and 0.84 from resampling alone
+    # 0.59, 0.80 and 0.84 from resampling alone; with two runs, limits that stop at what was seen cost some
+    assert np.mean(covered) > (0.92 if runs > 2 else 0.89)
 
 
 @pytest.mark.parametrize("runs", [2, 3])
@@ -177,14 +180,24 @@ def test_strata_count_alike_whatever_their_size():
     values, strata = np.array([0.0, 1, 1, 1, 1, 1]), np.array(["a", "a", "b", "b", "b", "b"])
     found = mean_over_strata(values, np.arange(6), strata, np.random.default_rng(0))
     assert found.estimate == 0.75
-    assert (found.low, found.high) == (0.5, 1.0)  # a's mean is 0, 0.5 or 1, b's always 1
+    # the mean of a's two is 0, 0.5 or 1, b's always 1; drawn from two, half of a's is widened by sqrt(2), and no value is above 1
+    assert (found.low, found.high) == pytest.approx((0.75 - math.sqrt(2) / 4, 1.0))
 
 
-def test_one_stratum_is_the_mean_itself():
+def test_one_stratum_is_the_mean_itself_but_for_how_few_groups_it_has():
     rng = np.random.default_rng(0)
     values, groups = rng.normal(size=60), np.repeat(np.arange(20), 3)
     one = mean_over_strata(values, groups, np.zeros(60), np.random.default_rng(1))
-    assert one == bootstrap_mean(values, groups, np.random.default_rng(1))
+    mean = bootstrap_mean(values, groups, np.random.default_rng(1))
+    assert one.high - one.low == pytest.approx(math.sqrt(20 / 19) * (mean.high - mean.low))
+
+
+def test_a_mean_over_many_strata_of_three_groups_is_covered_as_often_as_it_says():
+    draw, groups, strata, covered = rng(9), np.arange(60), np.repeat(np.arange(20), 3), []
+    for _ in range(300):
+        found = mean_over_strata(draw.normal(size=60), groups, strata, np.random.default_rng(0), resamples=500)
+        covered.append(covers_zero(found))
+    assert np.mean(covered) > 0.92  # 0.88 without the factor of each stratum
 
 
 def test_the_variance_over_strata_is_the_mean_of_theirs_over_their_number():
@@ -253,15 +266,82 @@ def test_prompts_are_drawn_once_for_both_methods():
     assert found.high - found.low < 1
 
 
+LEVELS = [0.95, 1 - 0.05 / 45]
+PROMPTS = np.array([500.0, -500, 500, -500])
+"""What each adds to every run."""
+
+
+def limits(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+@pytest.mark.parametrize("confidence", LEVELS)
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_where_runs_alone_differ_the_interval_is_students(runs: int, confidence: float):
+    means = rng(runs).normal(size=runs)
+    of_mean = mean_over_runs(np.tile(means[:, None], 4), np.arange(4), rng(1), confidence=confidence, resamples=90_000)
+    wide = scipy.stats.ttest_1samp(means, 0).confidence_interval(confidence)
+    seen = means.min(), means.max()
+    assert limits(of_mean) == pytest.approx(np.clip([wide.low, wide.high], *seen), rel=0.02)
+    others = rng(9).normal(size=runs)
+    higher, lower = (values[:, None] + PROMPTS for values in (means, others))
+    of_difference = difference_of_methods(lower, higher, np.arange(4), rng(1), confidence=confidence, resamples=90_000)
+    welch = scipy.stats.ttest_ind(means, others, equal_var=False).confidence_interval(confidence)
+    seen = higher.min() - lower.max(), higher.max() - lower.min()
+    assert limits(of_difference) == pytest.approx(np.clip([welch.low, welch.high], *seen), rel=0.02)
+
+
+def test_where_prompts_alone_differ_the_interval_is_the_bootstraps():
+    values, groups = clustered(2)
+    assert limits(mean_over_runs(np.tile(values, (5, 1)), groups, rng(1))) == pytest.approx(
+        limits(bootstrap_mean(values, groups, rng(1)))
+    )
+
+
 @pytest.mark.parametrize("runs", [3, 5])
-def test_where_runs_alone_differ_intervals_are_welchs(runs: int):
-    """Every run has an effect of its own, the same on all prompts, of which each has its value under both methods."""
-    widths, prompts = [], np.tile([50.0, -50.0], 12)
-    for seed in range(8):
-        draw = rng(seed)
-        means = [draw.normal(size=runs) for _ in range(2)]
-        values = [of[:, None] + prompts for of in means]
-        found = difference_of_methods(*values, np.arange(24), rng(1))
-        expected = scipy.stats.ttest_ind(*means, equal_var=False).confidence_interval()
-        widths.append((found.high - found.low) / (expected.high - expected.low))
-    assert 0.85 < np.mean(widths) < 1.15
+def test_what_is_left_to_each_run_on_each_prompt_is_counted_once(runs: int):
+    """Where nothing else differs, the interval is as wide as Student's of the means of runs, which hold it."""
+    widths, groups = [], np.arange(96)
+    for seed in range(40):
+        values = rng(seed).normal(size=(runs, 96))
+        found = mean_over_runs(values, groups, rng(1), resamples=1000)
+        student = scipy.stats.ttest_1samp(values.mean(1), 0).confidence_interval(0.95)
+        widths.append((found.high - found.low) / (student.high - student.low))
+    assert 0.95 < np.median(widths) < 1.1  # 1.7 and 1.8 where runs and prompts are both drawn and multiplied
+
+
+def test_a_method_with_one_run_has_its_rest_in_the_prompts():
+    """A difference of one run and five: the part of the runs is that of the five alone."""
+    draw, groups = rng(3), np.arange(96)
+    lower, higher = draw.normal(size=(1, 96)), np.zeros((5, 96))
+    found = difference_of_methods(lower, higher, groups, rng(1))
+    assert limits(found) == pytest.approx(limits(bootstrap_mean(-lower[0], groups, rng(1))))
+
+
+def test_a_win_is_no_matter_of_rounding():
+    """Three tenths are three tenths in whatever order they are added."""
+    values = np.array([[0.1, 0.2, 0.3, 0.3]]), np.array([[0.3, 0.2, 0.1, 0.3]])
+    (found,) = improvements(values, [(0, 1)], np.array(["a", "a", "a", "b"]), rng())
+    assert found.estimate == 0.5
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5])
+def test_a_probability_of_improvement_is_covered_where_runs_are_what_differs(runs: int):
+    """Of runs that win by 1.5 of their standard deviation, many studies see every pair won."""
+    draw, groups, true, covered = rng(5), np.arange(24), scipy.stats.norm.cdf(1.5 / math.sqrt(2.18)), []
+    for _ in range(200):
+        values = [draw.normal(shift, 1, (runs, 1)) + draw.normal(0, 0.3, (runs, 24)) for shift in (0, 1.5)]
+        (found,) = improvements(values, [(1, 0)], groups, rng(0), resamples=300)
+        covered.append(found.low <= true <= found.high)
+    assert np.mean(covered) > 0.87  # 0.67, 0.74 and 0.81 from resampling runs
+
+
+def test_improvements_hold_at_the_confidence_that_is_asked_for():
+    values = rng(1).normal(size=(2, 3, 24))
+    once, at_once = (improvements(values, [(0, 1)], np.arange(24), rng(), confidence=c)[0] for c in LEVELS)
+    assert at_once.low < once.low < 0.5 < once.high < at_once.high
+
+
+def test_one_prompt_and_one_run_each_leave_no_interval():
+    (found,) = improvements(([[1.0]], [[0.0]]), [(0, 1)], np.zeros(1), rng())
+    assert found.estimate == 1 and math.isnan(found.low) and math.isnan(found.high)

@@ -532,7 +532,9 @@ def test_the_summary_has_a_row_for_each_run_and_pair(three: list[Path]):
         flags=re.MULTILINE,
     )
     assert re.search(
-        r"^higher +lower +difference \[95 % for all 3 at once\] +P\(improvement\) \[95 %\]$", text, flags=re.MULTILINE
+        r"^higher +lower +difference \[95 % for all 3 at once\] +P\(improvement\) \[95 % for all 3 at once\]$",
+        text,
+        flags=re.MULTILINE,
     )
     assert len(re.findall(r"^\w+ +\w+ +\+0\.", text, flags=re.MULTILINE)) == 3
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, differences_of_methods, improvement
+from raysuite.kernel.stats import RESAMPLES, Interval, by_prompt, differences_of_methods, improvements
 from raysuite.places import replacing
 from raysuite.results import comparison
 from raysuite.results.comparison import generator
@@ -121,7 +121,7 @@ def _at_last(run: Run, name: str) -> np.ndarray:
 def contrasts(together: SideBySide) -> list[Contrast]:
     """Every pair of methods on the headline reward, paired by picture, the highest first.
 
-    The intervals of differences hold for all pairs at once with 95 % (Bonferroni): with m pairs each has a confidence of
+    Intervals hold for all pairs at once with 95 % (Bonferroni): with m pairs each has a confidence of
     1 - 0.05 / m. They are over prompts and over the runs of both methods; with one run each they say nothing about other seeds.
 
     Up to 100 pairs 50 resamples lie beyond each limit. `MOST_RESAMPLES` then leaves 18 with 24 methods and 6 with 40: a limit is off
@@ -133,13 +133,11 @@ def contrasts(together: SideBySide) -> list[Contrast]:
     if not (pairs := list(combinations(order, 2))):
         return []
     confidence, resamples = 1 - 0.05 / len(pairs), min(RESAMPLES * len(pairs), MOST_RESAMPLES)
-    differences = differences_of_methods(
-        values, pairs, prompts, generator(), confidence=confidence, resamples=resamples
+    found = (
+        of(values, pairs, prompts, generator(), confidence=confidence, resamples=resamples)
+        for of in (differences_of_methods, improvements)
     )
-    return [
-        Contrast(higher, lower, difference, improvement(values[lower], values[higher], prompts, generator()))
-        for (higher, lower), difference in zip(pairs, differences, strict=True)
-    ]
+    return [Contrast(*pair, *intervals) for pair, *intervals in zip(pairs, *found, strict=True)]
 
 
 def write_numbers(together: SideBySide, methods: Sequence[Method], found: Sequence[Contrast], path: Path) -> None:

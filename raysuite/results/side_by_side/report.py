@@ -66,7 +66,7 @@ class Report:
         lines += [f"Note: {caution}" for caution in sentences.cautions(together)]
         lines += ["", *table([_header(methods), *(_row(methods, method) for method in methods)], width)]
         if found:
-            header = ("higher", "lower", f"difference {_level(found)}", "P(improvement) [95 %]")
+            header = ("higher", "lower", *(f"{what} {_level(found)}" for what in ("difference", "P(improvement)")))
             lines += ["", *table([header, *(_pair(together, contrast) for contrast in found)], width, names=2)]
         return "\n".join(lines).replace("−", "-")
 
