@@ -201,11 +201,13 @@ def mean_over_runs(
     prompts differ (b), and by what is left to each run on each prompt (e): var = a/R + b/G + e/(R G). Means of runs differ by a + e/G,
     means of prompts by b + e/R. So what is drawn is
 
-        mean + sqrt(var(means of runs)/R) t + k (mean of G prompts drawn with replacement - mean),   k^2 = max(0, 1 - (e/R)/(b + e/R)),
+        mean + s t + k (mean of G prompts drawn with replacement - mean)
 
-    t of Student's distribution with R - 1 degrees of freedom: the part of the runs holds e, the part of the prompts no longer. Where
-    runs alone differ that is Student's interval, where prompts alone do it is `bootstrap_mean`, as it is of one run: its interval is
-    about other prompts, not about other seeds. Limits stay within the values that were seen.
+    where s^2 = var(means of runs)/R, t is of Student's distribution with R - 1 degrees of freedom, and k takes e, which the part of
+    the runs holds, out of the part of the prompts: k^2 = 1 - min(e/(R G), s^2)/(b/G + e/(R G)), or 0. It takes no more than the runs
+    are seen to hold, so that an interval over both is not narrower than one over prompts. Where runs alone differ that is Student's
+    interval, where prompts alone do it is `bootstrap_mean`, as it is of one run: its interval is about other prompts, not about
+    other seeds. Limits stay within the values that were seen.
 
     Source: variance components of two crossed factors, Searle, Casella and McCulloch, "Variance Components", 1992, chapter 4. Owen,
     "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007, says why not to draw both and multiply: that counts e
@@ -450,10 +452,13 @@ def _over_runs(
         if len(counts_G) == 1 and not several:
             return Interval(estimate, float("nan"), float("nan"))
         prompts_B = drawn_BG @ total_G / counts_B - estimate
+        error, freedom = _student([part_RG.sum(1) / counts_G.sum() for part_RG in several])
         left = sum(_left(part_RG, counts_G) for part_RG in several)
         spread = float(((total_G - estimate * counts_G) ** 2).sum())
-        kept = math.sqrt(max(0.0, 1 - left / spread)) if spread else 0.0
-        error, freedom = _student([part_RG.sum(1) / counts_G.sum() for part_RG in several])
+        held = min(
+            left, error**2 * counts_G.sum() ** 2 * (1 - 1 / len(counts_G))
+        )  # both as squares, summed over prompts
+        kept = math.sqrt(max(0.0, 1 - held / spread)) if spread else 0.0
         resampled_B = estimate + kept * prompts_B + (error * stdtrit(freedom, levels_B) if error else 0.0)
         return _interval(estimate, resampled_B.clip(of.lowest, of.highest), confidence)
 

@@ -310,6 +310,14 @@ def test_what_is_left_to_each_run_on_each_prompt_is_counted_once(runs: int):
     assert 0.95 < np.median(widths) < 1.1  # 1.7 and 1.8 where runs and prompts are both drawn and multiplied
 
 
+def test_runs_that_are_alike_by_chance_do_not_hide_how_prompts_differ():
+    """Three runs that pass once each, on different prompts: their means say nothing of how far they might be off."""
+    passed, groups = np.eye(3, 48), np.arange(48)
+    found = mean_over_runs(passed, groups, rng(1))
+    assert limits(found) == pytest.approx(limits(bootstrap_mean(passed.mean(0), groups, rng(1))))
+    assert found.high > found.low
+
+
 def test_a_method_with_one_run_has_its_rest_in_the_prompts():
     """A difference of one run and five: the part of the runs is that of the five alone."""
     draw, groups = rng(3), np.arange(96)
