@@ -285,7 +285,8 @@ def test_where_runs_alone_differ_the_interval_is_students(runs: int, confidence:
     assert limits(of_mean) == pytest.approx(np.clip([wide.low, wide.high], *seen), rel=0.02)
     others = rng(9).normal(size=runs)
     higher, lower = (values[:, None] + PROMPTS for values in (means, others))
-    of_difference = difference_of_methods(lower, higher, np.arange(4), rng(1), confidence=confidence, resamples=90_000)
+    options = {"confidence": confidence, "resamples": 90_000}
+    (of_difference,) = differences_of_methods((lower, higher), [(1, 0)], np.arange(4), rng(1), **options)
     welch = scipy.stats.ttest_ind(means, others, equal_var=False).confidence_interval(confidence)
     seen = higher.min() - lower.max(), higher.max() - lower.min()
     assert limits(of_difference) == pytest.approx(np.clip([welch.low, welch.high], *seen), rel=0.02)
