@@ -86,7 +86,7 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
             "expected settings of drawing and comparing, got learn.epochs",
         ),
         (
-            ["writer", "pairs", "--set", "prompts.writer=scenes-writer"],
+            ["writer", "pairs", "--set", "prompts={writer: scenes-writer}"],
             "expected no prompts.writer with a writer's command, which names whose words are drawn",
         ),
         (["pairs", "--prompts", "20"], "expected --prompts as a multiple of rollouts.prompts=16, got 20"),

@@ -222,9 +222,10 @@ def _drawing(model: str, settings: Sequence[str], *, ema: bool = False) -> Any:
         raise UserError(f"expected no --set with {model}, which has its settings: leave it out, or name a recipe")
     from raysuite import config as configuration
 
-    given = by_path(settings)
-    if "prompts.writer" in given:
+    config = configuration.load(model, by_path(settings))
+    if config.prompts.writer is not None:
         raise UserError(
-            "expected no prompts.writer with a writer's command, which names whose words are drawn: leave it out"
+            f"expected no prompts.writer with a writer's command, which names whose words are drawn, got {config.prompts.writer}: "
+            "leave it out"
         )
-    return FoundModel(found.label, configuration.load(model, given), None)
+    return FoundModel(found.label, config, None)

@@ -76,9 +76,9 @@ def preflight(config: RunConfig, *, rewritten: bool = False) -> None:
     if is_here(config.cluster):  # what takes no time first
         device_here(config.cluster)
     if config.rollouts.staleness and not config.cluster.actors:
-        raise UserError(
-            f"expected cluster.actors of at least 1 with rollouts.staleness={config.rollouts.staleness}, got 0: one process draws and "
-            "learns by turns, so that older weights would gain nothing; leave staleness out, or set actors"
+        _say_once(
+            "NOTE: rollouts.staleness gains nothing in one process, which draws and learns by turns: --set cluster.actors=1 overlaps "
+            "them."
         )
     prompts = load_prompts(config.prompts)
     for reward in (*config.rewards, *config.watched):

@@ -59,23 +59,23 @@ def encode_once(
     if prompts is None:
         prompts = (prompt.given for prompt in drawn(config, run_prompts(config, directory)))
     wanted = list(dict.fromkeys(["", *prompts]))
-    of = {
-        "model": config.canonical()["model"],
-        "content": content(located(config.model).path),
+    of = {"model": config.canonical()["model"], "content": content(located(config.model).path)}
+    asked = {
+        "prompts": hashlib.sha256(json.dumps(wanted).encode()).hexdigest(),
         "guided": config.sampler.guidance > 1,
         "negative_prompt": config.sampler.negative_prompt,
     }
     if not _says(texts / "model.json", of):  # states are found by what was asked, whoever answered
         shutil.rmtree(texts, ignore_errors=True)
         write_json(texts / "model.json", of)
-    done, prompts_of = texts / "complete.json", hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
-    if _says(done, {"prompts": prompts_of}):
+    done = texts / "complete.json"
+    if _says(done, asked):
         return texts
     if here:
         TextEncoder(config, texts, threads=threads).encode(wanted)
     else:
         _by_actors(config.with_actors(), texts, wanted, threads=threads)
-    write_json(done, {"prompts": prompts_of})
+    write_json(done, asked)
     return texts
 
 

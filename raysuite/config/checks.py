@@ -308,8 +308,8 @@ def _check_idle(run: Run) -> None:
             if getattr(section, setting) != getattr(default, setting):
                 raise UserError(
                     f"expected no {name}.{setting} with {name}.{other}={getattr(section, other)}, which does not read it: set "
-                    f"{name}.{other}={' or '.join(values)}, or leave {setting} out (a recipe has it: {name}='{{{other}: "
-                    f"{getattr(section, other)}}}' replaces the whole section)"
+                    f"{name}.{other}={' or '.join(values)}, or leave {setting} out (where a recipe has it, {name}=null before "
+                    f"your own settings of {name} does)"
                 )
 
 
@@ -396,18 +396,21 @@ def _check_guards(run: Run) -> None:
         "held_out": None if run.prompts.held_out else "prompts.held_out",
         "watched": None if run.watched else "evaluation.rewards besides the trained ones",
         "kl": None if run.evaluation.kl and run.sampler.noise.level else "evaluation.kl=true and noise in the sampler",
-        "prompts": None if soft and run.parameters.prompts.count > 1 else "parameters.kind=prompts, with several",
+        "prompts": None
+        if soft and run.parameters.prompts.count > 1
+        else "parameters.kind=prompts and parameters.prompts.count above 1",
         "spread": None if run.preferences.source is None else "pictures that are drawn, and no preferences.source",
     }
     for name, wanted in blind.items():
         if wanted and getattr(guards, name) == "stop":
             raise UserError(
-                f"expected {wanted} with guards.{name}=stop, which has nothing to look at without: set it, or leave the guard out"
+                f"expected {wanted} with guards.{name}=stop, got none, so that it has nothing to look at: do so, or leave the guard "
+                "out"
             )
     if guards.kl_limit is not None and (blind["kl"] or guards.kl == "ignore"):
         wanted = blind["kl"] or "guards.kl of warn or stop"
         raise UserError(
-            f"expected {wanted} with guards.kl_limit, got a limit that nothing is held to: set it, or leave it out"
+            f"expected {wanted} with guards.kl_limit, got a limit that nothing is held to: do so, or leave it out"
         )
 
 

@@ -337,7 +337,9 @@ def improvements(
     wins, unseen = [], []
     for x, y in pairs:
         x_SRG, y_SRG = means_MRG[x][:, None], means_MRG[y][None]
-        won_SRG = np.where(np.isclose(x_SRG, y_SRG, rtol=1e-9), 0.5, x_SRG > y_SRG)
+        # means of equal scores may round differently
+        tied_SRG = np.abs(x_SRG - y_SRG) <= 1e-9 * np.maximum(np.abs(x_SRG), np.abs(y_SRG))
+        won_SRG = np.where(tied_SRG, 0.5, x_SRG > y_SRG)
         wins.append(_Sum((won_SRG.mean(1), won_SRG.mean(0) - won_SRG.mean((0, 1)))))
         several = [runs for runs in won_SRG.shape[:2] if runs > 1]
         unseen.append(_unseen(min([len(counts_G), *several]), confidence))

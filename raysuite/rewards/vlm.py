@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,8 @@ QUESTION = (
     "Answer with a number and nothing else.\n\n{prompt}"
 )
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)")
+OF_ENDPOINTS, OF_PROCESSES = {"key", "fields", "seconds", "retries", "at_once"}, {"device", "precision", "batch"}
+"""Options that only one of the two ways reads."""
 FEW = 50
 """Answers before which a share says little: invalid ones are counted as a share of at least so many."""
 
@@ -85,24 +86,6 @@ class Vlm:
                 ("at_once of at least 1", at_once, int, lambda value: value >= 1),
             ),
         )
-        there: dict[str, Any] = {
-            "key": key,
-            "fields": fields,
-            "seconds": seconds,
-            "retries": retries,
-            "at_once": at_once,
-        }
-        here: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
-        for name, value in (there if url is None else here).items():
-            if value != signature(type(self)).parameters[name].default:
-                raise UserError(
-                    f"expected no {name} for the reward vlm {'without' if url is None else 'with'} url, got {value!r}: "
-                    + (
-                        "it is of an endpoint; name its url"
-                        if url is None
-                        else "it is of a model in this process; leave it out"
-                    )
-                )
         self.values, self.lowest, self.highest = _values(answers)
         try:
             self.find = re.compile(find) if find else None
@@ -115,7 +98,7 @@ class Vlm:
         self.model, self.question, self.invalid, self.tokens = model, question, invalid, tokens
         self.at_once, self.asked, self.refused = at_once, 0, 0
         self._local: QwenVL | None = None  # its weights are read when it is first asked
-        self._options = here
+        self._options: dict[str, Any] = {"device": device, "precision": precision, "batch": batch}
         self._chat: Chat | None = None
         if url is None:
             QwenVL.check(model, precision=precision, batch=batch)
@@ -137,6 +120,12 @@ class Vlm:
         """Refuse options that are wrong, an endpoint that accepts no connection, and a key that is not there."""
         if model is None:
             raise UserError("expected a model for the reward vlm: its name at the endpoint, or a Qwen-VL")
+        here = options.get("url") is None
+        for name in options.keys() & (OF_ENDPOINTS if here else OF_PROCESSES):
+            raise UserError(
+                f"expected no {name} for the reward vlm {'without' if here else 'with'} url, got {options[name]!r}: "
+                + ("it is of an endpoint; name its url" if here else "it is of a model in this process; leave it out")
+            )
         made = cls(model, **options)
         if made._chat is not None:
             made._chat.headers()

@@ -139,16 +139,19 @@ def _placed(file: Path, own: bytes) -> bool:
 
 
 def _touch(file: Path, own: bytes, ended: threading.Event) -> None:
+    missing = 0
     while not ended.wait(TOUCH_SECONDS):
         with suppress(OSError):  # a network file system that answers again the next time
-            if (found := _read(file)) != own:
+            found = _read(file)
+            missing = missing + 1 if found is None else 0  # once may be a file system that is mounted again
+            if found not in (own, None) or missing > 1:
                 _leave(file, found)
             os.utime(file)
 
 
 def _leave(file: Path, found: bytes | None) -> None:
     """End the process: it stood still, or could not reach the directory, for so long that it was taken for gone."""
-    since = _holder(found) if found is not None else "it was given back since"
+    since = _holder(found) if found is not None else "which has ended since, or somebody removed its lock"
     logging.getLogger("raysuite").error(
         "raysuite: expected to hold %s, another command has taken it over (%s): this process was stopped, or out of reach, for more "
         "than %g minutes; it ends and writes no more there. Give the same command again when the directory is free",

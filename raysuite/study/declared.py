@@ -41,8 +41,10 @@ ROLLOUTS = ("prompts", "samples", "prompts_per_block", "replay")
 """What of a run's rollouts matters here."""
 LEARN = ("microbatch", "betas", "epsilon")
 """What of its learning does: the size of batches, and the optimiser's scale."""
+OF_TRAINING = ("budget", "reference", "guards", "checkpoints", "trackers")
+"""Sections of a run that say nothing here: what contradicts itself in them is none of a study's."""
 UNREAD = (
-    *("updates", "budget", "reference", "guards", "checkpoints", "trackers", "cluster.workers", "cluster.shard"),
+    *("updates", *OF_TRAINING, "cluster.workers", "cluster.shard"),
     *("evaluation.ema", "evaluation.every", "evaluation.rankings", "preferences.held_out", "preferences.across_draws"),
 )
 """What does not: a study takes no step of training, so that nothing follows its policy."""
@@ -215,6 +217,8 @@ def declare(
         for inner in [f"{path}.{name}" for name in value] if isinstance(value, dict) and value else [path]:
             _check_read(inner, chosen.values())
         _put(tree, chosen, path, value)
+    for path in along or {}:
+        _check_read(path, chosen.values())
     checkpoints = _checkpoints(run, checkpoint)
     tree["rollouts"] = {k: v for k, v in (tree.get("rollouts") or {}).items() if k in ROLLOUTS}
     tree["cluster"] = {**(tree.get("cluster") or {}), "workers": 1, "shard": False}
@@ -280,7 +284,7 @@ def _check_read(path: str, objectives: Collection[Mapping[str, Any]]) -> None:
     known = [configuration.class_of(objective.get("name")) for objective in objectives]
     if wanted and all(cls is not None and cls.consumes != wanted for cls in known):
         of = "rewards" if section == "credit" else "preferences"
-        raise UserError(f"expected an objective that learns from {of} with {path}, got none: leave it out")
+        raise UserError(f"expected an objective that learns from {of} with the setting {path}, got none: leave it out")
     name, read = rest.partition(".")[0], {"learn": LEARN, "rollouts": ROLLOUTS}.get(section)
     if any(f"{path}.".startswith(f"{unread}.") for unread in UNREAD) or (read and name and name not in read):
         raise UserError(
@@ -291,7 +295,7 @@ def _check_read(path: str, objectives: Collection[Mapping[str, Any]]) -> None:
 
 def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
     """A run that learns with this objective: with those settings alone that mean something to it."""
-    kept = {name: section for name, section in tree.items() if name not in ("budget", "reference")}
+    kept = {name: section for name, section in tree.items() if name not in OF_TRAINING}
     cls = configuration.class_of(objective.get("name"))
     if cls is not None:
         if cls.reference_is_sampler:  # units are drawn by the policy that is measured: it is its own old one
@@ -302,7 +306,7 @@ def _config(tree: Mapping[str, Any], objective: Mapping[str, Any]) -> RunConfig:
         kept["preferences"] = {name: compared[name] for name in ("source", "members") if name in compared}
     if cls is not None and cls.process == "forward" and "credit" in kept:  # it learns from finished pictures
         kept["credit"] = {**(kept["credit"] or {}), "kind": "terminal", "discount": 1.0}
-    for name in ("credit", "preferences"):  # a ladder goes from one kind to the other
+    for name in ("credit", "preferences", "parameters"):  # a ladder goes from one kind to the other
         kept[name] = configuration.without_idle(name, kept.get(name) or {})
     learn = {name: value for name, value in (tree.get("learn") or {}).items() if name in LEARN}
     kept["evaluation"] = {**(kept.get("evaluation") or {}), "ema": False}  # evaluated are the weights that are measured

@@ -151,10 +151,11 @@ class RungDirectory:
             UserError: it was drawn for other prompts.
         """
         replay = self.rung.config.rollouts.replay
-        found = stored.read(Path(replay) if replay else self.path, block.update, block.index)
+        place = Path(replay) if replay else self.path
+        found = stored.read(place, block.update, block.index)
         if found.block.prompt_ids != block.prompt_ids:
             raise UserError(
-                f"expected rollouts of this study's prompts in {self.path}, got those of others: put the prompts back as they were "
+                f"expected rollouts of this study's prompts in {place}, got those of others: put the prompts back as they were "
                 "when it began, or give another --out"
             )
         return found

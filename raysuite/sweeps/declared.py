@@ -210,6 +210,8 @@ class Sweep(Section):
                     continue
                 path = f"objective.{path.rpartition('.')[2]}"
             configuration.put(tree, path, deepcopy(value))
+        if "parameters.kind" in drawn:  # of those that are searched some read no rank
+            tree["parameters"] = configuration.without_idle("parameters", tree["parameters"])
         until, updates = (tree.get("learn") or {}).get("decline_until"), tree.get("updates")
         if isinstance(until, int) and isinstance(updates, int):  # from there on nothing would be learned
             tree["updates"] = min(updates, until)
@@ -330,9 +332,7 @@ def _check(sweep: Sweep) -> None:
                 f"expected different {what}, got {list(names)}: name each once (the same twice in two files)"
             )
     for path, dimension in sweep.space.items():
-        if dimension.kind in ("choice", "grid") and any(
-            v in dimension.values[:i] for i, v in enumerate(dimension.values)
-        ):
+        if dimension.kind in ("choice", "grid") and len(set(map(json.dumps, dimension.values))) < len(dimension.values):
             raise UserError(
                 f"expected different values of {path} in space, got {list(dimension.values)}: name each once"
             )
@@ -343,17 +343,18 @@ def _check(sweep: Sweep) -> None:
             raise UserError(
                 f"expected {path} in one place only: the sweep's seeds and budget, its settings, or its space"
             )
-    drawn = {path: value for path, dimension in sweep.space.items() for value in dimension.values}
-    for path, value in {**sweep.settings, **drawn}.items():
+    drawn = [(path, value) for path, dimension in sweep.space.items() for value in dimension.values]
+    replays = any((tree.get("rollouts") or {}).get("replay") for tree in sweep._trees.values())
+    for path, value in [*sweep.settings.items(), *drawn]:
         if isinstance(value, dict) and path in configuration.merging():
             inner = ", ".join(f"{path}.{name}" for name in value)
             raise UserError(
                 f"expected single settings, got the whole section {path}, which would put all that it does not name to its default: "
                 f"name {inner or 'them'}"
             )
-        if path == "updates" and "rollouts.replay" not in sweep.settings:
+        if path == "updates" and not replays:
             raise UserError(
-                "expected no updates in a sweep, got some: its runs end by the budget, which is equal for all; leave it out"
+                f"expected no updates in a sweep, got {value}: its runs end by the budget, which is equal for all; leave it out"
             )
     for path in sweep.space:
         if path in YARDSTICK or path.startswith("evaluation."):

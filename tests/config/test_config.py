@@ -533,7 +533,7 @@ def test_settings_that_contradict_each_other(changes: dict[str, Any], mentions: 
         (
             {"parameters.rank": 4},
             "expected no parameters.rank with parameters.kind=prompts, which does not read it: set parameters.kind=lora, or leave "
-            "rank out (a recipe has it: parameters='{kind: prompts}' replaces the whole section)",
+            "rank out (where a recipe has it, parameters=null before your own settings of parameters does)",
         ),
         ({"parameters.start": "a"}, "set parameters.kind=lora or all, or leave start out"),
         ({"parameters": {"kind": "all", "alpha": 4}}, "expected no parameters.alpha with parameters.kind=all"),

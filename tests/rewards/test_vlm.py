@@ -202,7 +202,7 @@ def test_a_model_here_is_asked_the_same(tmp_path: Path) -> None:
         ("judge", {"find": "Score"}, "expected find to have a group"),
         ("judge", {"invalid": 2}, "expected invalid of 0 to 1"),
         ("judge", {"tokens": 0}, "expected tokens of at least 1"),
-        ("judge", {"at_once": 0}, "expected at_once of at least 1"),
+        ("judge", {"url": "http://127.0.0.1:9", "at_once": 0}, "expected at_once of at least 1"),
         ("gpt", {"key": "OPENAI_API_KEY"}, "expected no key for the reward vlm without url, got 'OPENAI_API_KEY'"),
         ("judge", {"url": "http://127.0.0.1:9", "batch": 2}, "expected no batch for the reward vlm with url, got 2"),
     ],
@@ -212,3 +212,21 @@ def test_what_does_not_fit_is_a_sentence_before_a_run(
 ) -> None:
     with pytest.raises(UserError, match=mentions):
         rewards.check("vlm", model=model, options=options)
+
+
+def test_an_endpoint_needs_no_device_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that take a device are given the one that is there, whether they compute on it or not."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    reward = rewards.made("vlm", model="judge", options={"url": "http://127.0.0.1:9"})
+    assert isinstance(reward, Vlm)
+
+
+class Second(Vlm):
+    """A user's own, which takes whatever the other does."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        super().__init__(model, **options)
+
+
+def test_a_class_that_extends_it_may_pass_options_on() -> None:
+    assert Second("judge", url="http://127.0.0.1:9", seconds=5.0).model == "judge"
