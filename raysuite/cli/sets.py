@@ -10,10 +10,6 @@ import typer
 
 from raysuite import places
 from raysuite.cli.common import Settings, begin, by_path, console, place, say
-from raysuite.errors import UserError
-
-LEARNING = ("learn", "guards", "evaluation", "checkpoints", "trackers", "updates", "budget", "reference")
-"""Sections of a run that say how it learns, and what is looked at meanwhile."""
 
 
 def pairs(
@@ -37,12 +33,7 @@ def pairs(
     begin("pairs", directory)
     from raysuite import config as configuration
 
-    given = by_path(settings)
-    if learning := [path for path in given if path.partition(".")[0] in LEARNING]:
-        raise UserError(
-            f"expected settings of drawing and comparing, got {learning[0]}: a set of pairs is drawn without learning; leave it out"
-        )
-    config = configuration.load(run, given)
+    config = configuration.load(run, by_path(settings))
     from raysuite.cluster import launch
     from raysuite.cluster.pairs import make_pairs
     from raysuite.progress import Counting
