@@ -82,10 +82,6 @@ def test_nothing_is_written_by_a_run_that_cannot_start(
     [
         (["pairs", "toy-ddp"], "did you mean toy-ddpo?"),
         (
-            ["pairs", "toy-ddpo", "--set", "learn.epochs=2"],
-            "expected settings of drawing and comparing, got learn.epochs",
-        ),
-        (
             ["writer", "pairs", "--set", "prompts={writer: scenes-writer}"],
             "expected no prompts.writer with a writer's command, which names whose words are drawn",
         ),

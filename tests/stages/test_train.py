@@ -24,7 +24,7 @@ from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.kernel.credit import PromptTracker, global_advantages, terminal_credit
 from raysuite.stages import checkpoint
-from raysuite.stages.files import OTHERS, RunDirectory, versions_of
+from raysuite.stages.files import TENDED_ELSEWHERE, RunDirectory, versions_of
 from raysuite.stages.learn import advantages, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
@@ -516,7 +516,7 @@ def test_a_directory_of_another_run_is_refused_and_left_as_it_is(tmp_path: Path)
 def test_what_a_killed_command_was_writing_is_removed_where_nobody_else_writes(tmp_path: Path) -> None:
     run, name = RunDirectory(tmp_path), f".half-written.{uuid.uuid4().hex}"
     run.claim(toy(), ["test"])
-    for place in (".", "scores", "images/000000", *OTHERS):
+    for place in (".", "scores", "images/000000", *TENDED_ELSEWHERE):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / name).touch()
     run.claim(toy(), ["test"])
