@@ -404,13 +404,13 @@ def _check_guards(run: Run) -> None:
     for name, wanted in blind.items():
         if wanted and getattr(guards, name) == "stop":
             raise UserError(
-                f"expected {wanted} with guards.{name}=stop, got none, so that it has nothing to look at: do so, or leave the guard "
+                f"expected {wanted} with guards.{name}=stop, got none, so that it has nothing to look at: change that, or leave the guard "
                 "out"
             )
     if guards.kl_limit is not None and (blind["kl"] or guards.kl == "ignore"):
         wanted = blind["kl"] or "guards.kl of warn or stop"
         raise UserError(
-            f"expected {wanted} with guards.kl_limit, got a limit that nothing is held to: do so, or leave it out"
+            f"expected {wanted} with guards.kl_limit, got a limit that nothing is held to: change that, or leave it out"
         )
 
 
