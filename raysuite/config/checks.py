@@ -404,8 +404,8 @@ def _check_guards(run: Run) -> None:
     for name, wanted in blind.items():
         if wanted and getattr(guards, name) == "stop":
             raise UserError(
-                f"expected {wanted} with guards.{name}=stop, got none, so that it has nothing to look at: change that, or leave the guard "
-                "out"
+                f"expected {wanted} with guards.{name}=stop, got none, so that it has nothing to look at: change that, or leave the "
+                "guard out"
             )
     if guards.kl_limit is not None and (blind["kl"] or guards.kl == "ignore"):
         wanted = blind["kl"] or "guards.kl of warn or stop"
