@@ -147,9 +147,8 @@ class Tables(Source):
 
     def __init__(self, paths: Sequence[str], split: str, names: Mapping[str, str] | None = None) -> None:
         super().__init__(paths, split, names)
-        self.has_splits = not all(
-            path.endswith(".parquet") or Path(path).is_file() for path in paths
-        )  # data sets do, files do not
+        # data sets have, files have not
+        self.has_splits = not all(path.endswith(".parquet") or Path(path).is_file() for path in paths)
         self._reading, self._last = Lock(), dict[tuple[str, int], pa.Table]()
 
     @classmethod

@@ -163,23 +163,20 @@ class Measurement:
         self, block: Block, rollouts: Rollouts | None, advantage: Advantages | None
     ) -> tuple[dict[str, Sequence[Batch | None]], float | None]:
         """A block's units as each objective sees them, None where there is nothing to learn from; and how many rankings units have."""
-        preferences: Sequence[Batch | None] = ()
+        seen: dict[str, Sequence[Batch | None]] = {}
         of_unit = None
         if self.comparing is not None:
-            preferences, of_unit = self._preferences(self.comparing, block, rollouts)
-
-        def weighted(label: str, objective: Objective[Any]) -> Sequence[Batch | None]:
+            seen["preferences"], of_unit = self._preferences(self.comparing, block, rollouts)
+        kinds = {
+            label: "preferences" if of.consumes == "preferences" else "reward" if label == REWARD else of.process
+            for label, of in self.objectives.items()
+        }
+        for kind in set(kinds.values()) - {"preferences"}:
             assert rollouts is not None and advantage is not None
-            if label != REWARD:
-                return _by_prompt(transitions(rollouts, advantage[objective.process]), block)
             # an objective's mean is over steps, where the policy gradient sums over them
-            steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum())
-            return _by_prompt(transitions(rollouts, steps * advantage["reward"]), block)
-
-        return {
-            label: preferences if objective.consumes == "preferences" else weighted(label, objective)
-            for label, objective in self.objectives.items()
-        }, of_unit
+            steps = int(self.policy.schedule.windowed(block.window).stochastic_K.sum()) if kind == "reward" else 1
+            seen[kind] = _by_prompt(transitions(rollouts, steps * advantage[kind]), block)
+        return {label: seen[kind] for label, kind in kinds.items()}, of_unit
 
     def _preferences(
         self, config: RunConfig, block: Block, rollouts: Rollouts | None

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from raysuite import config as configuration
 from raysuite.config import Reward, RunConfig
 from raysuite.errors import UserError
 from raysuite.families import located
-from raysuite.stages import checkpoint
-from raysuite.stages.files import RunDirectory, content, differences, digest, versions_of
+from raysuite.stages import checkpoint, files
+from raysuite.stages.files import RunDirectory, differences, digest, versions_of
 from raysuite.stages.prompts import Prompt, evaluation_block
 from raysuite.suites.declared import Suite, categories_of
 from raysuite.types import Block
@@ -34,6 +34,8 @@ NOTHING_LEARNED = {"name": "diffusion_dpo", "beta": 1.0}
 """An objective that goes with any sampler."""
 SHOWN = 48
 """Prompts of which the first picture is kept in any case, spread evenly over the suite."""
+content = cache(files.content)
+"""Of a base it is asked for every run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,10 @@ class Protocol:
             for first in range(0, len(self.prompts), self.batch):
                 part = self.prompts[first : first + self.batch]
                 wanted = any(self.kept(prompt.number, sample) for prompt in part)
-                place = {"index": len(blocks), "first_sample": sample}
-                blocks.append(evaluation_block(self.config, part, **place, pictures=len(part) if wanted else 0))
+                pictures = len(part) if wanted else 0
+                blocks.append(
+                    evaluation_block(self.config, part, index=len(blocks), first_sample=sample, pictures=pictures)
+                )
         return blocks
 
 
