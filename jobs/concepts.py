@@ -28,7 +28,7 @@ from raysuite.families.pipeline import PipelinePolicy
 from raysuite.families.soft_prompts import Share, Values
 from raysuite.kernel.stats import Interval, bootstrap_mean
 from raysuite.places import replacing
-from raysuite.results.comparison import with_interval
+from raysuite.results.numerals import with_interval
 from raysuite.rng import Stage, numpy_generator
 from raysuite.stages.learn import learn
 from raysuite.stages.preferences import rows_of_set

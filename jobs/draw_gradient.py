@@ -23,7 +23,7 @@ from raysuite.families import open_policy
 from raysuite.families.pipeline import PipelinePolicy
 from raysuite.kernel import directions
 from raysuite.places import replacing
-from raysuite.results.comparison import with_interval
+from raysuite.results.numerals import with_interval
 from raysuite.stages.files import differences
 from raysuite.stages.learn import gradient, transitions
 from raysuite.stages.prompts import load_prompts, training_blocks

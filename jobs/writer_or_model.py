@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from raysuite import cli
 from raysuite.kernel.stats import Interval, difference_of_methods, mean_over_runs
 from raysuite.places import replacing
-from raysuite.results.comparison import generator, with_interval
+from raysuite.results.comparison import generator
+from raysuite.results.numerals import with_interval
 from raysuite.results.page import table
 from raysuite.results.writer import read_writers
 from raysuite.stages import checkpoint

@@ -163,7 +163,7 @@ def measure(
         )
     folder = places.existing(references) if references else None
     from raysuite.datasets.pictures import of_folder
-    from raysuite.results.comparison import with_interval
+    from raysuite.results.numerals import with_interval
     from raysuite.rewards.features import features as features_of
     from raysuite.stages.soft_prompts import beside_real, measured, open_distribution
 

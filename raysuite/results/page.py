@@ -17,7 +17,7 @@ from PIL import Image
 from raysuite import places
 from raysuite.errors import UserError
 from raysuite.kernel.stats import Interval
-from raysuite.results.comparison import decimals, number, with_interval
+from raysuite.results.numerals import decimals, number, with_interval
 from raysuite.results.run import Picture, Run, flat
 
 SPENT = "network evaluations spent on training"

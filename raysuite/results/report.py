@@ -10,9 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from raysuite.kernel.stats import RESAMPLES
-from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, decimals, number, with_interval
+from raysuite.results import comparison, sentences
+from raysuite.results.comparison import Comparison
 from raysuite.results.figures import Line, panel
+from raysuite.results.numerals import decimals, number, with_interval
 from raysuite.results.page import (
     SPENT,
     choosing,
@@ -86,9 +87,9 @@ def summary(directory: Path, width: int | None = None) -> str:
     """
     run = read_run(directory)
     compared = comparison.compare(run)
-    lines = [comparison.verdict(run, compared)]
-    lines += [f"WARNING: {alarm}" for alarm in comparison.alarms(run, compared)]
-    lines += [f"Note: {caution}" for caution in comparison.cautions(run, compared)]
+    lines = [sentences.verdict(run, compared)]
+    lines += [f"WARNING: {alarm}" for alarm in sentences.alarms(run, compared)]
+    lines += [f"Note: {caution}" for caution in sentences.cautions(run, compared)]
     if compared:
         header = ("reward", "split", "prompts", "before", "after", "difference [95 %]")
         rows = [header, *(_cells(c) for c in compared)]
@@ -108,9 +109,9 @@ def _content(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "name": run.directory.resolve().name,
-        "verdict": comparison.verdict(run, compared),
-        "alarms": comparison.alarms(run, compared),
-        "cautions": comparison.cautions(run, compared),
+        "verdict": sentences.verdict(run, compared),
+        "alarms": sentences.alarms(run, compared),
+        "cautions": sentences.cautions(run, compared),
         "tiles": list(_tiles(run, compared)),
         "comparisons": [(c, decimals(c.difference)) for c in compared],
         "splits": SPLITS,
@@ -135,7 +136,7 @@ def _tiles(run: Run, compared: Sequence[Comparison]) -> Iterator[tuple[str, str,
     keys = [(comparison.headline(run), split) for split in run.splits[:1]] + [(run.trained, s) for s in run.splits]
     for c in [by[key] for key in dict.fromkeys(keys) if key in by]:
         places = decimals(c.difference)
-        label = f"{comparison.label(c.reward)}\n{SPLITS[c.split]} prompts"
+        label = f"{sentences.label(c.reward)}\n{SPLITS[c.split]} prompts"
         change = number(c.difference.estimate, places, signed=True)
         was = f"{number(c.before.estimate, places)} → {number(c.after.estimate, places)}"
         yield label, change, f"{limits(c.difference)}\n{was}", c.direction * run.sign(c.reward)

@@ -13,7 +13,8 @@ import numpy as np
 from raysuite.errors import UserError
 from raysuite.kernel.diversity import pairwise_distance
 from raysuite.kernel.stats import bootstrap_share, paired_difference
-from raysuite.results.comparison import generator, with_interval
+from raysuite.results.comparison import generator
+from raysuite.results.numerals import with_interval
 from raysuite.results.page import table
 from raysuite.tables import read_table
 

@@ -7,7 +7,7 @@ import pytest
 from raysuite.config.sections import Guards, Reaction
 from raysuite.kernel import guards
 from raysuite.kernel.stats import Interval
-from raysuite.results.comparison import WARNED
+from raysuite.results.sentences import WARNED
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from raysuite.errors import UserError
-from raysuite.results import comparison
+from raysuite.results import comparison, sentences
 from raysuite.results.figures import STAND_INS, Line, panel
 from raysuite.results.report import summary, write_report
 from raysuite.results.run import WEIGHTED_SUM, read_run
@@ -97,7 +97,7 @@ def test_a_policy_cost_what_was_spent_before_it(tmp_path: Path):
 def test_the_verdict_is_about_the_strict_pass_rate_of_held_out_prompts(tmp_path: Path):
     fabricate.whole(tmp_path, improving)
     run = read_run(tmp_path)
-    sentence = comparison.verdict(run, comparison.compare(run))
+    sentence = sentences.verdict(run, comparison.compare(run))
     assert sentence.startswith("On 12 held-out prompts the strict pass rate rose from 0.25 to 0.75: +0.50 [")
     assert sentence.endswith("], 95 % bootstrap over prompts.")
     assert sentence.replace("95 %", "95\N{NO-BREAK SPACE}%") in html_of(tmp_path)
@@ -109,7 +109,7 @@ def test_the_verdict_is_about_the_strict_pass_rate_of_held_out_prompts(tmp_path:
 
 def test_no_change_is_called_that(tmp_path: Path):
     run = read_run(fabricate.whole(tmp_path, lambda update, *rest: flat(update // 10, *rest)))
-    sentence = comparison.verdict(run, comparison.compare(run))
+    sentence = sentences.verdict(run, comparison.compare(run))
     assert "the strict pass rate went from 0.50 to 0.50" in sentence
     assert sentence.endswith("which cannot be told from no change.")
 
@@ -117,7 +117,7 @@ def test_no_change_is_called_that(tmp_path: Path):
 def test_few_prompts_say_nothing_of_a_rise(tmp_path: Path) -> None:
     run = read_run(fabricate.whole(tmp_path, improving))
     few = [replace(found, prompts=2) for found in comparison.compare(run)]
-    assert " went from " in (sentence := comparison.verdict(run, few))
+    assert " went from " in (sentence := sentences.verdict(run, few))
     assert sentence.endswith("95 % bootstrap over prompts. That is too few prompts to tell.")
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from markupsafe import Markup
 
 from raysuite.kernel.stats import Interval
-from raysuite.results.comparison import count, decimals, number, with_interval
 from raysuite.results.figures import MARKERS, RUNS, Line, panel
 from raysuite.results.in_context.numbers import Factors, Row, corrected, drawn, factors, share, together
 from raysuite.results.in_context.published import PUBLISHED, SHOTS, SOURCE, Output
 from raysuite.results.in_context.read import ALONE, NOBODY, ORACLE, InContext, Source, examples, read_in_context
+from raysuite.results.numerals import count, decimals, number, with_interval
 from raysuite.results.page import origin, table, thumbnail, write_page
 from raysuite.results.run import flat
 

@@ -12,11 +12,12 @@ import numpy as np
 from markupsafe import Markup
 
 from raysuite.kernel.stats import RESAMPLES, Interval
-from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, decimals, number, with_interval
+from raysuite.results.comparison import Comparison
 from raysuite.results.figures import RUNS
+from raysuite.results.numerals import decimals, number, with_interval
 from raysuite.results.page import command, costs, duration, limits, picture_with_marks, short, table, write_page
 from raysuite.results.run import SPLITS, Run, flat
+from raysuite.results.sentences import label
 from raysuite.results.side_by_side import panels, sentences
 from raysuite.results.side_by_side.members import is_sweep
 from raysuite.results.side_by_side.methods import Contrast, Method, contrasts, summarise, write_numbers, write_scores
@@ -117,7 +118,7 @@ def _content(together: SideBySide, methods: Sequence[Method], found: Sequence[Co
     return {
         "title": listed([method.name for method in methods]),
         "together": together,
-        "label": comparison.label(together.headline),
+        "label": label(together.headline),
         "splits": SPLITS,
         "tags": [
             (RUNS[colour], panels.GLYPHS[marker], shown.name)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raysuite.results import comparison
-from raysuite.results.comparison import Comparison, count, number, with_interval
+from raysuite.results import comparison, sentences
+from raysuite.results.comparison import Comparison
+from raysuite.results.numerals import count, number, with_interval
 from raysuite.results.run import SPLITS, Run, Scores
 from raysuite.results.side_by_side.methods import Contrast, Method
 from raysuite.results.side_by_side.runs import SideBySide, differing, listed
@@ -41,7 +42,7 @@ def _against_the_base(together: SideBySide, methods: Sequence[Method]) -> str:
         elif names:
             clauses.append(f"{verb} {listed(names)}")
     where = count(together.gains[0].prompts, f"{SPLITS[together.splits[0]]} prompt")
-    return f"On {where} the {comparison.label(together.headline)} {listed(clauses)}."
+    return f"On {where} the {sentences.label(together.headline)} {listed(clauses)}."
 
 
 def _between(together: SideBySide, found: Sequence[Contrast]) -> str:
@@ -100,7 +101,7 @@ def _repetitions(together: SideBySide, method: int, ends: Sequence[float]) -> st
 
 def alarms(together: SideBySide) -> list[str]:
     """Signs in any run that a reward is gamed or prompts learned by heart."""
-    return _said(together, comparison.alarms)
+    return _said(together, sentences.alarms)
 
 
 def cautions(together: SideBySide) -> list[str]:
@@ -109,7 +110,7 @@ def cautions(together: SideBySide) -> list[str]:
     return [
         *together.left_behind,
         *(caution for about in own for caution in about(together)),
-        *_said(together, comparison.cautions),
+        *_said(together, sentences.cautions),
     ]
 
 

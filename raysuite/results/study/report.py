@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from raysuite.kernel.stats import Interval
-from raysuite.results.comparison import number, with_interval
 from raysuite.results.figures import RUNS
+from raysuite.results.numerals import number, with_interval
 from raysuite.results.page import duration, limits, origin, short, table, write_page
 from raysuite.results.run import SPLITS, flat
 from raysuite.results.side_by_side.panels import GLYPHS

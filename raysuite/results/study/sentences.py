@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from raysuite.kernel.stats import ENOUGH_POWER, Interval
-from raysuite.results.comparison import number, with_interval
+from raysuite.results.numerals import number, with_interval
 from raysuite.results.run import SPLITS
 from raysuite.results.side_by_side.runs import listed
 from raysuite.results.study.read import Estimate, Gain, Study

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from raysuite.kernel.stats import Interval
-from raysuite.results.comparison import FEW_PROMPTS, count, number, with_interval
+from raysuite.results.comparison import FEW_PROMPTS
+from raysuite.results.numerals import count, number, with_interval
 from raysuite.results.page import origin, table, write_page
 from raysuite.results.run import flat
 from raysuite.results.suites import pictures
