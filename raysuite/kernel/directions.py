@@ -145,7 +145,12 @@ def squared_norm(gram: Gram) -> Interval:
 
 
 def has_direction(gram: Gram) -> bool:
-    """Whether the units show that E g is not zero, at 95 %. Where they do not, there is no cosine to speak of."""
+    """Whether the units show that E g is not zero. Where they do not, there is no cosine to speak of.
+
+    That is where the lower limit of `squared_norm` is above 0. At E g = 0 a jackknife takes the variance of U for twice what it is, so
+    that noise alone passes in at most 0.5 % of studies, not in the 2.5 % of other intervals here. It is left so: a cosine with
+    a direction found by luck misleads more than a dash.
+    """
     return squared_norm(gram).low > 0
 
 
