@@ -132,7 +132,7 @@ REWARDS = {
         "how probable a vision-language model finds the right answers to a row's questions (GenEval 2)",
         "0 to 1",
         "Qwen3-VL-8B (18 GB), and GenEval 2's rows as metadata",
-        "Apache-2.0",
+        "Apache-2.0 (Qwen3-VL-8B)",
     ),
     "vlm": Registered(
         "raysuite.rewards.vlm:Vlm",
@@ -146,7 +146,7 @@ REWARDS = {
         'the probability of "yes" when a vision-language model is asked whether a picture shows its prompt',
         "0 to 1",
         "Qwen3-VL-8B (18 GB)",
-        "Apache-2.0",
+        "Apache-2.0 (Qwen3-VL-8B)",
     ),
 }
 
@@ -350,7 +350,7 @@ def _checked(name: str, answer: Any, prompts_N: Sequence[str]) -> np.ndarray:
         raise UserError(f"{wanted} got None: let it return them")
     try:
         scores = _numbers(answer)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch has the last for what is no number
         raise UserError(
             f"{wanted} got {type(answer).__name__}, which holds others; the prompts were {_some(prompts_N)}: {in_words(error)}"
         ) from error
@@ -373,6 +373,8 @@ def _numbers(answer: Any) -> np.ndarray:
     """Scores as float64: from numbers, from a tensor wherever it is, or from a pair of such and something else."""
     if isinstance(answer, tuple) and len(answer) == 2 and not np.isscalar(answer[0]) and np.ndim(answer[0]) != 0:
         answer = answer[0]
+    if isinstance(answer, list | tuple):
+        answer = [float(score.detach()) if hasattr(score, "detach") else score for score in answer]
     if hasattr(answer, "detach"):
         answer = answer.detach().cpu().double().numpy()
     return np.asarray(answer, dtype=np.float64)

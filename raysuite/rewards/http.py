@@ -34,7 +34,8 @@ class Http:
         url: of the server, `http://` or `https://`. Proxies that the environment names are not used.
         seconds: that one request may take.
         retries: times that a request is repeated when the server is not reached in time, or answers with a status that
-            may pass (408, 429, 5xx), after 1, 2, 4, ... seconds, at most 30. A malformed answer is not asked for again.
+            may pass (408, 429, 5xx), after 1, 2, 4, ... seconds, at most 30. A malformed answer is not asked for again here; the
+            reward's own `retries` ask for the whole block.
         batch: pictures a request.
         whole_groups: whether the server's reward ranks the pictures of a prompt; a request then has all of one prompt, however many.
 

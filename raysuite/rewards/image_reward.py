@@ -58,7 +58,7 @@ class ImageReward(NetworkReward):
         )
         self._network = self._ready(network)
         self._tokenizer = tokenizer_of(self.model, self.OTHERWISE)
-        self._frame = Frame(self.model, self.OTHERWISE)
+        self._frame = Frame(self.model, self.OTHERWISE, nearest=True)
 
     @classmethod
     def check(cls, model: str | None, *, precision: str = "float32", batch: int = 32, **options: Any) -> None:

@@ -16,6 +16,8 @@ from raysuite import places
 from raysuite.errors import UserError
 
 Loaded = TypeVar("Loaded")
+ELSEWHERE = {"preprocessor_config.json": "processor_config.json"}
+"""Where transformers 5 saves what earlier versions saved under another name."""
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -140,7 +142,9 @@ def check_directory(model: str, needs: Sequence[str], otherwise: str) -> None:
     """
     path = places.whole(model)
     if path.is_dir():
-        lacking = [name for name in needs if not (path / name).is_file()]
+        lacking = [
+            name for name in needs if not any((path / file).is_file() for file in (name, ELSEWHERE.get(name, name)))
+        ]
         if lacking:
             raise UserError(f"expected {', '.join(needs)} in {model}, found no {lacking[0]}: {otherwise}")
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -171,10 +175,13 @@ class Frame:
     """How a CLIP-like image processor frames a picture: shortest side resized, centre cropped, normalised.
 
     Args:
-        model: hub id or directory with its `preprocessor_config.json`.
+        model: hub id or directory with its image processor.
+        nearest: whether the crop begins at the nearest pixel, as torchvision's, where transformers' begins at the one before. Of the
+            usual sizes that matters for 832 x 1216 alone.
     """
 
-    def __init__(self, model: str, otherwise: str) -> None:
+    def __init__(self, model: str, otherwise: str, *, nearest: bool = False) -> None:
+        self._nearest = nearest
         self._processor = processor_of(model, otherwise)
         crop = self._processor.crop_size
         self.side, self.crop = int(self._processor.size["shortest_edge"]), (int(crop["height"]), int(crop["width"]))
@@ -183,18 +190,23 @@ class Frame:
 
     def pixels(self, images_N: np.ndarray) -> Tensor:
         """As published: pictures uint8 (N, H, W, 3) through the processor itself."""
-        return processed(self._processor, images_N)["pixel_values"]
+        if not self._nearest:
+            return processed(self._processor, images_N)["pixel_values"]
+        return self._cropped(processed(self._processor, images_N, do_center_crop=False)["pixel_values"])
 
     def resized(self, images_NCHW: Tensor) -> Tensor:
         """The same of pictures in [0, 1], with gradients."""
         height, width = images_NCHW.shape[2:]
-        scale = self.side / min(height, width)
         size = (
             (self.side, int(self.side * width / height))
             if height <= width
             else (int(self.side * height / width), self.side)
         )
-        images_NCHW = F.interpolate(images_NCHW, size, mode="bicubic", antialias=scale < 1, align_corners=False)
-        top, left = ((have - want) // 2 for have, want in zip(size, self.crop, strict=True))
-        cropped = images_NCHW[:, :, top : top + self.crop[0], left : left + self.crop[1]].clamp(0, 1)
+        images_NCHW = F.interpolate(images_NCHW, size, mode="bicubic", antialias=True, align_corners=False)
+        cropped = self._cropped(images_NCHW).clamp(0, 1)
         return (cropped - self._mean.to(cropped)) / self._std.to(cropped)
+
+    def _cropped(self, images_NCHW: Tensor) -> Tensor:
+        beyond = (have - want for have, want in zip(images_NCHW.shape[2:], self.crop, strict=True))
+        top, left = (round(more / 2) if self._nearest else more // 2 for more in beyond)
+        return images_NCHW[:, :, top : top + self.crop[0], left : left + self.crop[1]]

@@ -21,8 +21,8 @@ class Ocr:
     """1 - edit distance / length of the wanted text, at least 0: 1 where exactly that is read, and nothing else.
 
     Case and spaces do not count. The wanted text is `target` or `text` of the prompt's metadata, otherwise what the prompt has
-    in double quotes, all quotations together. Liu et al. (Flow-GRPO), 2025, train on such a score with another reader; scores of
-    different readers do not compare.
+    in double quotes, all quotations together. Liu et al. (Flow-GRPO), 2025, train on such a score with another reader, and their
+    code gives 1 wherever the text is among what is read; scores of different readers do not compare.
 
     Args:
         threads: that a call may use.

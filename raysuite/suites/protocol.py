@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -16,8 +17,10 @@ from typing import Any
 
 from raysuite import config as configuration
 from raysuite.config import Reward, RunConfig
+from raysuite.config.sections import Judge
 from raysuite.errors import UserError
 from raysuite.families import located
+from raysuite.rewards import REWARDS, resolve
 from raysuite.stages import checkpoint, files
 from raysuite.stages.files import RunDirectory, differences, digest, versions_of
 from raysuite.stages.prompts import Prompt, evaluation_block
@@ -26,6 +29,8 @@ from raysuite.types import Block
 
 VERSIONS = ("raysuite", "torch", "diffusers", "transformers", "peft")
 """Packages on which pictures and scores depend."""
+PACKAGES = {"ocr": ("rapidocr", "onnxruntime")}
+"""Packages that bring a reward's network."""
 CHANGEABLE = ("sampler", "model.size", "model.precision", "model.arguments", "cluster")
 """Settings that an evaluation may have others of than the training had, and the sections of such."""
 DECIDED = ("sampler.steps", "sampler.guidance")
@@ -112,7 +117,10 @@ class Protocol:
             "batch": self.batch,
             "images": "all" if self.all_images else "some",
             **drawn(self.config),
-            "rewards": {reward.name: _known(reward) for reward in self.config.rewards},
+            "rewards": {
+                reward.name: known(reward, self.config.cluster.judges.get(reward.name))
+                for reward in self.config.rewards
+            },
             "order": [reward.name for reward in self.config.rewards],  # the first is what a page is about
             "versions": versions_of(VERSIONS),
         }
@@ -329,7 +337,7 @@ def _name(config: RunConfig) -> str:
     return f"{label}+prompts{config.seed}" if config.parameters.kind == "prompts" else label
 
 
-def _known(reward: Reward) -> dict[str, Any]:
+def known(reward: Reward, judge: Judge | None) -> dict[str, Any]:
     """What decides a reward's scores."""
     there = reward.model is not None and Path(reward.model).exists()
     sha256 = content(reward.model) if there and reward.model else None
@@ -337,7 +345,20 @@ def _known(reward: Reward) -> dict[str, Any]:
     beside = reward.options.get("clip")
     if isinstance(beside, str) and Path(beside).exists():
         known["clip"] = content(beside)
+    if reward.name in PACKAGES:
+        known["versions"] = versions_of(PACKAGES[reward.name])
+    if reward.name not in REWARDS:
+        known["source"] = _source(reward.name)
+    if judge and judge.environment:
+        known["environment"] = judge.environment
     return known
+
+
+def _source(name: str) -> str | None:
+    """Digest of the file in which a user's own reward is written; None where it is in none."""
+    resolve(name)  # which imports it
+    file = sys.modules[name.partition(":")[0]].__file__
+    return content(file) if file else None
 
 
 def _digest_of(prompts: Sequence[Prompt]) -> str:

@@ -39,13 +39,15 @@ def save_clip(directory: Path, *, side: int = 32, seed: int = 0) -> Path:
     return directory
 
 
-def framed(image: np.ndarray, side: int) -> Tensor:
-    """CLIP's preprocessing of one picture by PIL alone: shortest side, bicubic; centre crop; normalised. (3, side, side)."""
+def framed(image: np.ndarray, side: int, *, nearest: bool = False) -> Tensor:
+    """CLIP's preprocessing of one picture by PIL alone: shortest side, bicubic; centre crop, which begins at the pixel before, or at
+    the nearest; normalised. (3, side, side).
+    """
     height, width = image.shape[:2]
     short = min(height, width)
     size = (int(side * width / short), int(side * height / short))
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    left, top = (round((more - side) / 2) if nearest else (more - side) // 2 for more in size)
     cropped = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
     return torch.from_numpy((cropped - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).permute(2, 0, 1)
 

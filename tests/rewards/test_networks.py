@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPProcessor
 
 from raysuite.errors import UserError
 from raysuite.rewards.aesthetic import Aesthetic
@@ -19,7 +20,7 @@ from raysuite.rewards.clip import ClipScore
 from raysuite.rewards.convert import convert
 from raysuite.rewards.hps import HpsV2
 from raysuite.rewards.image_reward import ImageReward
-from raysuite.rewards.network import NetworkReward
+from raysuite.rewards.network import Frame, NetworkReward
 from raysuite.rewards.pickscore import PickScore
 from tests.rewards import networks
 
@@ -181,6 +182,42 @@ def test_gradients_to_pixels_are_those_of_the_scores(
         smooth = reward.differentiable(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, PROMPTS).numpy()
     rounded = scored(reward, images)
     assert smooth == pytest.approx(rounded, abs=0.05 * max(1.0, float(np.abs(rounded).max())))
+
+
+def test_small_pictures_grow_with_gradients_as_they_do_without(made: dict[str, NetworkReward]) -> None:
+    """PIL's bicubic kernel, which torch has only where it also smooths: its other one was 5 % of a grey level's range off."""
+    frame, images = Frame(made["clip_score"].model, ""), pictures(9, 9)
+    smooth = frame.resized(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    levels = 255 * (smooth - frame.pixels(images)).abs() * torch.tensor(networks.STD).view(3, 1, 1)
+    assert levels.mean() < 0.5
+
+
+@pytest.mark.parametrize("size", [(32, 67), (67, 32), (48, 80)])
+def test_a_crop_begins_at_the_nearest_pixel_where_its_paper_s_code_does(
+    size: tuple[int, int], made: dict[str, NetworkReward]
+) -> None:
+    """torchvision's place of the crop of 35 pixels that are too many is 18, transformers' 17; of an even number they are one."""
+    images, frame = pictures(*size), Frame(made["clip_score"].model, "", nearest=True)
+    expected = torch.stack([networks.framed(image, 32, nearest=True) for image in images])
+    assert torch.allclose(frame.pixels(images), expected, atol=1e-6)
+    other = torch.allclose(Frame(made["clip_score"].model, "").pixels(images), expected, atol=1e-6)
+    assert other == (size == (48, 80))
+
+
+def test_a_directory_that_its_processor_was_saved_to_is_read(tmp_path: Path, made: dict[str, NetworkReward]) -> None:
+    """As the installed transformers saves it, which is not as the hub has it."""
+    old, new = Path(made["clip_score"].model), tmp_path / "clip"
+    shutil.copytree(old, new)
+    (new / "preprocessor_config.json").unlink()
+    CLIPProcessor(
+        AutoImageProcessor.from_pretrained(old, backend="pil"), AutoTokenizer.from_pretrained(old)
+    ).save_pretrained(new)
+    assert not (new / "preprocessor_config.json").exists()
+    ClipScore.check(str(new))
+    assert scored(ClipScore(str(new)), images := pictures(48, 80)) == pytest.approx(scored(made["clip_score"], images))
+    (new / "processor_config.json").unlink()
+    with pytest.raises(UserError, match=r"found no preprocessor_config\.json"):
+        ClipScore.check(str(new))
 
 
 def test_a_prompt_that_is_too_long_is_cut_off(made: dict[str, NetworkReward]) -> None:

@@ -351,13 +351,22 @@ def test_what_a_reward_does_to_its_pictures_in_place_stays_there(monkeypatch: py
     "answer",
     [
         torch.tensor([1.0, 0.0, 0.5], dtype=torch.bfloat16),
+        [torch.tensor(value, dtype=torch.bfloat16, requires_grad=True) for value in (1.0, 0.0, 0.5)],
         torch.tensor([1.0, 0.0, 0.5], requires_grad=True),
         (np.array([1.0, 0.0, 0.5]), {"model": "x"}),
         (torch.tensor([1.0, 0.0, 0.5]), {}),
         ([1.0, 0.0, 0.5], [{}, {}, {}]),
         (1.0, 0.0, 0.5),
     ],
-    ids=["bfloat16", "with gradient", "pair", "pair with a tensor", "pair of lists", "tuple of numbers"],
+    ids=[
+        "bfloat16",
+        "list with gradients",
+        "with gradient",
+        "pair",
+        "pair with a tensor",
+        "pair of lists",
+        "tuple of numbers",
+    ],
 )
 def test_scores_come_in_many_forms(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards, "resolve", {"some": returning(answer)}.__getitem__)

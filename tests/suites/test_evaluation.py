@@ -16,16 +16,17 @@ from PIL import Image
 
 from raysuite.cli.evaluation import evaluate_suite
 from raysuite.cluster import suites
-from raysuite.config import RunConfig
+from raysuite.config import Reward, RunConfig
+from raysuite.config.sections import Judge
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.rewards import score
-from raysuite.stages import checkpoint
+from raysuite.stages import checkpoint, files
 from raysuite.stages.collect import LocalCollector
 from raysuite.stages.files import RunDirectory
 from raysuite.suites import evaluation
 from raysuite.suites.declared import SUITES, prompts_of
-from raysuite.suites.protocol import Member, Protocol, content, declare
+from raysuite.suites.protocol import Member, Protocol, content, declare, known
 from tests.stages.worker import train_alone
 
 PROMPTS = (
@@ -206,6 +207,23 @@ def test_other_prompts_and_other_weights_are_refused(runs: Runs, tmp_path: Path)
     protocol = runs.declare(tmp_path / "e", [tmp_path / "first"])
     with pytest.raises(UserError, match="first@1 to hold this model, got one that differs in checkpoint"):
         evaluation.claim(protocol, tmp_path / "e", ["test"])
+
+
+def test_what_decides_scores_beside_a_model_is_part_of_the_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a reward of one's own, the packages that bring a reward's network, and the environment of its process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raysuite.suites.protocol.content", files.content)  # which looks again
+    written = tmp_path / "brightness.py"
+    written.write_text("def bright(images, prompts, metadata):\n    return [1.0] * len(images)\n")
+    before = known(Reward(name="brightness:bright"), None)
+    written.write_text("def bright(images, prompts, metadata):\n    return [2.0] * len(images)\n")
+    assert known(Reward(name="brightness:bright"), None) != before
+    assert known(Reward(name="redness"), None) == {"model": None, "options": {}, "sha256": None}
+    assert set(known(Reward(name="ocr"), None)["versions"]) == {"rapidocr", "onnxruntime"}
+    judge = Judge(pip=("paint==1.0",))
+    assert known(Reward(name="redness"), judge)["environment"] == {"pip": ["paint==1.0"]}
 
 
 @pytest.mark.parametrize(
