@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 
 import torch
 from torch import Tensor
+
+from raysuite.errors import UserError, in_a_line
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -20,3 +24,20 @@ def thread_pool(number: int) -> ThreadPool:
     if torch.cuda.is_initialized():
         return ThreadPool(number, torch.cuda.set_device, (torch.cuda.current_device(),))
     return ThreadPool(number)
+
+
+@contextmanager
+def told_if_full() -> Iterator[None]:
+    """For the length of a `with`, or of what it decorates, a GPU without room is a sentence: to try again would end the same way.
+
+    Raises:
+        UserError: torch found no room.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"expected room on a GPU, found none ({in_a_line(error, 200)}): raysuite plan, with the same recipe and settings and with "
+            "--memory, says what takes it and which settings take less, such as learn.microbatch, rollouts.prompts_per_block and "
+            "parameters.checkpointing"
+        ) from error

@@ -479,3 +479,21 @@ def test_what_cannot_be_served_is_a_sentence(
     words: list[str], mentions: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mentions in fails(["rewards", "serve", *words], capsys)
+
+
+def test_a_gpu_without_room_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What torch raises there is none of the errors that a run knows: it was a traceback, and left nothing in the directory."""
+    import torch
+
+    from raysuite.families.toy import ToyPolicy
+
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(ToyPolicy, "predict", full)
+    run = tmp_path / "run"
+    said = fails(["train", "toy-ddpo", "--set", "cluster.actors=0", "--out", str(run)], capsys)
+    assert "found none (CUDA out of memory. Tried to allocate 2.00 GiB. See the documentation): raysuite plan" in said
+    assert "expected room on a GPU" in json.loads((run / "failure.json").read_text())["message"]

@@ -21,6 +21,7 @@ from raysuite.cluster.judges import Judges, Names, blocks_at_once
 from raysuite.cluster.lives import PAUSE_SECONDS, REACHED_SECONDS, answer, as_written, life_after, life_of, raised
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import Cluster, RunConfig
+from raysuite.devices import told_if_full
 from raysuite.errors import RewardHung, UserError, in_a_line
 from raysuite.families import Policy, open_policy
 from raysuite.stages.collect import IDLE_SECONDS, Collector
@@ -85,11 +86,13 @@ class RolloutActor(PolicyActor):
     def _open(self, texts: Path | None) -> Policy:
         return open_policy(self._config, drawing_device(self._config.cluster), texts=texts)
 
+    @told_if_full()
     def warm(self, blocks: Sequence[Block]) -> None:
         """Compile for blocks like these."""
         with self._drawing:
             warm_drawing(self._policy, blocks)
 
+    @told_if_full()
     def rollout(self, block: Block, weights: list[ray.ObjectRef], version: int) -> tuple[str, Rollouts]:
         """Draw and score a block with the given version of the weights; says too which of the actor's lives it was.
 

@@ -25,6 +25,7 @@ from raysuite.cluster.judges import Names, running_judges
 from raysuite.cluster.placement import pieces_of
 from raysuite.cluster.texts import encode_once
 from raysuite.cluster.turns import end_once_there, own_turn
+from raysuite.devices import told_if_full
 from raysuite.errors import UserError
 from raysuite.families import open_policy
 from raysuite.families.policy import Policy
@@ -78,6 +79,7 @@ class StudyActor(RolloutActor):
             policy.set_reference(policy.weights())
         return policy
 
+    @told_if_full()
     def measure(self, block: Block, advantage: Advantages | None) -> int:
         """Measure a block whose rollouts lie on disk; returns its number."""
         held = self._held

@@ -21,6 +21,7 @@ from raysuite.config import Model
 from raysuite.datasets.encode import Pairs, changed, check_some, encode_block
 from raysuite.datasets.pictures import DECODER
 from raysuite.datasets.sources import LAYOUTS, Part, Source, as_items
+from raysuite.devices import told_if_full
 from raysuite.errors import UserError
 from raysuite.families import Policy, encoder_digests, open_model
 from raysuite.progress import Counting
@@ -55,6 +56,7 @@ class Encoder:
         session.check_shared(self._directory / preference_set.MANIFEST, "an actor")
         return open_model(self._model, self._device), LAYOUTS[self._layout](*self._named)
 
+    @told_if_full()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch of parts by column."""
         faults = []

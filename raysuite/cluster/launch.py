@@ -41,6 +41,7 @@ from raysuite.cluster.texts import encode_once
 from raysuite.cluster.turns import end_once_there, own_turn
 from raysuite.cluster.writer import rewrite_prompts
 from raysuite.config import Model, RunConfig, validate
+from raysuite.devices import told_if_full
 from raysuite.errors import Stopped, UserError, is_full
 from raysuite.families import Policy, check_model, cut_prompts, encoder_digests, open_policy
 from raysuite.families.compiled import check_compiler
@@ -77,8 +78,8 @@ def preflight(config: RunConfig, *, rewritten: bool = False) -> None:
         device_here(config.cluster)
     if config.rollouts.staleness and not config.cluster.actors:
         _say_once(
-            "NOTE: rollouts.staleness gains nothing in one process, which draws and learns by turns: --set cluster.actors=1 overlaps "
-            "them."
+            "NOTE: rollouts.staleness gains nothing in one process, which draws and learns by turns: --set cluster.actors=1"
+            f"{' --set cluster.actor_gpus=1' if config.cluster.worker_gpus else ''} overlaps them."
         )
     prompts = load_prompts(config.prompts)
     for reward in (*config.rewards, *config.watched):
@@ -127,6 +128,11 @@ def check_drawing(config: RunConfig) -> None:
         check_optimizer(config.learn, torch.device("cpu"))
     if not address and not cluster.wanted("gpus", workers=cluster.workers) and torch.cuda.is_available():
         _say_once("NOTE: this machine has a GPU and the run computes on CPUs: --set cluster.worker_gpus=1 uses it.")
+    if cluster.worker_gpus and cluster.actors and not cluster.actor_gpus:
+        _say_once(
+            "NOTE: actors draw on CPUs what is learned from on a GPU: --set cluster.actor_gpus=1 gives each a GPU; a learner and an "
+            "actor share one with cluster.worker_gpus=0.5 and cluster.actor_gpus=0.5."
+        )
     if _bytes_of_weights(config.model.path) <= OPENED_AT_ONCE:
         check_noise(config, open_policy(config, torch.device("cpu"), compiled=False).schedule)
 
@@ -308,7 +314,7 @@ def _learner(options: dict[str, Any]) -> None:
         _leave_if_asked(check)
         texts = options["texts"]
         policy = open_policy(config, accelerator.device, texts=texts)
-        with _collecting(config, policy, accelerator, options, check) as collector:
+        with told_if_full(), _collecting(config, policy, accelerator, options, check) as collector:
             Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and not is_full(error):

@@ -15,6 +15,7 @@ import torch
 from raysuite.cluster.actors import PolicyActor, dealt
 from raysuite.cluster.placement import drawing_device, strategy_of_actors
 from raysuite.config import TOYS, RunConfig
+from raysuite.devices import told_if_full
 from raysuite.families import located, open_policy
 from raysuite.stages.files import content, write_json
 from raysuite.stages.prompts import drawn, run_prompts
@@ -31,6 +32,7 @@ class TextEncoder(PolicyActor):
         device = drawing_device(config.cluster)
         super().__init__(lambda: open_policy(config, device, texts=directory, weights=False))
 
+    @told_if_full()
     def encode(self, prompts: Sequence[str]) -> int:
         """Write the text states of prompts that are not there yet; returns how many prompts these were."""
         return len(self._policy.text_states(prompts))

@@ -149,10 +149,11 @@ class Policy(ABC):
         Raises:
             UserError: the array has another length.
         """
-        self.replace_reference(self._named(flat))
+        self.replace_reference(self._named(flat.copy()))  # which may be kept
         self.reference_weights = flat
 
     def _named(self, flat: np.ndarray) -> dict[str, Tensor]:
+        """The array's pieces by name, to be read: they share its memory where that may be written to, without which torch warns."""
         parameters = self.trainable()
         expected = sum(p.numel() for p in parameters.values())
         if len(flat) != expected:
@@ -160,5 +161,5 @@ class Policy(ABC):
                 f"expected {expected} trained parameters, got {len(flat)}: the weights are of another model"
             )
         sizes = [p.numel() for p in parameters.values()]
-        pieces = torch.from_numpy(flat.copy()).split(sizes)
+        pieces = torch.from_numpy(flat if flat.flags.writeable else flat.copy()).split(sizes)
         return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}

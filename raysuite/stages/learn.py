@@ -421,8 +421,8 @@ def _reduce(parameters: Sequence[torch.nn.Parameter], metrics: Metrics, accelera
     ]
     if not is_share(parameters[0]):
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in learned])
-        pieces = accelerator.reduce(flat, reduction="sum").split([p.numel() for p in learned])
-        for p, piece in zip(learned, pieces, strict=True):
+        torch.distributed.all_reduce(flat)  # in place: Accelerate would make a second copy of all gradients
+        for p, piece in zip(learned, flat.split([p.numel() for p in learned]), strict=True):
             if p.grad is None:
                 p.grad = torch.empty_like(p)
             p.grad.copy_(piece.view(p.shape))  # laid out as the parameter is

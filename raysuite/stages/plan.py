@@ -205,6 +205,7 @@ def _learner(config: RunConfig, outline: Outline, texts: int) -> Process:
         "text states": min(texts, REMEMBERED_BYTES),
         "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
         LOADED: _loaded(config, outline) if cluster.worker_gpus else 0,
+        "a checkpoint as it is written": 0 if outline.lora else 4 * outline.trained + _encoders_loaded(config, outline),
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
 
@@ -247,6 +248,11 @@ def _actor(config: RunConfig, outline: Outline, texts: int) -> Process:
 def _loaded(config: RunConfig, outline: Outline) -> int:
     """Bytes of a pipeline that is read into main memory before it goes to a GPU."""
     return sum(_weights(config, outline, outline.weights[outline.part]).values())
+
+
+def _encoders_loaded(config: RunConfig, outline: Outline) -> int:
+    """Bytes of text encoders that a checkpoint of all weights reads anew: in float32, where here they are rounded."""
+    return 0 if config.model.precision == "float32" else 2 * outline.encoders
 
 
 def _weights(config: RunConfig, outline: Outline, network: int) -> dict[str, int]:

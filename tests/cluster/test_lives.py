@@ -101,3 +101,16 @@ def test_what_can_be_mended_crosses_processes_as_it_was_raised(cause: Exception)
     with pytest.raises(type(cause) if mendable else ray.exceptions.RayTaskError) as raised, lives.as_written():
         raise task.as_instanceof_cause()
     assert (raised.value is cause) == mendable
+
+
+def test_an_actor_whose_gpu_has_no_room_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence is not asked for again; anything else once more, of a fresh process that would have no more room."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(actors, "sample", full)
+    actor = RolloutActor(load("toy-ddpo"), threads=1)
+    loaded: Any = SimpleNamespace(hex=lambda: "")  # as if these weights had been used before
+    with pytest.raises(UserError, match=r"expected room on a GPU, found none \(CUDA out of memory\)"):
+        actor.rollout(SimpleNamespace(), [loaded], 0)  # type: ignore[arg-type]

@@ -68,6 +68,24 @@ def test_older_weights_gain_nothing_where_one_process_draws_and_learns_by_turns(
     assert any("rollouts.staleness gains nothing in one process" in message for message in caplog.messages) == told
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"worker_gpus": "1", "actors": "2"}, True),
+        ({"worker_gpus": "0.6", "actor_gpus": "0.4"}, False),
+        ({"worker_gpus": "1"}, False),
+        ({"actors": "2"}, False),
+    ],
+    ids=["beside a GPU", "on a share of it", "learners draw", "all on CPUs"],
+)
+def test_actors_on_cpus_beside_a_learner_on_a_gpu_are_told_of(
+    settings: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="raysuite"):
+        launch.check_drawing(load("toy-ddpo", {f"cluster.{name}": value for name, value in settings.items()}))
+    assert any("actors draw on CPUs what is learned from on a GPU" in message for message in caplog.messages) == told
+
+
 def test_a_writer_at_a_path_where_there_is_none_is_found_missing(tmp_path: Path) -> None:
     config = load("scenes-users-ddpo", {"prompts.writer": str(tmp_path / "nobody")})
     with pytest.raises(UserError, match=r"expected a writer \(scenes-writer, .* got .*nobody"):

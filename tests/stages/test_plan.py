@@ -193,3 +193,15 @@ def test_settings_are_named_with_which_it_fits(monkeypatch: pytest.MonkeyPatch) 
 def test_toys_are_not_planned() -> None:
     with pytest.raises(UserError, match="few kilobytes"):
         plan(load("toy-ddpo", {}))
+
+
+def test_a_checkpoint_of_all_weights_takes_main_memory_as_it_is_written() -> None:
+    """The network once more, and text encoders in float32 where they had been rounded; a LoRA is not worth counting."""
+    row = "a checkpoint as it is written"
+    plain, rounded, lora = (
+        plan(load("scenes-ddpo", settings)).processes[0]
+        for settings in ({}, {"model.precision": "bfloat16"}, {"parameters.kind": "lora"})
+    )
+    assert plain.main[row] == plain.device["gradients"] > 0
+    assert rounded.main[row] == rounded.device["gradients"] + 2 * rounded.device["text encoders"]
+    assert lora.main[row] == 0
