@@ -19,7 +19,7 @@ FLOORS = (
     {"cli"},
 )
 """From the ground up: a room imports from floors below its own, and from itself."""
-ABOVE_THEIR_OWN = {("rewards", "worlds"), ("types", "devices")}
+ABOVE_THEIR_OWN = {("rewards", "worlds"), ("types", "devices"), ("devices", "errors")}
 """Rooms of one floor of which the first may import the second."""
 OUTSIDE = {
     "ray": {"cluster"},
