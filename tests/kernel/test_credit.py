@@ -17,6 +17,7 @@ from raysuite.kernel.credit import (
     global_advantages,
     group_advantages,
     groups_without_spread,
+    has_spread,
     preview_credit,
     returns_to_go,
     terminal_credit,
@@ -331,3 +332,27 @@ def test_the_tracker_survives_json() -> None:
         assert np.array_equal(
             first.advantages(reward_N, ["a", "b", "new"]), second.advantages(reward_N, ["a", "b", "new"])
         )
+
+
+def test_the_deviation_of_a_batch_is_about_the_mean_of_each_step() -> None:
+    """Returns of 0 and 2 at one step, 10 more at the other: each deviates by 1 from its step's mean."""
+    advantage_NK = group_advantages(np.array([[0.0, 10.0], [2.0, 12.0]]), ["a", "a"], deviation="batch")
+    np.testing.assert_allclose(advantage_NK, [[-1, -1], [1, 1]], rtol=1e-7)
+
+
+def test_rounding_is_of_ones_own_group() -> None:
+    """What the rewards of one prompt may be off by says nothing of another's."""
+    return_NK, rounding_N = np.array([[0.0], [2.0], [5.0], [5.001]]), np.array([1e-9, 1e-9, 10.0, 10.0])
+    advantage_NK = group_advantages(return_NK, ["a", "a", "b", "b"], rounding_N)
+    np.testing.assert_allclose(advantage_NK[:, 0], [-1, 1, 0, 0], rtol=1e-7)
+
+
+def test_the_largest_of_what_values_may_be_off_by_decides() -> None:
+    assert not has_spread(np.zeros(2), 0.5, np.array([0.0, 1.0]))
+    assert not has_spread(np.array([100.0, 0.0, 0.0, 0.0]), 5e-5) and has_spread(np.array([100.0, 0.0]), 2e-4)
+
+
+def test_the_tracker_rounds_by_what_a_sample_may_be_off_by_itself() -> None:
+    tracker, rounding_N = PromptTracker.empty(size=8, minimum=1), np.array([1e-9, 1e-9, 10.0, 10.0])
+    advantage_N = tracker.advantages(np.array([0.0, 2.0, 5.0, 5.001]), ["a", "a", "b", "b"], rounding_N)
+    np.testing.assert_allclose(advantage_N, [-1, 1, 0, 0], rtol=1e-7)

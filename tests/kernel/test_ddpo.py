@@ -391,3 +391,31 @@ def test_impossible_settings(changes: dict[str, float], setting: str) -> None:
 
 def test_it_is_registered() -> None:
     assert OBJECTIVES["ddpo"] is Ddpo
+
+
+@pytest.mark.parametrize("window", [(0, 2), (1, 4), (3, STEPS)])
+def test_a_window_s_steps_have_their_own_densities_and_advantages(window: tuple[int, int]) -> None:
+    """Of latents only those around the window are kept; of densities and advantages every step's."""
+    schedule, (batch, _) = sampler(), trajectories(sampler())
+    first, end = window
+    columns = [*range(first, end + 1), *([STEPS] if end < STEPS else [])]
+    kept = dataclasses.replace(batch, latents_NK=batch.latents_NK[:, columns], window=window)
+    queries = make().queries(kept, schedule, generator())
+    inside = make().queries(batch, schedule.windowed(window), generator())
+    assert len(queries) == (end - first) * SAMPLES
+    assert queries.x_UM.equal(inside.x_UM)
+    for name in ("k", "next", "logp_old", "advantage"):
+        assert queries.extra[name].equal(inside.extra[name])
+
+
+def test_the_kl_that_is_told_is_in_nats() -> None:
+    """Whatever the ratio is divided by."""
+    schedule = sampler()
+    queries, prediction = points(schedule)
+    told = [
+        make(kl_weight=2.0, per_dimension=each)
+        .loss(queries, schedule, prediction, 1.1 * prediction)
+        .metrics["kl_reference"]
+        for each in (True, False)
+    ]
+    assert told[0].equal(told[1]) and told[0].min() > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from raysuite.kernel.directions import (
     Gram,
@@ -277,3 +278,29 @@ def test_too_few_units_and_other_units_are_refused() -> None:
         expected_cosine(small, small, small)
     with pytest.raises(ValueError, match="the same units"):
         batch_cosine(large, large, summed(np.eye(8)))
+
+
+def test_few_units_that_decide_leave_few_degrees_of_freedom() -> None:
+    """One of ten units moves the statistic by 1: squares of 0.9 and nine times 0.1 sum to 0.9, fourth powers to 0.657; a kurtosis of
+    8.11 leaves 20 / 7.11 degrees of freedom. The standard error is sqrt(9 / 10 0.9).
+    """
+    found = jackknife(np.array([5.0, 1.0, *[0.0] * 9]))
+    reach = t.ppf(0.975, 20 / (10 * 0.657 / 0.81 - 1)) * 0.9
+    assert (found.low, found.estimate, found.high) == pytest.approx((5 - reach, 5, 5 + reach))
+    even = jackknife(np.array([5.0, *[1.0, -1.0] * 5]))  # of kurtosis 1: all that normal units have
+    assert even.high - 5 == pytest.approx(t.ppf(0.975, 9) * 3)
+
+
+def test_matching_scales_each_bin_of_an_objective_by_its_own_norm() -> None:
+    """Bins share parameters, weights differ, and one bin of two is turned round: (u + v) (u - v) is 0 whatever the weights."""
+    rng = np.random.default_rng(14)
+    g = binned([np.array([4.0, 1.0]), np.array([1.0, 4.0])], 40, rng)
+    g[1][:, 1] *= -1
+    matched = matched_cosine(*grams(g))
+    assert matched is not None and matched.cosine.estimate == pytest.approx(0, abs=0.05)
+
+
+def test_eigenvalues_below_0_count_as_0() -> None:
+    """Estimated cosines that no three directions have: eigenvalues 1.9, 1.9 and -0.8."""
+    shares, _ = principal_directions(np.array([[1.0, 0.9, -0.9], [0.9, 1.0, 0.9], [-0.9, 0.9, 1.0]]))
+    assert shares == pytest.approx([0.5, 0.5, 0])

@@ -99,3 +99,9 @@ def test_the_parts_of_a_crossed_design_are_those_it_was_made_of() -> None:
     interaction = (both_DE**2).sum() / 2  # over (2 - 1)(3 - 1) degrees of freedom
     expected = (draw_D.var(ddof=1) - interaction / 3, noise_E.var(ddof=1) - interaction / 2, interaction)
     assert (found.draw, found.noise, found.interaction) == pytest.approx(expected)
+
+
+def test_averages_are_rounded_to_the_nearest_level() -> None:
+    checked = np.zeros((1, 128, 128, 3), np.uint8)
+    checked[:, ::2], checked[:, 1::2, ::2] = 100, 103
+    assert set(thumbnails(checked).ravel().tolist()) == {76}  # (100 + 100 + 103 + 0) / 4 = 75.75

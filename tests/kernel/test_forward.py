@@ -122,3 +122,9 @@ def test_errors_of_one_parametrisation_in_another() -> None:
     error = (v - other).square().mean(1)
     torch.testing.assert_close((eps - eps_other).square().mean(1), (1 - sigma) ** 2 * error)
     torch.testing.assert_close((x0 - x0_other).square().mean(1), sigma**2 * error)
+
+
+def test_every_unit_has_noise_of_its_own() -> None:
+    queries = noised(table(flow=True), rows=3, draws=2)
+    noise_U = queries.extra["target"][:, 0] + queries.extra["clean"][:, 0]  # the velocity is noise less picture
+    assert len({tuple(round(number, 6) for number in row) for row in noise_U.tolist()}) == 6

@@ -160,3 +160,7 @@ def test_settings_draw_the_same_numbers() -> None:
 def test_labels_that_make_no_sense(changes: dict[str, Any], mentions: str) -> None:
     with pytest.raises(UserError, match=mentions):
         ranked([[1, 2]], **changes)
+
+
+def test_a_row_is_as_uncertain_as_its_most_uncertain_member() -> None:
+    assert ranked([[1.0, 1.5], [1.0, 3.0]], rounding_RM=np.array([[0.0, 1.0], [0.0, 1.0]])).tolist() == [[1, 1, 0]]

@@ -66,3 +66,11 @@ def test_parameters_that_are_not_there_are_zero() -> None:
     x = gradients(0)
     s = sketch(16)
     assert s({"b.w": x["b.w"]})[s.spans["a.0"]].abs().max() == 0
+
+
+def test_parameters_of_a_block_have_places_of_their_own() -> None:
+    """The same numbers in two parameters of one block are orthogonal, within five standard errors."""
+    x = torch.randn(400, generator=torch.Generator().manual_seed(3))
+    s = Sketch({"a.v": 400, "a.w": 400}, {"a.v": "a", "a.w": "a"}, width=64, generator=torch.Generator().manual_seed)
+    product = float(s({"a.v": x, "a.w": torch.zeros(400)}) @ s({"a.v": torch.zeros(400), "a.w": x}))
+    assert abs(product) < 5 * float(x @ x) / 64**0.5

@@ -358,3 +358,19 @@ def test_what_does_not_fit_is_told(root: Path) -> None:
         rewards.check("geneval", model=str(root / "boxes2"))
     with pytest.raises(UserError, match="expected batch of at least 1"):
         rewards.check("geneval", model=str(root / "boxes"), options={"batch": 0})
+
+
+def test_only_as_many_as_are_wanted_need_their_place() -> None:
+    """A second, less confident tv right of the cat changes nothing by the rules; where two are wanted, both must be left of both."""
+    row, far = ROWS["tv left of cat"], at(90, 50)
+    assert (
+        strict(row, {"cat": [CAT], "tv": [TV, far]}, {}, 0.1)
+        == strict(row, {"cat": [CAT, at(5, 50)], "tv": [TV]}, {}, 0.1)
+        == 1
+    )
+    two: dict[str, Any] = {
+        "include": [{"class": "cat", "count": 2}, {"class": "tv", "count": 2, "position": ["left of", 0]}]
+    }
+    assert strict(two, {"cat": [CAT, at(40, 50)], "tv": [TV, at(60, 50)]}, {}, 0.1) == 0
+    assert strict(two, {"cat": [at(40, 50), CAT], "tv": [TV, at(60, 50)]}, {}, 0.1) == 0
+    assert strict(two, {"cat": [CAT, at(40, 50)], "tv": [at(10, 50), TV]}, {}, 0.1) == 1

@@ -95,3 +95,28 @@ def test_a_step_along_a_gradient_that_rewards_share_is_predicted_to_gain() -> No
     reward, objective = np.tile([1.0, 0.0], (8, 1)), np.tile([2.0, 0.0], (8, 1))
     found = predicted_gain(Gram.of(reward, objective), 0.1)
     assert [found.low, found.estimate, found.high] == pytest.approx([0.2] * 3)
+
+
+def test_the_lower_limit_may_be_the_farther() -> None:
+    row = {
+        "quantity": "expected_cosine",
+        "part": "whole",
+        "space": "parameters",
+        "estimate": 0.9,
+        "low": 0.2,
+        "high": 1.0,
+    }
+    assert widest([row]) == pytest.approx(0.7)
+
+
+def test_shares_are_those_of_cosines_whatever_the_norms() -> None:
+    """Lengths 1 and 3 with a cosine of 0.6: eigenvalues 1.6 and 0.4 of 2."""
+    rng, mean = np.random.default_rng(2), np.zeros((2, 20))
+    mean[:, 0], mean[1, 1] = (1.0, 1.8), 2.4
+    g = {label: mean[i] + 0.05 * rng.normal(size=(16, 1, 20)) for i, label in enumerate("ab")}
+    products = {
+        (a, b): (gram, Gram.stacked([gram.over_bins()])) for a in "ab" for b in "ab" if (gram := Gram.of(g[a], g[b]))
+    }
+    rows = list(estimates(products, ["a", "b"], ["all"]))
+    shares = [row["estimate"] for row in rows if row["quantity"] == "principal_share"]
+    assert shares == pytest.approx([0.8, 0.2], abs=0.03)

@@ -152,3 +152,13 @@ def test_refusals(settings: dict[str, object], mentions: str) -> None:
 def test_beta_means_nothing_to_fine_tuning() -> None:
     with pytest.raises(UserError, match="expected no --beta with --loss sft, which compares with no reference, got 7"):
         PairLoss("sft", 7.0)
+
+
+def test_just_beyond_log_2_is_told() -> None:
+    assert len(warnings(PairLoss("cal_dpo", 0.7), torch.tensor([-3.0]))) == 1  # 0.714 nats
+    assert not warnings(PairLoss("cal_dpo", 0.73), torch.tensor([-3.0]))  # 0.685
+
+
+def test_what_is_as_likely_is_not_preferred() -> None:
+    nought = torch.zeros(3)
+    assert summary(nought, nought, nought)["accuracy"] == summary(nought, nought, nought)["preferred_above_0"] == 0
