@@ -304,3 +304,9 @@ def test_eigenvalues_below_0_count_as_0() -> None:
     """Estimated cosines that no three directions have: eigenvalues 1.9, 1.9 and -0.8."""
     shares, _ = principal_directions(np.array([[1.0, 0.9, -0.9], [0.9, 1.0, 0.9], [-0.9, 0.9, 1.0]]))
     assert shares == pytest.approx([0.5, 0.5, 0])
+
+
+def test_a_gradient_that_is_0_has_no_direction() -> None:
+    """Its squared norm is 0 [0, 0]: nothing spreads."""
+    nothing = np.zeros((8, 3))
+    assert not has_direction(Gram.of(nothing, nothing))
