@@ -43,7 +43,8 @@ class PolicyActor:
     def __init__(self, opening: Callable[[], Policy]) -> None:
         self._life = uuid.uuid4().hex
         try:
-            self._opened: Policy | Exception = opening()
+            with told_if_full():
+                self._opened: Policy | Exception = opening()
         except Exception as error:  # noqa: BLE001 (it is raised where the policy is asked for)
             self._opened = error
 

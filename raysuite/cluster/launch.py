@@ -313,9 +313,10 @@ def _learner(options: dict[str, Any]) -> None:
     try:
         _leave_if_asked(check)
         texts = options["texts"]
-        policy = open_policy(config, accelerator.device, texts=texts)
-        with told_if_full(), _collecting(config, policy, accelerator, options, check) as collector:
-            Training(config, directory, policy, collector, accelerator, check=check).train()
+        with told_if_full():
+            policy = open_policy(config, accelerator.device, texts=texts)
+            with _collecting(config, policy, accelerator, options, check) as collector:
+                Training(config, directory, policy, collector, accelerator, check=check).train()
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and not is_full(error):
             raise

@@ -112,5 +112,9 @@ def test_an_actor_whose_gpu_has_no_room_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(actors, "sample", full)
     actor = RolloutActor(load("toy-ddpo"), threads=1)
     loaded: Any = SimpleNamespace(hex=lambda: "")  # as if these weights had been used before
-    with pytest.raises(UserError, match=r"expected room on a GPU, found none \(CUDA out of memory\)"):
+    told = r"expected room on a GPU, found none \(CUDA out of memory\)"
+    with pytest.raises(UserError, match=told):
         actor.rollout(SimpleNamespace(), [loaded], 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(actors, "open_policy", full)
+    with pytest.raises(UserError, match=told):
+        RolloutActor(load("toy-ddpo"), threads=1).life()
