@@ -338,3 +338,9 @@ def test_training_levels_of_a_flow_come_in_any_order() -> None:
 def test_a_timestep_of_a_variance_preserving_model_is_its_own_level() -> None:
     levels = Levels.variance_preserving(torch.linspace(0.99, 0.01, 1000, dtype=torch.float64))
     assert levels.nearest(levels.timesteps_T).tolist() == list(range(1000))
+
+
+def test_cps_of_level_1_forgets_the_predicted_noise_in_single_precision_too() -> None:
+    """What is left of two squares that differ by rounding would be 1e-4."""
+    sigma = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
+    assert flow(sigma, kind="cps", level=1.0, dtype=torch.float32).direction_K.abs().max() == 0

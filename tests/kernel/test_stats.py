@@ -354,3 +354,31 @@ def test_improvements_hold_at_the_confidence_that_is_asked_for():
 def test_one_prompt_and_one_run_each_leave_no_interval():
     (found,) = improvements(([[1.0]], [[0.0]]), [(0, 1)], np.zeros(1), rng())
     assert found.estimate == 1 and math.isnan(found.low) and math.isnan(found.high)
+
+
+@pytest.mark.parametrize(("runs", "trials"), [(3, 3), (1, 24), (40, 24)])
+def test_who_always_wins_has_the_exact_limit_of_what_is_fewer(runs: int, trials: int):
+    """Runs or prompts: 0.025 ** (1 / 3) is 0.292."""
+    values = np.ones((runs, 24)), np.zeros((runs, 24))
+    found = improvements(values, [(0, 1), (1, 0)], np.arange(24), rng(), resamples=50)
+    limit = 0.025 ** (1 / trials)
+    assert [(of.low, of.estimate, of.high) for of in found] == [
+        pytest.approx((limit, 1, 1)),
+        pytest.approx((0, 0, 1 - limit)),
+    ]
+
+
+def test_scores_below_0_are_tied_as_those_above_are():
+    values = -np.array([[0.1, 0.2, 0.3, 0.3]]), -np.array([[0.3, 0.2, 0.1, 0.3]])
+    (found,) = improvements(values, [(0, 1)], np.array(["a", "a", "a", "b"]), rng())
+    assert found.estimate == 0.5
+
+
+def test_prompts_keep_what_runs_leave_them():
+    """Two prompts whose means are -1 and 1, and 40 runs with s^2 = 1/2: b/G + e/(R G) is 1, of which runs hold 1/2, so that k^2 = 1/2.
+    A resample has one prompt twice as often as not."""
+    runs, own = 19.5**0.5 * np.tile([1, -1], 20), 7 * np.repeat([1, -1], 20)
+    found = mean_over_runs(np.stack([runs - 1 - own, runs + 1 + own], 1), np.arange(2), rng(), resamples=20_000)
+    student = scipy.stats.t(39, scale=0.5**0.5)
+    reached = student.cdf(found.high + 0.5**0.5 * np.array([-1, 0, 0, 1])).mean()
+    assert found.estimate == pytest.approx(0) and reached == pytest.approx(0.975, abs=0.005)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from raysuite.errors import UserError
+from raysuite.kernel.stats import Interval
 from raysuite.results import comparison, sentences
 from raysuite.results.figures import STAND_INS, Line, panel
 from raysuite.results.report import summary, write_report
@@ -318,3 +319,32 @@ def test_the_results_need_neither_torch_nor_ray():
     code = "import sys, raysuite.results.report, raysuite.results.side_by_side.report; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "ray", "diffusers", "pandas", "matplotlib.pyplot"} & set(loaded)
+
+
+def test_what_is_told_of_a_change_is_what_its_interval_allows(tmp_path: Path):
+    """A rise on training prompts need not be certain for a certain fall to be told; a rise that may be none games nothing."""
+    run = read_run(fabricate.whole(tmp_path, improving))
+    known = {(c.reward, c.split): c for c in comparison.compare(run)}
+    rose, perhaps, fell = Interval(0.2, 0.1, 0.3), Interval(0.2, -0.1, 0.5), Interval(-0.2, -0.3, -0.1)
+
+    def changed(**differences: Interval) -> list[comparison.Comparison]:
+        keys = {
+            "learned": ("scenes", "training"),
+            "held_out": ("scenes", "held_out"),
+            "watched": ("scenes_strict", "held_out"),
+        }
+        return [replace(known[keys[name]], difference=difference) for name, difference in differences.items()]
+
+    (alarm,) = sentences.alarms(run, changed(learned=perhaps, held_out=fell))
+    assert "does not carry over" in alarm
+    assert sentences.alarms(run, changed(held_out=perhaps, watched=fell)) == []
+    assert "cannot be told" not in " ".join(sentences.cautions(run, changed(learned=rose, held_out=fell)))
+    assert "cannot be told" in " ".join(sentences.cautions(run, changed(learned=rose, held_out=perhaps)))
+
+
+def test_a_fall_since_the_best_that_may_be_none_is_not_told(tmp_path: Path):
+    def value(update: int, split: str, prompt: int, sample: int, reward: str) -> float:
+        return {0: 0.2, 5: 0.9, 10: 0.88 + 0.3 * (-1) ** prompt}[update]
+
+    run = read_run(fabricate.whole(tmp_path, value))
+    assert not any("was best after" in sentence for sentence in sentences.cautions(run, comparison.compare(run)))

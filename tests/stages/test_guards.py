@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -238,3 +240,46 @@ def test_rewards_that_tell_no_pictures_apart_are_said(tmp_path: Path) -> None:
     assert guard_lines(tmp_path / "none") == {("guard/spread", 0): 1.0}
     assert "2 of 2 prompts had equal rewards: there is nothing to learn from them" in none.watch.warnings["spread"]
     assert np.abs(none.policy.weights() - before).max() < 1e-6  # weight decay of weights that are 0
+
+
+def test_a_change_is_that_of_the_weighted_sum_and_prompts_are_what_differs(tmp_path: Path) -> None:
+    def rows(gains: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+        return [
+            {"split": "training", "prompt": prompt, "sample": sample, "reward": reward, "value": value}
+            for prompt, by_reward in gains.items()
+            for reward, value in by_reward.items()
+            for sample in range(8)
+        ]
+
+    before = rows({prompt: {"a": 0.0, "b": 0.0, "other": 0.0} for prompt in ("left", "right")})
+    after = rows({"left": {"a": 1.0, "b": 1.0, "other": 9.0}, "right": {"a": 3.0, "b": 1.0, "other": 9.0}})
+    changes = begin(toy(), tmp_path).watch._changes(4, (before, after), {"a": 2.0, "b": -1.0})
+    found = changes["training"]
+    assert (found.low, found.estimate, found.high) == (1.0, 3.0, 5.0)  # both that are drawn may be one prompt
+
+
+def test_guards_look_at_held_out_prompts_where_there_are_any(tmp_path: Path) -> None:
+    """On them alone the watched reward falls, and pictures become alike."""
+    config = toy(evaluation__rewards=f"['{PALENESS}']", guards__held_out="ignore")
+    training, trained = begin(config, tmp_path), config.rewards[0].name
+    (tmp_path / "scores").mkdir(exist_ok=True)
+    for update, change in ((0, 0.0), (4, 1.0)):
+        rows = [
+            {"split": split, "prompt": str(prompt), "sample": 0, "reward": reward, "value": change * sign}
+            for split, fall in (("training", 0.0), ("held_out", -1.0))
+            for reward, sign in ((trained, 1.0), (PALENESS, fall))
+            for prompt in range(4)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "scores" / f"{update:06d}.parquet")
+    names = [f"evaluation/diversity/{split}" for split in ("held_out", "training")]
+    training.run.log(0, dict.fromkeys(names, 10.0))
+    training.watch.after_evaluation(4, dict(zip(names, (1.0, 10.0), strict=True)))
+    assert set(guard_lines(tmp_path)) == {("guard/watched", 3), ("guard/diversity", 3)}
+
+
+def test_replayed_rollouts_have_ratios_of_their_own(tmp_path: Path) -> None:
+    config = toy(guards__diversity="ignore")
+    run = begin(config, tmp_path).run
+    replayed = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"replay": "elsewhere"})})
+    Watch(replayed, run, latent_numbers=4).after_update(1, {"learn/ratio": 1.02, "learn/clipped_at_first": 0.0})
+    assert guard_lines(tmp_path) == {}

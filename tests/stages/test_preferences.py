@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from raysuite.kernel.objectives import OBJECTIVES
 from raysuite.rng import Stage, numpy_generator, torch_generator
 from raysuite.stages import checkpoint, preference_set
 from raysuite.stages.checkpoint import State
-from raysuite.stages.evaluate import judged_rankings
+from raysuite.stages.evaluate import Judged, judge_rankings, judged_metrics, judged_rankings
 from raysuite.stages.files import RunDirectory
 from raysuite.stages.preference_set import PreferenceSet
 from raysuite.stages.preferences import compared, rankings, rows_of_set
@@ -468,3 +470,74 @@ def test_a_set_must_hold_what_the_objective_takes(
     else:
         with pytest.raises(UserError, match=mentions):
             found.check(config)
+
+
+def test_prompts_and_updates_have_comparisons_of_their_own() -> None:
+    config = toy(preferences__choose="random", preferences__limit="3")
+    reward_N = np.tile(np.arange(16.0), 2)
+    found, _ = rankings(config, block(2, 16), reward_N)
+    later, _ = rankings(config, replace(block(2, 16), update=4), reward_N)
+    assert not np.array_equal(found[:3], found[3:] - 16) and not np.array_equal(found, later)
+
+
+def test_rounding_is_that_of_the_samples_that_are_compared() -> None:
+    """Those of the first prompt are known exactly, those of the second not at all."""
+    reward_N, rounding_N = np.array([0, 0.5, 1] * 2), np.repeat([0.0, 2.0], 3)
+    indices_RM, ties = rankings(toy(preferences__choose="best_worst"), block(2, 3), reward_N, rounding_N)
+    assert (indices_RM.tolist(), ties) == ([[2, 0]], 1)
+
+
+def test_labels_are_as_warm_and_as_wrong_as_they_are_asked_for() -> None:
+    """One wrong in four; and rewards of 0 and 1 at a temperature of 0.01, which leaves no doubt of them."""
+    reward_N = np.tile([0.0, 1.0], 400)
+
+    def right(**settings: str) -> float:
+        indices_RM, _ = rankings(
+            toy(preferences__choose="all", rollouts__samples="2", **settings), block(400, 2), reward_N
+        )
+        return float((indices_RM[:, 0] % 2).mean())
+
+    assert right() == right(preferences__label="bradley_terry", preferences__temperature="0.01") == 1
+    assert right(preferences__noise="0.25") == pytest.approx(0.75, abs=0.1)  # five standard errors
+
+
+def test_what_is_judged_is_no_matter_of_the_run_s_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither which rankings nor their noise; another seed of the evaluation has others."""
+    settings = {"preferences__held_out": str(tmp_path), "evaluation__rankings": "7"}
+    one, other, elsewhere = (toy(DPO, **settings, **more) for more in ({}, {"seed": "1"}, {"evaluation__seed": "1"}))
+    assert judged_rankings(one, 40) == judged_rankings(other, 40) != judged_rankings(elsewhere, 40)
+    seeds = []
+
+    def judge(*about: Any, **options: Any) -> tuple[dict[str, np.ndarray], Cost]:
+        seeds.append(about[3].initial_seed())
+        return {}, Cost()
+
+    monkeypatch.setattr("raysuite.stages.evaluate.judge", judge)
+    held: Any = SimpleNamespace(rows=lambda rows: SimpleNamespace(prompts_R=()))
+    policy: Any = SimpleNamespace(draws_prompts=True)
+    for config in (one, other, elsewhere):
+        judge_rankings(config, policy, held, 0, [0], lambda: None)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_rankings_of_one_prompt_are_not_independent() -> None:
+    """Ten of each of two prompts: what is drawn may be of one alone."""
+    judged = [
+        Judged(block=place, prompts_R=(prompt,) * 10, metrics={"loss": np.full(10, float(place))}, cost=Cost())
+        for place, prompt in enumerate("ab")
+    ]
+    found = judged_metrics(judged[::-1], update=1, seed=0)
+    assert [found[f"evaluation/preferences/loss{end}"] for end in ("_low", "", "_high")] == [0.0, 0.5, 1.0]
+
+
+def test_what_is_compared_keeps_its_window() -> None:
+    windowed = Rollouts(
+        block=replace(block(1, 2), window=(1, 3)),
+        latents_NK=np.zeros((2, 4, 2), np.float32),
+        version=0,
+        scores={},
+        reward_N=np.zeros(2),
+        cost=Cost(),
+        **dict.fromkeys(("logp_NK", "credit_NK", "pictures", "kl_N")),
+    )
+    assert compared(windowed, np.array([[0, 1]])).window == (1, 3)

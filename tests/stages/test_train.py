@@ -8,6 +8,7 @@ import resource
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from raysuite.families import open_policy
 from raysuite.kernel.credit import PromptTracker, global_advantages, terminal_credit
 from raysuite.stages import checkpoint
 from raysuite.stages.files import TENDED_ELSEWHERE, RunDirectory, versions_of
-from raysuite.stages.learn import advantages, minibatches
+from raysuite.stages.learn import advantages, generator_of, minibatches
 from raysuite.stages.stop import StopFile, StopRequested
 from raysuite.stages.train import Training
 from raysuite.types import Block, Cost, Rollouts
@@ -768,3 +769,28 @@ def test_training_raises_the_toy_reward(tmp_path: Path) -> None:
     reward = {row["update"]: row["value"] for row in rows if row["name"] == "train/reward"}
     assert np.mean([reward[u] for u in range(20, 25)]) > np.mean([reward[u] for u in range(5)]) + 0.05
     assert all(row["value"] == 1.0 for row in rows if row["name"] == "learn/ratio")
+
+
+def test_queries_of_every_run_update_block_and_pass_draw_numbers_of_their_own() -> None:
+    places = product((toy(), toy(seed="1")), (0, 1), (0, 1), (0, 1))
+    assert len({generator_of(*place).initial_seed() for place in places}) == 16
+
+
+def test_the_order_of_later_passes_is_another_in_every_update() -> None:
+    config = toy(rollouts__prompts="16", rollouts__prompts_per_block="2", learn__minibatches="4", learn__epochs="2")
+    orders = {
+        tuple(minibatches(config, update).index(share) for share in minibatches(config, update, 1))
+        for update in range(8)
+    }
+    assert len(orders) > 3
+
+
+def test_the_tracker_is_told_what_credit_may_be_off_by() -> None:
+    config, credits = toy(credit__normalise="tracked"), {0: terminal_credit(np.array([1.0, 1.001]), steps=2)}
+    found = [
+        advantages(config, credits, {0: ["a", "a"]}, PromptTracker.empty(size=8, minimum=1), {0: np.full(2, off)})[
+            0
+        ].any()
+        for off in (1e-9, 1.0)
+    ]
+    assert found == [True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,3 +194,26 @@ def test_sketched_inner_products_are_near_the_exact_ones(policy_of: Opener) -> N
                 truth, found = (float(x @ y) for x, y in pairs)
                 size = float(pairs[0][0].norm() * pairs[0][1].norm())
                 assert abs(found - truth) <= 5 * sketch.error * size + 1e-12, (block, a, b)
+
+
+def test_what_differs_in_prompts_draws_or_guidance_shares_no_pass(policy_of: Opener) -> None:
+    policy, _ = policy_of("toy")
+    asked = OBJECTIVES["sft"].queries(batches_for(policy, "toy")["sft"], policy.schedule, seeded())
+    first, second = (replace(asked, draws_UM=torch.full(asked.t_UM.shape, label)) for label in (1, 2))
+    others = [
+        asked,
+        replace(asked, prompts_U=("another",) * len(asked)),
+        replace(asked, guided=not asked.guided),
+        first,
+        second,
+    ]
+    assert sharing({str(number): queries for number, queries in enumerate(others)}) == [[str(n)] for n in range(5)]
+    assert sharing({"one": first, "other": first}) == [["one", "other"]]
+
+
+def test_a_pass_of_the_model_as_it_came_costs_like_any_other(policy_of: Opener) -> None:
+    """Forward RL holds to it; its old policy is who drew, and costs none."""
+    policy, _ = policy_of("toy")
+    two = {name: OBJECTIVES[name] for name in ("sft", "forward_rl")}
+    _, cost = measured(two, policy, batches_for(policy, "toy"), sketch_of(policy))
+    assert (cost.forward, cost.backward) == (2 * 3 * 3, 2 * 3 * 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,8 +30,9 @@ from raysuite.stages.prompts import load_prompts, training_blocks
 from raysuite.stages.rollout import sample, score
 from raysuite.stages.stored import keep
 from raysuite.study.declared import Rung, Study, declare
-from raysuite.study.gains import NoStep, step_of_kl, unpredicted
+from raysuite.study.gains import NoStep, realised, step_of_kl, unpredicted
 from raysuite.study.measure import (
+    FIRST_UPDATE,
     REWARD,
     Advantages,
     Measurement,
@@ -42,8 +44,8 @@ from raysuite.study.measure import (
     inner_products,
     study_blocks,
 )
-from raysuite.study.rung import RungDirectory
-from raysuite.types import Block, Preferences, Rollouts
+from raysuite.study.rung import RungDirectory, Totals
+from raysuite.types import Block, Cost, Preferences, Rollouts
 
 MADE = {"model": "m", "encoders": {}, "latent_shape": [2], "members": 2, "steps": None, "sampler": None}
 """What is said of a set, but for its source."""
@@ -413,3 +415,125 @@ def test_steps_find_their_kl(power: float) -> None:
     assert len(asked) <= 8
     with pytest.raises(NoStep, match=r"no step of KL 5 was found in 8 trials, and the last had 1"):
         step_of_kl(lambda step: 1.0, 5.0, first=1e-3)
+
+
+def test_what_a_step_gained_is_after_less_before() -> None:
+    """By the reward's weights, paired by picture whatever the order, with an interval over prompts."""
+    study = toy()
+    _, rollouts = drawn(study, open_policy(study.rungs[0].config, torch.device("cpu")))
+    by_prompt = {r.block.prompt_ids[0]: r for r in rollouts}
+    assert len(by_prompt) == 2
+
+    def scored(r: Rollouts, gain: float) -> tuple[str, Rollouts]:
+        noise_N = np.arange(6.0)
+        return "held_out", replace(r, scores={"a": noise_N + gain, "b": noise_N - gain})
+
+    before = [scored(r, 0.0) for r in by_prompt.values()]
+    after = [scored(r, 1.0 + 2 * place) for place, r in enumerate(by_prompt.values())]
+    rows = {row["reward"]: row for row in realised(before, after[::-1], {"a": 2.0, "b": 1.0}, seed=0)}
+    assert {name: row["realised"] for name, row in rows.items()} == {"weighted sum": 2.0, "a": 2.0, "b": -2.0}
+    assert (rows["a"]["realised_low"], rows["a"]["realised_high"]) == (1.0, 3.0)  # both draws may be of one prompt
+    (alone,) = (row for row in realised(before, after, {"a": 0.5}, seed=0) if row["reward"] == "weighted sum")
+    assert alone["realised"] == 1.0
+
+
+def test_sums_are_added_in_the_order_of_blocks_and_once(tmp_path: Path) -> None:
+    (tmp_path / "sums").mkdir()
+    for number in range(3):
+        file = tmp_path / "sums" / f"{number:06d}.safetensors"
+        safetensors.numpy.save_file({"ddpo": np.array([10.0**number])}, file)
+    totals = Totals(tmp_path)
+    totals.take({1})
+    assert not (tmp_path / Totals.FILE).exists()  # the first is still to come
+    totals.take({0})
+    assert [file.name for file in (tmp_path / "sums").iterdir()] == ["000002.safetensors"]
+    Totals(tmp_path).take({0, 1, 2})
+    assert safetensors.numpy.load_file(tmp_path / Totals.FILE)["ddpo"].tolist() == [111.0]
+
+
+def test_products_with_the_reward_are_told_apart_from_others(tmp_path: Path) -> None:
+    study = toy(gain={"kl": 1.0})
+    policy = open_policy(study.rungs[0].config, torch.device("cpu"))
+    measured(study, policy, tmp_path)
+    expected = inner_products(tmp_path, "parameters", [*OBJECTIVES, REWARD], {"": slice(None)})
+    held = RungDirectory(study, study.rungs[0], tmp_path)
+    held.estimate(policy)
+    for label, found in held.reward_products().items():
+        for name, values in vars(expected[label, REWARD][0].over_bins()).items():
+            np.testing.assert_allclose(vars(found)[name], values, rtol=1e-6)
+
+
+def test_probes_are_points_of_the_windows_steps_and_of_no_unit() -> None:
+    settings = {"sampler.steps": "5", "sampler.window": "{size: 2, first: 2}"}
+    study = declare("toy-ddpo", objectives=["ddpo"], units=8, probes=4, settings=settings)
+    (rung,) = study.rungs
+    policy = open_policy(rung.config, torch.device("cpu"))
+    probes = Probes(policy, rung.config, 4)
+    k = torch.tensor([2, 2, 3, 3])
+    assert torch.equal(probes.t, policy.schedule.timesteps_K[k])
+    block = training_blocks(rung.config, load_prompts(rung.config.prompts), FIRST_UPDATE - 1)[0]
+    latents_NK = sample(policy, block, rung.config, version=0).latents_NK
+    assert latents_NK is not None
+    np.testing.assert_array_equal(probes.x.numpy(), latents_NK[np.arange(4), k.numpy() - 2])
+    assert min(unit.update for unit in study_blocks(study, rung)) == FIRST_UPDATE
+
+
+def test_a_measurement_costs_what_drawing_and_measuring_did(tmp_path: Path) -> None:
+    study = toy()
+    policy, held = (
+        open_policy(study.rungs[0].config, torch.device("cpu")),
+        RungDirectory(study, study.rungs[0], tmp_path),
+    )
+    rollouts = measured(study, policy, tmp_path)
+    spent = sum(r.cost.network_evaluations for r in rollouts)
+    for file in (tmp_path / "units").iterdir():
+        with safetensors.safe_open(file, framework="numpy") as stored:
+            spent += Cost(**json.loads(stored.metadata()["cost"])).network_evaluations
+    for r in rollouts:
+        held.keep(r)
+    held.estimate(policy)
+    (told,) = json.loads((tmp_path / "facts.json").read_text())["rungs"]
+    assert told["network_evaluations"] == spent > 0
+    assert told["reward"] == pytest.approx(np.mean([r.reward_N.mean() for r in rollouts]))
+
+
+def test_a_size_that_was_just_measured_is_still_to_be_looked_at(tmp_path: Path) -> None:
+    study = toy(until=0.1, most=32)
+    held, left = RungDirectory(study, study.rungs[0], tmp_path), {}
+    (tmp_path / "units").mkdir()
+    for number in range(40):
+        (tmp_path / "units" / f"{number:06d}.safetensors").touch()
+        left[number + 1] = held.sizes
+    assert {units: left[units] for units in (1, 8, 9, 32, 33)} == {
+        1: (8, 16, 32),
+        8: (8, 16, 32),
+        9: (16, 32),
+        32: (32,),
+        33: (32,),
+    }
+
+
+def test_probes_of_soft_prompts_are_asked_with_the_draws_that_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "sampler.steps": "2",
+        "rollouts.prompts": "2",
+        "rollouts.prompts_per_block": "2",
+        "rollouts.samples": "2",
+    }
+    study = declare("scenes-prompts-ddpo", objectives=["ddpo"], units=8, bins=1, probes=2, settings=settings)
+    (rung,) = study.rungs
+    policy = open_policy(rung.config, torch.device("cpu"))
+    probes = Probes(policy, rung.config, 2)
+    drawn_for = sample(
+        policy, training_blocks(rung.config, load_prompts(rung.config.prompts), 999_999)[0], rung.config, version=0
+    )
+    seen: list[object] = []
+
+    def predict(*about: object, draws_N: torch.Tensor, **rest: object) -> torch.Tensor:
+        seen.append(draws_N.tolist())
+        return torch.zeros_like(probes.x)
+
+    monkeypatch.setattr(policy, "predict", predict)
+    probes.response(torch.ones(policy.weights().size))
+    assert drawn_for.draws_N is not None
+    assert seen == [drawn_for.draws_N[:2].tolist()] * 2

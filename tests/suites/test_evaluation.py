@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from raysuite.stages.files import RunDirectory
 from raysuite.suites import evaluation
 from raysuite.suites.declared import SUITES, prompts_of
 from raysuite.suites.protocol import Member, Protocol, content, declare, known
+from raysuite.types import Cost, Rollouts
 from tests.stages.worker import train_alone
 
 PROMPTS = (
@@ -378,3 +380,74 @@ def test_distributions_of_prompts_that_began_otherwise_have_bases_of_their_own(
 
     assert known(0, "lora") == known(1, "lora")
     assert known(0, "prompts") != known(1, "prompts")
+
+
+def test_first_pictures_are_kept_from_all_over_the_suite(runs: Runs, tmp_path: Path) -> None:
+    few = runs.declare(tmp_path)
+    many = replace(few, prompts=tuple(replace(few.prompts[0], number=number) for number in range(144)))
+    assert many.shown == frozenset(range(0, 144, 3)) and few.shown == frozenset(range(5))
+    assert [block.pictures for block in many.blocks()] == [2, 2, 0] * 24 + [0] * 72
+    second = many.blocks()[1]  # of prompts 2 and 3
+    known = {"scores": {"redness": np.zeros(2)}, "reward_N": np.zeros(2), "kl_N": None, "cost": Cost(), "version": 0}
+    nothing = dict.fromkeys(("latents_NK", "logp_NK", "credit_NK"))
+    done = Rollouts(block=second, pictures=np.zeros((2, 8, 8, 3), np.uint8), **known, **nothing)
+    evaluation.write(many, tmp_path, many.members[0], done)
+    assert [file.name for file in tmp_path.glob("members/*/images/*")] == ["3-0.png"]
+
+
+def test_what_decides_weights_and_numbers_is_told_apart(runs: Runs, tmp_path: Path) -> None:
+    """What is asked of a prompt, the order of rewards, an average of the weights, a variant, and a LoRA."""
+    protocol = runs.declare(tmp_path)
+    member, (first, *rest) = protocol.members[-1], protocol.prompts
+    asked = replace(protocol, prompts=(replace(first, metadata={"Category": "red circles", "count": 2}), *rest))
+    assert asked.settings()["prompts"] != protocol.settings()["prompts"]
+    assert runs.declare(tmp_path, rewards=["jpeg_compressibility", "redness"]).settings() != protocol.settings()
+    (lora,) = (checkpoint.by_updates(runs.first)[1] / "model").glob("*.safetensors")
+    config = member.config
+    others = [
+        replace(member, ema=True),
+        replace(
+            member, config=config.model_copy(update={"model": config.model.model_copy(update={"variant": "fp16"})})
+        ),
+        replace(
+            member,
+            config=config.model_copy(update={"parameters": config.parameters.model_copy(update={"start": str(lora)})}),
+        ),
+    ]
+    assert all(other.settings() != member.settings() for other in others)
+
+
+def test_the_clip_of_a_reward_is_known_by_its_content(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    one, other = (
+        known(Reward(name="aesthetic", options={"clip": str(tmp_path / name)}), None)["clip"]
+        for name in ("one", "other")
+    )
+    assert one != other
+
+
+def test_runs_of_other_models_rewards_or_arguments_are_not_taken_for_alike(runs: Runs, tmp_path: Path) -> None:
+    """Of which one began with another model of the same name, or knows a reward by the same name with other options."""
+
+    def altered(name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+        shutil.copytree(runs.first, tmp_path / name)
+        file = tmp_path / name / "config.json"
+        tree = json.loads(file.read_text())
+        change(tree)
+        file.write_text(json.dumps(tree))
+        return tmp_path / name
+
+    path = RunDirectory(runs.first).config().model.path
+    shutil.copytree(path, tmp_path / "elsewhere" / Path(path).name)
+    (tmp_path / "elsewhere" / Path(path).name / "more.json").write_text("{}")
+    model = altered("model", lambda tree: tree["model"].update(path=str(tmp_path / "elsewhere" / Path(path).name)))
+    with pytest.raises(UserError, match="got base-epsilon twice"):
+        runs.declare(tmp_path / "e", [runs.first, model])
+    reward = altered("reward", lambda tree: tree["rewards"][0].update(options={"limit": 3}))
+    name = RunDirectory(runs.first).config().rewards[0].name
+    with pytest.raises(UserError, match=r"reward \(there\) and first \(here\) differ in rewards"):
+        runs.declare(tmp_path / "e", [runs.first, reward], rewards=[name])
+    skipping = {"sampler.steps": "2", "model.arguments": "{clip_skip: 1}"}
+    assert runs.declare(tmp_path / "e", settings=skipping).settings() != runs.declare(tmp_path / "e").settings()

@@ -63,3 +63,11 @@ def test_the_users_own_text_comes_first_and_no_text_twice() -> None:
     # coordinates decide, whoever else is asked
     assert candidates(writer, asked[1:], [9], draws=4, seed=0) == [one for one in found if one.prompt == 9]
     assert len({one.text for one in candidates(writer, asked[1:], [9], draws=12, seed=1)}) > 2
+
+
+def test_of_equals_the_first_is_best_and_the_last_is_worst() -> None:
+    assert preferred(np.array([[0.0], [1.0], [1.0], [0.0]]), margin=0, which="best") == ([(1, 3)], 0)
+
+
+def test_rounding_is_no_preference() -> None:
+    assert preferred(np.array([[0.1 + 0.2, 0.3], [0.3, 0.3]]), margin=0) == ([], 1)

@@ -162,3 +162,15 @@ def test_just_beyond_log_2_is_told() -> None:
 def test_what_is_as_likely_is_not_preferred() -> None:
     nought = torch.zeros(3)
     assert summary(nought, nought, nought)["accuracy"] == summary(nought, nought, nought)["preferred_above_0"] == 0
+
+
+def test_no_beta_is_advised_to_targets_of_another_form() -> None:
+    """1 / (2 beta) is the plain target; the normalised one is log 2 at most, whatever beta."""
+    (told,) = warnings(PairLoss("cal_dpo", 0.1, "normalised"), torch.tensor([-0.1]))
+    assert told.endswith("Raise --beta.")
+
+
+def test_without_calibration_cal_dpo_is_the_sigmoid_at_beta_1() -> None:
+    h_w, h_l = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    found = cal_dpo(PairLoss("cal_dpo", 1.0, weight=0.0), h_w, h_l)
+    torch.testing.assert_close(found, torch.log1p(torch.exp(h_l - h_w)).mean())
