@@ -205,7 +205,7 @@ def _learner(config: RunConfig, outline: Outline, texts: int) -> Process:
         "text states": min(texts, REMEMBERED_BYTES),
         "weights and moments": (4 * weights + learn.moment_bits // 4) * outline.trained,
         LOADED: _loaded(config, outline) if cluster.worker_gpus else 0,
-        "a checkpoint as it is written": 0 if outline.lora else 4 * outline.trained + _encoders_loaded(config, outline),
+        "checkpoint being written": 0 if outline.lora else 4 * outline.trained + _encoders_loaded(config, outline),
     }
     return Process("learner", cluster.workers, cluster.worker_gpus, device, main)
 

@@ -197,7 +197,7 @@ def test_toys_are_not_planned() -> None:
 
 def test_a_checkpoint_of_all_weights_takes_main_memory_as_it_is_written() -> None:
     """The network once more, and text encoders in float32 where they had been rounded; a LoRA is not worth counting."""
-    row = "a checkpoint as it is written"
+    row = "checkpoint being written"
     plain, rounded, lora = (
         plan(load("scenes-ddpo", settings)).processes[0]
         for settings in ({}, {"model.precision": "bfloat16"}, {"parameters.kind": "lora"})
