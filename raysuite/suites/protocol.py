@@ -341,17 +341,17 @@ def known(reward: Reward, judge: Judge | None) -> dict[str, Any]:
     """What decides a reward's scores."""
     there = reward.model is not None and Path(reward.model).exists()
     sha256 = content(reward.model) if there and reward.model else None
-    known = {"model": reward.model, "options": reward.options, "sha256": sha256}
+    found = {"model": reward.model, "options": reward.options, "sha256": sha256}
     beside = reward.options.get("clip")
     if isinstance(beside, str) and Path(beside).exists():
-        known["clip"] = content(beside)
+        found["clip"] = content(beside)
     if reward.name in PACKAGES:
-        known["versions"] = versions_of(PACKAGES[reward.name])
+        found["versions"] = versions_of(PACKAGES[reward.name])
     if reward.name not in REWARDS:
-        known["source"] = _source(reward.name)
+        found["source"] = _source(reward.name)
     if judge and judge.environment:
-        known["environment"] = judge.environment
-    return known
+        found["environment"] = judge.environment
+    return found
 
 
 def _source(name: str) -> str | None:

@@ -111,10 +111,11 @@ def test_an_actor_whose_gpu_has_no_room_says_so(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(actors, "sample", full)
     actor = RolloutActor(load("toy-ddpo"), threads=1)
+    block: Any = SimpleNamespace()
     loaded: Any = SimpleNamespace(hex=lambda: "")  # as if these weights had been used before
     told = r"expected room on a GPU, found none \(CUDA out of memory\)"
     with pytest.raises(UserError, match=told):
-        actor.rollout(SimpleNamespace(), [loaded], 0)  # type: ignore[arg-type]
+        actor.rollout(block, [loaded], 0)
     monkeypatch.setattr(actors, "open_policy", full)
     with pytest.raises(UserError, match=told):
         RolloutActor(load("toy-ddpo"), threads=1).life()

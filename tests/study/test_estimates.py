@@ -76,18 +76,17 @@ def test_rows_are_those_of_their_part() -> None:
     assert whole["estimate"] == pytest.approx(0.6, abs=0.05)
 
 
+def a_cosine(estimate: float, low: float, high: float) -> dict[str, Any]:
+    """The row of two objectives over all weights."""
+    place = {"quantity": "expected_cosine", "part": "whole", "space": "parameters"}
+    return {**place, "estimate": estimate, "low": low, "high": high}
+
+
 def test_the_widest_interval_is_that_of_the_farther_limit() -> None:
-    row = {
-        "quantity": "expected_cosine",
-        "part": "whole",
-        "space": "parameters",
-        "estimate": 0.5,
-        "low": 0.4,
-        "high": 0.8,
-    }
-    other = {**row, "estimate": 0.0, "low": -0.1, "high": 0.1}
-    assert widest([row, other]) == pytest.approx(0.3)
-    assert widest([row, {**other, "low": float("nan"), "high": float("nan")}]) == float("inf")
+    row, unknown = a_cosine(0.5, 0.4, 0.8), a_cosine(0.0, float("nan"), float("nan"))
+    assert widest([row, a_cosine(0.0, -0.1, 0.1)]) == pytest.approx(0.3)
+    assert widest([row, unknown]) == float("inf")
+    assert widest([a_cosine(0.9, 0.2, 1.0)]) == pytest.approx(0.7)
 
 
 def test_a_step_along_a_gradient_that_rewards_share_is_predicted_to_gain() -> None:
@@ -95,18 +94,6 @@ def test_a_step_along_a_gradient_that_rewards_share_is_predicted_to_gain() -> No
     reward, objective = np.tile([1.0, 0.0], (8, 1)), np.tile([2.0, 0.0], (8, 1))
     found = predicted_gain(Gram.of(reward, objective), 0.1)
     assert [found.low, found.estimate, found.high] == pytest.approx([0.2] * 3)
-
-
-def test_the_lower_limit_may_be_the_farther() -> None:
-    row = {
-        "quantity": "expected_cosine",
-        "part": "whole",
-        "space": "parameters",
-        "estimate": 0.9,
-        "low": 0.2,
-        "high": 1.0,
-    }
-    assert widest([row]) == pytest.approx(0.7)
 
 
 def test_shares_are_those_of_cosines_whatever_the_norms() -> None:
